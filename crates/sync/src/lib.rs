@@ -1,0 +1,6 @@
+//! Locks.
+#![no_std]
+
+extern crate alloc;
+
+pub mod primitive;
