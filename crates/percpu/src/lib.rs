@@ -10,8 +10,12 @@
 #![no_std]
 
 extern crate alloc;
+#[cfg(feature = "testing")]
+extern crate std;
 
 mod set;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 use alloc::{boxed::Box, vec::Vec};
 use core::{fmt, marker::PhantomData, task::Waker};

@@ -1,6 +1,33 @@
-//! Locks.
+//! Locks, by how long they are held and where they live.
+//!
+//! | lock | waiting | for |
+//! | --- | --- | --- |
+//! | [`SpinLock`] | spins | a few dozen instructions, never across a sleep |
+//! | [`BitLock`] | spins | the same, when the lock must fit into one bit of a word that exists anyway |
+//! | [`RwLock`] | sleeps, first come first served | whole operations, which may themselves sleep |
+//!
+//! All three are written over [`primitive`], so the same source runs under loom. [`mutant!`] plants the faults that
+//! the tests must catch.
+//!
+//! ```
+//! use sync::SpinLock;
+//!
+//! static TOTAL: SpinLock<u64> = SpinLock::new(0);
+//! *TOTAL.lock() += 2;
+//! assert_eq!(*TOTAL.lock(), 2);
+//! ```
 #![no_std]
 
 extern crate alloc;
+#[cfg(any(feature = "mutants", feature = "testing"))]
+extern crate std;
 
+mod bit;
+pub mod mutant;
 pub mod primitive;
+mod rwlock;
+mod spin;
+
+pub use bit::BitLock;
+pub use rwlock::{ReadGuard, RwLock, WriteGuard};
+pub use spin::{SpinGuard, SpinLock};

@@ -1,0 +1,143 @@
+//! A machine for host tests: threads that stand on CPU slots, with real sleeping and waking.
+//!
+//! Each thread that [`Machine::on`] or [`Machine::run`] starts a section for is bound to one slot. Several threads
+//! may share a slot, as tasks share a CPU: the slot is taken at the outermost pin and given back at its end, so that
+//! at most one thread is pinned to a CPU at a time. [`Machine::migrate`] moves a thread.
+//!
+//! ```
+//! use percpu::{CpuId, PerCpu, testing::Machine};
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//! let machine = Machine::new(4);
+//! let count = PerCpu::new(machine.cpus(), |_| AtomicU64::new(0));
+//! machine.run(|_cpu, ctx| {
+//!     count.get(&ctx.pin()).fetch_add(1, Ordering::Relaxed);
+//! });
+//! assert!(count.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+//! ```
+
+use alloc::{sync::Arc, task::Wake, vec::Vec};
+use core::{cell::Cell, task::Waker};
+
+#[cfg(not(loom))]
+use core::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(loom))]
+use std::thread::{self, Thread, yield_now};
+#[cfg(not(loom))]
+use std::thread_local;
+
+#[cfg(loom)]
+use loom::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread::{self, Thread, yield_now},
+    thread_local,
+};
+
+use crate::{CpuId, Host, Unpinned};
+
+thread_local! {
+    /// The slot that this thread stands on, if it stands on any.
+    static CPU: Cell<Option<CpuId>> = const { Cell::new(None) };
+    /// How many pins this thread holds.
+    static PINS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A machine of CPU slots.
+#[derive(Debug)]
+pub struct Machine {
+    /// For each slot, whether a thread is pinned to it.
+    taken: Vec<AtomicBool>,
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+impl Machine {
+    /// A machine of `cpus` CPUs. Panics above [`crate::MAX_CPUS`].
+    pub fn new(cpus: usize) -> Self {
+        assert!(cpus <= crate::MAX_CPUS, "{cpus} CPUs are too many");
+        Self { taken: (0..cpus).map(|_| AtomicBool::new(false)).collect() }
+    }
+    /// How many CPUs there are.
+    pub fn cpus(&self) -> usize {
+        self.taken.len()
+    }
+    /// The CPUs in ascending order.
+    pub fn ids(&self) -> impl Iterator<Item = CpuId> + use<> {
+        (0..self.cpus()).filter_map(CpuId::new)
+    }
+    /// Run `f` with the calling thread on CPU number `cpu`. Panics if there is no such CPU, or if the thread stands
+    /// on one already.
+    pub fn on<R>(&self, cpu: usize, f: impl FnOnce(Unpinned<'_>) -> R) -> R {
+        /// Takes the thread off its slot, even if `f` panics.
+        struct Off;
+        impl Drop for Off {
+            fn drop(&mut self) {
+                CPU.with(|c| c.set(None));
+            }
+        }
+        assert!(CPU.with(|c| c.get()).is_none(), "the thread is on a CPU already");
+        self.place(cpu);
+        let _off = Off;
+        // SAFETY: the thread is one of this machine's from here to the end of `f`, which is given no way to keep the
+        // witness; that it isn't used while pinned or under a spin lock is the test's duty, and `park` checks pins.
+        f(unsafe { Unpinned::new(self) })
+    }
+    /// Run `f` on every CPU at once, a thread for each, and wait for all. A panic in one is passed on.
+    #[cfg(not(loom))]
+    pub fn run(&self, f: impl Fn(CpuId, Unpinned<'_>) + Sync) {
+        thread::scope(|s| {
+            for cpu in self.ids() {
+                let f = &f;
+                s.spawn(move || self.on(cpu.index(), |ctx| f(cpu, ctx)));
+            }
+        });
+    }
+    /// Move the calling thread, which holds no pin, to CPU number `cpu`.
+    pub fn migrate(&self, cpu: usize) {
+        assert!(PINS.with(|p| p.get()) == 0, "a pinned thread does not migrate");
+        assert!(CPU.with(|c| c.get()).is_some(), "the thread is on no CPU");
+        self.place(cpu);
+    }
+
+    fn place(&self, cpu: usize) {
+        assert!(cpu < self.cpus(), "the machine has no CPU {cpu}");
+        CPU.with(|c| c.set(CpuId::new(cpu)));
+    }
+}
+
+// SAFETY: a thread's slot changes only in `migrate` and `on`, which refuse while it is pinned (`on` refuses nesting);
+// `taken` keeps a second thread from being pinned to the same slot; `park` checks that its thread isn't pinned.
+unsafe impl Host for Machine {
+    fn enter_pinned(&self) -> CpuId {
+        let cpu = CPU.with(|c| c.get()).expect("the thread is on no CPU");
+        let pins = PINS.with(|p| p.replace(p.get() + 1));
+        if pins == 0 {
+            // Acquire: what the last thread did on this CPU comes before; partner of `leave_pinned`.
+            while self.taken[cpu.index()].swap(true, Ordering::Acquire) {
+                yield_now();
+            }
+        }
+        cpu
+    }
+    fn leave_pinned(&self) {
+        let cpu = CPU.with(|c| c.get()).expect("the thread is on no CPU");
+        let pins = PINS.with(|p| p.replace(p.get() - 1));
+        if pins == 1 {
+            // Release: what this thread did on the CPU comes before the next one's; partner of `enter_pinned`.
+            self.taken[cpu.index()].store(false, Ordering::Release);
+        }
+    }
+    fn waker(&self) -> Waker {
+        Waker::from(Arc::new(Unpark(thread::current())))
+    }
+    fn park(&self) {
+        assert!(PINS.with(|p| p.get()) == 0, "a pinned thread does not sleep");
+        thread::park();
+    }
+}
