@@ -1,0 +1,342 @@
+//! The allocator: the caches, the pool and the counts put together.
+
+use core::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+};
+
+use addr::{DirectMap, Frame, PAGE_BYTES};
+use percpu::Pinned;
+use sync::{SpinLock, mutant};
+
+use crate::{
+    FrameRange, MAX_ORDER, OwnedFrame, OwnedRun, Use,
+    cache::{Cache, MAX_BATCH},
+    layout::{Carver, Layout},
+    marks::Marks,
+    pool::Pool,
+};
+
+/// The reserve is this part of all frames, rounded up.
+const RESERVE_PART: usize = 64;
+/// All caches together hold at most this part of all frames.
+const CACHED_PART: usize = 8;
+
+/// A value on cache lines of its own.
+#[repr(align(128))]
+struct Lines<T>(T);
+
+/// All frames of the machine.
+pub struct Frames {
+    dm: DirectMap,
+    first: Frame,
+    total: usize,
+    batch: usize,
+    reserve: usize,
+    caches: &'static [Cache],
+    sharers: &'static [AtomicU32],
+    marks: Marks,
+    /// Whether the pool is down to the reserve. Every call reads it, so it has its own line, and is written only when
+    /// it changes.
+    low: Lines<AtomicBool>,
+    pool: Lines<SpinLock<Pool>>,
+}
+
+/// How many frames are where. The sums are exact while nobody allocates or frees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stats {
+    /// All frames.
+    pub total: u64,
+    /// Frames in the pool: bits of its bitmap.
+    pub free: u64,
+    /// Frames in the CPUs' caches: heights of their stacks.
+    pub cached: u64,
+    /// Frames with owners, by [`Use`]: what allocation and freeing counted. A shared frame counts once.
+    pub owned: [u64; Use::COUNT],
+    /// Frames that a refill or a return moves at a time.
+    pub batch: u64,
+    /// Frames in the pool that only the kernel may take.
+    pub reserve: u64,
+    /// Times that CPUs went to the pool, since the start.
+    pub trips: u64,
+}
+
+impl Frames {
+    /// Bytes of buffer that [`Self::new`] needs: about 4 a frame (5 in debug builds) between the lowest and the
+    /// highest, and 640 a CPU.
+    pub fn meta_bytes(ranges: &[FrameRange], cpus: usize) -> usize {
+        Layout::new(ranges, cpus).bytes()
+    }
+
+    /// The frames of `ranges`, all free, for `cpus` CPUs. Panics if `meta` is shorter than [`Self::meta_bytes`] or
+    /// ranges overlap.
+    ///
+    /// # Safety
+    /// `meta` is zeroed. The frames are usable memory that `dm` reaches and that nobody else uses from now on; `meta`
+    /// does not lie in them. CPUs of `cpus` on are never pinned when calling.
+    pub unsafe fn new(ranges: &[FrameRange], cpus: usize, meta: &'static mut [u8], dm: DirectMap) -> Self {
+        let layout = Layout::new(ranges, cpus);
+        // SAFETY: `meta` is zeroed, by the caller's promise.
+        let tables = unsafe { Carver::carve(meta, &layout) };
+        let mut pool = Pool::new(tables.rows, tables.summary);
+        for r in ranges.iter().filter(|r| r.start < r.end) {
+            let at = (r.start.number() - layout.first.number()) as usize;
+            let n = (r.end.number() - r.start.number()) as usize;
+            assert!(pool.give(at, n), "frame ranges overlap at {r:?}");
+        }
+        let total = pool.free();
+        let reserve = total.div_ceil(RESERVE_PART);
+        Self {
+            dm,
+            first: layout.first,
+            total,
+            batch: (total / (2 * CACHED_PART * cpus.max(1))).clamp(1, MAX_BATCH),
+            reserve,
+            caches: tables.caches,
+            sharers: tables.sharers,
+            marks: Marks(tables.marks),
+            low: Lines(AtomicBool::new(total <= reserve)),
+            pool: Lines(SpinLock::new(pool)),
+        }
+    }
+
+    /// How to reach a frame's bytes.
+    pub fn dm(&self) -> DirectMap {
+        self.dm
+    }
+
+    /// A frame with one owner, its bytes unspecified. `None` if there is none, or for the user's uses if only the
+    /// reserve is left.
+    #[inline]
+    pub fn alloc(&self, pin: &Pinned<'_>, usage: Use) -> Option<OwnedFrame> {
+        let cache = self.cache(pin);
+        let at = if usage.is_user() && self.low() {
+            self.refill(pin, cache, usage)?
+        } else {
+            match cache.pop(pin) {
+                Some(at) => at,
+                None => self.refill(pin, cache, usage)?,
+            }
+        };
+        let frame = self.frame(at);
+        self.marks.hand_out(at, frame, usage, self.dm);
+        cache.count(pin, usage, 1);
+        // SAFETY: the frame was free, so we make its first share; it is `usage`'s from here on.
+        Some(unsafe { OwnedFrame::from_raw(frame, usage) })
+    }
+
+    /// As [`Self::alloc`], with all bytes zero.
+    pub fn alloc_zeroed(&self, pin: &Pinned<'_>, usage: Use) -> Option<OwnedFrame> {
+        let owned = self.alloc(pin, usage)?;
+        // SAFETY: the direct map reaches the frame, and we are its only owner.
+        unsafe { self.dm.ptr(owned.frame().base()).write_bytes(0, PAGE_BYTES) };
+        Some(owned)
+    }
+
+    /// 2^`order` adjacent frames, the first a multiple of that, their bytes unspecified; `order` in
+    /// 0..=[`MAX_ORDER`]. `None` if there is no such run, or for the user's uses if it would cut into the reserve.
+    pub fn alloc_run(&self, pin: &Pinned<'_>, order: u32, usage: Use) -> Option<OwnedRun> {
+        if order > MAX_ORDER {
+            return None;
+        }
+        let n = 1 << order;
+        let cache = self.cache(pin);
+        let take = |pool: &mut Pool| {
+            let kept = if usage.is_user() { self.reserve } else { 0 };
+            if pool.free() < n + kept { None } else { pool.take_run(order) }
+        };
+        let at = self.with_pool(pin, cache, take).or_else(|| {
+            // Some of the missing frames may be in this CPU's cache.
+            self.drain(pin);
+            self.with_pool(pin, cache, take)
+        })?;
+        for at in at..at + n {
+            self.marks.hand_out(at, self.frame(at), usage, self.dm);
+        }
+        cache.count(pin, usage, n as i64);
+        // SAFETY: the frames were free, so the run is ours, of this order and for this use.
+        Some(unsafe { OwnedRun::from_raw(self.frame(at), order, usage) })
+    }
+
+    /// Give a run back.
+    pub fn free_run(&self, pin: &Pinned<'_>, run: OwnedRun) {
+        let (order, usage) = (run.order(), run.usage());
+        let (first, n) = (self.index(run.into_raw()), 1 << order);
+        for at in first..first + n {
+            self.marks.take_back(at, self.frame(at), usage, self.dm);
+        }
+        let cache = self.cache(pin);
+        cache.count(pin, usage, -(n as i64));
+        let ok = self.with_pool(pin, cache, |pool| pool.give(first, n));
+        debug_assert!(ok, "{:?} was freed twice", self.frame(first));
+    }
+
+    /// Give up one share; the frame is free again when it was the last.
+    #[inline]
+    pub fn free(&self, pin: &Pinned<'_>, owned: OwnedFrame) {
+        let usage = owned.usage();
+        let frame = owned.into_raw();
+        let at = self.index(frame);
+        self.marks.expect(at, frame, usage);
+        if !self.give_up_share(at) {
+            return;
+        }
+        self.marks.take_back(at, frame, usage, self.dm);
+        let cache = self.cache(pin);
+        cache.count(pin, usage, -1);
+        if cache.height() >= 2 * self.batch {
+            self.give_back(pin, cache, self.batch);
+        }
+        cache.push(pin, at);
+        if self.low() {
+            self.drain(pin);
+        }
+    }
+
+    /// One more share of a frame that the caller has a share of.
+    pub fn share(&self, owned: &OwnedFrame) -> OwnedFrame {
+        // SAFETY: the caller has a share, and knows the use.
+        unsafe { self.share_raw(owned.frame(), owned.usage()) }
+    }
+
+    /// One more share of `frame`.
+    ///
+    /// # Safety
+    /// Somebody has a share and keeps it during the call (say, it is in a page table that the caller has locked), and
+    /// the frame was allocated for `usage`.
+    pub unsafe fn share_raw(&self, frame: Frame, usage: Use) -> OwnedFrame {
+        let at = self.index(frame);
+        self.marks.expect(at, frame, usage);
+        // Relaxed: the new share comes from an old one, by whatever order the holder has it; giving shares up is what
+        // needs order. It can't overflow: each share is a word in memory, and 2^32 of them would be 32 GiB of page
+        // tables for one frame.
+        self.sharers[at].fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the share was just counted.
+        unsafe { OwnedFrame::from_raw(frame, usage) }
+    }
+
+    /// Whether `frame` has more than one share. If the caller has one and the answer is no, it stays no until the
+    /// caller makes another, and what other owners did to the frame has been done.
+    pub fn is_shared(&self, frame: Frame) -> bool {
+        // Acquire: the other owners' use of the frame comes before; partner of the CAS in `give_up_share`.
+        self.sharers[self.index(frame)].load(Ordering::Acquire) != 0
+    }
+
+    /// Whether the pool is down to the reserve, so that the user's allocations are about to fail.
+    #[inline]
+    pub fn low(&self) -> bool {
+        // Relaxed: a hint; whoever acts on it takes the pool's lock.
+        self.low.0.load(Ordering::Relaxed)
+    }
+
+    /// Give all of this CPU's cached frames back to the pool.
+    pub fn drain(&self, pin: &Pinned<'_>) {
+        let cache = self.cache(pin);
+        if cache.height() > 0 {
+            self.give_back(pin, cache, usize::MAX);
+        }
+    }
+
+    /// How many frames are where.
+    pub fn stats(&self) -> Stats {
+        let free = {
+            let pool = self.pool.0.lock();
+            pool.count() as u64
+        };
+        let sum = |usage: Use| self.caches.iter().map(|c| c.owned(usage)).sum::<i64>();
+        Stats {
+            total: self.total as u64,
+            free,
+            cached: self.caches.iter().map(|c| c.height() as u64).sum(),
+            // While frames move between CPUs a sum may be read as negative for a moment.
+            owned: Use::ALL.map(|usage| u64::try_from(sum(usage)).unwrap_or(0)),
+            batch: self.batch as u64,
+            reserve: self.reserve as u64,
+            trips: self.caches.iter().map(Cache::trips).sum(),
+        }
+    }
+
+    /// Give up a share of frame number `at`; whether it was the last.
+    #[inline]
+    fn give_up_share(&self, at: usize) -> bool {
+        let sharers = &self.sharers[at];
+        let last = if mutant!("frames-early-free") { 1 } else { 0 };
+        // Acquire: if ours is the last, all that the other owners did comes before we free; partner of the CAS below
+        // (each a read-modify-write, so one load of the last value is ordered after them all).
+        let mut seen = sharers.load(Ordering::Acquire);
+        while seen > last {
+            // Release: what this owner did comes before the last one's freeing; partner of the loads here.
+            // Acquire on failure: as for the load above.
+            match sharers.compare_exchange_weak(seen, seen - 1, Ordering::Release, Ordering::Acquire) {
+                Ok(_) => return false,
+                Err(now) => seen = now,
+            }
+        }
+        true
+    }
+
+    /// Fetch a batch from the pool and take one frame of it.
+    #[cold]
+    fn refill(&self, pin: &Pinned<'_>, cache: &Cache, usage: Use) -> Option<usize> {
+        if self.low() {
+            // What this CPU keeps counts towards the reserve.
+            self.drain(pin);
+        }
+        self.with_pool(pin, cache, |pool| {
+            let above = pool.free().saturating_sub(self.reserve);
+            let n = match (above, usage.is_user()) {
+                // The reserve is the kernel's, one frame at a time, so that none of it gets into a cache.
+                (0, false) => 1,
+                (above, _) => above.min(self.batch),
+            };
+            pool.take(n, |at| cache.push(pin, at));
+        });
+        cache.pop(pin)
+    }
+
+    /// Return the `n` frames that have been cached longest.
+    #[cold]
+    fn give_back(&self, pin: &Pinned<'_>, cache: &Cache, n: usize) {
+        self.with_pool(pin, cache, |pool| {
+            cache.take_oldest(pin, n, |at| {
+                let ok = pool.give(at, 1);
+                debug_assert!(ok, "{:?} was freed twice", self.frame(at));
+            });
+        });
+    }
+
+    /// Run `f` on the pool, and raise or lower the flag.
+    fn with_pool<R>(&self, pin: &Pinned<'_>, cache: &Cache, f: impl FnOnce(&mut Pool) -> R) -> R {
+        cache.count_trip(pin);
+        let mut pool = self.pool.0.lock();
+        let result = f(&mut pool);
+        let low = pool.free() <= self.reserve;
+        if low != self.low() {
+            // Relaxed: a hint, see `low`; written under the lock, so that the last writer is right.
+            self.low.0.store(low, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn cache(&self, pin: &Pinned<'_>) -> &'static Cache {
+        &self.caches[pin.cpu().index()]
+    }
+
+    fn frame(&self, at: usize) -> Frame {
+        match Frame::new(self.first.number() + at as u64) {
+            Some(frame) => frame,
+            None => unreachable!("the tables end with the last frame"),
+        }
+    }
+
+    /// The number of one of our frames; panics, here or at the first use, on any other.
+    fn index(&self, frame: Frame) -> usize {
+        frame.number().wrapping_sub(self.first.number()) as usize
+    }
+}
+
+impl fmt::Debug for Frames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stats().fmt(f)
+    }
+}
