@@ -22,8 +22,9 @@ use core::{fmt, marker::PhantomData, task::Waker};
 
 pub use set::{AtomicCpuSet, CpuSet, CpuSetIter};
 
-/// The most CPUs that a machine may have.
-pub const MAX_CPUS: usize = 256;
+/// The most CPUs that a machine may have: xAPIC and x2APIC machines of up to 255, rounded up to whole words. One word
+/// under loom, whose state grows with each.
+pub const MAX_CPUS: usize = if cfg!(loom) { 64 } else { 256 };
 
 /// A CPU: 0..[`MAX_CPUS`], dense, the boot CPU is 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

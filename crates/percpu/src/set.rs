@@ -1,9 +1,9 @@
 //! Sets of CPUs: a plain one, and one that CPUs join and leave concurrently.
 
 #[cfg(not(loom))]
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::{CpuId, MAX_CPUS};
 
@@ -99,8 +99,13 @@ impl Iterator for CpuSetIter {
 
 /// A set that CPUs join and leave while others read it.
 ///
-/// Every access is `SeqCst`: a CPU joins and *then* reads what the set protects; a remover changes that and *then*
-/// reads the set. Store-then-load needs one total order (Intel SDM vol. 3A, 8.2.3.4 shows the reordering otherwise).
+/// **Rule.** A CPU joins and *then* reads what the set protects; a remover changes that and *then* takes a snapshot.
+/// So either the snapshot has the CPU, or the CPU reads what the remover wrote. Store-then-load is the one pair that
+/// even x86-64 reorders (Intel SDM vol. 3A, 8.2.3.4), so there is a full fence between the two on both sides: at the
+/// end of [`Self::insert`] and at the beginning of [`Self::snapshot`].
+///
+/// **And back.** What a CPU did while it was in the set comes before the rest of a snapshot's caller that no longer
+/// finds it there.
 #[derive(Debug)]
 pub struct AtomicCpuSet([AtomicU64; WORDS]);
 
@@ -115,19 +120,23 @@ impl AtomicCpuSet {
     pub fn new() -> Self {
         Self(core::array::from_fn(|_| AtomicU64::new(0)))
     }
-    /// Add `cpu`; a read-modify-write, so also a full fence on x86-64.
+    /// Add `cpu`; what the caller reads after the call is read after the CPU is in the set.
     pub fn insert(&self, cpu: CpuId) {
-        // SeqCst: partner of `snapshot`, see the type.
-        self.0[cpu.index() / 64].fetch_or(1 << (cpu.index() % 64), Ordering::SeqCst);
+        // AcqRel: keeps the chain from an earlier `remove` to later snapshots unbroken.
+        self.0[cpu.index() / 64].fetch_or(1 << (cpu.index() % 64), Ordering::AcqRel);
+        // SeqCst: partner of the fence in `snapshot`, see the type.
+        fence(Ordering::SeqCst);
     }
     /// Take `cpu` out.
     pub fn remove(&self, cpu: CpuId) {
-        // SeqCst: what the CPU did while in the set comes before; partner of `snapshot`.
-        self.0[cpu.index() / 64].fetch_and(!(1 << (cpu.index() % 64)), Ordering::SeqCst);
+        // AcqRel: what the CPU did while in the set comes before; partner of the load in `snapshot`.
+        self.0[cpu.index() / 64].fetch_and(!(1 << (cpu.index() % 64)), Ordering::AcqRel);
     }
-    /// The CPUs in the set, each word at one instant.
+    /// The CPUs in the set, each word at one instant after what the caller wrote before the call.
     pub fn snapshot(&self) -> CpuSet {
-        // SeqCst: partner of `insert` and `remove`; the caller puts `fence(SeqCst)` between its change and this.
-        CpuSet(core::array::from_fn(|i| self.0[i].load(Ordering::SeqCst)))
+        // SeqCst: partner of the fence in `insert`, see the type.
+        fence(Ordering::SeqCst);
+        // Acquire: partner of `remove`.
+        CpuSet(core::array::from_fn(|i| self.0[i].load(Ordering::Acquire)))
     }
 }

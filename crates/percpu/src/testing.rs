@@ -15,6 +15,7 @@
 //! });
 //! assert!(count.iter().all(|n| n.load(Ordering::Relaxed) == 1));
 //! ```
+#![allow(clippy::missing_const_for_thread_local)] // see `CPU`
 
 use alloc::{sync::Arc, task::Wake, vec::Vec};
 use core::{cell::Cell, task::Waker};
@@ -35,11 +36,12 @@ use loom::{
 
 use crate::{CpuId, Host, Unpinned};
 
+// loom's macro takes no `const` block, so the initialisers stay plain.
 thread_local! {
     /// The slot that this thread stands on, if it stands on any.
-    static CPU: Cell<Option<CpuId>> = const { Cell::new(None) };
+    static CPU: Cell<Option<CpuId>> = Cell::new(None);
     /// How many pins this thread holds.
-    static PINS: Cell<usize> = const { Cell::new(0) };
+    static PINS: Cell<usize> = Cell::new(0);
 }
 
 /// A machine of CPU slots.
@@ -140,4 +142,28 @@ unsafe impl Host for Machine {
         assert!(PINS.with(|p| p.get()) == 0, "a pinned thread does not sleep");
         thread::park();
     }
+}
+
+/// Explore every execution of `model` with at most `preemptions` involuntary switches (all of them if `None`), print
+/// how many there were, and panic if one fails. What environment variables say about limits is ignored: no limit ends
+/// the exploration early, so a return means that it is complete. Gives the number of executions.
+#[cfg(loom)]
+pub fn explore(name: &str, preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) -> usize {
+    use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = preemptions;
+    builder.max_duration = None;
+    builder.max_permutations = None;
+    builder.checkpoint_file = None;
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    builder.check(move || {
+        // Relaxed: loom runs one execution after the other.
+        counted.fetch_add(1, Relaxed);
+        model();
+    });
+    let executions = count.load(Relaxed);
+    assert!(executions > 1, "{name}: the model has no concurrency");
+    std::println!("loom {name}: {executions} executions, complete");
+    executions
 }
