@@ -55,10 +55,15 @@ fn a_writer_twice_against_a_reader() {
 
 #[test]
 fn two_readers_are_let_in_together_after_a_writer() {
-    explore("rwlock: writer and two readers", Some(2), || run(&[writer, reader, reader], 1));
+    explore("rwlock: writer and two readers", None, || run(&[writer, reader, reader], 1));
 }
 
 #[test]
 fn two_writers_and_a_reader_queue() {
-    explore("rwlock: two writers and a reader", Some(2), || run(&[writer, writer, reader], 2));
+    explore("rwlock: two writers and a reader", None, || run(&[writer, writer, reader], 2));
+}
+
+#[test]
+fn two_readers_queue_between_two_writers() {
+    explore("rwlock: two writers and two readers", Some(3), || run(&[writer, writer, reader, reader], 2));
 }
