@@ -1,2 +1,55 @@
+//! The Quire kernel: runs unmodified Linux programs on many CPUs, in an address space that does not serialise.
+//!
+//! `hw` is the machine. Above it, from the bottom: memory (frames, heap), scheduler and waiting, tasks and processes,
+//! traps, signals and futexes, files, system calls. The address space itself is in `crates/`.
 #![no_std]
 #![no_main]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+mod elf;
+mod errno;
+mod exec;
+mod fault;
+mod file;
+mod futex;
+mod hw;
+mod memory;
+mod options;
+mod panic;
+mod process;
+mod sched;
+mod selftest;
+mod shootdown;
+mod signal;
+mod stats;
+mod supervisor;
+mod syscall;
+mod task;
+mod timers;
+mod trap;
+mod usercopy;
+mod vdso;
+mod wait;
+
+use hw::boot::Info;
+
+/// The boot CPU, when `hw` has set up tables, frames, heap, interrupts and the clock; interrupts are off.
+fn kernel_main(info: &'static Info) -> ! {
+    let options = options::init(info.cmdline());
+    log!("Quire {}: {} CPUs, {}", env!("CARGO_PKG_VERSION"), hw::cpu::count(), info.cmdline());
+    vdso::init();
+    let startup = file::init(memory::initramfs(), options);
+    memory::release_initramfs();
+    let kernel = process::init(file::FileTable::with_stdio(), file::FsInfo::root());
+    hw::smp::start();
+    hw::serial::enable_input();
+    supervisor::start(kernel, startup);
+    cpu_main()
+}
+
+/// Every CPU, when it is ready to run threads; interrupts are off.
+fn cpu_main() -> ! {
+    sched::run()
+}

@@ -1,0 +1,318 @@
+//! `execve`: replace a process's program.
+//!
+//! Up to the point of no return everything is checked and read while the old program is intact, so most errors come
+//! back as an errno. After it the old memory is gone; an error there kills the process, as on Linux.
+
+use alloc::{borrow::ToOwned, sync::Arc, vec, vec::Vec};
+use core::sync::atomic::Ordering;
+
+use addr::{PAGE_SIZE, Page, Prot, USER_END};
+use aspace::{AddressSpace, Backing, Error, Label, Locked, Machine, Mapping, Placement};
+use linux_raw_sys::{auxvec, general as abi};
+
+use crate::{
+    elf::{INTERPRETER_BASE, Image, PIE_BASE, Placed},
+    errno::Errno,
+    file::{self, FsInfo, Inode},
+    hw::{self, TrapFrame},
+    memory,
+    process::{self, Brk, Mm, Process, RLIMIT_STACK, Status},
+    sched, shootdown,
+    task::{self, Task},
+    usercopy, vdso,
+};
+
+/// First byte after the stack.
+const STACK_TOP: u64 = USER_END;
+/// The largest stack that is mapped, whatever the limit says, in bytes.
+const STACK_MAX: u64 = 64 << 20;
+/// Arguments and environment together, with their pointers, in bytes: a quarter of the default stack, as on Linux.
+pub const MAX_ARGS: usize = 2 << 20;
+
+/// What to run.
+pub struct Program {
+    /// Path as given.
+    pub path: Vec<u8>,
+    /// Arguments, the program's name first.
+    pub argv: Vec<Vec<u8>>,
+    /// Environment.
+    pub envp: Vec<Vec<u8>>,
+}
+
+/// A program that was found and checked.
+struct Found {
+    image: Image,
+    interpreter: Option<Image>,
+    exe: Vec<u8>,
+    argv: Vec<Vec<u8>>,
+    envp: Vec<Vec<u8>>,
+    given: Vec<u8>,
+}
+
+impl Program {
+    /// Find the file, follow `#!` lines (at most four, as Linux), check the headers.
+    fn find(self, fs: &FsInfo) -> Result<Found, Errno> {
+        let Program { path, mut argv, envp } = self;
+        let mut file = path.clone();
+        for _ in 0..5 {
+            let inode = file::open_exec(&file, fs)?;
+            let mut head = [0u8; 256];
+            let n = inode.read_at(0, &mut head)?;
+            let head = head.get(..n).unwrap_or_default();
+            if let Some(line) = head.strip_prefix(b"#!") {
+                let (program, argument) = script_line(line)?;
+                let rest = argv.split_off(argv.len().min(1));
+                argv = vec![program.clone()];
+                argv.extend(argument);
+                argv.push(file);
+                argv.extend(rest);
+                file = program;
+                continue;
+            }
+            let exe = inode.path();
+            let image = Image::read(inode)?;
+            let interpreter = match &image.interpreter {
+                Some(p) => Some(Image::read(file::open_exec(p, fs)?)?),
+                None => None,
+            };
+            return Ok(Found { image, interpreter, exe, argv, envp, given: path });
+        }
+        Err(Errno::ELOOP)
+    }
+}
+
+/// The interpreter and its one optional argument, from what follows `#!`.
+fn script_line(line: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), Errno> {
+    let line = line.split(|b| *b == b'\n').next().unwrap_or_default();
+    let line = line.trim_ascii();
+    let end = line.iter().position(|b| b.is_ascii_whitespace()).unwrap_or(line.len());
+    let (program, rest) = line.split_at(end);
+    if program.is_empty() {
+        return Err(Errno::ENOEXEC);
+    }
+    let rest = rest.trim_ascii();
+    Ok((program.to_owned(), (!rest.is_empty()).then(|| rest.to_owned())))
+}
+
+/// An empty address space of the design chosen at boot.
+pub fn new_space() -> Result<Arc<dyn AddressSpace>, Errno> {
+    let machine = Machine {
+        frames: memory::frames(),
+        shootdown: &shootdown::Ipi,
+        kernel_root: Some(hw::paging::kernel_root()),
+    };
+    let space = Locked::new(machine, &task::unpinned()).map_err(|_: Error| Errno::ENOMEM)?;
+    Ok(space)
+}
+
+/// Map a found program into an empty address space.
+fn build(found: &Found, space: &dyn AddressSpace, stack: u64) -> Result<Layout, Errno> {
+    let program = found.image.map(space, PIE_BASE)?;
+    let interpreter = match &found.interpreter {
+        Some(i) => Some(i.map(space, INTERPRETER_BASE)?),
+        None => None,
+    };
+    let mut prot = Prot::READ | Prot::WRITE;
+    prot.set(Prot::EXEC, found.image.executable_stack);
+    let mapping = Mapping {
+        prot,
+        max_prot: Prot::all(),
+        backing: Backing::Anonymous,
+        shared: false,
+        label: Label::Stack,
+    };
+    let pages = stack / PAGE_SIZE;
+    let start = Page::new(STACK_TOP / PAGE_SIZE - pages).ok_or(Errno::ENOMEM)?;
+    space
+        .map(Placement::FixedNoReplace(start), pages, mapping, &task::unpinned())
+        .map_err(|_| Errno::ENOMEM)?;
+    let vdso = vdso::map(space, &task::unpinned())?;
+    Ok(Layout { program, interpreter, vdso })
+}
+
+struct Layout {
+    program: Placed,
+    interpreter: Option<Placed>,
+    vdso: u64,
+}
+
+/// Write arguments, environment and auxiliary vector on the new stack (System V ABI, AMD64, figure 3.9). The calling
+/// task runs in the new address space. Gives the stack pointer and the bounds of arguments and environment.
+fn write_stack(found: &Found, layout: &Layout) -> Result<(u64, [u64; 4]), Errno> {
+    let mut sp = STACK_TOP - 8;
+    let push_str = |sp: &mut u64, s: &[u8]| -> Result<u64, Errno> {
+        *sp -= s.len() as u64 + 1;
+        usercopy::copy_out(*sp, s)?;
+        usercopy::write(*sp + s.len() as u64, &0u8)?;
+        Ok(*sp)
+    };
+    let name = push_str(&mut sp, &found.given)?;
+    let env_end = sp;
+    let mut envp = Vec::new();
+    for s in found.envp.iter().rev() {
+        envp.push(push_str(&mut sp, s)?);
+    }
+    envp.reverse();
+    let arg_end = sp;
+    let mut argv = Vec::new();
+    for s in found.argv.iter().rev() {
+        argv.push(push_str(&mut sp, s)?);
+    }
+    argv.reverse();
+    let arg_start = sp;
+    let platform = push_str(&mut sp, b"x86_64")?;
+    sp = (sp - 16) & !15;
+    let random = sp;
+    let mut bytes = [0u8; 16];
+    file::random_bytes(&mut bytes);
+    usercopy::copy_out(random, &bytes)?;
+    let p = &layout.program;
+    let aux = [
+        (auxvec::AT_SYSINFO_EHDR, layout.vdso),
+        (auxvec::AT_HWCAP, hw::cpu::feature_word().into()),
+        (auxvec::AT_PAGESZ, PAGE_SIZE),
+        (auxvec::AT_CLKTCK, 100),
+        (auxvec::AT_PHDR, p.headers),
+        (auxvec::AT_PHENT, 56),
+        (auxvec::AT_PHNUM, p.header_count),
+        (auxvec::AT_BASE, layout.interpreter.as_ref().map_or(0, |i| i.bias)),
+        (auxvec::AT_FLAGS, 0),
+        (auxvec::AT_ENTRY, p.entry),
+        (auxvec::AT_UID, 0),
+        (auxvec::AT_EUID, 0),
+        (auxvec::AT_GID, 0),
+        (auxvec::AT_EGID, 0),
+        (auxvec::AT_SECURE, 0),
+        (auxvec::AT_RANDOM, random),
+        (auxvec::AT_HWCAP2, 0),
+        (auxvec::AT_EXECFN, name),
+        (auxvec::AT_PLATFORM, platform),
+        (auxvec::AT_MINSIGSTKSZ, hw::fpu::signal_stack_bytes() as u64),
+        (auxvec::AT_NULL, 0),
+    ];
+    let mut words = vec![argv.len() as u64];
+    words.extend(&argv);
+    words.push(0);
+    words.extend(&envp);
+    words.push(0);
+    for (key, value) in aux {
+        words.extend([u64::from(key), value]);
+    }
+    sp = (sp - 8 * words.len() as u64) & !15;
+    let raw: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    usercopy::copy_out(sp, &raw)?;
+    Ok((sp, [arg_start, arg_end, arg_end, env_end]))
+}
+
+fn entry_frame(layout: &Layout, sp: u64) -> TrapFrame {
+    let rip = layout.interpreter.as_ref().map_or(layout.program.entry, |i| i.entry);
+    TrapFrame::user(rip, sp)
+}
+
+fn stack_bytes(p: &Process) -> u64 {
+    let soft = p.rlimit(RLIMIT_STACK).map_or(8 << 20, |r| r.soft);
+    soft.clamp(128 << 10, STACK_MAX) / PAGE_SIZE * PAGE_SIZE
+}
+
+/// The system call: on success the caller's registers are those of the new program.
+pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
+    let me = task::current().arc();
+    let p = me.process.clone();
+    let comm = program.path.clone();
+    let found = program.find(&p.fs())?;
+    let stack = stack_bytes(&p);
+    let args: usize = found.argv.iter().chain(&found.envp).map(|s| s.len() + 9).sum();
+    if args as u64 > stack / 4 {
+        return Err(Errno::E2BIG);
+    }
+    let space = new_space()?;
+    let layout = match build(&found, &*space, stack) {
+        Ok(l) => l,
+        Err(e) => {
+            space.clear(&task::unpinned());
+            return Err(e);
+        }
+    };
+    if process::end_other_threads().is_err() {
+        // The process is ending; this thread goes with it.
+        space.clear(&task::unpinned());
+        return Err(Errno::EINTR);
+    }
+    // The point of no return.
+    let heap = layout.program.end.div_ceil(PAGE_SIZE) * PAGE_SIZE;
+    let mm = Mm::new(space, found.exe.clone(), Brk { start: heap, end: heap }, [0; 4]);
+    crate::futex::exit_robust_list(&me);
+    let old = me.set_mm(Some(mm.clone()));
+    sched::reload_space();
+    if let Some(old) = old {
+        old.leave();
+    }
+    p.release_vfork();
+    let filled = layout.program.clear_tails().and_then(|()| match &layout.interpreter {
+        Some(i) => i.clear_tails(),
+        None => Ok(()),
+    });
+    let (sp, bounds) = match filled.and_then(|()| write_stack(&found, &layout)) {
+        Ok(x) => x,
+        Err(e) => {
+            process::group_exit(Status::killed(abi::SIGKILL));
+            return Err(e);
+        }
+    };
+    *mm.args.lock() = bounds;
+    me.set_comm(&comm);
+    p.signals.lock().exec();
+    me.signals.lock().exec();
+    // Relaxed: these words belong to the thread.
+    me.clear_child_tid.store(0, Ordering::Relaxed);
+    me.robust_list.store(0, Ordering::Relaxed);
+    p.has_execed.store(true, Ordering::Relaxed);
+    let files = p.files();
+    let own = if Arc::strong_count(&files) > 2 { files.fork() } else { files };
+    own.exec();
+    *p.files.lock() = own;
+    me.thread.reset_state();
+    *frame = entry_frame(&layout, sp);
+    Ok(())
+}
+
+/// The first program: a process of its own under `parent`, its first thread started. For the supervisor's thread.
+pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Process>, Errno> {
+    let pid = process::new_id()?;
+    let p = Arc::new(Process::new(pid, Arc::downgrade(parent), parent.files(), parent.fs()));
+    let found = program.find(&p.fs())?;
+    let space = new_space()?;
+    let layout = match build(&found, &*space, stack_bytes(&p)) {
+        Ok(l) => l,
+        Err(e) => {
+            space.clear(&task::unpinned());
+            return Err(e);
+        }
+    };
+    let heap = layout.program.end.div_ceil(PAGE_SIZE) * PAGE_SIZE;
+    let mm = Mm::new(space, found.exe.clone(), Brk { start: heap, end: heap }, [0; 4]);
+    // The supervisor borrows the new address space to fill the stack, before there is a thread.
+    let me = task::current();
+    me.set_mm(Some(mm.clone()));
+    sched::reload_space();
+    let filled = layout.program.clear_tails().and_then(|()| match &layout.interpreter {
+        Some(i) => i.clear_tails(),
+        None => Ok(()),
+    });
+    let stack = filled.and_then(|()| write_stack(&found, &layout));
+    me.set_mm(None);
+    let (sp, bounds) = match stack {
+        Ok(x) => x,
+        Err(e) => {
+            mm.leave();
+            return Err(e);
+        }
+    };
+    *mm.args.lock() = bounds;
+    let frame = entry_frame(&layout, sp);
+    let task = Task::user(pid, p.clone(), mm, &frame, 0, false)?;
+    task.set_comm(&found.given);
+    process::register(&p, &task);
+    sched::start(task);
+    Ok(p)
+}

@@ -1,0 +1,62 @@
+//! Page faults of user programs, and of copies on their behalf.
+
+use addr::VirtAddr;
+use aspace::{Access, Fault};
+use linux_raw_sys::general as abi;
+
+use crate::{
+    signal::SigInfo,
+    stats::{self, Counter},
+    task,
+};
+
+/// Bits of the page-fault error code (Intel SDM vol. 3A, 4.7).
+const ERROR_WRITE: u64 = 1 << 1;
+const ERROR_RESERVED: u64 = 1 << 3;
+const ERROR_FETCH: u64 = 1 << 4;
+
+/// What the access was that faulted with `error`.
+pub fn access(error: u64) -> Access {
+    if error & ERROR_FETCH != 0 {
+        Access::Exec
+    } else if error & ERROR_WRITE != 0 {
+        Access::Write
+    } else {
+        Access::Read
+    }
+}
+
+/// A fault that the address space refused.
+#[derive(Clone, Copy)]
+pub struct Refused(Fault);
+
+impl Refused {
+    /// The signal that the program gets for a fault at `at`.
+    pub fn signal(self, at: u64) -> SigInfo {
+        let (signal, code) = match self.0 {
+            Fault::NoMapping => (abi::SIGSEGV, abi::SEGV_MAPERR),
+            Fault::Denied => (abi::SIGSEGV, abi::SEGV_ACCERR),
+            Fault::BeyondObject => (abi::SIGBUS, abi::BUS_ADRERR),
+            // Linux's out-of-memory killer ends the process.
+            Fault::NoMemory => (abi::SIGKILL, abi::SI_KERNEL),
+        };
+        SigInfo::fault(signal, code as i32, at)
+    }
+}
+
+/// Make the access at `at` possible, or say why not. May sleep; interrupts are on.
+pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
+    let result = match (VirtAddr::user(at), task::current().mm()) {
+        (Some(va), Some(mm)) if error & ERROR_RESERVED == 0 => {
+            mm.aspace.fault(va, access, &task::unpinned())
+        }
+        _ => Err(Fault::NoMapping),
+    };
+    stats::count(match (&result, access) {
+        (Err(_), _) => Counter::BadFaults,
+        (_, Access::Read) => Counter::ReadFaults,
+        (_, Access::Write) => Counter::WriteFaults,
+        (_, Access::Exec) => Counter::ExecFaults,
+    });
+    result.map_err(Refused)
+}

@@ -1,0 +1,506 @@
+//! Processes: their table, their life and their end.
+//!
+//! A process is alive while it has a thread. `exit_group`, a fatal signal and `execve` only *ask* threads to end
+//! (`Task::end`); each ends by itself on its way to user mode (`task::exit_now`), and the last one ends the process
+//! ([`thread_ended`]): it gives the memory and the files back, hands its children to the supervisor, and becomes a
+//! zombie that its parent collects.
+//!
+//! # Lock order
+//! `TABLE`, then a parent's `children`, then one process's `life` or `threads`; none is held across a sleep. Signals
+//! are sent with none of them held.
+//!
+//! # Who owns what
+//! `TABLE` holds ids only ([`Weak`]). A child is owned by its parent's `children` until it is collected; a thread by
+//! its process's `threads` until it ends, and by the scheduler while it runs.
+
+use alloc::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    vec::Vec,
+};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use aspace::AddressSpace;
+use sync::RwLock;
+
+use crate::{
+    errno::Errno,
+    file::{FileTable, FsInfo},
+    hw::irq::Lock,
+    signal::{self, ProcessSignals, SigInfo},
+    task::{self, Task},
+    wait::WaitQueue,
+};
+
+/// Ids run from 2 (1 is the supervisor's) to this, as Linux's default `pid_max` on 64-bit machines.
+pub const PID_MAX: u32 = 1 << 22;
+
+/// What threads that share memory share.
+pub struct Mm {
+    /// The address space.
+    pub aspace: Arc<dyn AddressSpace>,
+    /// The heap that `brk` moves: its first byte and the first byte after it.
+    pub brk: RwLock<Brk>,
+    /// Absolute path of the program.
+    pub exe: Vec<u8>,
+    /// Where the arguments and the environment lie in user memory: start and end of each, in bytes.
+    pub args: Lock<[u64; 4]>,
+    /// How many tasks use it.
+    users: AtomicUsize,
+}
+
+/// The heap of [`Mm::brk`], in bytes.
+#[derive(Clone, Copy, Default)]
+pub struct Brk {
+    /// First byte.
+    pub start: u64,
+    /// First byte after.
+    pub end: u64,
+}
+
+impl Mm {
+    /// An address space with one user, for the program at `exe`.
+    pub fn new(aspace: Arc<dyn AddressSpace>, exe: Vec<u8>, brk: Brk, args: [u64; 4]) -> Arc<Self> {
+        Arc::new(Self { aspace, brk: RwLock::new(brk), exe, args: Lock::new(args), users: AtomicUsize::new(1) })
+    }
+    /// One more task uses it.
+    pub fn join(self: &Arc<Self>) -> Arc<Self> {
+        // Relaxed: the caller is a user itself, so the count can't reach 0 meanwhile.
+        self.users.fetch_add(1, Ordering::Relaxed);
+        self.clone()
+    }
+    /// One task fewer uses it; the last one gives everything in it back. May sleep.
+    pub fn leave(&self) {
+        // AcqRel: the uses of all others come before the clearing by the last.
+        if self.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.aspace.clear(&task::unpinned());
+        }
+    }
+    /// Whether more than one task uses it.
+    pub fn is_shared(&self) -> bool {
+        // Relaxed: a caller that is the only user reads a stable 1.
+        self.users.load(Ordering::Relaxed) > 1
+    }
+}
+
+/// How a process ended, or what else happened to it, in the encoding of `wait4`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Status(pub u32);
+
+impl Status {
+    /// It called `exit` with this code.
+    pub const fn exited(code: u32) -> Self {
+        Self((code & 0xff) << 8)
+    }
+    /// This signal killed it.
+    pub const fn killed(signal: u32) -> Self {
+        Self(signal & 0x7f)
+    }
+    /// This signal stopped it.
+    pub const fn stopped(signal: u32) -> Self {
+        Self((signal << 8) | 0x7f)
+    }
+    /// It was continued.
+    pub const CONTINUED: Status = Status(0xffff);
+
+    /// As a shell tells it: the code, or 128 plus the signal.
+    pub fn shell(self) -> u32 {
+        if self.0 & 0x7f == 0 { (self.0 >> 8) & 0xff } else { 128 + (self.0 & 0x7f) }
+    }
+}
+
+/// What a parent may still collect.
+#[derive(Default)]
+struct Life {
+    /// Set once, by the last thread.
+    ended: Option<Status>,
+    /// Set when the process was asked to end as a whole; the first wins.
+    group_exit: Option<Status>,
+    /// A stop or continue that no wait has seen yet.
+    news: Option<Status>,
+    /// The thread that is executing another program, and has asked all others to end.
+    exec: Option<u32>,
+}
+
+/// A process.
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its parent; the supervisor once the parent has ended.
+    pub parent: Lock<Weak<Process>>,
+    /// Its process group.
+    pub pgid: AtomicU32,
+    /// Its session.
+    pub sid: AtomicU32,
+    /// Actions and shared pending signals.
+    pub signals: Lock<ProcessSignals>,
+    /// Its descriptors.
+    pub files: Lock<Arc<FileTable>>,
+    /// Working directory and file mode mask.
+    pub fs: Lock<Arc<FsInfo>>,
+    /// Its live threads; the first one first.
+    pub threads: Lock<Vec<Arc<Task>>>,
+    /// Its children, ended or not, until they are collected.
+    pub children: Lock<Vec<Arc<Process>>>,
+    /// Woken when a child ends, stops or continues.
+    pub child_wait: WaitQueue,
+    /// Soft and hard limits by `RLIMIT_` number.
+    pub rlimits: Lock<[Rlimit; 16]>,
+    /// The signal that its end sends to the parent; 0 for none.
+    pub exit_signal: AtomicU32,
+    /// Whether it has called `execve`.
+    pub has_execed: AtomicBool,
+    /// Processor time of ended threads and of collected children, in ns.
+    pub ended_threads_ns: AtomicU64,
+    /// See above.
+    pub children_ns: AtomicU64,
+    /// Woken when a `vfork` child lets go of its parent's memory.
+    pub vfork_wait: WaitQueue,
+    /// The parent of a `vfork` waits until this is clear.
+    pub vfork_busy: AtomicBool,
+    /// Woken when a thread ends: `execve` waits for the others.
+    pub thread_wait: WaitQueue,
+    /// Since boot, in ns.
+    pub started: u64,
+    life: Lock<Life>,
+}
+
+/// A resource limit, as in `getrlimit`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Rlimit {
+    /// What is enforced.
+    pub soft: u64,
+    /// How far it may be raised.
+    pub hard: u64,
+}
+crate::pod!(Rlimit);
+
+/// No limit.
+pub const UNLIMITED: u64 = u64::MAX;
+/// `RLIMIT_STACK`.
+pub const RLIMIT_STACK: usize = 3;
+/// `RLIMIT_NOFILE`.
+pub const RLIMIT_NOFILE: usize = 7;
+/// `RLIMIT_AS`.
+pub const RLIMIT_AS: usize = 9;
+
+fn default_rlimits() -> [Rlimit; 16] {
+    let mut r = [Rlimit { soft: UNLIMITED, hard: UNLIMITED }; 16];
+    r[RLIMIT_STACK] = Rlimit { soft: 8 << 20, hard: UNLIMITED };
+    r[RLIMIT_NOFILE] = Rlimit { soft: 1024, hard: 4096 };
+    r[4] = Rlimit { soft: 0, hard: UNLIMITED }; // RLIMIT_CORE
+    r
+}
+
+struct Table {
+    processes: BTreeMap<u32, Weak<Process>>,
+    tasks: BTreeMap<u32, Weak<Task>>,
+    next: u32,
+}
+
+static TABLE: Lock<Table> = Lock::new(Table { processes: BTreeMap::new(), tasks: BTreeMap::new(), next: 2 });
+
+/// A fresh process or thread id.
+pub fn new_id() -> Result<u32, Errno> {
+    let mut t = TABLE.lock();
+    for _ in 0..PID_MAX {
+        let id = t.next;
+        t.next = if id + 1 < PID_MAX { id + 1 } else { 2 };
+        // The id of a group or session stays taken as long as its leader has not been collected.
+        if !t.tasks.contains_key(&id) && !t.processes.contains_key(&id) {
+            return Ok(id);
+        }
+    }
+    Err(Errno::EAGAIN)
+}
+
+/// The process with this id, ended or not, until it is collected.
+pub fn find(pid: u32) -> Option<Arc<Process>> {
+    TABLE.lock().processes.get(&pid)?.upgrade()
+}
+
+/// The live thread with this id.
+pub fn find_task(tid: u32) -> Option<Arc<Task>> {
+    TABLE.lock().tasks.get(&tid)?.upgrade()
+}
+
+/// All processes in order of id.
+pub fn all() -> Vec<Arc<Process>> {
+    let t = TABLE.lock();
+    t.processes.values().filter_map(Weak::upgrade).collect()
+}
+
+/// Number of live threads.
+pub fn task_count() -> usize {
+    TABLE.lock().tasks.len()
+}
+
+impl Process {
+    /// A process with nothing in it. Not in the table yet.
+    pub fn new(pid: u32, parent: Weak<Process>, files: Arc<FileTable>, fs: Arc<FsInfo>) -> Self {
+        Self {
+            pid,
+            parent: Lock::new(parent),
+            pgid: AtomicU32::new(pid),
+            sid: AtomicU32::new(pid),
+            signals: Lock::new(ProcessSignals::new()),
+            files: Lock::new(files),
+            fs: Lock::new(fs),
+            threads: Lock::new(Vec::new()),
+            children: Lock::new(Vec::new()),
+            child_wait: WaitQueue::new(),
+            rlimits: Lock::new(default_rlimits()),
+            exit_signal: AtomicU32::new(linux_raw_sys::general::SIGCHLD),
+            has_execed: AtomicBool::new(false),
+            ended_threads_ns: AtomicU64::new(0),
+            children_ns: AtomicU64::new(0),
+            vfork_wait: WaitQueue::new(),
+            vfork_busy: AtomicBool::new(false),
+            thread_wait: WaitQueue::new(),
+            started: crate::hw::timer::now(),
+            life: Lock::new(Life::default()),
+        }
+    }
+
+    /// The descriptors.
+    pub fn files(&self) -> Arc<FileTable> {
+        self.files.lock().clone()
+    }
+    /// Working directory and mask.
+    pub fn fs(&self) -> Arc<FsInfo> {
+        self.fs.lock().clone()
+    }
+    /// The address space of its first live thread.
+    pub fn mm(&self) -> Option<Arc<Mm>> {
+        let first = self.threads.lock().first().cloned();
+        first?.mm()
+    }
+    /// The thread that has the process's id, or else any live one.
+    pub fn leader(&self) -> Option<Arc<Task>> {
+        let threads = self.threads.lock();
+        threads.iter().find(|t| t.tid() == self.pid).or_else(|| threads.first()).cloned()
+    }
+    /// The parent's id; 0 if there is none that the process may know of.
+    pub fn ppid(&self) -> u32 {
+        self.parent.lock().upgrade().map_or(0, |p| p.pid)
+    }
+    /// The limit `which`, or none for a number that doesn't exist.
+    pub fn rlimit(&self, which: usize) -> Option<Rlimit> {
+        self.rlimits.lock().get(which).copied()
+    }
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<Status> {
+        self.life.lock().ended
+    }
+    /// How it was asked to end as a whole, if it was.
+    pub fn group_exit(&self) -> Option<Status> {
+        self.life.lock().group_exit
+    }
+    /// A stop or continue that no wait has seen; `take`: it has now.
+    pub fn news(&self, take: bool) -> Option<Status> {
+        let mut l = self.life.lock();
+        if take { l.news.take() } else { l.news }
+    }
+    /// Processor time of all its threads, ended ones included, in ns.
+    pub fn cpu_ns(&self) -> u64 {
+        let live: u64 = self.threads.lock().iter().map(|t| t.sched.run_ns()).sum();
+        // Relaxed: statistics.
+        live + self.ended_threads_ns.load(Ordering::Relaxed)
+    }
+    /// Release a parent that waits in `vfork`.
+    pub fn release_vfork(&self) {
+        // Release: the child's last use of the shared memory comes before; pairs with the Acquire in `vfork_done`.
+        if self.vfork_busy.swap(false, Ordering::Release) {
+            self.vfork_wait.wake_all();
+        }
+    }
+    /// Whether a `vfork` child has let go.
+    pub fn vfork_done(&self) -> bool {
+        // Acquire: pairs with `release_vfork`.
+        !self.vfork_busy.load(Ordering::Acquire)
+    }
+}
+
+/// Enter a new process and its first thread into the table, and hand it to its parent.
+pub fn register(process: &Arc<Process>, first: &Arc<Task>) {
+    TABLE.lock().processes.insert(process.pid, Arc::downgrade(process));
+    if let Some(parent) = process.parent.lock().upgrade() {
+        parent.children.lock().push(process.clone());
+    }
+    // A process without a thread: it can't be asked to end yet.
+    let _ = register_thread(process, first);
+}
+
+/// Enter a new thread; EAGAIN if the process was asked to end meanwhile (the thread must not run then).
+pub fn register_thread(process: &Process, task: &Arc<Task>) -> Result<(), Errno> {
+    {
+        let life = process.life.lock();
+        if life.group_exit.is_some() || life.exec.is_some() {
+            return Err(Errno::EAGAIN);
+        }
+        // Under `life`, so that whoever asks the process to end sees either the thread or nothing to come.
+        process.threads.lock().push(task.clone());
+    }
+    TABLE.lock().tasks.insert(task.tid(), Arc::downgrade(task));
+    Ok(())
+}
+
+/// Ask the calling process to end with `status`. Returns; the caller ends on its way to user mode, so it should go
+/// there without delay.
+pub fn group_exit(status: Status) {
+    end_process(&task::current().process, status);
+}
+
+/// Ask `process` to end with `status`; the first such request wins.
+pub fn end_process(process: &Process, status: Status) {
+    let threads = {
+        let mut l = process.life.lock();
+        if l.group_exit.is_none() {
+            l.group_exit = Some(status);
+        }
+        process.threads.lock().clone()
+    };
+    for t in threads {
+        t.end();
+    }
+}
+
+/// Make the calling thread the only one of its process, for `execve`. Err if the process is ending instead.
+pub fn end_other_threads() -> Result<(), Errno> {
+    let me = task::current().arc();
+    let p = &me.process;
+    let others: Vec<_> = {
+        let mut l = p.life.lock();
+        if l.group_exit.is_some() || l.exec.is_some() {
+            return Err(Errno::EAGAIN);
+        }
+        l.exec = Some(me.tid());
+        p.threads.lock().iter().filter(|t| !Arc::ptr_eq(t, &me)).cloned().collect()
+    };
+    for t in &others {
+        t.end();
+    }
+    drop(others);
+    let alone = p.thread_wait.wait(None, false, || (p.threads.lock().len() == 1).then_some(()));
+    let ended = {
+        let mut l = p.life.lock();
+        l.exec = None;
+        l.group_exit.is_some()
+    };
+    if alone.is_err() || ended {
+        return Err(Errno::EAGAIN);
+    }
+    if me.tid() != p.pid {
+        let mut t = TABLE.lock();
+        t.tasks.remove(&me.tid());
+        me.become_leader();
+        t.tasks.insert(p.pid, Arc::downgrade(&me));
+    }
+    Ok(())
+}
+
+/// The last steps of a thread, called by itself.
+pub fn thread_ended(me: &Arc<Task>) {
+    let p = &me.process;
+    // Relaxed: statistics.
+    p.ended_threads_ns.fetch_add(me.sched.run_ns(), Ordering::Relaxed);
+    signal::thread_exit(me);
+    let last = {
+        let life = p.life.lock();
+        let mut threads = p.threads.lock();
+        let last = threads.len() == 1;
+        if !last {
+            threads.retain(|t| !Arc::ptr_eq(t, me));
+        }
+        drop(threads);
+        drop(life);
+        last
+    };
+    if last {
+        release_resources(p);
+    }
+    if let Some(mm) = me.set_mm(None) {
+        mm.leave();
+    }
+    TABLE.lock().tasks.remove(&me.tid());
+    if last {
+        p.release_vfork();
+        p.threads.lock().clear();
+        process_ended(p, Status::exited(me.exit_code()));
+    }
+    p.thread_wait.wake_all();
+}
+
+fn release_resources(p: &Arc<Process>) {
+    let files = core::mem::replace(&mut *p.files.lock(), FileTable::empty());
+    // Closing may sleep and send signals; it happens here, with no lock held, if ours was the last share.
+    drop(files);
+}
+
+fn process_ended(p: &Arc<Process>, by_exit: Status) {
+    let heir = supervisor();
+    let children = core::mem::take(&mut *p.children.lock());
+    for c in children {
+        if let Some(h) = &heir {
+            *c.parent.lock() = Arc::downgrade(h);
+            h.children.lock().push(c);
+        }
+    }
+    if let Some(h) = &heir {
+        h.child_wait.wake_all();
+    }
+    let status = {
+        let mut l = p.life.lock();
+        let status = l.group_exit.unwrap_or(by_exit);
+        l.ended = Some(status);
+        l.news = None;
+        status
+    };
+    let Some(parent) = p.parent.lock().upgrade() else { return };
+    // Relaxed: written before the process could end.
+    let signal = p.exit_signal.load(Ordering::Relaxed);
+    let reap = signal::child_ended_ignored(&parent, signal);
+    if signal != 0 {
+        signal::send_process(&parent, SigInfo::child(signal, p.pid, status));
+    }
+    if reap {
+        forget(&parent, p);
+    }
+    parent.child_wait.wake_all();
+}
+
+/// Tell the parent of `p` that it stopped or continued.
+pub fn notify_parent(p: &Process, news: Status) {
+    p.life.lock().news = Some(news);
+    let Some(parent) = p.parent.lock().upgrade() else { return };
+    signal::child_changed(&parent, p.pid, news);
+    parent.child_wait.wake_all();
+}
+
+/// Remove an ended child from its parent and the table; false if somebody else did.
+pub fn forget(parent: &Process, child: &Arc<Process>) -> bool {
+    let mut children = parent.children.lock();
+    let Some(i) = children.iter().position(|c| Arc::ptr_eq(c, child)) else { return false };
+    children.swap_remove(i);
+    drop(children);
+    // Relaxed: statistics.
+    let used = child.cpu_ns() + child.children_ns.load(Ordering::Relaxed);
+    parent.children_ns.fetch_add(used, Ordering::Relaxed);
+    TABLE.lock().processes.remove(&child.pid);
+    true
+}
+
+static SUPERVISOR: Lock<Option<Arc<Process>>> = Lock::new(None);
+
+/// The kernel's own process: parent of the first program and of orphans.
+pub fn supervisor() -> Option<Arc<Process>> {
+    SUPERVISOR.lock().clone()
+}
+
+/// Make the kernel's own process, before any task exists.
+pub fn init(files: Arc<FileTable>, fs: Arc<FsInfo>) -> Arc<Process> {
+    let p = Arc::new(Process::new(1, Weak::new(), files, fs));
+    *SUPERVISOR.lock() = Some(p.clone());
+    p
+}

@@ -1,0 +1,523 @@
+//! The scheduler: one run queue per CPU, stealing, sleep and wake without a global lock.
+//!
+//! # States
+//! ```text
+//!            park                     wake
+//!  RUNNING ---------> PARKED ----------------> RUNNING (on a run queue, then on a CPU)
+//!     |  ^
+//! wake|  |park returns at once
+//!     v  |
+//!  NOTIFIED                         LEAVING: runs here once more, is re-queued by the next `finish_switch`
+//! ```
+//! A wake is a token: given before the park, it makes the park return at once; so "test, then park" loses nothing.
+//!
+//! # Who may run a thread
+//! Exactly one of: the CPU it runs on; the run queue that holds it; its waker between taking it out of PARKED and
+//! queueing it. `on_cpu` is set while its registers are not yet saved: a thread that is woken while it is still
+//! switching away is queued on that same CPU, which comes back for it only after the switch; thieves skip a thread
+//! with `on_cpu` set.
+//!
+//! # Idle
+//! An idle CPU halts with no timer armed. It announces itself in `IDLE` and *then* looks at its queue once more with
+//! interrupts off; a waker queues and *then* reads `IDLE`: one of them sees the other (SeqCst on both sides).
+//!
+//! The kernel is not preemptible: [`reschedule`] is called on the way back to user mode only.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+use percpu::{CpuId, CpuSet, MAX_CPUS};
+
+use crate::{
+    hw::{self, cpu, irq, thread},
+    process::{self, Mm},
+    stats::{self, Counter},
+    task::{self, Task},
+    timers,
+};
+
+/// How long a thread runs while others wait for its CPU, in ns.
+const SLICE: u64 = 10_000_000;
+
+const RUNNING: u32 = 0;
+const PARKED: u32 = 1;
+const NOTIFIED: u32 = 2;
+const LEAVING: u32 = 3;
+const DEAD: u32 = 4;
+
+/// The scheduler's part of a task.
+pub struct Entity {
+    state: AtomicU32,
+    on_cpu: AtomicBool,
+    /// Where it runs, or ran last.
+    cpu: AtomicU32,
+    /// Next in the run queue, under the queue's lock.
+    next: irq::Lock<Option<Arc<Task>>>,
+    /// Time on a CPU up to the last switch away, in ns.
+    run_ns: AtomicU64,
+    /// When it was switched to, in ns since boot.
+    since: AtomicU64,
+}
+
+impl Entity {
+    /// A thread that isn't queued yet.
+    pub const fn new() -> Self {
+        Self {
+            state: AtomicU32::new(RUNNING),
+            on_cpu: AtomicBool::new(false),
+            cpu: AtomicU32::new(0),
+            next: irq::Lock::new(None),
+            run_ns: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+        }
+    }
+    /// The CPU it runs on, or ran on last.
+    pub fn cpu(&self) -> CpuId {
+        // Relaxed: a hint, or the reader is the owner.
+        CpuId::new(self.cpu.load(Ordering::Relaxed) as usize).unwrap_or_default()
+    }
+    /// Whether it is on a CPU now.
+    pub fn is_running(&self) -> bool {
+        // Relaxed: a snapshot for reporting and kicking.
+        self.on_cpu.load(Ordering::Relaxed)
+    }
+    /// Whether it sleeps: for `/proc`.
+    pub fn is_parked(&self) -> bool {
+        // Relaxed: a snapshot for reporting.
+        self.state.load(Ordering::Relaxed) == PARKED
+    }
+    /// Time spent on CPUs, in ns.
+    pub fn run_ns(&self) -> u64 {
+        // Relaxed: statistics.
+        let (done, since) = (self.run_ns.load(Ordering::Relaxed), self.since.load(Ordering::Relaxed));
+        if self.is_running() { done + hw::timer::now().saturating_sub(since) } else { done }
+    }
+}
+
+/// A FIFO of tasks linked through their entities, so that queueing needs no memory.
+struct Queue {
+    head: Option<Arc<Task>>,
+    tail: Option<Arc<Task>>,
+}
+
+impl Queue {
+    fn push(&mut self, t: Arc<Task>) {
+        match self.tail.replace(t.clone()) {
+            Some(last) => *last.sched.next.lock() = Some(t),
+            None => self.head = Some(t),
+        }
+    }
+    fn pop(&mut self) -> Option<Arc<Task>> {
+        let t = self.head.take()?;
+        self.head = t.sched.next.lock().take();
+        if self.head.is_none() {
+            self.tail = None;
+        }
+        Some(t)
+    }
+    /// Take out the first that `wanted` accepts.
+    fn remove_first(&mut self, wanted: impl Fn(&Task) -> bool) -> Option<Arc<Task>> {
+        let mut kept = Queue { head: None, tail: None };
+        let mut found = None;
+        while let Some(t) = self.pop() {
+            if found.is_none() && wanted(&t) { found = Some(t) } else { kept.push(t) }
+        }
+        *self = kept;
+        found
+    }
+}
+
+/// What a CPU schedules, on lines of its own.
+#[repr(align(128))]
+struct RunQueue {
+    queue: irq::Lock<Queue>,
+    /// Length of `queue`, so that thieves need not lock an empty one.
+    len: AtomicU32,
+    /// The running thread should give way on its return to user mode.
+    resched: AtomicBool,
+    idle: irq::Lock<Option<Arc<Task>>>,
+    /// The user address space in CR3, if any.
+    loaded: irq::Lock<Option<Arc<Mm>>>,
+    /// A flush request found the CPU idle with that space still loaded, and loaded the kernel's tables instead.
+    left: AtomicBool,
+}
+
+static CPUS: [RunQueue; MAX_CPUS] = [const {
+    RunQueue {
+        queue: irq::Lock::new(Queue { head: None, tail: None }),
+        len: AtomicU32::new(0),
+        resched: AtomicBool::new(false),
+        idle: irq::Lock::new(None),
+        loaded: irq::Lock::new(None),
+        left: AtomicBool::new(false),
+    }
+}; MAX_CPUS];
+
+static IDLE: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+
+fn mine() -> &'static RunQueue {
+    &CPUS[cpu::id().index()]
+}
+
+/// Sleep until [`wake`]; returns at once if a wake came since the last park. Thread context, nothing pinned.
+pub fn park() {
+    assert!(cpu::preempt_count() == 0, "sleeping while pinned");
+    assert!(irq::enabled(), "sleeping with interrupts off");
+    let me = &task::current().sched;
+    let _off = irq::Off::new();
+    // Acquire on success: what the waker did before its wake is seen; pairs with the Release in `wake`. Release on the
+    // way into PARKED: pairs with the waker's Acquire, which hands our last writes to the CPU that runs us next.
+    if me.state.compare_exchange(RUNNING, PARKED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        // NOTIFIED. Relaxed store: the failed exchange was the Acquire.
+        me.state.store(RUNNING, Ordering::Relaxed);
+        return;
+    }
+    schedule();
+}
+
+/// Make `task`'s park return, now or next time. From any context.
+pub fn wake(task: &Arc<Task>) {
+    let s = &task.sched;
+    loop {
+        // AcqRel: Release gives the woken thread what we did before; Acquire pairs with its park, see there.
+        match s.state.load(Ordering::Acquire) {
+            PARKED => {
+                if s.state.compare_exchange(PARKED, RUNNING, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    return enqueue(task.clone());
+                }
+            }
+            RUNNING => {
+                if s.state.compare_exchange(RUNNING, NOTIFIED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    return;
+                }
+            }
+            // NOTIFIED has its token; LEAVING is between two waits, so it needs none: every wait enters its queue
+            // and then tests, so what was changed before this wake will be seen. DEAD waits for nothing.
+            _ => return,
+        }
+    }
+}
+
+/// Let a new task run.
+pub fn start(task: Arc<Task>) {
+    // Relaxed: the queue's lock publishes it.
+    task.sched.cpu.store(cpu::id().index() as u32, Ordering::Relaxed);
+    enqueue(task);
+}
+
+/// Choose a CPU for a runnable task that nobody holds, queue it there, and kick that CPU if need be.
+fn enqueue(task: Arc<Task>) {
+    let _off = irq::Off::new();
+    let last = task.sched.cpu();
+    // Acquire: pairs with `finish_switch`; only when the flag is clear may another CPU load the saved registers.
+    let target = if task.sched.on_cpu.load(Ordering::Acquire) { last } else { place(&task, last) };
+    enqueue_on(target, task);
+}
+
+fn enqueue_on(target: CpuId, task: Arc<Task>) {
+    let rq = &CPUS[target.index()];
+    let waiting = {
+        let mut q = rq.queue.lock();
+        q.push(task);
+        // Relaxed: written under the lock; a hint for those who read it without.
+        rq.len.fetch_add(1, Ordering::Relaxed)
+    };
+    // SeqCst: the queueing above comes before this look, as the idle CPU's announcement before its look at the queue.
+    fence(Ordering::SeqCst);
+    if target != cpu::id() {
+        // Relaxed: ordered by the fence.
+        if IDLE[target.index()].load(Ordering::Relaxed) || waiting == 0 {
+            stats::count(Counter::RescheduleIpis);
+            hw::apic::send(&CpuSet::from_iter([target]), hw::apic::VECTOR_RESCHED);
+        }
+    } else if waiting == 0 && !is_idle_task() {
+        timers::set_slice_end(Some(hw::timer::now() + SLICE));
+    }
+}
+
+fn is_idle_task() -> bool {
+    thread::has_current() && task::current().is_idle()
+}
+
+/// The CPU where a woken task should run: its last one if idle, else any idle one that it may use, else its last.
+fn place(task: &Task, last: CpuId) -> CpuId {
+    let allowed = task.affinity.lock().intersection(&online());
+    // Relaxed: a hint.
+    let idle = |c: CpuId| IDLE[c.index()].load(Ordering::Relaxed);
+    if allowed.contains(last) && idle(last) {
+        return last;
+    }
+    if let Some(c) = allowed.iter().find(|c| idle(*c)) {
+        return c;
+    }
+    if allowed.contains(last) { last } else { allowed.iter().next().unwrap_or_default() }
+}
+
+/// The CPUs that run.
+pub fn online() -> CpuSet {
+    CpuSet::first(cpu::count())
+}
+
+/// Pick the next thread and switch to it. Interrupts are off; the caller has put its own state in order.
+fn schedule() {
+    let rq = mine();
+    let here = cpu::id();
+    let me = task::current();
+    let next = match pick(rq, here) {
+        Some(t) => t,
+        None => match rq.idle.lock().clone() {
+            Some(t) => t,
+            None => return,
+        },
+    };
+    // Relaxed: taken by this CPU before anyone else can see the flag again.
+    rq.resched.store(false, Ordering::Relaxed);
+    let now = hw::timer::now();
+    let crowded = rq.len.load(Ordering::Relaxed) > 0;
+    timers::set_slice_end((crowded && !next.is_idle()).then_some(now + SLICE));
+    if core::ptr::eq(&*next, &*me) {
+        return;
+    }
+    stats::count(Counter::ContextSwitches);
+    // Relaxed: statistics of the thread that runs here, and its place, both published by `on_cpu`.
+    me.sched.run_ns.fetch_add(now.saturating_sub(me.sched.since.load(Ordering::Relaxed)), Ordering::Relaxed);
+    next.sched.since.store(now, Ordering::Relaxed);
+    next.sched.cpu.store(here.index() as u32, Ordering::Relaxed);
+    next.sched.on_cpu.store(true, Ordering::Relaxed);
+    load_space(rq, &next);
+    thread::switch_to(next);
+    finish_switch();
+}
+
+fn pick(rq: &RunQueue, here: CpuId) -> Option<Arc<Task>> {
+    let mut q = rq.queue.lock();
+    if let Some(t) = q.pop() {
+        // Relaxed: under the lock.
+        rq.len.fetch_sub(1, Ordering::Relaxed);
+        return Some(t);
+    }
+    drop(q);
+    steal(here)
+}
+
+/// Take a thread from the first other CPU that has one to spare.
+fn steal(here: CpuId) -> Option<Arc<Task>> {
+    let n = cpu::count();
+    for i in 1..n {
+        let victim = &CPUS[(here.index() + i) % n];
+        // Relaxed: a hint; the lock decides.
+        if victim.len.load(Ordering::Relaxed) == 0 {
+            continue;
+        }
+        let mut q = victim.queue.lock();
+        // Acquire: pairs with `finish_switch`: the registers are saved.
+        let found = q.remove_first(|t| {
+            !t.sched.on_cpu.load(Ordering::Acquire) && t.affinity.lock().contains(here)
+        });
+        if let Some(t) = found {
+            // Relaxed: under the lock.
+            victim.len.fetch_sub(1, Ordering::Relaxed);
+            stats::count(Counter::Steals);
+            return Some(t);
+        }
+    }
+    None
+}
+
+/// First thing on the new stack after a switch: let go of the thread that ran before. Interrupts are off.
+fn finish_switch() {
+    let Some(prev) = thread::take_previous() else { return };
+    let s = &prev.sched;
+    // LEAVING is changed only here; the others by wakers. Relaxed: we are the CPU that wrote it.
+    let leaving = s.state.load(Ordering::Relaxed) == LEAVING;
+    // Release: the registers saved by the switch come before; pairs with the Acquire loads of `on_cpu`.
+    s.on_cpu.store(false, Ordering::Release);
+    if leaving {
+        // Release: wakers that waited for this see a thread that is as good as queued.
+        s.state.store(RUNNING, Ordering::Release);
+        enqueue(prev);
+    } else {
+        // The last reference to a dead thread may go here; nothing runs on its stack any more.
+        drop(prev);
+    }
+}
+
+/// Where a new thread comes out of its first switch.
+pub fn first_run() {
+    finish_switch();
+}
+
+/// On the way back to user mode, interrupts off: give way if asked to, or if the thread may no longer be here.
+pub fn reschedule() {
+    let me = task::current();
+    let rq = mine();
+    let misplaced = !me.affinity.lock().contains(cpu::id());
+    // Relaxed: set by this CPU's own interrupt handlers.
+    if !(misplaced || rq.resched.swap(false, Ordering::Relaxed)) {
+        return;
+    }
+    yield_from(&me, misplaced);
+}
+
+/// Whether [`reschedule`] has something to do, apart from affinity.
+pub fn wanted() -> bool {
+    // Relaxed: set by this CPU's own interrupt handlers.
+    mine().resched.load(Ordering::Relaxed)
+}
+
+/// `sched_yield`: let the others on this CPU run first.
+pub fn yield_now() {
+    let _off = irq::Off::new();
+    yield_from(&task::current(), false);
+}
+
+fn yield_from(me: &Task, must_leave: bool) {
+    let rq = mine();
+    // Relaxed: a hint; if something arrives later it will interrupt us.
+    if !must_leave && rq.len.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let s = &me.sched;
+    // A token that is still there is stale: this thread is between two waits (see `wake`). AcqRel: as in `park`.
+    while s.state.compare_exchange(RUNNING, LEAVING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        // Relaxed: only wakers write besides us, and they only ever add the token.
+        s.state.store(RUNNING, Ordering::Relaxed);
+    }
+    schedule();
+    // If nobody else wanted the CPU we never left. Relaxed: only `finish_switch` and we write LEAVING.
+    let _ = s.state.compare_exchange(LEAVING, RUNNING, Ordering::Relaxed, Ordering::Relaxed);
+}
+
+/// End the calling thread for good. Interrupts may be on.
+pub fn exit_current() -> ! {
+    let off = irq::Off::new();
+    // Release: nobody wakes the dead; pairs with the load in `wake`.
+    task::current().sched.state.store(DEAD, Ordering::Release);
+    schedule();
+    drop(off);
+    unreachable!("a dead thread ran")
+}
+
+/// The timer interrupt.
+pub fn on_timer() {
+    if timers::fire() {
+        // Relaxed: read by this CPU on its way back to user mode.
+        mine().resched.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The reschedule interrupt: something was queued here, or the running thread has a signal to look at.
+pub fn on_kick() {
+    let rq = mine();
+    if !is_idle_task() && rq.len.load(Ordering::Relaxed) > 0 {
+        timers::set_slice_end(Some(hw::timer::now() + SLICE));
+    }
+}
+
+/// Interrupt `task` if it is in user mode on another CPU, so that it looks at its flags.
+pub fn kick(task: &Task) {
+    if task.sched.is_running() && task.sched.cpu() != cpu::id() {
+        hw::apic::send(&CpuSet::from_iter([task.sched.cpu()]), hw::apic::VECTOR_RESCHED);
+    }
+}
+
+// ---- address spaces -------------------------------------------------------------------------------------------
+
+/// Load `next`'s address space. A thread without one (idle, kernel threads) keeps what is loaded, so that a CPU which
+/// goes idle and comes back to the same process does not lose its TLB.
+fn load_space(rq: &RunQueue, next: &Task) {
+    let Some(mm) = next.mm() else { return };
+    load(rq, Some(mm));
+}
+
+fn load(rq: &RunQueue, mm: Option<Arc<Mm>>) {
+    let pin = thread::pinned();
+    let mut loaded = rq.loaded.lock();
+    // Relaxed: written by this CPU's own interrupt handler.
+    let left = rq.left.swap(false, Ordering::Relaxed);
+    let same = match (&*loaded, &mm) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        _ => false,
+    };
+    if same && !left {
+        return;
+    }
+    // Join before loading, leave after: see `AddressSpace::activate`.
+    match &mm {
+        Some(m) => cpu::load_cr3(m.aspace.activate(&pin)),
+        None => cpu::load_cr3(hw::paging::kernel_root()),
+    }
+    if !same {
+        let old = core::mem::replace(&mut *loaded, mm);
+        drop(loaded);
+        if let Some(old) = old {
+            old.aspace.deactivate(&pin);
+        }
+    }
+}
+
+/// Load the calling task's address space, after it was given another one.
+pub fn reload_space() {
+    let _off = irq::Off::new();
+    load(mine(), task::current().mm());
+}
+
+/// Let go of whatever address space this CPU has loaded, for a thread that has none.
+pub fn unload_space() {
+    let _off = irq::Off::new();
+    load(mine(), None);
+}
+
+/// Called by the flush interrupt: if the space that is loaded is not that of the running thread (the CPU is idle),
+/// load the kernel's tables; the CPU leaves the space's set when it is next in thread context. True if it did so.
+pub fn drop_lazy_space() -> bool {
+    let rq = mine();
+    if !is_idle_task() || rq.loaded.lock().is_none() {
+        return false;
+    }
+    cpu::load_cr3(hw::paging::kernel_root());
+    // Relaxed: read by this CPU.
+    rq.left.store(true, Ordering::Relaxed);
+    true
+}
+
+// ---- idle -----------------------------------------------------------------------------------------------------
+
+/// The idle thread of each CPU.
+pub fn idle() -> ! {
+    let here = cpu::id();
+    loop {
+        {
+            let _off = irq::Off::new();
+            let rq = mine();
+            // Relaxed: this CPU's own handler wrote it.
+            if rq.left.load(Ordering::Relaxed) {
+                load(rq, None);
+            }
+        }
+        let off = irq::Off::new();
+        IDLE[here.index()].store(true, Ordering::Relaxed);
+        // SeqCst: the announcement comes before the look at the queue; pairs with the fence in `enqueue_on`.
+        fence(Ordering::SeqCst);
+        if mine().len.load(Ordering::Relaxed) == 0 {
+            // Interrupts go on and the CPU halts in one step, so that an interrupt in between is not slept over.
+            cpu::halt();
+        }
+        IDLE[here.index()].store(false, Ordering::Relaxed);
+        drop(off);
+        let _off = irq::Off::new();
+        schedule();
+    }
+}
+
+/// The end of a CPU's boot: make its idle thread and run it. Interrupts are off.
+pub fn run() -> ! {
+    let idle = process::supervisor().and_then(Task::idle);
+    let Some(idle) = idle else { panic!("no memory for an idle thread") };
+    *mine().idle.lock() = Some(idle.clone());
+    // Relaxed: this CPU's own.
+    idle.sched.cpu.store(cpu::id().index() as u32, Ordering::Relaxed);
+    idle.sched.on_cpu.store(true, Ordering::Relaxed);
+    thread::switch_to(idle);
+    unreachable!("the boot flow was resumed")
+}

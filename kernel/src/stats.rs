@@ -1,0 +1,129 @@
+//! Counters, one set per CPU, printed on request; the fault path logs nothing.
+
+use alloc::{collections::BTreeMap, string::String};
+use core::{
+    fmt::Write,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use percpu::MAX_CPUS;
+
+use crate::{
+    hw::{cpu, irq},
+    memory,
+};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $key:literal,)*) => {
+        /// What is counted on each CPU.
+        #[derive(Clone, Copy)]
+        pub enum Counter {
+            $($(#[$doc])* $name,)*
+        }
+        const KEYS: &[&str] = &[$($key),*];
+    };
+}
+
+counters! {
+    /// Page faults from user mode or in a copy, resolved by reading.
+    ReadFaults = "faults_read",
+    /// Page faults resolved by a store.
+    WriteFaults = "faults_write",
+    /// Page faults resolved by an instruction fetch.
+    ExecFaults = "faults_exec",
+    /// Page faults that became a signal or EFAULT.
+    BadFaults = "faults_refused",
+    /// `mmap` calls that succeeded.
+    Maps = "mmaps",
+    /// `munmap` calls that succeeded.
+    Unmaps = "munmaps",
+    /// `mprotect` calls that succeeded.
+    Protects = "mprotects",
+    /// Flush requests sent, one for each target CPU.
+    ShootdownsSent = "shootdowns_sent",
+    /// Flush requests handled.
+    ShootdownsReceived = "shootdowns_received",
+    /// Switches from one thread to another.
+    ContextSwitches = "context_switches",
+    /// Threads taken from another CPU's queue.
+    Steals = "steals",
+    /// Interrupts sent to make another CPU schedule.
+    RescheduleIpis = "reschedule_ipis",
+    /// System calls.
+    Syscalls = "syscalls",
+    /// Timer interrupts.
+    Ticks = "timer_interrupts",
+}
+
+const N: usize = KEYS.len();
+
+#[repr(align(128))]
+struct PerCpuCounts([AtomicU64; N]);
+
+static COUNTS: [PerCpuCounts; MAX_CPUS] = [const { PerCpuCounts([const { AtomicU64::new(0) }; N]) }; MAX_CPUS];
+
+static UNKNOWN: irq::Lock<BTreeMap<u64, u64>> = irq::Lock::new(BTreeMap::new());
+/// At most this many different numbers are kept, so that a program can't fill memory with them.
+const UNKNOWN_KINDS: usize = 512;
+
+/// Count one on this CPU.
+pub fn count(what: Counter) {
+    count_n(what, 1);
+}
+
+/// Count `n` on this CPU.
+pub fn count_n(what: Counter, n: u64) {
+    // Relaxed: a statistic that only this CPU writes, on its own lines.
+    COUNTS[cpu::id().index()].0[what as usize].fetch_add(n, Ordering::Relaxed);
+}
+
+/// Count a system call that the kernel doesn't have.
+pub fn unknown_syscall(nr: u64) {
+    let mut u = UNKNOWN.lock();
+    if u.len() < UNKNOWN_KINDS || u.contains_key(&nr) {
+        *u.entry(nr).or_insert(0) += 1;
+    }
+}
+
+/// This many of `what` on all CPUs together.
+pub fn total(what: Counter) -> u64 {
+    // Relaxed: statistics.
+    COUNTS.iter().map(|c| c.0[what as usize].load(Ordering::Relaxed)).sum()
+}
+
+/// Everything as one line of JSON: `counters` by name as an array over CPUs, `unknown_syscalls` by number, and where
+/// every page frame is. `leaked`: frames owned by programs or files after all of them are gone.
+pub fn json(leaked: i64) -> String {
+    let mut s = String::new();
+    let cpus = cpu::count();
+    let _ = write!(s, "{{\"cpus\":{cpus},\"counters\":{{");
+    for (i, key) in KEYS.iter().enumerate() {
+        let _ = write!(s, "{}\"{key}\":[", if i > 0 { "," } else { "" });
+        for (c, counts) in COUNTS.iter().take(cpus).enumerate() {
+            // Relaxed: statistics.
+            let n = counts.0[i].load(Ordering::Relaxed);
+            let _ = write!(s, "{}{n}", if c > 0 { "," } else { "" });
+        }
+        s.push(']');
+    }
+    s.push_str("},\"unknown_syscalls\":{");
+    for (i, (nr, n)) in UNKNOWN.lock().iter().enumerate() {
+        let _ = write!(s, "{}\"{nr}\":{n}", if i > 0 { "," } else { "" });
+    }
+    let f = memory::frames().stats();
+    let _ = write!(
+        s,
+        "}},\"frames\":{{\"total\":{},\"free\":{},\"cached\":{},\"owned\":{},\"anonymous\":{},\"file\":{},\
+         \"page_table\":{},\"kernel\":{},\"stack\":{},\"leaked\":{leaked}}}}}",
+        f.total,
+        f.free,
+        f.cached,
+        f.owned.iter().sum::<u64>(),
+        f.owned[frames::Use::Anonymous as usize],
+        f.owned[frames::Use::File as usize],
+        f.owned[frames::Use::PageTable as usize],
+        f.owned[frames::Use::Kernel as usize],
+        f.owned[frames::Use::Stack as usize],
+    );
+    s
+}

@@ -1,0 +1,128 @@
+//! The kernel's own thread: starts the program, adopts orphans, and ends the machine with the program's status.
+//!
+//! The machine lives as long as the program, like a container: when it ends, what it left running is killed. Then
+//! everything is given back, so that the account of frames can show that nothing was lost.
+
+use alloc::{format, sync::Arc, vec::Vec};
+
+use addr::PAGE_SIZE;
+use frames::Use;
+use linux_raw_sys::general::SIGKILL;
+
+use crate::{
+    exec::{self, Program},
+    file::{self, Startup},
+    hw, memory, options,
+    process::{self, Process, Status},
+    sched, selftest, stats,
+    task::Task,
+    wait,
+};
+
+/// How long the machine waits for killed processes and for idle CPUs to let go of memory, in ns.
+const PATIENCE: u64 = 10_000_000_000;
+
+/// Start the supervisor's thread.
+pub fn start(kernel: Arc<Process>, startup: Option<Startup>) {
+    let parent = kernel.clone();
+    match Task::kernel(kernel, move || run(&parent, startup)) {
+        Some(t) => {
+            t.set_comm(b"supervisor");
+            sched::start(t);
+        }
+        None => panic!("no memory for the first thread"),
+    }
+}
+
+fn run(kernel: &Arc<Process>, startup: Option<Startup>) {
+    let before = memory::frames().stats().owned;
+    let status = match options::get().selftest {
+        Some(which) => selftest::run(&which),
+        None => run_program(kernel, startup),
+    };
+    kill_the_rest(kernel);
+    file::teardown(kernel);
+    sched::unload_space();
+    let leaked = account(&before);
+    if options::get().stats {
+        record(&format!("stats {}", stats::json(leaked)));
+    }
+    record(&format!("exit {status}"));
+    hw::exit(0);
+}
+
+/// Write a record for the driver.
+pub fn record(text: &str) {
+    hw::serial::control(format!("\x1e{text}\n").as_bytes());
+}
+
+fn run_program(kernel: &Arc<Process>, startup: Option<Startup>) -> u32 {
+    let Some(s) = startup else {
+        crate::log!("the initramfs names no program");
+        return 127;
+    };
+    if let Err(e) = file::set_first_directory(kernel, &s.cwd) {
+        crate::log!("working directory: {e:?}");
+    }
+    let program = Program { path: s.path, argv: s.argv, envp: s.envp };
+    let first = match exec::spawn_first(program, kernel) {
+        Ok(p) => p,
+        Err(e) => {
+            crate::log!("the program can't be run: {e:?}");
+            hw::serial::stderr(format!("quire: the program can't be run: {e:?}\n").as_bytes());
+            return 126;
+        }
+    };
+    record(&format!("ready {}", hw::timer::now()));
+    let ended = kernel.child_wait.wait(None, false, || {
+        reap_orphans(kernel, &first);
+        first.ended()
+    });
+    process::forget(kernel, &first);
+    ended.unwrap_or(Status::killed(SIGKILL)).shell()
+}
+
+fn reap_orphans(kernel: &Arc<Process>, except: &Arc<Process>) {
+    let ended: Vec<_> =
+        kernel.children.lock().iter().filter(|c| c.ended().is_some() && !Arc::ptr_eq(c, except)).cloned().collect();
+    for c in ended {
+        process::forget(kernel, &c);
+    }
+}
+
+fn kill_the_rest(kernel: &Arc<Process>) {
+    let deadline = hw::timer::now() + PATIENCE;
+    let alone = kernel.child_wait.wait(Some(deadline), false, || {
+        let ended: Vec<_> = kernel.children.lock().iter().filter(|c| c.ended().is_some()).cloned().collect();
+        for c in ended {
+            process::forget(kernel, &c);
+        }
+        let rest = process::all();
+        for p in &rest {
+            process::end_process(p, Status::killed(SIGKILL));
+        }
+        (rest.is_empty() && process::task_count() == 0).then_some(())
+    });
+    if alone.is_err() {
+        crate::log!("{} processes did not end", process::all().len());
+    }
+}
+
+/// Frames that programs, page tables or files still own although all of them are gone. Idle CPUs let go of the last
+/// address space a moment later, so this waits for them.
+fn account(before: &[u64; 5]) -> i64 {
+    let deadline = hw::timer::now() + PATIENCE;
+    loop {
+        let owned = memory::frames().stats().owned;
+        let over = |u: Use| owned[u as usize] as i64 - before[u as usize] as i64;
+        // Files are counted from zero: the packed tree is gone too.
+        let leaked = over(Use::Anonymous) + over(Use::PageTable) + owned[Use::File as usize] as i64;
+        if leaked == 0 || hw::timer::now() > deadline {
+            if leaked != 0 {
+                crate::log!("{} KiB were lost", leaked * PAGE_SIZE as i64 / 1024);
+            }
+            return leaked;
+        }
+        wait::sleep_until(Some(hw::timer::now() + 1_000_000));
+    }
+}

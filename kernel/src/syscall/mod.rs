@@ -1,0 +1,57 @@
+//! System calls: one line each in `table.rs`; here is how a call gets from the table to its function.
+
+pub mod file;
+pub mod futex;
+pub mod mm;
+pub mod process;
+pub mod signal;
+mod table;
+pub mod thread;
+pub mod time;
+
+use crate::{
+    errno::{Errno, SysResult},
+    hw::TrapFrame,
+    stats,
+};
+
+/// The six arguments of a call, as the program's registers held them.
+#[derive(Clone, Copy)]
+pub struct Args(pub [u64; 6]);
+
+impl Args {
+    /// Argument `i` as an int: its low 32 bits.
+    pub fn int(&self, i: usize) -> i32 {
+        self.raw(i) as i32
+    }
+    /// Argument `i` as an unsigned int: its low 32 bits.
+    pub fn uint(&self, i: usize) -> u32 {
+        self.raw(i) as u32
+    }
+    /// Argument `i` as a whole register; 0 beyond the sixth.
+    pub fn raw(&self, i: usize) -> u64 {
+        self.0.get(i).copied().unwrap_or(0)
+    }
+}
+
+/// How a call is done.
+#[derive(Clone, Copy)]
+pub(crate) enum Handler {
+    /// From its arguments alone.
+    Plain(fn(&Args) -> SysResult),
+    /// It also reads or replaces the program's registers. `None`: the registers are already as they must be.
+    Frame(fn(&Args, &mut TrapFrame) -> Option<SysResult>),
+}
+
+/// Do the call that `frame` asks for. `None`: the result register is already set.
+pub fn dispatch(frame: &mut TrapFrame) -> Option<SysResult> {
+    let args = Args([frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9]);
+    match table::find(frame.orig_rax) {
+        Some(Handler::Plain(f)) => Some(f(&args)),
+        Some(Handler::Frame(f)) => f(&args, frame),
+        None => {
+            stats::unknown_syscall(frame.orig_rax);
+            Some(Err(Errno::ENOSYS))
+        }
+    }
+}

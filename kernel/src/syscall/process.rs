@@ -1,0 +1,665 @@
+//! Calls about processes: make, replace, end and collect them, and what they may ask about themselves.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::Ordering;
+
+use linux_raw_sys::general as abi;
+
+use super::Args;
+use crate::{
+    errno::{Errno, SysResult},
+    exec::{self, Program},
+    hw::{self, TrapFrame, cpu},
+    memory,
+    process::{self, Mm, Process, Rlimit, Status},
+    sched,
+    task::{self, Task},
+    usercopy,
+};
+
+// ---- making -------------------------------------------------------------------------------------------------------
+
+/// What `clone`, `clone3`, `fork` and `vfork` come down to.
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    exit_signal: u32,
+    /// New stack pointer; 0 keeps the caller's.
+    stack: u64,
+    tls: u64,
+    parent_tid: u64,
+    child_tid: u64,
+}
+
+const fn flag(f: u32) -> u64 {
+    f as u64
+}
+
+const CLONE_VM: u64 = flag(abi::CLONE_VM);
+const CLONE_FS: u64 = flag(abi::CLONE_FS);
+const CLONE_FILES: u64 = flag(abi::CLONE_FILES);
+const CLONE_SIGHAND: u64 = flag(abi::CLONE_SIGHAND);
+const CLONE_VFORK: u64 = flag(abi::CLONE_VFORK);
+const CLONE_PARENT: u64 = flag(abi::CLONE_PARENT);
+const CLONE_THREAD: u64 = flag(abi::CLONE_THREAD);
+const CLONE_SYSVSEM: u64 = flag(abi::CLONE_SYSVSEM);
+const CLONE_SETTLS: u64 = flag(abi::CLONE_SETTLS);
+const CLONE_PARENT_SETTID: u64 = flag(abi::CLONE_PARENT_SETTID);
+const CLONE_CHILD_CLEARTID: u64 = flag(abi::CLONE_CHILD_CLEARTID);
+const CLONE_DETACHED: u64 = flag(abi::CLONE_DETACHED);
+const CLONE_UNTRACED: u64 = flag(abi::CLONE_UNTRACED);
+const CLONE_CHILD_SETTID: u64 = flag(abi::CLONE_CHILD_SETTID);
+const CLONE_IO: u64 = flag(abi::CLONE_IO);
+const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
+
+/// Flags that are done, or that mean nothing without what they ask for (I/O contexts, System V semaphores, tracing).
+const CLONE_KNOWN: u64 = CLONE_VM
+    | CLONE_FS
+    | CLONE_FILES
+    | CLONE_SIGHAND
+    | CLONE_VFORK
+    | CLONE_PARENT
+    | CLONE_THREAD
+    | CLONE_SYSVSEM
+    | CLONE_SETTLS
+    | CLONE_PARENT_SETTID
+    | CLONE_CHILD_CLEARTID
+    | CLONE_DETACHED
+    | CLONE_UNTRACED
+    | CLONE_CHILD_SETTID
+    | CLONE_IO
+    | CLONE_CLEAR_SIGHAND;
+
+/// `fork(2)`.
+pub fn fork(_: &Args, frame: &mut TrapFrame) -> Option<SysResult> {
+    Some(do_clone(&CloneArgs { exit_signal: abi::SIGCHLD, ..Default::default() }, frame))
+}
+
+/// `vfork(2)`.
+pub fn vfork(_: &Args, frame: &mut TrapFrame) -> Option<SysResult> {
+    let c = CloneArgs { flags: CLONE_VM | CLONE_VFORK, exit_signal: abi::SIGCHLD, ..Default::default() };
+    Some(do_clone(&c, frame))
+}
+
+/// `clone(2)`, in the order of arguments of x86-64.
+pub fn clone(a: &Args, frame: &mut TrapFrame) -> Option<SysResult> {
+    let c = CloneArgs {
+        flags: u64::from(a.uint(0)) & !0xff,
+        exit_signal: a.uint(0) & 0xff,
+        stack: a.raw(1),
+        parent_tid: a.raw(2),
+        child_tid: a.raw(3),
+        tls: a.raw(4),
+    };
+    Some(do_clone(&c, frame))
+}
+
+/// `clone3(2)`.
+pub fn clone3(a: &Args, frame: &mut TrapFrame) -> Option<SysResult> {
+    Some(clone3_args(a).and_then(|c| do_clone(&c, frame)))
+}
+
+fn clone3_args(a: &Args) -> Result<CloneArgs, Errno> {
+    // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+    // set_tid_size, cgroup. Versions of 64, 80 and 88 bytes exist.
+    let size = a.raw(1);
+    if size > 4096 {
+        return Err(Errno::E2BIG);
+    }
+    if size < 64 {
+        return Err(Errno::EINVAL);
+    }
+    let mut raw = alloc::vec![0u8; size as usize];
+    usercopy::copy_in(a.raw(0), &mut raw)?;
+    let mut words = [0u64; 11];
+    for (w, b) in words.iter_mut().zip(raw.as_chunks::<8>().0) {
+        *w = u64::from_le_bytes(*b);
+    }
+    if raw.iter().skip(88).any(|b| *b != 0) {
+        return Err(Errno::E2BIG);
+    }
+    let [flags, _pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, _] = words;
+    if set_tid != 0 || set_tid_size != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if exit_signal > 64 || (stack == 0) != (stack_size == 0) || flags & CLONE_DETACHED != 0 || flags & 0xff != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & (CLONE_THREAD | CLONE_PARENT) != 0 && exit_signal != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let top = stack.checked_add(stack_size).filter(|t| *t <= addr::USER_END).ok_or(Errno::EINVAL)?;
+    Ok(CloneArgs { flags, exit_signal: exit_signal as u32, stack: top, tls, parent_tid, child_tid })
+}
+
+fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
+    let has = |f| c.flags & f != 0;
+    if c.flags & !CLONE_KNOWN != 0 {
+        // Namespaces, pidfds, tracing.
+        return Err(Errno::EINVAL);
+    }
+    if has(CLONE_THREAD) && !has(CLONE_SIGHAND) || has(CLONE_SIGHAND) && !has(CLONE_VM) {
+        return Err(Errno::EINVAL);
+    }
+    if has(CLONE_SIGHAND) && has(CLONE_CLEAR_SIGHAND) {
+        return Err(Errno::EINVAL);
+    }
+    if has(CLONE_SETTLS) && c.tls >= addr::USER_END {
+        return Err(Errno::EPERM);
+    }
+    let me = task::current().arc();
+    let p = &me.process;
+    let mm = me.mm().ok_or(Errno::ENOMEM)?;
+    let tid = process::new_id()?;
+
+    let mut child_frame = frame.clone();
+    child_frame.rax = 0;
+    if c.stack != 0 {
+        child_frame.rsp = c.stack;
+    }
+    let fs = if has(CLONE_SETTLS) { c.tls } else { cpu::fs_base() };
+    let (child_process, child_mm) = if has(CLONE_THREAD) {
+        if !has(CLONE_FILES) || !has(CLONE_FS) {
+            // Threads of one process have one descriptor table and one directory here.
+            return Err(Errno::ENOSYS);
+        }
+        (p.clone(), mm.join())
+    } else {
+        if has(CLONE_SIGHAND) {
+            return Err(Errno::ENOSYS);
+        }
+        let child_mm = if has(CLONE_VM) { mm.join() } else { fork_mm(&mm)? };
+        (Arc::new(fork_process(c, p, tid)), child_mm)
+    };
+
+    let child = match Task::user(tid, child_process.clone(), child_mm.clone(), &child_frame, fs, true) {
+        Ok(t) => t,
+        Err(e) => {
+            child_mm.leave();
+            return Err(e);
+        }
+    };
+    *child.name.lock() = *me.name.lock();
+    *child.affinity.lock() = *me.affinity.lock();
+    *child.signals.lock() = me.signals.lock().for_clone(has(CLONE_VM) && !has(CLONE_VFORK));
+    if has(CLONE_CHILD_CLEARTID) {
+        // Relaxed: published with the task.
+        child.clear_child_tid.store(c.child_tid, Ordering::Relaxed);
+    }
+    if has(CLONE_PARENT_SETTID) {
+        // As on Linux, a bad address doesn't undo the child.
+        let _ = usercopy::write(c.parent_tid, &tid);
+    }
+    if has(CLONE_CHILD_SETTID) {
+        if has(CLONE_VM) {
+            let _ = usercopy::write(c.child_tid, &tid);
+        } else {
+            child.set_tid_on_start(c.child_tid);
+        }
+    }
+    if has(CLONE_THREAD) {
+        if let Err(e) = process::register_thread(&child_process, &child) {
+            if let Some(mm) = child.set_mm(None) {
+                mm.leave();
+            }
+            return Err(e);
+        }
+    } else {
+        process::register(&child_process, &child);
+    }
+    if has(CLONE_VFORK) {
+        // Relaxed: published by the start of the child.
+        child_process.vfork_busy.store(true, Ordering::Relaxed);
+    }
+    sched::start(child);
+    if has(CLONE_VFORK) {
+        // A fatal signal ends the wait; the child then goes on with the memory that it shares.
+        let _ = child_process.vfork_wait.wait(None, false, || {
+            (child_process.vfork_done() || me.is_ending()).then_some(())
+        });
+    }
+    Ok(tid as usize)
+}
+
+fn fork_mm(mm: &Arc<Mm>) -> Result<Arc<Mm>, Errno> {
+    let ctx = task::unpinned();
+    let brk = mm.brk.read(&ctx);
+    let space = mm.aspace.fork(&ctx).map_err(|_| Errno::ENOMEM)?;
+    Ok(Mm::new(space, mm.exe.clone(), *brk, *mm.args.lock()))
+}
+
+fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Process {
+    let has = |f| c.flags & f != 0;
+    let parent = if has(CLONE_PARENT) { p.parent.lock().clone() } else { Arc::downgrade(p) };
+    let files = if has(CLONE_FILES) { p.files() } else { p.files().fork() };
+    let fs = if has(CLONE_FS) { p.fs() } else { Arc::new(p.fs().fork()) };
+    let child = Process::new(pid, parent, files, fs);
+    // Relaxed, all: published when the child is registered.
+    child.pgid.store(p.pgid.load(Ordering::Relaxed), Ordering::Relaxed);
+    child.sid.store(p.sid.load(Ordering::Relaxed), Ordering::Relaxed);
+    child.exit_signal.store(c.exit_signal, Ordering::Relaxed);
+    *child.rlimits.lock() = *p.rlimits.lock();
+    let mut signals = p.signals.lock().fork();
+    if has(CLONE_CLEAR_SIGHAND) {
+        signals.exec();
+    }
+    *child.signals.lock() = signals;
+    child
+}
+
+/// `execve(2)`.
+pub fn execve(a: &Args, frame: &mut TrapFrame) -> Option<SysResult> {
+    let program = || -> Result<Program, Errno> {
+        let path = usercopy::read_cstr(a.raw(0), 4096)?;
+        let mut argv = usercopy::read_strings(a.raw(1), exec::MAX_ARGS)?;
+        let envp = usercopy::read_strings(a.raw(2), exec::MAX_ARGS)?;
+        if argv.is_empty() {
+            argv.push(Vec::new());
+        }
+        Ok(Program { path, argv, envp })
+    };
+    match program().and_then(|p| exec::execve(p, frame)) {
+        Ok(()) => None,
+        Err(e) => Some(Err(e)),
+    }
+}
+
+// ---- ending and collecting ----------------------------------------------------------------------------------------
+
+/// `exit(2)`: the thread ends on its way to user mode.
+pub fn exit(a: &Args) -> SysResult {
+    task::current().end_self(a.uint(0) & 0xff);
+    Ok(0)
+}
+
+/// `exit_group(2)`.
+pub fn exit_group(a: &Args) -> SysResult {
+    process::group_exit(Status::exited(a.uint(0)));
+    Ok(0)
+}
+
+/// Which children a wait is for.
+#[derive(Clone, Copy)]
+enum Which {
+    Any,
+    Pid(u32),
+    Group(u32),
+}
+
+impl Which {
+    fn from_pid(pid: i32, me: &Process) -> Self {
+        match pid {
+            -1 => Which::Any,
+            // Relaxed: as if the call came a little earlier or later.
+            0 => Which::Group(me.pgid.load(Ordering::Relaxed)),
+            p if p > 0 => Which::Pid(p as u32),
+            p => Which::Group(p.unsigned_abs()),
+        }
+    }
+    fn accepts(self, p: &Process) -> bool {
+        match self {
+            Which::Any => true,
+            Which::Pid(pid) => p.pid == pid,
+            // Relaxed: as in `from_pid`.
+            Which::Group(g) => p.pgid.load(Ordering::Relaxed) == g,
+        }
+    }
+}
+
+struct Collected {
+    pid: u32,
+    status: Status,
+    cpu_ns: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Wanted {
+    ended: bool,
+    stopped: bool,
+    continued: bool,
+    no_hang: bool,
+    keep: bool,
+}
+
+/// Wait for a child. `Ok(None)`: none yet, and the caller would not hang.
+fn collect(which: Which, want: Wanted) -> Result<Option<Collected>, Errno> {
+    let me = task::current().process.clone();
+    let look = || -> Option<Result<Option<Collected>, Errno>> {
+        let children: Vec<_> = me.children.lock().iter().filter(|c| which.accepts(c)).cloned().collect();
+        if children.is_empty() {
+            return Some(Err(Errno::ECHILD));
+        }
+        for c in &children {
+            if let Some(status) = c.ended().filter(|_| want.ended) {
+                let cpu_ns = c.cpu_ns();
+                if want.keep || process::forget(&me, c) {
+                    return Some(Ok(Some(Collected { pid: c.pid, status, cpu_ns })));
+                }
+            }
+            let interesting =
+                |s: Status| if s == Status::CONTINUED { want.continued } else { want.stopped };
+            if c.news(false).is_some_and(interesting) {
+                if let Some(status) = c.news(!want.keep) {
+                    return Some(Ok(Some(Collected { pid: c.pid, status, cpu_ns: c.cpu_ns() })));
+                }
+            }
+        }
+        want.no_hang.then_some(Ok(None))
+    };
+    me.child_wait.wait(None, true, look).unwrap_or(Err(Errno::RESTART))
+}
+
+/// `struct rusage` with only the times known.
+fn rusage(user_ns: u64) -> [u64; 18] {
+    let mut r = [0; 18];
+    r[0] = user_ns / 1_000_000_000;
+    r[1] = user_ns % 1_000_000_000 / 1000;
+    r
+}
+
+/// `wait4(2)`.
+pub fn wait4(a: &Args) -> SysResult {
+    let (pid, options) = (a.int(0), a.uint(2));
+    let known = abi::WNOHANG | abi::WUNTRACED | abi::WCONTINUED | abi::__WNOTHREAD | abi::__WCLONE | abi::__WALL;
+    if options & !known != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if pid == i32::MIN {
+        return Err(Errno::ESRCH);
+    }
+    let want = Wanted {
+        ended: true,
+        stopped: options & abi::WUNTRACED != 0,
+        continued: options & abi::WCONTINUED != 0,
+        no_hang: options & abi::WNOHANG != 0,
+        keep: false,
+    };
+    let which = Which::from_pid(pid, &task::current().process);
+    let Some(c) = collect(which, want)? else { return Ok(0) };
+    if a.raw(1) != 0 {
+        usercopy::write(a.raw(1), &c.status.0)?;
+    }
+    if a.raw(3) != 0 {
+        usercopy::write(a.raw(3), &rusage(c.cpu_ns))?;
+    }
+    Ok(c.pid as usize)
+}
+
+/// `waitid(2)`.
+pub fn waitid(a: &Args) -> SysResult {
+    let (kind, id, info, options) = (a.uint(0), a.int(1), a.raw(2), a.uint(3));
+    let known =
+        abi::WNOHANG | abi::WEXITED | abi::WSTOPPED | abi::WCONTINUED | abi::WNOWAIT | abi::__WNOTHREAD | abi::__WALL;
+    let which_events = abi::WEXITED | abi::WSTOPPED | abi::WCONTINUED;
+    if options & !known != 0 || options & which_events == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let me = task::current().process.clone();
+    let which = match kind {
+        abi::P_ALL => Which::Any,
+        abi::P_PID if id > 0 => Which::Pid(id as u32),
+        abi::P_PGID if id > 0 => Which::Group(id as u32),
+        abi::P_PGID if id == 0 => Which::from_pid(0, &me),
+        _ => return Err(Errno::EINVAL),
+    };
+    let want = Wanted {
+        ended: options & abi::WEXITED != 0,
+        stopped: options & abi::WSTOPPED != 0,
+        continued: options & abi::WCONTINUED != 0,
+        no_hang: options & abi::WNOHANG != 0,
+        keep: options & abi::WNOWAIT != 0,
+    };
+    let found = collect(which, want)?;
+    if info != 0 {
+        // siginfo_t: signo, errno, code, pid, uid, status.
+        let mut out = [0u32; 32];
+        if let Some(c) = &found {
+            let s = c.status.0;
+            let (code, status) = if c.status == Status::CONTINUED {
+                (abi::CLD_CONTINUED, abi::SIGCONT)
+            } else if s & 0xff == 0x7f {
+                (abi::CLD_STOPPED, (s >> 8) & 0xff)
+            } else if s & 0x7f == 0 {
+                (abi::CLD_EXITED, (s >> 8) & 0xff)
+            } else {
+                (abi::CLD_KILLED, s & 0x7f)
+            };
+            let fields = [abi::SIGCHLD, 0, code, 0, c.pid, 0, status];
+            for (to, from) in out.iter_mut().zip(fields) {
+                *to = from;
+            }
+        }
+        usercopy::write(info, &out)?;
+    }
+    if a.raw(4) != 0 {
+        usercopy::write(a.raw(4), &rusage(found.map_or(0, |c| c.cpu_ns)))?;
+    }
+    Ok(0)
+}
+
+// ---- ids ----------------------------------------------------------------------------------------------------------
+
+/// `getpid(2)`.
+pub fn getpid(_: &Args) -> SysResult {
+    Ok(task::current().process.pid as usize)
+}
+
+/// `getppid(2)`.
+pub fn getppid(_: &Args) -> SysResult {
+    Ok(task::current().process.ppid() as usize)
+}
+
+fn process_or_self(pid: i32) -> Result<Arc<Process>, Errno> {
+    match pid {
+        0 => Ok(task::current().process.clone()),
+        p => u32::try_from(p).ok().and_then(process::find).ok_or(Errno::ESRCH),
+    }
+}
+
+/// `getpgid(2)`.
+pub fn getpgid(a: &Args) -> SysResult {
+    // Relaxed: as if the call came a little earlier or later. So below.
+    Ok(process_or_self(a.int(0))?.pgid.load(Ordering::Relaxed) as usize)
+}
+
+/// `getpgrp(2)`.
+pub fn getpgrp(_: &Args) -> SysResult {
+    Ok(task::current().process.pgid.load(Ordering::Relaxed) as usize)
+}
+
+/// `getsid(2)`.
+pub fn getsid(a: &Args) -> SysResult {
+    Ok(process_or_self(a.int(0))?.sid.load(Ordering::Relaxed) as usize)
+}
+
+/// `setsid(2)`.
+pub fn setsid(_: &Args) -> SysResult {
+    let p = task::current().process.clone();
+    if process::all().iter().any(|q| q.pgid.load(Ordering::Relaxed) == p.pid) {
+        return Err(Errno::EPERM);
+    }
+    p.sid.store(p.pid, Ordering::Relaxed);
+    p.pgid.store(p.pid, Ordering::Relaxed);
+    crate::file::tty::leave_session(&p);
+    Ok(p.pid as usize)
+}
+
+/// `setpgid(2)`.
+pub fn setpgid(a: &Args) -> SysResult {
+    let me = task::current().process.clone();
+    if a.int(1) < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let target = process_or_self(a.int(0))?;
+    let group = if a.int(1) == 0 { target.pid } else { a.uint(1) };
+    let is_child = target.parent.lock().upgrade().is_some_and(|p| Arc::ptr_eq(&p, &me));
+    if !Arc::ptr_eq(&target, &me) {
+        if !is_child {
+            return Err(Errno::ESRCH);
+        }
+        if target.has_execed.load(Ordering::Relaxed) {
+            return Err(Errno::EACCES);
+        }
+    }
+    let sid = me.sid.load(Ordering::Relaxed);
+    if target.sid.load(Ordering::Relaxed) != sid || target.sid.load(Ordering::Relaxed) == target.pid {
+        return Err(Errno::EPERM);
+    }
+    let exists = group == target.pid
+        || process::all().iter().any(|q| {
+            q.pgid.load(Ordering::Relaxed) == group && q.sid.load(Ordering::Relaxed) == sid
+        });
+    if !exists {
+        return Err(Errno::EPERM);
+    }
+    target.pgid.store(group, Ordering::Relaxed);
+    Ok(0)
+}
+
+/// `getuid(2)` and its like: everything runs as root.
+pub fn get_zero_id(_: &Args) -> SysResult {
+    Ok(0)
+}
+
+/// `getresuid(2)`, `getresgid(2)`.
+pub fn getres_id(a: &Args) -> SysResult {
+    for i in 0..3 {
+        usercopy::write(a.raw(i), &0u32)?;
+    }
+    Ok(0)
+}
+
+/// `setuid(2)`, `setgid(2)`: there is only root to become.
+pub fn set_id(a: &Args) -> SysResult {
+    if a.uint(0) == 0 { Ok(0) } else { Err(Errno::EINVAL) }
+}
+
+/// `getgroups(2)`: no supplementary groups.
+pub fn getgroups(a: &Args) -> SysResult {
+    if a.int(0) < 0 { Err(Errno::EINVAL) } else { Ok(0) }
+}
+
+// ---- limits and use -----------------------------------------------------------------------------------------------
+
+fn set_limit(p: &Process, which: usize, new: Rlimit) -> Result<(), Errno> {
+    if new.soft > new.hard || which == process::RLIMIT_NOFILE && new.hard > 1 << 20 {
+        return Err(if new.soft > new.hard { Errno::EINVAL } else { Errno::EPERM });
+    }
+    let mut limits = p.rlimits.lock();
+    *limits.get_mut(which).ok_or(Errno::EINVAL)? = new;
+    Ok(())
+}
+
+/// `prlimit64(2)`.
+pub fn prlimit64(a: &Args) -> SysResult {
+    let which = a.uint(1) as usize;
+    let p = process_or_self(a.int(0))?;
+    let old = p.rlimit(which).ok_or(Errno::EINVAL)?;
+    if a.raw(2) != 0 {
+        set_limit(&p, which, usercopy::read(a.raw(2))?)?;
+    }
+    if a.raw(3) != 0 {
+        usercopy::write(a.raw(3), &old)?;
+    }
+    Ok(0)
+}
+
+/// `getrlimit(2)`.
+pub fn getrlimit(a: &Args) -> SysResult {
+    let limit = task::current().process.rlimit(a.uint(0) as usize).ok_or(Errno::EINVAL)?;
+    usercopy::write(a.raw(1), &limit)?;
+    Ok(0)
+}
+
+/// `setrlimit(2)`.
+pub fn setrlimit(a: &Args) -> SysResult {
+    let new = usercopy::read(a.raw(1))?;
+    set_limit(&task::current().process, a.uint(0) as usize, new)?;
+    Ok(0)
+}
+
+/// `getrusage(2)`: processor time; everything else reads 0.
+pub fn getrusage(a: &Args) -> SysResult {
+    let me = task::current();
+    let ns = match a.int(0) {
+        0 => me.process.cpu_ns(),
+        // Relaxed: statistics.
+        -1 => me.process.children_ns.load(Ordering::Relaxed),
+        1 => me.sched.run_ns(),
+        _ => return Err(Errno::EINVAL),
+    };
+    usercopy::write(a.raw(1), &rusage(ns))?;
+    Ok(0)
+}
+
+/// `uname(2)`.
+pub fn uname(a: &Args) -> SysResult {
+    let mut out = [0u8; 6 * 65];
+    let fields: [&[u8]; 6] = [b"Linux", b"quire", RELEASE.as_bytes(), VERSION.as_bytes(), b"x86_64", b"(none)"];
+    for (to, from) in out.as_chunks_mut::<65>().0.iter_mut().zip(fields) {
+        for (t, f) in to.iter_mut().zip(from) {
+            *t = *f;
+        }
+    }
+    usercopy::write(a.raw(0), &out)?;
+    Ok(0)
+}
+
+/// The release that `uname` gives.
+pub const RELEASE: &str = "6.6.0-quire";
+/// The version that `uname` gives.
+pub const VERSION: &str = concat!("#1 SMP Quire ", env!("CARGO_PKG_VERSION"));
+
+/// `sysinfo(2)`.
+pub fn sysinfo(a: &Args) -> SysResult {
+    let f = memory::frames().stats();
+    let free = (f.free + f.cached) * addr::PAGE_SIZE;
+    let uptime = hw::timer::now() / 1_000_000_000;
+    // struct sysinfo: uptime, loads[3], totalram, freeram, sharedram, bufferram, totalswap, freeswap, procs (u16),
+    // totalhigh, freehigh, mem_unit (u32).
+    let tasks = process::task_count().min(u16::MAX as usize) as u64;
+    let out: [u64; 14] = [uptime, 0, 0, 0, f.total * addr::PAGE_SIZE, free, 0, 0, 0, 0, tasks, 0, 0, 1];
+    usercopy::write(a.raw(0), &out)?;
+    Ok(0)
+}
+
+/// `prctl(2)`: the name, and what C runtimes ask about.
+pub fn prctl(a: &Args) -> SysResult {
+    const PR_SET_PDEATHSIG: u32 = 1;
+    const PR_GET_PDEATHSIG: u32 = 2;
+    const PR_GET_DUMPABLE: u32 = 3;
+    const PR_SET_DUMPABLE: u32 = 4;
+    const PR_SET_NAME: u32 = 15;
+    const PR_GET_NAME: u32 = 16;
+    const PR_SET_VMA: u32 = 0x5356_4d41;
+    let me = task::current();
+    match a.uint(0) {
+        PR_SET_NAME => {
+            // At most 15 bytes count; a longer name is cut, as on Linux.
+            let mut name = Vec::new();
+            for i in 0..15 {
+                let b: u8 = usercopy::read(a.raw(1).checked_add(i).ok_or(Errno::EFAULT)?)?;
+                if b == 0 {
+                    break;
+                }
+                name.push(b);
+            }
+            let mut fixed = [0u8; 16];
+            fixed.iter_mut().zip(&name).for_each(|(t, f)| *t = *f);
+            *me.name.lock() = fixed;
+            Ok(0)
+        }
+        PR_GET_NAME => {
+            let name = *me.name.lock();
+            usercopy::write(a.raw(1), &name)?;
+            Ok(0)
+        }
+        PR_GET_DUMPABLE => Ok(1),
+        PR_SET_DUMPABLE if a.raw(1) <= 1 => Ok(0),
+        PR_GET_PDEATHSIG => usercopy::write(a.raw(1), &0u32).map(|()| 0),
+        PR_SET_PDEATHSIG if a.raw(1) == 0 => Ok(0),
+        // Names for anonymous mappings: a kernel built without them answers EINVAL.
+        PR_SET_VMA => Err(Errno::EINVAL),
+        _ => Err(Errno::EINVAL),
+    }
+}

@@ -1,0 +1,152 @@
+//! Calls about the calling thread.
+
+use core::sync::atomic::{Ordering, fence};
+
+use addr::PageRange;
+use linux_raw_sys::general as abi;
+use percpu::{CpuSet, MAX_CPUS};
+use tlb::Shootdown;
+
+use super::Args;
+use crate::{
+    errno::{Errno, SysResult},
+    file,
+    hw::cpu,
+    process, sched,
+    shootdown::Ipi,
+    task, usercopy,
+};
+
+/// `gettid(2)`.
+pub fn gettid(_: &Args) -> SysResult {
+    Ok(task::current().tid() as usize)
+}
+
+/// `set_tid_address(2)`.
+pub fn set_tid_address(a: &Args) -> SysResult {
+    let me = task::current();
+    // Relaxed: the word belongs to the thread.
+    me.clear_child_tid.store(a.raw(0), Ordering::Relaxed);
+    Ok(me.tid() as usize)
+}
+
+/// `arch_prctl(2)`: the bases of FS and GS.
+pub fn arch_prctl(a: &Args) -> SysResult {
+    const SET_GS: u32 = 0x1001;
+    const SET_FS: u32 = 0x1002;
+    const GET_FS: u32 = 0x1003;
+    const GET_GS: u32 = 0x1004;
+    let value = a.raw(1);
+    match a.uint(0) {
+        SET_FS | SET_GS if value >= addr::USER_END => return Err(Errno::EPERM),
+        SET_FS => cpu::set_fs_base(value),
+        SET_GS => cpu::set_user_gs_base(value),
+        GET_FS => usercopy::write(value, &cpu::fs_base())?,
+        GET_GS => usercopy::write(value, &cpu::user_gs_base())?,
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(0)
+}
+
+/// `sched_yield(2)`.
+pub fn sched_yield(_: &Args) -> SysResult {
+    sched::yield_now();
+    Ok(0)
+}
+
+fn target(tid: i32) -> Result<alloc::sync::Arc<task::Task>, Errno> {
+    if tid == 0 {
+        return Ok(task::current().arc());
+    }
+    u32::try_from(tid).ok().and_then(process::find_task).ok_or(Errno::ESRCH)
+}
+
+/// `sched_getaffinity(2)`: the number of bytes written.
+pub fn sched_getaffinity(a: &Args) -> SysResult {
+    let len = a.uint(1) as usize;
+    if len * 8 < cpu::count() || !len.is_multiple_of(8) {
+        return Err(Errno::EINVAL);
+    }
+    let set = target(a.int(0))?.affinity.lock().intersection(&sched::online());
+    let bytes: alloc::vec::Vec<u8> = set.words().iter().flat_map(|w| w.to_le_bytes()).collect();
+    let n = len.min(MAX_CPUS / 8);
+    usercopy::copy_out(a.raw(2), bytes.get(..n).unwrap_or_default())?;
+    Ok(n)
+}
+
+/// `sched_setaffinity(2)`.
+pub fn sched_setaffinity(a: &Args) -> SysResult {
+    let len = (a.uint(1) as usize).min(MAX_CPUS / 8);
+    let mut bytes = [0u8; MAX_CPUS / 8];
+    usercopy::copy_in(a.raw(2), bytes.get_mut(..len).unwrap_or_default())?;
+    let mut words = [0u64; MAX_CPUS / 64];
+    for (w, b) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        *w = u64::from_le_bytes(*b);
+    }
+    let set = CpuSet::from_words(words).intersection(&sched::online());
+    let t = target(a.int(0))?;
+    if set.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    *t.affinity.lock() = set;
+    // If it now runs where it may not, it leaves on its way to user mode; ours is next.
+    sched::kick(&t);
+    Ok(0)
+}
+
+/// `getcpu(2)`.
+pub fn getcpu(a: &Args) -> SysResult {
+    if a.raw(0) != 0 {
+        usercopy::write(a.raw(0), &(cpu::id().index() as u32))?;
+    }
+    if a.raw(1) != 0 {
+        usercopy::write(a.raw(1), &0u32)?;
+    }
+    Ok(0)
+}
+
+/// `getrandom(2)`. The generator is seeded at boot, so it never blocks.
+pub fn getrandom(a: &Args) -> SysResult {
+    let (addr, len, flags) = (a.raw(0), a.raw(1).min(0x1ff_ffff) as usize, a.uint(2));
+    let known = abi::GRND_NONBLOCK | abi::GRND_RANDOM | abi::GRND_INSECURE;
+    if flags & !known != 0 || flags & (abi::GRND_RANDOM | abi::GRND_INSECURE) == abi::GRND_RANDOM | abi::GRND_INSECURE {
+        return Err(Errno::EINVAL);
+    }
+    let mut done = 0;
+    while done < len {
+        let mut buf = [0u8; 256];
+        let n = (len - done).min(buf.len());
+        let Some(part) = buf.get_mut(..n) else { break };
+        file::random_bytes(part);
+        match usercopy::copy_out(addr.wrapping_add(done as u64), part) {
+            Ok(()) => done += n,
+            Err(e) if done == 0 => return Err(e),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
+}
+
+/// `membarrier(2)`: the global command and the private expedited one, both by interrupting every other CPU.
+pub fn membarrier(a: &Args) -> SysResult {
+    const QUERY: i32 = 0;
+    const GLOBAL: i32 = 1;
+    const PRIVATE_EXPEDITED: i32 = 1 << 3;
+    const REGISTER_PRIVATE_EXPEDITED: i32 = 1 << 4;
+    if a.uint(1) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    match a.int(0) {
+        QUERY => Ok((GLOBAL | PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED) as usize),
+        REGISTER_PRIVATE_EXPEDITED => Ok(0),
+        GLOBAL | PRIVATE_EXPEDITED => {
+            // SeqCst: orders the caller's accesses before against those after. On every other CPU the interrupt that
+            // an empty flush sends, and waits for, is the barrier.
+            fence(Ordering::SeqCst);
+            Ipi.flush(&task::pinned(), &sched::online(), PageRange::default());
+            fence(Ordering::SeqCst);
+            Ok(0)
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}

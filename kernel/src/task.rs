@@ -1,0 +1,251 @@
+//! A task: one thread of a process, or one of the kernel's own.
+
+use alloc::{boxed::Box, sync::Arc, task::Wake, vec::Vec};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use percpu::CpuSet;
+
+pub use crate::hw::thread::{Current, current, pinned, unpinned};
+use crate::{
+    errno::Errno,
+    futex,
+    hw::{TrapFrame, irq, thread::Thread},
+    process::{self, Mm, Process},
+    sched::{self, Entity},
+    signal::TaskSignals,
+    trap, usercopy,
+};
+
+/// A thread.
+pub struct Task {
+    /// Thread id; that of a process's first thread is the process id. `execve` by another thread makes it so again.
+    tid: AtomicU32,
+    /// The process that it belongs to.
+    pub process: Arc<Process>,
+    /// `comm`: at most 15 bytes and a NUL.
+    pub name: irq::Lock<[u8; 16]>,
+    /// Mask, pending signals, alternate stack.
+    pub signals: irq::Lock<TaskSignals>,
+    /// Where to store 0 and wake a futex on exit; 0 for nowhere.
+    pub clear_child_tid: AtomicU64,
+    /// Head of the robust futex list; 0 for none.
+    pub robust_list: AtomicU64,
+    /// Where it may run.
+    pub affinity: irq::Lock<CpuSet>,
+    /// The scheduler's part.
+    pub sched: Entity,
+    /// The machine's part.
+    pub thread: Thread,
+    /// Where the thread stores its id when it first runs (CLONE_CHILD_SETTID); 0 for nowhere.
+    set_tid: AtomicU64,
+    mm: irq::Lock<Option<Arc<Mm>>>,
+    kind: Kind,
+    /// Asked to end: by `exit`, or since the process ends or executes another program.
+    ending: AtomicBool,
+    /// What `exit` was given, for a last thread that nobody killed.
+    exit_code: AtomicU32,
+}
+
+enum Kind {
+    User,
+    Idle,
+    Kernel(irq::Lock<Option<Box<dyn FnOnce() + Send>>>),
+}
+
+impl Task {
+    fn assemble(tid: u32, process: Arc<Process>, thread: Thread, kind: Kind) -> Self {
+        Self {
+            tid: AtomicU32::new(tid),
+            process,
+            name: irq::Lock::new([0; 16]),
+            signals: irq::Lock::new(TaskSignals::new()),
+            clear_child_tid: AtomicU64::new(0),
+            robust_list: AtomicU64::new(0),
+            affinity: irq::Lock::new(sched::online()),
+            sched: Entity::new(),
+            thread,
+            set_tid: AtomicU64::new(0),
+            mm: irq::Lock::new(None),
+            kind,
+            ending: AtomicBool::new(false),
+            exit_code: AtomicU32::new(0),
+        }
+    }
+
+    /// A user thread of `process` that will enter user mode with `frame` and FS base `fs`, in the address space `mm`.
+    /// It inherits the caller's floating-point state if `inherit`. Not started yet.
+    pub fn user(
+        tid: u32,
+        process: Arc<Process>,
+        mm: Arc<Mm>,
+        frame: &TrapFrame,
+        fs: u64,
+        inherit: bool,
+    ) -> Result<Arc<Self>, Errno> {
+        let mut thread = Thread::new(true, user_entry).ok_or(Errno::ENOMEM)?;
+        thread.set_first_frame(frame, fs);
+        if inherit {
+            thread.copy_state_of_caller();
+        }
+        let task = Self::assemble(tid, process, thread, Kind::User);
+        *task.mm.lock() = Some(mm);
+        Ok(Arc::new(task))
+    }
+
+    /// A kernel thread that runs `f` and ends. Not started yet.
+    pub fn kernel(process: Arc<Process>, f: impl FnOnce() + Send + 'static) -> Option<Arc<Self>> {
+        let thread = Thread::new(false, kernel_entry)?;
+        let kind = Kind::Kernel(irq::Lock::new(Some(Box::new(f))));
+        Some(Arc::new(Self::assemble(0, process, thread, kind)))
+    }
+
+    /// The idle thread of a CPU.
+    pub fn idle(process: Arc<Process>) -> Option<Arc<Self>> {
+        let thread = Thread::new(false, idle_entry)?;
+        Some(Arc::new(Self::assemble(0, process, thread, Kind::Idle)))
+    }
+
+    /// The thread id, as `gettid` gives it; 0 for the kernel's own threads.
+    pub fn tid(&self) -> u32 {
+        // Relaxed: changed only by the thread itself in `execve`, when it is alone in its process.
+        self.tid.load(Ordering::Relaxed)
+    }
+    /// Take over the process's id, after `execve` ended the other threads.
+    pub fn become_leader(&self) {
+        // Relaxed: as in `tid`.
+        self.tid.store(self.process.pid, Ordering::Relaxed);
+    }
+    /// Whether this is an idle thread.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.kind, Kind::Idle)
+    }
+    /// Whether this is one of the kernel's own threads.
+    pub fn is_kernel(&self) -> bool {
+        !matches!(self.kind, Kind::User)
+    }
+    /// The address space, for user threads that have not ended.
+    pub fn mm(&self) -> Option<Arc<Mm>> {
+        self.mm.lock().clone()
+    }
+    /// Replace the address space: `execve` and exit.
+    pub fn set_mm(&self, mm: Option<Arc<Mm>>) -> Option<Arc<Mm>> {
+        core::mem::replace(&mut *self.mm.lock(), mm)
+    }
+    /// Store the thread id at `at` in its own memory when it first runs.
+    pub fn set_tid_on_start(&self, at: u64) {
+        // Relaxed: published with the task.
+        self.set_tid.store(at, Ordering::Relaxed);
+    }
+    /// End the thread when it next is on its way to user mode; interrupts its sleep.
+    pub fn end(self: &Arc<Self>) {
+        // Release: with the wake in `interrupt`, what the caller wrote before is seen by the thread's own check.
+        self.ending.store(true, Ordering::Release);
+        self.interrupt();
+    }
+    /// As [`Self::end`] for the calling thread itself, with the code of its `exit`.
+    pub fn end_self(&self, code: u32) {
+        // Relaxed: read by this thread.
+        self.exit_code.store(code, Ordering::Relaxed);
+        self.ending.store(true, Ordering::Relaxed);
+    }
+    /// Whether the thread was asked to end.
+    pub fn is_ending(&self) -> bool {
+        // Acquire: pairs with `end`.
+        self.ending.load(Ordering::Acquire)
+    }
+    /// What `exit` was given.
+    pub fn exit_code(&self) -> u32 {
+        // Relaxed: read by this thread, or after it ended under a lock.
+        self.exit_code.load(Ordering::Relaxed)
+    }
+    /// Make the park that the task is in, or its next, return. From any context.
+    pub fn wake(self: &Arc<Self>) {
+        sched::wake(self);
+    }
+    /// Make the task look at its signals soon: ends an interruptible sleep, and interrupts user mode.
+    pub fn interrupt(self: &Arc<Self>) {
+        sched::wake(self);
+        sched::kick(self);
+    }
+    /// The name as bytes without the NUL.
+    pub fn comm(&self) -> Vec<u8> {
+        let name = *self.name.lock();
+        name.iter().copied().take_while(|b| *b != 0).collect()
+    }
+    /// Set the name from the last component of a path, or from what `prctl` was given.
+    pub fn set_comm(&self, name: &[u8]) {
+        let base = name.rsplit(|b| *b == b'/').next().unwrap_or(name);
+        let mut n = [0; 16];
+        for (to, from) in n.iter_mut().take(15).zip(base) {
+            *to = *from;
+        }
+        *self.name.lock() = n;
+    }
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        sched::wake(&self);
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        sched::wake(self);
+    }
+}
+
+extern "C" fn user_entry() -> ! {
+    sched::first_run();
+    let me = current();
+    // Relaxed: written before the task was started.
+    let at = me.set_tid.load(Ordering::Relaxed);
+    if at != 0 {
+        irq::enable();
+        // A bad address is the program's own affair.
+        let _ = usercopy::write(at, &me.tid());
+        irq::disable();
+    }
+    let mut frame = me.frame();
+    trap::leave_to_user(&mut frame);
+    me.set_frame(&frame);
+    me.enter_user()
+}
+
+extern "C" fn kernel_entry() -> ! {
+    sched::first_run();
+    irq::enable();
+    let f = match &current().kind {
+        Kind::Kernel(f) => f.lock().take(),
+        _ => None,
+    };
+    if let Some(f) = f {
+        f();
+    }
+    sched::exit_current()
+}
+
+extern "C" fn idle_entry() -> ! {
+    sched::first_run();
+    irq::enable();
+    sched::idle()
+}
+
+/// The end of a user thread, called by itself on the way to user mode when [`Task::is_ending`]. Nothing on the stack
+/// below this call owns memory.
+pub fn exit_now() -> ! {
+    irq::enable();
+    exit_steps();
+    sched::exit_current()
+}
+
+fn exit_steps() {
+    let me = current().arc();
+    // Relaxed: these words belong to the thread.
+    let clear = me.clear_child_tid.load(Ordering::Relaxed);
+    futex::exit_robust_list(&me);
+    if clear != 0 && me.mm().is_some_and(|mm| mm.is_shared()) {
+        // A bad address is the program's own affair.
+        if usercopy::write(clear, &0u32).is_ok() {
+            futex::wake_address(clear, 1);
+        }
+    }
+    process::thread_ended(&me);
+}

@@ -1,0 +1,176 @@
+//! Everything that enters the kernel: exceptions, interrupts, system calls; and the way back to user mode.
+//!
+//! The assembly in `hw` saves the registers and calls [`trap`] or [`syscall`] with interrupts off, and restores them
+//! when the call returns, with interrupts off. Exceptions from user mode, and faults in copies, run with interrupts on;
+//! so do system calls.
+
+use linux_raw_sys::general as abi;
+
+use addr::VirtAddr;
+
+use crate::{
+    errno::Errno,
+    fault,
+    hw::{self, TrapFrame, apic, cpu, irq},
+    panic, sched, shootdown,
+    signal::{self, SigInfo},
+    stats::{self, Counter},
+    syscall as calls, task, usercopy,
+};
+
+/// Exception vectors (Intel SDM vol. 3A, table 6-1).
+const DIVIDE_ERROR: u64 = 0;
+const DEBUG: u64 = 1;
+const NMI: u64 = 2;
+const BREAKPOINT: u64 = 3;
+const OVERFLOW: u64 = 4;
+const BOUND: u64 = 5;
+const INVALID_OPCODE: u64 = 6;
+const NO_DEVICE: u64 = 7;
+const DOUBLE_FAULT: u64 = 8;
+const SEGMENT_NOT_PRESENT: u64 = 11;
+const STACK_FAULT: u64 = 12;
+const GENERAL_PROTECTION: u64 = 13;
+const PAGE_FAULT: u64 = 14;
+const X87: u64 = 16;
+const ALIGNMENT: u64 = 17;
+const MACHINE_CHECK: u64 = 18;
+const SIMD: u64 = 19;
+
+/// The x86 resume flag, set while a debug exception is handled.
+const TRAP_FLAG: u64 = 1 << 8;
+
+/// An exception or interrupt; its vector is in `orig_rax`. Entered and left with interrupts off.
+pub extern "C" fn trap(frame: &mut TrapFrame) {
+    let vector = frame.orig_rax;
+    if frame.is_user() {
+        // Not a system call: nothing to restart.
+        frame.orig_rax = u64::MAX;
+    }
+    match vector {
+        PAGE_FAULT => page_fault(frame),
+        0..32 => exception(frame, vector),
+        _ => interrupt(frame, vector as u8),
+    }
+    if frame.is_user() {
+        leave_to_user(frame);
+    }
+}
+
+fn interrupt(frame: &TrapFrame, vector: u8) {
+    match vector {
+        apic::VECTOR_TIMER => {
+            stats::count(Counter::Ticks);
+            apic::eoi();
+            sched::on_timer();
+        }
+        apic::VECTOR_RESCHED => {
+            apic::eoi();
+            sched::on_kick();
+        }
+        apic::VECTOR_FLUSH => {
+            apic::eoi();
+            shootdown::on_request();
+        }
+        apic::VECTOR_SERIAL => {
+            hw::serial::on_interrupt();
+            apic::eoi();
+        }
+        apic::VECTOR_STOP => panic::stop(),
+        // The spurious vector needs no acknowledgement; nothing else is ever routed.
+        _ => crate::log!("unexpected interrupt {vector} at {:#x}", frame.rip),
+    }
+}
+
+fn page_fault(frame: &mut TrapFrame) {
+    let at = cpu::read_cr2();
+    let access = fault::access(frame.error);
+    let user_half = VirtAddr::user(at);
+    let fix = if frame.is_user() { None } else { usercopy::fixup(frame.rip) };
+    if !frame.is_user() && (fix.is_none() || user_half.is_none()) {
+        if let Some(fix) = fix {
+            frame.rip = fix;
+            return;
+        }
+        panic::fatal(frame, at);
+    }
+    // What the exception interrupted had interrupts on: user mode always, copies by contract.
+    irq::enable();
+    let outcome = fault::resolve(at, access, frame.error);
+    match (outcome, fix) {
+        (Ok(()), _) => {}
+        (Err(_), Some(fix)) => frame.rip = fix,
+        (Err(refused), None) => {
+            signal::force_fault(refused.signal(at), frame.error, PAGE_FAULT, at);
+        }
+    }
+    irq::disable();
+}
+
+fn exception(frame: &mut TrapFrame, vector: u64) {
+    if vector == NMI {
+        return panic::on_nmi();
+    }
+    if !frame.is_user() {
+        panic::fatal(frame, 0);
+    }
+    irq::enable();
+    let rip = frame.rip;
+    let (signal, code, addr) = match vector {
+        DIVIDE_ERROR => (abi::SIGFPE, abi::FPE_INTDIV, rip),
+        DEBUG => {
+            frame.rflags &= !TRAP_FLAG;
+            (abi::SIGTRAP, abi::TRAP_TRACE, rip)
+        }
+        BREAKPOINT => (abi::SIGTRAP, abi::SI_KERNEL, 0),
+        OVERFLOW | BOUND | SEGMENT_NOT_PRESENT | GENERAL_PROTECTION | NO_DEVICE => {
+            (abi::SIGSEGV, abi::SI_KERNEL, 0)
+        }
+        STACK_FAULT => (abi::SIGBUS, abi::SI_KERNEL, 0),
+        INVALID_OPCODE => (abi::SIGILL, abi::ILL_ILLOPN, rip),
+        X87 | SIMD => (abi::SIGFPE, signal::fpe_code(vector == SIMD), rip),
+        ALIGNMENT => (abi::SIGBUS, abi::BUS_ADRALN, 0),
+        DOUBLE_FAULT | MACHINE_CHECK => panic::fatal(frame, 0),
+        _ => (abi::SIGSEGV, abi::SI_KERNEL, 0),
+    };
+    signal::force_fault(SigInfo::fault(signal, code as i32, addr), frame.error, vector, cpu::read_cr2());
+    irq::disable();
+}
+
+/// A system call. Entered and left with interrupts off.
+pub extern "C" fn syscall(frame: &mut TrapFrame) {
+    stats::count(Counter::Syscalls);
+    irq::enable();
+    let result = calls::dispatch(frame);
+    if let Some(result) = result {
+        frame.rax = match result {
+            Ok(v) => v as u64,
+            Err(e) => e.as_return(),
+        };
+    }
+    irq::disable();
+    leave_to_user(frame);
+}
+
+/// What must be done before a thread continues in user mode: end if asked to, give way, take signals. Interrupts are
+/// off on entry and on return, and nothing was left undone at the instant of the return.
+pub fn leave_to_user(frame: &mut TrapFrame) {
+    loop {
+        if task::current().is_ending() {
+            task::exit_now();
+        }
+        sched::reschedule();
+        if !signal::pending() {
+            break;
+        }
+        irq::enable();
+        signal::deliver(frame);
+        irq::disable();
+    }
+    // A restart code that no signal turned into something else must not reach the program.
+    let restart = [Errno::RESTART, Errno::RESTART_NO_HANDLER].map(Errno::as_return).contains(&frame.rax);
+    if restart && frame.orig_rax < 1 << 32 {
+        frame.rax = frame.orig_rax;
+        frame.rip -= 2;
+    }
+}

@@ -1,0 +1,133 @@
+//! Wait queues: sleep until a condition holds.
+//!
+//! The protocol against lost wakes: a sleeper *first* enters the queue, *then* tests its condition, then parks; a waker
+//! *first* makes the condition true, *then* wakes the queue. The queue's lock orders the two: if the waker looks before
+//! the sleeper entered, the sleeper's test comes after the waker's change and sees it; else the waker finds the sleeper,
+//! and a wake before the park makes the park return at once (`sched.rs`).
+//!
+//! `wake_one` takes the sleeper out of the queue. A sleeper that was taken out but leaves for another reason (signal,
+//! deadline) passes the wake on.
+
+use alloc::{collections::VecDeque, sync::Arc};
+
+use crate::{
+    hw::{self, irq},
+    sched, signal,
+    task::{self, Task},
+    timers,
+};
+
+/// Tasks that wait for something.
+pub struct WaitQueue {
+    waiters: irq::Lock<VecDeque<Arc<Task>>>,
+}
+
+/// Why a wait ended without its condition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Woken {
+    /// A signal is pending, or the process is ending.
+    Interrupted,
+    /// The deadline has passed.
+    TimedOut,
+}
+
+impl Default for WaitQueue {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl WaitQueue {
+    /// Nobody waits.
+    pub const fn new() -> Self {
+        Self { waiters: irq::Lock::new(VecDeque::new()) }
+    }
+
+    /// Sleep until `cond` gives a value. `deadline` in nanoseconds since boot. `interruptible`: a pending signal ends
+    /// the wait. `cond` runs with no lock held, and may take locks and touch user memory.
+    pub fn wait<R>(
+        &self,
+        deadline: Option<u64>,
+        interruptible: bool,
+        cond: impl FnMut() -> Option<R>,
+    ) -> Result<R, Woken> {
+        wait_any(&[self], deadline, interruptible, cond)
+    }
+
+    /// Wake every waiter. From any context.
+    pub fn wake_all(&self) {
+        for t in self.waiters.lock().iter() {
+            t.wake();
+        }
+    }
+
+    /// Wake the first waiter and take it out; false if nobody waits. From any context.
+    pub fn wake_one(&self) -> bool {
+        let first = self.waiters.lock().pop_front();
+        match first {
+            Some(t) => {
+                t.wake();
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn enter(&self, me: &Arc<Task>) {
+        let mut w = self.waiters.lock();
+        if !w.iter().any(|t| Arc::ptr_eq(t, me)) {
+            w.push_back(me.clone());
+        }
+    }
+
+    /// Leave the queue; false if a `wake_one` had taken us out already.
+    fn leave(&self, me: &Arc<Task>) -> bool {
+        let mut w = self.waiters.lock();
+        match w.iter().position(|t| Arc::ptr_eq(t, me)) {
+            Some(i) => w.remove(i).is_some(),
+            None => false,
+        }
+    }
+}
+
+/// As [`WaitQueue::wait`], woken by any of several queues.
+pub fn wait_any<R>(
+    queues: &[&WaitQueue],
+    deadline: Option<u64>,
+    interruptible: bool,
+    mut cond: impl FnMut() -> Option<R>,
+) -> Result<R, Woken> {
+    if let Some(r) = cond() {
+        return Ok(r);
+    }
+    let me = task::current().arc();
+    let timer = deadline.map(|d| timers::wake_at(d, me.clone()));
+    let result = loop {
+        queues.iter().for_each(|q| q.enter(&me));
+        if let Some(r) = cond() {
+            break Ok(r);
+        }
+        if interruptible && signal::pending() {
+            break Err(Woken::Interrupted);
+        }
+        if deadline.is_some_and(|d| hw::timer::now() >= d) {
+            break Err(Woken::TimedOut);
+        }
+        sched::park();
+    };
+    drop(timer);
+    for q in queues {
+        if !q.leave(&me) && result.is_err() {
+            q.wake_one();
+        }
+    }
+    result
+}
+
+/// Sleep until `deadline` (nanoseconds since boot) or a signal.
+pub fn sleep_until(deadline: Option<u64>) -> Woken {
+    match wait_any(&[], deadline, true, || None::<core::convert::Infallible>) {
+        Err(w) => w,
+        Ok(never) => match never {},
+    }
+}
