@@ -133,7 +133,7 @@ pub struct Process {
     /// Its session.
     pub sid: AtomicU32,
     /// Actions and shared pending signals.
-    pub signals: Lock<ProcessSignals>,
+    pub signals: ProcessSignals,
     /// Its descriptors.
     pub files: Lock<Arc<FileTable>>,
     /// Working directory and file mode mask.
@@ -244,7 +244,7 @@ impl Process {
             parent: Lock::new(parent),
             pgid: AtomicU32::new(pid),
             sid: AtomicU32::new(pid),
-            signals: Lock::new(ProcessSignals::new()),
+            signals: ProcessSignals::new(),
             files: Lock::new(files),
             fs: Lock::new(fs),
             threads: Lock::new(Vec::new()),
@@ -418,6 +418,7 @@ pub fn thread_ended(me: &Arc<Task>) {
         last
     };
     if last {
+        signal::process_exit(p);
         release_resources(p);
     }
     if let Some(mm) = me.set_mm(None) {

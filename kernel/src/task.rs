@@ -25,7 +25,7 @@ pub struct Task {
     /// `comm`: at most 15 bytes and a NUL.
     pub name: irq::Lock<[u8; 16]>,
     /// Mask, pending signals, alternate stack.
-    pub signals: irq::Lock<TaskSignals>,
+    pub signals: TaskSignals,
     /// Where to store 0 and wake a futex on exit; 0 for nowhere.
     pub clear_child_tid: AtomicU64,
     /// Head of the robust futex list; 0 for none.
@@ -58,7 +58,7 @@ impl Task {
             tid: AtomicU32::new(tid),
             process,
             name: irq::Lock::new([0; 16]),
-            signals: irq::Lock::new(TaskSignals::new()),
+            signals: TaskSignals::new(),
             clear_child_tid: AtomicU64::new(0),
             robust_list: AtomicU64::new(0),
             affinity: irq::Lock::new(sched::online()),

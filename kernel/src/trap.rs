@@ -9,7 +9,6 @@ use linux_raw_sys::general as abi;
 use addr::VirtAddr;
 
 use crate::{
-    errno::Errno,
     fault,
     hw::{self, TrapFrame, apic, cpu, irq},
     panic, sched, shootdown,
@@ -160,17 +159,12 @@ pub fn leave_to_user(frame: &mut TrapFrame) {
             task::exit_now();
         }
         sched::reschedule();
-        if !signal::pending() {
-            break;
+        if signal::pending() {
+            irq::enable();
+            signal::deliver(frame);
+            irq::disable();
+        } else if !signal::settle(frame) {
+            return;
         }
-        irq::enable();
-        signal::deliver(frame);
-        irq::disable();
-    }
-    // A restart code that no signal turned into something else must not reach the program.
-    let restart = [Errno::RESTART, Errno::RESTART_NO_HANDLER].map(Errno::as_return).contains(&frame.rax);
-    if restart && frame.orig_rax < 1 << 32 {
-        frame.rax = frame.orig_rax;
-        frame.rip -= 2;
     }
 }
