@@ -171,6 +171,23 @@ impl Frames {
         debug_assert!(ok, "{:?} was freed twice", self.frame(first));
     }
 
+    /// Take the frames of `range` out of the pool, without touching their bytes: for what lay in them before the
+    /// allocator did. Each then has one share, which the caller takes up by [`OwnedFrame::from_raw`]. The answer is
+    /// false, and nothing changes, if one of them is not in the pool.
+    pub fn claim(&self, pin: &Pinned<'_>, range: FrameRange, usage: Use) -> bool {
+        let n = range.end.number().saturating_sub(range.start.number()) as usize;
+        let first = self.index(range.start);
+        let cache = self.cache(pin);
+        if !self.with_pool(pin, cache, |pool| pool.take_at(first, n)) {
+            return false;
+        }
+        for at in first..first + n {
+            self.marks.hand_out(at, self.frame(at), usage, self.dm);
+        }
+        cache.count(pin, usage, n as i64);
+        true
+    }
+
     /// Give up one share; the frame is free again when it was the last.
     #[inline]
     pub fn free(&self, pin: &Pinned<'_>, owned: OwnedFrame) {

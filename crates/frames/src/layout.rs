@@ -3,18 +3,19 @@
 //! ```text
 //!   caches: a Cache for each CPU | rows | summary | sharers: u32 a frame | marks: u8 a frame (debug builds)
 //! ```
-//! Tables are indexed from the first frame of the lowest range to the last of the highest; frames in holes have
-//! entries that nobody uses.
+//! Tables are indexed from the first frame of the lowest range, rounded down to a multiple of the longest run so that
+//! aligned indices are aligned frames, to the last of the highest range. Frames that do not exist have entries that
+//! nobody uses.
 
 use core::{mem::size_of, slice};
 
 use addr::Frame;
 
-use crate::{FrameRange, cache::Cache, marks, pool::ROW};
+use crate::{FrameRange, MAX_ORDER, cache::Cache, marks, pool::ROW};
 
 /// Sizes of the tables, in entries.
 pub(crate) struct Layout {
-    /// The frame with index 0.
+    /// The frame with index 0: a multiple of 2^[`MAX_ORDER`].
     pub(crate) first: Frame,
     /// Frames from the first to the last, holes included.
     pub(crate) span: usize,
@@ -27,7 +28,8 @@ pub(crate) struct Layout {
 impl Layout {
     pub(crate) fn new(ranges: &[FrameRange], cpus: usize) -> Self {
         let used = || ranges.iter().filter(|r| r.start < r.end);
-        let first = used().map(|r| r.start).min().unwrap_or_default();
+        let lowest = used().map(|r| r.start.number()).min().unwrap_or_default();
+        let first = Frame::new(lowest >> MAX_ORDER << MAX_ORDER).unwrap_or_default();
         let end = used().map(|r| r.end).max().unwrap_or_default();
         let span = (end.number() - first.number()) as usize;
         assert!(u32::try_from(span).is_ok(), "more than 16 TiB between the first frame and the last");

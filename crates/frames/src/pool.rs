@@ -46,10 +46,11 @@ const fn runs(row: u64, order: u32) -> u64 {
     r & ALIGNED[order as usize]
 }
 
-/// The rows that the `n` frames from `at` on lie in, each with the bits of those frames.
+/// The rows that the `n` frames from `at` on lie in, each with the bits of those frames, of which there is one at least.
 fn masks(at: usize, n: usize) -> impl Iterator<Item = (usize, u64)> {
     let end = at + n;
-    (at / ROW..end.div_ceil(ROW)).map(move |row| {
+    let rows = if n == 0 { 0..0 } else { at / ROW..end.div_ceil(ROW) };
+    rows.map(move |row| {
         let (from, to) = (at.max(row * ROW), end.min((row + 1) * ROW));
         (row, low_bits(to - from) << (from % ROW))
     })
@@ -86,6 +87,16 @@ impl Pool {
     /// Take 2^`order` frames in a run, the first of them a multiple of that.
     pub(crate) fn take_run(&mut self, order: u32) -> Option<usize> {
         if order <= ROW.trailing_zeros() { self.take_within_row(order) } else { self.take_rows(order) }
+    }
+
+    /// Take the `n` frames from `at` on. The answer is false, and nothing changes, if one of them is not free.
+    pub(crate) fn take_at(&mut self, at: usize, n: usize) -> bool {
+        let free = |(row, mask): (usize, u64)| self.rows.get(row).is_some_and(|r| r & mask == mask);
+        if at.checked_add(n).is_none() || !masks(at, n).all(free) {
+            return false;
+        }
+        masks(at, n).for_each(|(row, mask)| self.clear(row, mask));
+        true
     }
 
     fn take_within_row(&mut self, order: u32) -> Option<usize> {
@@ -153,5 +164,85 @@ impl Pool {
         self.rows[row] |= mask;
         self.summary[row / ROW] |= 1 << (row % ROW);
         self.lowest = self.lowest.min(row / ROW);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{collections::BTreeSet, vec, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FRAMES: usize = 1400;
+
+    fn pool() -> Pool {
+        let rows = FRAMES.div_ceil(ROW);
+        Pool::new(vec![0; rows].leak(), vec![0; rows.div_ceil(ROW)].leak())
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Take(usize),
+        TakeRun(u32),
+        Give(usize, usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            (0..100usize).prop_map(Step::Take),
+            (0..=crate::MAX_ORDER).prop_map(Step::TakeRun),
+            (0..FRAMES, 0..600usize).prop_map(|(at, n)| Step::Give(at, n.min(FRAMES - at))),
+        ];
+        prop::collection::vec(step, 1..60)
+    }
+
+    proptest! {
+        /// Whatever is taken is the lowest that fits, whatever is given is free afterwards, and nothing else changes.
+        #[test]
+        fn the_pool_is_a_set_of_frames(steps in steps(), full: bool) {
+            let (mut pool, mut oracle) = (pool(), BTreeSet::new());
+            if full {
+                prop_assert!(pool.give(0, FRAMES));
+                oracle.extend(0..FRAMES);
+            }
+            for step in steps {
+                match step {
+                    Step::Take(n) => {
+                        let mut taken = Vec::new();
+                        pool.take(n, |at| taken.push(at));
+                        prop_assert!(taken.iter().eq(oracle.iter().take(n)));
+                        taken.iter().for_each(|at| assert!(oracle.remove(at)));
+                    }
+                    Step::TakeRun(order) => {
+                        let n = 1 << order;
+                        let fits = |at: &usize| (*at..at + n).all(|f| oracle.contains(&f));
+                        let lowest = (0..FRAMES).step_by(n).find(fits);
+                        prop_assert_eq!(pool.take_run(order), lowest);
+                        lowest.into_iter().flat_map(|at| at..at + n).for_each(|f| assert!(oracle.remove(&f)));
+                    }
+                    Step::Give(at, n) => {
+                        let owned = (at..at + n).all(|f| !oracle.contains(&f));
+                        prop_assert_eq!(pool.give(at, n), owned);
+                        if owned {
+                            oracle.extend(at..at + n);
+                        }
+                    }
+                }
+                prop_assert_eq!((pool.free(), pool.count()), (oracle.len(), oracle.len()));
+            }
+        }
+
+        #[test]
+        fn folding_finds_the_aligned_runs(row: u64, holes: u64, order in 0..=6u32) {
+            let row = row | holes;
+            let n = 1 << order;
+            let fits = |at: &usize| (row >> at) & low_bits(n) == low_bits(n);
+            let expected = (0..ROW).step_by(n).filter(fits).fold(0, |m, at| m | 1 << at);
+            prop_assert_eq!(runs(row, order), expected);
+        }
     }
 }
