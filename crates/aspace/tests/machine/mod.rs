@@ -1,0 +1,265 @@
+//! The simulated machine: threads as CPUs, each with a translation buffer that keeps every translation and every
+//! pointer to a leaf table that it has ever used until it is flushed, which is the worst that the manual allows
+//! (Intel SDM vol. 3A, 4.10). It walks the real page tables in the real frames, and knows nothing of the address
+//! space's own bookkeeping.
+//!
+//! An instruction holds its CPU's buffer from translation to access, and a flush of that CPU waits for it: as on real
+//! processors, an interrupt is taken between instructions.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use addr::{Frame, Page, PageRange, Prot, Pte};
+use aspace::{
+    Access, AddressSpace, Backing, Error, Fault, Label, Locked, Machine, Mapping, Object, ObjectError,
+};
+use frames::{Frames, OwnedFrame, Use, testing};
+use percpu::{CpuId, CpuSet, Pinned, Unpinned, testing::Machine as Cpus};
+use tlb::Shootdown;
+
+pub const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+/// What one CPU has cached.
+#[derive(Default)]
+struct Buffer {
+    root: Option<Frame>,
+    entries: HashMap<Page, Pte>,
+    /// Leaf tables, by page number / 512.
+    tables: HashMap<u64, Frame>,
+}
+
+/// The machine. It lives for ever, since address spaces keep references to it.
+pub struct Sim {
+    pub cpus: Cpus,
+    pub frames: &'static Frames,
+    buffers: Vec<Mutex<Buffer>>,
+    pub flushes: AtomicUsize,
+    /// Called at the start of every flush.
+    pub on_flush: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+impl Sim {
+    pub fn new(cpus: usize, frames: usize) -> &'static Sim {
+        Box::leak(Box::new(Sim {
+            cpus: Cpus::new(cpus),
+            frames: testing::frames(frames, cpus),
+            buffers: (0..cpus).map(|_| Mutex::default()).collect(),
+            flushes: AtomicUsize::new(0),
+            on_flush: Mutex::new(None),
+        }))
+    }
+    pub fn machine(&'static self) -> Machine {
+        Machine { frames: self.frames, shootdown: self, kernel_root: None }
+    }
+    pub fn space(&'static self, ctx: &Unpinned<'_>) -> Arc<dyn AddressSpace> {
+        Locked::new(self.machine(), ctx).expect("there is memory for a root")
+    }
+    /// Frames that somebody owns.
+    pub fn owned(&self) -> [u64; Use::COUNT] {
+        let s = self.frames.stats();
+        assert_eq!(s.free + s.cached + s.owned.iter().sum::<u64>(), s.total, "frames were lost: {s:?}");
+        s.owned
+    }
+    fn buffer(&self, cpu: CpuId) -> MutexGuard<'_, Buffer> {
+        self.buffers[cpu.index()].lock().unwrap_or_else(|e| e.into_inner())
+    }
+    /// The CPU runs `space` from here on.
+    pub fn enter(&self, space: &dyn AddressSpace, ctx: &Unpinned<'_>) {
+        let pin = ctx.pin();
+        let root = space.activate(&pin);
+        *self.buffer(pin.cpu()) = Buffer { root: Some(root), ..Buffer::default() };
+    }
+    /// The CPU runs `space` no more.
+    pub fn leave(&self, space: &dyn AddressSpace, ctx: &Unpinned<'_>) {
+        let pin = ctx.pin();
+        *self.buffer(pin.cpu()) = Buffer::default();
+        space.deactivate(&pin);
+    }
+    /// Word `word` of page `at`, by the CPU of `ctx`, which runs `space`.
+    pub fn load(&self, space: &dyn AddressSpace, at: Page, ctx: &Unpinned<'_>) -> Result<u64, Fault> {
+        self.user(space, at, Access::Read, ctx, |word| word.load(Ordering::SeqCst))
+    }
+    pub fn store(
+        &self,
+        space: &dyn AddressSpace,
+        at: Page,
+        value: u64,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Fault> {
+        self.user(space, at, Access::Write, ctx, |word| word.store(value, Ordering::SeqCst))
+    }
+    pub fn fetch(&self, space: &dyn AddressSpace, at: Page, ctx: &Unpinned<'_>) -> Result<(), Fault> {
+        self.user(space, at, Access::Exec, ctx, |_| ())
+    }
+    fn user<R>(
+        &self,
+        space: &dyn AddressSpace,
+        at: Page,
+        access: Access,
+        ctx: &Unpinned<'_>,
+        f: impl Fn(&AtomicU64) -> R,
+    ) -> Result<R, Fault> {
+        loop {
+            let instruction = {
+                let pin = ctx.pin();
+                let mut buffer = self.buffer(pin.cpu());
+                self.translate(&mut buffer, at, access).map(|frame| f(&self.entries(frame)[0]))
+            };
+            match instruction {
+                Some(result) => return Ok(result),
+                None => space.fault(at.base(), access, ctx)?,
+            }
+        }
+    }
+    /// The hardware's part of an access; `None` is a page fault.
+    fn translate(&self, buffer: &mut Buffer, at: Page, access: Access) -> Option<Frame> {
+        if let Some(entry) = buffer.entries.get(&at) {
+            if access.allowed_by(entry.prot()) {
+                return Some(entry.frame());
+            }
+            // A page fault drops what it was caused by (4.10.4.3).
+            buffer.entries.remove(&at);
+            buffer.tables.remove(&(at.number() >> 9));
+            return None;
+        }
+        let leaf = match buffer.tables.get(&(at.number() >> 9)) {
+            Some(&leaf) => leaf,
+            None => {
+                let mut table = buffer.root.expect("the CPU runs an address space");
+                for level in [3, 2, 1] {
+                    let link = Pte::from_bits(self.entries(table)[at.index(level)].load(Ordering::SeqCst));
+                    if !link.is_present() {
+                        return None;
+                    }
+                    table = link.frame();
+                }
+                buffer.tables.insert(at.number() >> 9, table);
+                table
+            }
+        };
+        let slot = &self.entries(leaf)[at.index(0)];
+        loop {
+            let old = slot.load(Ordering::SeqCst);
+            let entry = Pte::from_bits(old);
+            if !entry.is_present() || !access.allowed_by(entry.prot()) {
+                buffer.tables.remove(&(at.number() >> 9));
+                return None;
+            }
+            let dirty = if access == Access::Write { Pte::DIRTY } else { 0 };
+            let new = old | Pte::ACCESSED | dirty;
+            // The hardware sets its bits only in an entry that is still what it has read.
+            if slot.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+                buffer.entries.insert(at, entry);
+                return Some(entry.frame());
+            }
+        }
+    }
+    /// A frame as words.
+    pub fn entries(&self, frame: Frame) -> &[AtomicU64] {
+        let first = self.frames.dm().ptr(frame.base()).cast::<AtomicU64>();
+        // SAFETY: the arena is never unmapped; a stale translation may lead to a free frame, whose bytes are still
+        // there: that is what the tests look for.
+        unsafe { std::slice::from_raw_parts(first, 512) }
+    }
+}
+
+impl Shootdown for Sim {
+    fn flush(&self, _: &Pinned<'_>, cpus: &CpuSet, range: PageRange) {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+        if let Some(f) = self.on_flush.lock().unwrap_or_else(|e| e.into_inner()).as_ref() {
+            f();
+        }
+        for cpu in cpus.iter() {
+            // Give the others a chance to use what is about to go.
+            std::thread::yield_now();
+            let mut buffer = self.buffer(cpu);
+            buffer.entries.retain(|page, _| !range.contains(*page));
+            buffer.tables.clear();
+        }
+    }
+}
+
+/// An object of some pages, each with a number in its first word.
+pub struct Pages {
+    id: (u64, u64),
+    frames: Mutex<Vec<OwnedFrame>>,
+    /// Called before a page is given.
+    pub on_page: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+impl Pages {
+    pub fn new(sim: &Sim, inode: u64, contents: &[u64], ctx: &Unpinned<'_>) -> Arc<Self> {
+        let pin = ctx.pin();
+        let frames = contents.iter().map(|&value| {
+            let frame = sim.frames.alloc_zeroed(&pin, Use::File).expect("there is memory for the object");
+            sim.entries(frame.frame())[0].store(value, Ordering::SeqCst);
+            frame
+        });
+        Arc::new(Self { id: (1, inode), frames: Mutex::new(frames.collect()), on_page: Mutex::new(None) })
+    }
+    pub fn free(&self, sim: &Sim, ctx: &Unpinned<'_>) {
+        let pin = ctx.pin();
+        self.frames.lock().unwrap().drain(..).for_each(|frame| sim.frames.free(&pin, frame));
+    }
+}
+
+impl Object for Pages {
+    fn page(&self, index: u64, frames: &Frames, _: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError> {
+        let on_page = self.on_page.lock().unwrap().take();
+        if let Some(f) = on_page {
+            f();
+        }
+        let pages = self.frames.lock().unwrap();
+        let page = usize::try_from(index).ok().and_then(|i| pages.get(i)).ok_or(ObjectError::BeyondEnd)?;
+        Ok(frames.share(page))
+    }
+    fn identity(&self) -> (u64, u64) {
+        self.id
+    }
+    fn path(&self) -> Vec<u8> {
+        b"/object".to_vec()
+    }
+}
+
+pub fn anonymous(prot: Prot) -> Mapping {
+    Mapping { prot, max_prot: Prot::all(), backing: Backing::Anonymous, shared: false, label: Label::None }
+}
+pub fn object(pages: &Arc<Pages>, page: u64, prot: Prot, shared: bool) -> Mapping {
+    let backing = Backing::Object { object: pages.clone(), page };
+    Mapping { prot, max_prot: Prot::all(), backing, shared, label: Label::None }
+}
+pub fn page(n: u64) -> Page {
+    Page::new(n).expect("a page number")
+}
+pub fn range(start: u64, pages: u64) -> PageRange {
+    PageRange::with_len(page(start), pages).expect("a range of pages")
+}
+/// The mappings, as the model lists them.
+pub fn list(space: &dyn AddressSpace, ctx: &Unpinned<'_>) -> Vec<(PageRange, aspace::model::State)> {
+    let mut list = Vec::new();
+    space.mappings(ctx, &mut |info| {
+        let m = info.mapping;
+        let object = match &m.backing {
+            Backing::Anonymous => None,
+            Backing::Object { object, page } => Some((object.identity(), *page)),
+        };
+        let state = aspace::model::State {
+            prot: m.prot,
+            max_prot: m.max_prot,
+            shared: m.shared,
+            label: m.label,
+            object,
+            own: None,
+        };
+        list.push((info.range, state));
+    });
+    list
+}
+/// For matching on errors in a test's own words.
+pub type Answer<T> = Result<T, Error>;

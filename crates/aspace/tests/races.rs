@@ -1,0 +1,405 @@
+//! The races of `locked`'s essay, one by one, each brought about on purpose.
+
+mod machine;
+
+use std::sync::{
+    Arc, Barrier,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+    mpsc,
+};
+use std::time::Duration;
+
+use addr::Prot;
+use aspace::{Access, AddressSpace, Advice, Fault, Placement, RemapTo};
+use frames::Use;
+use machine::{Pages, RW, Sim, anonymous, object, page, range};
+use percpu::{CpuId, Unpinned};
+
+const BASE: u64 = 0x1000;
+
+/// A space on its machine that CPU 0 runs, with `pages` anonymous pages at [`BASE`].
+fn one_space(sim: &'static Sim, pages: u64, ctx: &Unpinned<'_>) -> Arc<dyn AddressSpace> {
+    let space = sim.space(ctx);
+    space.map(Placement::Fixed(page(BASE)), pages, anonymous(RW), ctx).expect("there is room");
+    sim.enter(&*space, ctx);
+    space
+}
+
+fn end(sim: &'static Sim, space: &Arc<dyn AddressSpace>, ctx: &Unpinned<'_>) {
+    space.clear(ctx);
+    assert_eq!(sim.owned(), [0; Use::COUNT], "frames were not given back");
+}
+
+/// CPU 1 uses a page, CPU 0 does something, CPU 1 uses it again.
+fn other_cpu_after(
+    before: impl Fn(&Sim, &dyn AddressSpace, &Unpinned<'_>) + Sync,
+    change: impl Fn(&dyn AddressSpace, &Unpinned<'_>) + Sync,
+    after: impl Fn(&Sim, &dyn AddressSpace, &Unpinned<'_>) + Sync,
+) {
+    let sim = Sim::new(2, 256);
+    let space = sim.cpus.on(0, |ctx| one_space(sim, 4, &ctx));
+    let (turn, finished) = (Barrier::new(2), Barrier::new(2));
+    sim.cpus.run(|cpu, ctx| {
+        if cpu == CpuId::default() {
+            turn.wait();
+            change(&*space, &ctx);
+            turn.wait();
+        } else {
+            sim.enter(&*space, &ctx);
+            before(sim, &*space, &ctx);
+            turn.wait();
+            turn.wait();
+            after(sim, &*space, &ctx);
+        }
+        finished.wait();
+        sim.leave(&*space, &ctx);
+    });
+    sim.cpus.on(0, |ctx| end(sim, &space, &ctx));
+}
+
+#[test]
+fn an_unmapped_page_is_gone_on_every_cpu() {
+    other_cpu_after(
+        |sim, space, ctx| assert_eq!(sim.store(space, page(BASE), 7, ctx), Ok(())),
+        |space, ctx| assert_eq!(space.unmap(range(BASE, 4), ctx), Ok(())),
+        |sim, space, ctx| assert_eq!(sim.load(space, page(BASE), ctx), Err(Fault::NoMapping)),
+    );
+}
+
+#[test]
+fn a_protected_page_is_protected_on_every_cpu() {
+    other_cpu_after(
+        |sim, space, ctx| assert_eq!(sim.store(space, page(BASE), 7, ctx), Ok(())),
+        |space, ctx| assert_eq!(space.protect(range(BASE, 2), Prot::READ, ctx), Ok(())),
+        |sim, space, ctx| {
+            assert_eq!(sim.store(space, page(BASE), 8, ctx), Err(Fault::Denied));
+            assert_eq!(sim.load(space, page(BASE), ctx), Ok(7));
+        },
+    );
+}
+
+#[test]
+fn contents_survive_no_access_and_raising_flushes_nobody() {
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let space = one_space(sim, 4, &ctx);
+        assert_eq!(sim.store(&*space, page(BASE), 7, &ctx), Ok(()));
+        assert_eq!(space.protect(range(BASE, 4), Prot::empty(), &ctx), Ok(()));
+        assert_eq!(sim.load(&*space, page(BASE), &ctx), Err(Fault::Denied));
+        let flushes = sim.flushes.load(Ordering::Relaxed);
+        assert_eq!(space.protect(range(BASE, 4), RW, &ctx), Ok(()));
+        assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(7));
+        assert_eq!(sim.store(&*space, page(BASE), 8, &ctx), Ok(()));
+        assert_eq!(sim.flushes.load(Ordering::Relaxed), flushes);
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+#[test]
+fn never_touched_pages_are_unmapped_without_a_flush() {
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let space = one_space(sim, 4096, &ctx);
+        assert_eq!(space.unmap(range(BASE, 4096), &ctx), Ok(()));
+        assert_eq!(sim.flushes.load(Ordering::Relaxed), 0);
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+#[test]
+fn a_new_page_after_dont_need_is_fresh_on_every_cpu() {
+    other_cpu_after(
+        |sim, space, ctx| assert_eq!(sim.store(space, page(BASE), 7, ctx), Ok(())),
+        |space, ctx| assert_eq!(space.advise(range(BASE, 4), Advice::DontNeed, ctx), Ok(())),
+        |sim, space, ctx| assert_eq!(sim.load(space, page(BASE), ctx), Ok(0)),
+    );
+}
+
+#[test]
+fn a_moved_page_is_gone_from_the_old_place_on_every_cpu() {
+    other_cpu_after(
+        |sim, space, ctx| assert_eq!(sim.store(space, page(BASE), 7, ctx), Ok(())),
+        |space, ctx| {
+            let to = RemapTo::Fixed(page(BASE + 1000));
+            assert_eq!(space.remap(range(BASE, 4), 600, to, ctx), Ok(page(BASE + 1000)));
+        },
+        |sim, space, ctx| {
+            assert_eq!(sim.load(space, page(BASE), ctx), Err(Fault::NoMapping));
+            assert_eq!(sim.load(space, page(BASE + 1000), ctx), Ok(7));
+            assert_eq!(sim.load(space, page(BASE + 1599), ctx), Ok(0));
+        },
+    );
+}
+
+#[test]
+fn a_copy_is_seen_by_a_cpu_that_had_the_old_frame() {
+    // CPU 1 reads a page that is shared with a child; CPU 0 writes it, and the copy must not pass CPU 1 by.
+    let child = std::sync::Mutex::new(None);
+    other_cpu_after(
+        |sim, space, ctx| {
+            assert_eq!(sim.store(space, page(BASE), 7, ctx), Ok(()));
+            *child.lock().unwrap() = Some(space.fork(ctx).expect("there is memory"));
+            assert_eq!(sim.load(space, page(BASE), ctx), Ok(7));
+        },
+        |space, ctx| {
+            // By way of the fault handler alone, so that this CPU's own buffer has no part in it.
+            assert_eq!(space.fault(page(BASE).base(), Access::Write, ctx), Ok(()));
+        },
+        |sim, space, ctx| {
+            assert_eq!(sim.store(space, page(BASE), 8, ctx), Ok(()));
+            sim.leave(space, ctx);
+            let child = child.lock().unwrap().take().expect("it was made");
+            sim.enter(&*child, ctx);
+            assert_eq!(sim.load(&*child, page(BASE), ctx), Ok(7), "the child sees its parent's store");
+            sim.leave(&*child, ctx);
+            child.clear(ctx);
+            sim.enter(space, ctx);
+            assert_eq!(sim.load(space, page(BASE), ctx), Ok(8));
+        },
+    );
+}
+
+#[test]
+fn the_last_owner_writes_in_place() {
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let space = one_space(sim, 1, &ctx);
+        assert_eq!(sim.store(&*space, page(BASE), 7, &ctx), Ok(()));
+        let child = space.fork(&ctx).expect("there is memory");
+        child.clear(&ctx);
+        let (owned, flushes) = (sim.owned(), sim.flushes.load(Ordering::Relaxed));
+        assert_eq!(sim.store(&*space, page(BASE), 8, &ctx), Ok(()));
+        assert_eq!((sim.owned(), sim.flushes.load(Ordering::Relaxed)), (owned, flushes));
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+/// Run `operation` with a look at the frames in use in the middle of its flush, and before it.
+fn owned_during_flush(
+    setup: impl Fn(&Sim, &dyn AddressSpace, &Unpinned<'_>),
+    operation: impl Fn(&dyn AddressSpace, &Unpinned<'_>),
+) {
+    let sim = Sim::new(1, 4096);
+    sim.cpus.on(0, |ctx| {
+        let space = one_space(sim, 1024, &ctx);
+        setup(sim, &*space, &ctx);
+        let before: u64 = sim.owned().iter().sum();
+        let least = Arc::new(AtomicU64::new(u64::MAX));
+        let seen = least.clone();
+        *sim.on_flush.lock().unwrap() = Some(Box::new(move || {
+            seen.fetch_min(sim.frames.stats().owned.iter().sum(), Ordering::Relaxed);
+        }));
+        operation(&*space, &ctx);
+        *sim.on_flush.lock().unwrap() = None;
+        assert!(least.load(Ordering::Relaxed) >= before, "a frame was free while CPUs could still use it");
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+fn touch(sim: &Sim, space: &dyn AddressSpace, ctx: &Unpinned<'_>) {
+    for i in 0..1024 {
+        assert_eq!(sim.store(space, page(BASE + i), i, ctx), Ok(()));
+    }
+}
+
+#[test]
+fn unmap_frees_after_the_flush() {
+    owned_during_flush(touch, |space, ctx| assert_eq!(space.unmap(range(BASE, 1024), ctx), Ok(())));
+}
+
+#[test]
+fn dont_need_frees_after_the_flush() {
+    owned_during_flush(touch, |space, ctx| {
+        // One leaf table's pages: what one flush is for.
+        assert_eq!(space.advise(range(BASE, 100), Advice::DontNeed, ctx), Ok(()));
+    });
+}
+
+#[test]
+fn a_replacing_map_frees_after_the_flush() {
+    owned_during_flush(touch, |space, ctx| {
+        let at = Placement::Fixed(page(BASE));
+        assert_eq!(space.map(at, 1024, anonymous(Prot::READ), ctx), Ok(range(BASE, 1024)));
+    });
+}
+
+#[test]
+fn a_copying_fault_frees_after_the_flush() {
+    let child = std::cell::RefCell::new(None);
+    let sim = Sim::new(1, 4096);
+    sim.cpus.on(0, |ctx| {
+        let space = one_space(sim, 1, &ctx);
+        assert_eq!(sim.store(&*space, page(BASE), 7, &ctx), Ok(()));
+        *child.borrow_mut() = Some(space.fork(&ctx).expect("there is memory"));
+        assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(7));
+        // The child's share goes while the parent copies; so the parent's is the last.
+        let gone = child.take().expect("it was made");
+        let flushed = Arc::new(AtomicBool::new(false));
+        let seen = flushed.clone();
+        *sim.on_flush.lock().unwrap() = Some(Box::new(move || {
+            assert_eq!(sim.frames.stats().owned[Use::Anonymous as usize], 2, "the old frame went too early");
+            seen.store(true, Ordering::Relaxed);
+        }));
+        assert_eq!(sim.store(&*space, page(BASE), 8, &ctx), Ok(()));
+        *sim.on_flush.lock().unwrap() = None;
+        assert!(flushed.load(Ordering::Relaxed), "a copy went in without a flush");
+        gone.clear(&ctx);
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+#[test]
+fn nobody_gets_in_before_the_flush_is_done() {
+    let sim = Sim::new(2, 256);
+    let space = sim.cpus.on(0, |ctx| {
+        let space = one_space(sim, 4, &ctx);
+        assert_eq!(sim.store(&*space, page(BASE), 7, &ctx), Ok(()));
+        space
+    });
+    let (flushing, started) = mpsc::channel();
+    let mapped = Arc::new(AtomicBool::new(false));
+    let seen = mapped.clone();
+    *sim.on_flush.lock().unwrap() = Some(Box::new(move || {
+        flushing.send(()).expect("the other CPU waits");
+        // Long enough for the other CPU to get through, if nothing stops it.
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!seen.load(Ordering::SeqCst), "a page was mapped anew while CPUs still had the old one");
+    }));
+    let started = std::sync::Mutex::new(started);
+    sim.cpus.run(|cpu, ctx| {
+        if cpu == CpuId::default() {
+            assert_eq!(space.unmap(range(BASE, 4), &ctx), Ok(()));
+        } else {
+            started.lock().unwrap().recv().expect("the flush begins");
+            let at = Placement::FixedNoReplace(page(BASE));
+            assert_eq!(space.map(at, 4, anonymous(RW), &ctx), Ok(range(BASE, 4)));
+            mapped.store(true, Ordering::SeqCst);
+        }
+    });
+    *sim.on_flush.lock().unwrap() = None;
+    sim.cpus.on(0, |ctx| {
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+#[test]
+fn two_faults_on_a_page_give_it_one_frame() {
+    let sim = Sim::new(2, 256);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let pages = sim.cpus.on(0, |ctx| Pages::new(sim, 1, &[41], &ctx));
+    sim.cpus.on(0, |ctx| {
+        let at = Placement::Fixed(page(BASE));
+        space.map(at, 1, object(&pages, 0, RW, false), &ctx).expect("there is room");
+    });
+    // The first fault to ask for the object's page waits there until the second has been served in full.
+    let (first_asks, asked) = mpsc::channel();
+    let (second_done, go_on) = mpsc::channel();
+    *pages.on_page.lock().unwrap() = Some(Box::new(move || {
+        first_asks.send(()).expect("the other CPU waits");
+        go_on.recv().expect("the other CPU is served");
+    }));
+    let ends = std::sync::Mutex::new((asked, second_done));
+    sim.cpus.run(|cpu, ctx| {
+        sim.enter(&*space, &ctx);
+        if cpu == CpuId::default() {
+            assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(42), "the other CPU's store is lost");
+        } else {
+            let (asked, second_done) = &*ends.lock().unwrap();
+            asked.recv().expect("the first fault asks");
+            assert_eq!(sim.store(&*space, page(BASE), 42, &ctx), Ok(()));
+            second_done.send(()).expect("the first fault waits");
+        }
+        sim.leave(&*space, &ctx);
+    });
+    sim.cpus.on(0, |ctx| {
+        space.clear(&ctx);
+        pages.free(sim, &ctx);
+        assert_eq!(sim.owned(), [0; Use::COUNT], "the loser's frame is lost");
+    });
+}
+
+#[test]
+fn a_failed_fork_leaves_no_writable_translation_behind() {
+    // The fork fails for want of page tables after it has made the first pages read-only. The next one finds nothing
+    // to downgrade; CPU 1 must not have kept a writable translation from before the first.
+    let sim = Sim::new(2, 64);
+    let space = sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        for i in 0..4 {
+            let at = Placement::Fixed(page(BASE + (i << 27)));
+            space.map(at, 1, anonymous(RW), &ctx).expect("there is room");
+            assert_eq!(space.fault(page(BASE + (i << 27)).base(), Access::Write, &ctx), Ok(()));
+        }
+        space
+    });
+    sim.cpus.on(1, |ctx| {
+        sim.enter(&*space, &ctx);
+        assert_eq!(sim.store(&*space, page(BASE), 7, &ctx), Ok(()));
+        let mut hogs = Vec::new();
+        let pin = ctx.pin();
+        while !sim.frames.low() && hogs.len() < 40 {
+            hogs.extend(sim.frames.alloc(&pin, Use::Kernel));
+            sim.frames.drain(&pin);
+        }
+        // The root, and tables for one or two pages, but not for all.
+        for _ in 0..6 {
+            hogs.pop().into_iter().for_each(|frame| sim.frames.free(&pin, frame));
+        }
+        drop(pin);
+        assert!(space.fork(&ctx).is_err());
+        hogs.into_iter().for_each(|frame| sim.frames.free(&ctx.pin(), frame));
+        let child = space.fork(&ctx).expect("there is memory again");
+        assert_eq!(sim.store(&*space, page(BASE), 8, &ctx), Ok(()));
+        sim.leave(&*space, &ctx);
+        sim.enter(&*child, &ctx);
+        assert_eq!(sim.load(&*child, page(BASE), &ctx), Ok(7), "the child sees its parent's store");
+        sim.leave(&*child, &ctx);
+        child.clear(&ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+#[test]
+fn the_root_outlives_lazy_users() {
+    let sim = Sim::new(2, 256);
+    let space = sim.cpus.on(0, |ctx| one_space(sim, 1, &ctx));
+    sim.cpus.on(1, |ctx| sim.enter(&*space, &ctx));
+    sim.cpus.on(0, |ctx| {
+        space.clear(&ctx);
+        assert_eq!(sim.owned()[Use::PageTable as usize], 1);
+        sim.leave(&*space, &ctx);
+        assert_eq!(sim.owned()[Use::PageTable as usize], 1);
+    });
+    sim.cpus.on(1, |ctx| sim.leave(&*space, &ctx));
+    assert_eq!(sim.owned(), [0; Use::COUNT]);
+}
+
+#[test]
+fn tables_go_with_the_last_mapping_that_they_serve() {
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let space = one_space(sim, 2, &ctx);
+        let tables = |n| assert_eq!(space.usage(&ctx).table_pages, n);
+        tables(1);
+        assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(()));
+        tables(4);
+        assert_eq!(space.unmap(range(BASE, 1), &ctx), Ok(()));
+        tables(4);
+        let far = Placement::Fixed(page(BASE + (1 << 18)));
+        space.map(far, 1, anonymous(RW), &ctx).expect("there is room");
+        assert_eq!(sim.store(&*space, page(BASE + (1 << 18)), 1, &ctx), Ok(()));
+        tables(6);
+        assert_eq!(space.unmap(range(BASE, 2), &ctx), Ok(()));
+        tables(4);
+        assert_eq!(space.unmap(range(0, 1 << 30), &ctx), Ok(()));
+        tables(1);
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}

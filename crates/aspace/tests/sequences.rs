@@ -1,0 +1,233 @@
+//! Random sequences of operations by one thread: every answer, every list of mappings and every page's contents must
+//! be what the oracle says, in every address space, and every frame must come back.
+
+mod machine;
+
+use std::sync::Arc;
+
+use addr::{Page, PageRange, Prot, USER_END_PAGE};
+use aspace::{
+    Access, AddressSpace, Advice, LOWEST, MMAP_TOP, Placement, RemapTo,
+    model::{Model, Objects},
+};
+use frames::Use;
+use machine::{Pages, Sim, anonymous, list, object, page, range};
+use percpu::Unpinned;
+use proptest::prelude::*;
+
+/// Where ranges begin: so that they cross the borders of tables of every level, and the ends of user space.
+const WINDOWS: [u64; 6] =
+    [LOWEST - 4, (1 << 9) - 8, (1 << 18) - 8, (1 << 27) - 8, MMAP_TOP - 24, USER_END_PAGE.number() - 16];
+const WINDOW: u64 = 24;
+/// Pages of each of two objects.
+const OBJECT: u64 = 20;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Map { at: At, start: u64, pages: u64, prot: Prot, backing: Option<(usize, u64)>, shared: bool },
+    Unmap(PageRange),
+    Protect(PageRange, Prot),
+    Advise(PageRange, Advice),
+    Remap(PageRange, u64, Option<Option<u64>>),
+    Load(Page),
+    Store(Page),
+    Fetch(Page),
+    Fork,
+    Exit,
+    Switch(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum At {
+    Anywhere,
+    Hint,
+    Fixed,
+    NoReplace,
+    Low,
+}
+
+fn a_page() -> impl Strategy<Value = u64> {
+    (prop::sample::select(&WINDOWS[..]), 0..WINDOW).prop_map(|(w, i)| w + i)
+}
+fn a_range() -> impl Strategy<Value = PageRange> {
+    (a_page(), prop_oneof![Just(0u64), Just(1), 1..WINDOW]).prop_map(|(start, pages)| range(start, pages))
+}
+fn a_prot() -> impl Strategy<Value = Prot> {
+    (0u8..8).prop_map(Prot::from_bits_truncate)
+}
+fn an_op() -> impl Strategy<Value = Op> {
+    let at =
+        prop::sample::select(&[At::Anywhere, At::Hint, At::Fixed, At::Fixed, At::NoReplace, At::Low][..]);
+    let backing = prop::option::weighted(0.5, (0usize..2, prop_oneof![0..OBJECT, Just(u64::MAX - 3)]));
+    let prot = prop_oneof![Just(machine::RW), a_prot()];
+    let to = prop::option::of(prop::option::of(a_page()));
+    let advice = prop_oneof![3 => Just(Advice::DontNeed), 1 => Just(Advice::WillNeed)];
+    prop_oneof![
+        4 => (at, a_page(), 0..WINDOW, prot, backing, any::<bool>()).prop_map(
+            |(at, start, pages, prot, backing, shared)| Op::Map { at, start, pages, prot, backing, shared }
+        ),
+        2 => a_range().prop_map(Op::Unmap),
+        3 => (a_range(), a_prot()).prop_map(|(r, p)| Op::Protect(r, p)),
+        1 => (a_range(), advice).prop_map(|(r, a)| Op::Advise(r, a)),
+        2 => (a_range(), 0..2 * WINDOW, to).prop_map(|(r, n, to)| Op::Remap(r, n, to)),
+        3 => a_page().prop_map(|n| Op::Load(page(n))),
+        5 => a_page().prop_map(|n| Op::Store(page(n))),
+        1 => a_page().prop_map(|n| Op::Fetch(page(n))),
+        1 => Just(Op::Fork),
+        1 => Just(Op::Exit),
+        1 => (0usize..4).prop_map(Op::Switch),
+    ]
+}
+
+/// An address space and its oracle.
+struct Pair {
+    real: Arc<dyn AddressSpace>,
+    model: Model,
+}
+
+struct World {
+    sim: &'static Sim,
+    objects: [Arc<Pages>; 2],
+    contents: Objects,
+    pairs: Vec<Pair>,
+    current: usize,
+    stamp: u64,
+}
+
+impl World {
+    fn new(sim: &'static Sim, ctx: &Unpinned<'_>) -> Self {
+        let numbers = |o: u64| (0..OBJECT).map(|i| 1_000_000 * (o + 1) + i).collect::<Vec<_>>();
+        let objects = [0, 1].map(|o| Pages::new(sim, o, &numbers(o), ctx));
+        let contents = [0, 1].map(|o| ((1, o), numbers(o))).into_iter().collect();
+        let real = sim.space(ctx);
+        sim.enter(&*real, ctx);
+        let pairs = vec![Pair { real, model: Model::new() }];
+        World { sim, objects, contents, pairs, current: 0, stamp: 1 }
+    }
+    /// Fork, exit, and switch between the address spaces that there are.
+    fn step_between(&mut self, op: &Op, ctx: &Unpinned<'_>) {
+        let (sim, here) = (self.sim, self.current);
+        match *op {
+            Op::Fork if self.pairs.len() < 4 => {
+                let child = Pair {
+                    real: self.pairs[here].real.fork(ctx).expect("memory"),
+                    model: self.pairs[here].model.clone(),
+                };
+                self.pairs.push(child);
+            }
+            Op::Exit if self.pairs.len() > 1 => {
+                let gone = self.pairs.remove(here);
+                sim.leave(&*gone.real, ctx);
+                gone.real.clear(ctx);
+                self.current = 0;
+                sim.enter(&*self.pairs[0].real, ctx);
+            }
+            Op::Switch(to) if to < self.pairs.len() => {
+                sim.leave(&*self.pairs[here].real, ctx);
+                self.current = to;
+                sim.enter(&*self.pairs[to].real, ctx);
+            }
+            _ => {}
+        }
+    }
+    fn step(&mut self, op: &Op, ctx: &Unpinned<'_>) {
+        let (sim, here) = (self.sim, self.current);
+        let Pair { real, model } = &mut self.pairs[here];
+        match *op {
+            Op::Map { at, start, pages, prot, backing, shared } => {
+                let at = match at {
+                    At::Anywhere => Placement::Anywhere,
+                    At::Hint => Placement::Hint(page(start)),
+                    At::Fixed => Placement::Fixed(page(start)),
+                    At::NoReplace => Placement::FixedNoReplace(page(start)),
+                    At::Low => Placement::Below32Bit,
+                };
+                let mut m = match backing {
+                    None => anonymous(prot),
+                    Some((o, first)) => object(&self.objects[o], first, prot, shared),
+                };
+                m.shared = shared && (backing.is_some() || pages == 3);
+                m.max_prot = if pages == 5 { Prot::READ } else { Prot::all() };
+                assert_eq!(real.map(at, pages, m.clone(), ctx), model.map(at, pages, &m));
+            }
+            Op::Unmap(r) => assert_eq!(real.unmap(r, ctx), model.unmap(r)),
+            Op::Protect(r, prot) => assert_eq!(real.protect(r, prot, ctx), model.protect(r, prot)),
+            Op::Advise(r, advice) => assert_eq!(real.advise(r, advice, ctx), model.advise(r, advice)),
+            Op::Remap(r, pages, to) => {
+                let to = match to {
+                    None => RemapTo::InPlace,
+                    Some(None) => RemapTo::MayMove,
+                    Some(Some(n)) => RemapTo::Fixed(page(n)),
+                };
+                assert_eq!(real.remap(r, pages, to, ctx), model.remap(r, pages, to));
+            }
+            Op::Load(at) => assert_eq!(sim.load(&**real, at, ctx), model.load(at, &self.contents)),
+            Op::Store(at) => {
+                self.stamp += 1;
+                let answer = sim.store(&**real, at, self.stamp, ctx);
+                assert_eq!(answer, model.store(at, self.stamp, &mut self.contents));
+            }
+            Op::Fetch(at) => {
+                let answer = model.access(at, Access::Exec, &self.contents).map(|_| ());
+                assert_eq!(sim.fetch(&**real, at, ctx), answer);
+            }
+            Op::Fork | Op::Exit | Op::Switch(_) => self.step_between(op, ctx),
+        }
+    }
+    /// Mappings of every space are as the oracle says; contents too, which fills and copies pages as it looks.
+    fn compare(&mut self, contents: bool, ctx: &Unpinned<'_>) {
+        for pair in &self.pairs {
+            assert_eq!(list(&*pair.real, ctx), pair.model.list());
+            let pages: u64 = pair.model.list().iter().map(|(r, _)| r.len()).sum();
+            assert_eq!(pair.real.usage(ctx).mapped_pages, pages);
+        }
+        if !contents {
+            return;
+        }
+        self.sim.leave(&*self.pairs[self.current].real, ctx);
+        for pair in &self.pairs {
+            self.sim.enter(&*pair.real, ctx);
+            for (range, _) in pair.model.list() {
+                for at in range {
+                    assert_eq!(
+                        self.sim.load(&*pair.real, at, ctx),
+                        pair.model.load(at, &self.contents),
+                        "{at:?}"
+                    );
+                }
+            }
+            self.sim.leave(&*pair.real, ctx);
+        }
+        self.sim.enter(&*self.pairs[self.current].real, ctx);
+    }
+    fn end(self, ctx: &Unpinned<'_>) {
+        self.sim.leave(&*self.pairs[self.current].real, ctx);
+        for pair in &self.pairs {
+            pair.real.clear(ctx);
+        }
+        self.objects.iter().for_each(|o| o.free(self.sim, ctx));
+        assert_eq!(self.sim.owned(), [0; Use::COUNT], "frames were not given back");
+    }
+}
+
+thread_local! {
+    /// One machine for all cases, so that its memory is set aside once.
+    static SIM: &'static Sim = Sim::new(1, 4096);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #[test]
+    fn answers_mappings_and_contents_are_the_oracles(ops in prop::collection::vec(an_op(), 1..60)) {
+        let sim = SIM.with(|sim| *sim);
+        sim.cpus.on(0, |ctx| {
+            let mut world = World::new(sim, &ctx);
+            for (i, op) in ops.iter().enumerate() {
+                world.step(op, &ctx);
+                world.compare(i % 24 == 23, &ctx);
+            }
+            world.compare(true, &ctx);
+            world.end(&ctx);
+        });
+    }
+}
