@@ -5,7 +5,7 @@
 
 use alloc::{sync::Arc, vec, vec::Vec};
 
-use addr::{PAGE_SIZE, Page, PageRange, Prot, VirtAddr};
+use addr::{PAGE_SIZE, Page, PageRange, Prot};
 use aspace::{AddressSpace, Backing, Label, Mapping, Placement};
 use elf::{
     abi::{EM_X86_64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_INTERP, PT_LOAD},
@@ -14,7 +14,7 @@ use elf::{
     segment::{ProgramHeader, SegmentTable},
 };
 
-use crate::{errno::Errno, file::Inode, task, usercopy};
+use crate::{errno::Errno, file::Entry, task, usercopy};
 
 /// Where a position-independent program without an interpreter goes; Linux without randomisation uses the same.
 pub const PIE_BASE: u64 = 0x5555_5555_4000;
@@ -26,7 +26,7 @@ const MAX_HEADERS: u16 = 1024;
 
 /// A checked ELF file.
 pub struct Image {
-    inode: Arc<Inode>,
+    file: Arc<Entry>,
     entry: u64,
     position_independent: bool,
     segments: Vec<ProgramHeader>,
@@ -55,10 +55,10 @@ pub struct Placed {
 }
 
 impl Image {
-    /// Read and check the headers of `inode`. ENOEXEC if it is no ELF file that this machine can run.
-    pub fn read(inode: Arc<Inode>) -> Result<Self, Errno> {
+    /// Read and check the headers of `file`. ENOEXEC if it is no ELF file that this machine can run.
+    pub fn read(file: Arc<Entry>) -> Result<Self, Errno> {
         let mut head = [0u8; 64];
-        let n = inode.read_at(0, &mut head)?;
+        let n = file.read_at(0, &mut head)?;
         if n < head.len() {
             return Err(Errno::ENOEXEC);
         }
@@ -74,7 +74,7 @@ impl Image {
             return Err(Errno::ENOEXEC);
         }
         let mut raw = vec![0u8; h.e_phnum as usize * 56];
-        if inode.read_at(h.e_phoff, &mut raw)? < raw.len() {
+        if file.read_at(h.e_phoff, &mut raw)? < raw.len() {
             return Err(Errno::ENOEXEC);
         }
         let all: Vec<ProgramHeader> = SegmentTable::new(LittleEndian, Class::ELF64, &raw).iter().collect();
@@ -95,7 +95,7 @@ impl Image {
         let interpreter = match all.iter().find(|p| p.p_type == PT_INTERP) {
             Some(p) if (2..=4096).contains(&p.p_filesz) => {
                 let mut path = vec![0u8; p.p_filesz as usize];
-                if inode.read_at(p.p_offset, &mut path)? < path.len() || path.pop() != Some(0) {
+                if file.read_at(p.p_offset, &mut path)? < path.len() || path.pop() != Some(0) {
                     return Err(Errno::ENOEXEC);
                 }
                 Some(path)
@@ -105,7 +105,7 @@ impl Image {
         };
         let executable_stack = all.iter().any(|p| p.p_type == PT_GNU_STACK && p.p_flags & PF_X != 0);
         Ok(Self {
-            inode,
+            file,
             entry: h.e_entry,
             position_independent: h.e_type == ET_DYN,
             segments,
@@ -148,7 +148,7 @@ impl Image {
             mapped_to = all_pages;
             if file_pages > first_page {
                 let backing =
-                    Backing::Object { object: self.inode.clone().object(), page: s.p_offset / PAGE_SIZE };
+                    Backing::Object { object: self.file.object(), page: s.p_offset / PAGE_SIZE };
                 map_fixed(space, first_page, file_pages, prot, backing)?;
             }
             if all_pages > file_pages {
@@ -187,9 +187,4 @@ fn map_fixed(space: &dyn AddressSpace, from: u64, to: u64, prot: Prot, backing: 
         .map(Placement::FixedNoReplace(start), to - from, mapping, &task::unpinned())
         .map(|_: PageRange| ())
         .map_err(|_| Errno::ENOMEM)
-}
-
-/// The address of user byte `at`, for callers that computed it.
-pub fn user_page(at: u64) -> Result<Page, Errno> {
-    VirtAddr::user(at).map(VirtAddr::page).ok_or(Errno::ENOMEM)
 }

@@ -7,13 +7,13 @@ use alloc::{borrow::ToOwned, sync::Arc, vec, vec::Vec};
 use core::sync::atomic::Ordering;
 
 use addr::{PAGE_SIZE, Page, Prot, USER_END};
-use aspace::{AddressSpace, Backing, Error, Label, Locked, Machine, Mapping, Placement};
+use aspace::{AddressSpace, Object as _, Backing, Error, Label, Locked, Machine, Mapping, Placement};
 use linux_raw_sys::{auxvec, general as abi};
 
 use crate::{
     elf::{INTERPRETER_BASE, Image, PIE_BASE, Placed},
     errno::Errno,
-    file::{self, FsInfo, Inode},
+    file::{self, FsInfo},
     hw::{self, TrapFrame},
     memory,
     process::{self, Brk, Mm, Process, RLIMIT_STACK, Status},
@@ -55,9 +55,9 @@ impl Program {
         let Program { path, mut argv, envp } = self;
         let mut file = path.clone();
         for _ in 0..5 {
-            let inode = file::open_exec(&file, fs)?;
+            let entry = file::open_exec(&file, fs)?;
             let mut head = [0u8; 256];
-            let n = inode.read_at(0, &mut head)?;
+            let n = entry.read_at(0, &mut head)?;
             let head = head.get(..n).unwrap_or_default();
             if let Some(line) = head.strip_prefix(b"#!") {
                 let (program, argument) = script_line(line)?;
@@ -69,8 +69,8 @@ impl Program {
                 file = program;
                 continue;
             }
-            let exe = inode.path();
-            let image = Image::read(inode)?;
+            let exe = entry.path();
+            let image = Image::read(entry)?;
             let interpreter = match &image.interpreter {
                 Some(p) => Some(Image::read(file::open_exec(p, fs)?)?),
                 None => None,
@@ -279,7 +279,12 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
 /// The first program: a process of its own under `parent`, its first thread started. For the supervisor's thread.
 pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Process>, Errno> {
     let pid = process::new_id()?;
-    let p = Arc::new(Process::new(pid, Arc::downgrade(parent), parent.files(), parent.fs()));
+    let p = Arc::new(Process::new(
+        pid,
+        Arc::downgrade(parent),
+        parent.files().fork(),
+        Arc::new(parent.fs().fork()),
+    ));
     let found = program.find(&p.fs())?;
     let space = new_space()?;
     let layout = match build(&found, &*space, stack_bytes(&p)) {

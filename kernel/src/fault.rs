@@ -5,7 +5,7 @@ use aspace::{Access, Fault};
 use linux_raw_sys::general as abi;
 
 use crate::{
-    signal::SigInfo,
+    signal::{SigInfo, code},
     stats::{self, Counter},
     task,
 };
@@ -34,13 +34,13 @@ impl Refused {
     /// The signal that the program gets for a fault at `at`.
     pub fn signal(self, at: u64) -> SigInfo {
         let (signal, code) = match self.0 {
-            Fault::NoMapping => (abi::SIGSEGV, abi::SEGV_MAPERR),
-            Fault::Denied => (abi::SIGSEGV, abi::SEGV_ACCERR),
-            Fault::BeyondObject => (abi::SIGBUS, abi::BUS_ADRERR),
+            Fault::NoMapping => (abi::SIGSEGV, code::SEGV_MAPERR),
+            Fault::Denied => (abi::SIGSEGV, code::SEGV_ACCERR),
+            Fault::BeyondObject => (abi::SIGBUS, code::BUS_ADRERR),
             // Linux's out-of-memory killer ends the process.
-            Fault::NoMemory => (abi::SIGKILL, abi::SI_KERNEL),
+            Fault::NoMemory => (abi::SIGKILL, code::SI_KERNEL),
         };
-        SigInfo::fault(signal, code as i32, at)
+        SigInfo::fault(signal, code, at)
     }
 }
 

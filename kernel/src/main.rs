@@ -37,15 +37,13 @@ use hw::boot::Info;
 
 /// The boot CPU, when `hw` has set up tables, frames, heap, interrupts and the clock; interrupts are off.
 fn kernel_main(info: &'static Info) -> ! {
-    let options = options::init(info.cmdline());
+    options::init(info.cmdline());
     log!("Quire {}: {} CPUs, {}", env!("CARGO_PKG_VERSION"), hw::cpu::count(), info.cmdline());
     vdso::init();
-    let startup = file::init(memory::initramfs(), options);
-    memory::release_initramfs();
-    let kernel = process::init(file::FileTable::with_stdio(), file::FsInfo::root());
+    let kernel = process::init(file::FileTable::empty(), file::FsInfo::root());
     hw::smp::start();
     hw::serial::enable_input();
-    supervisor::start(kernel, startup);
+    supervisor::start(kernel);
     cpu_main()
 }
 

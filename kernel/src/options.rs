@@ -11,9 +11,9 @@ pub struct Options {
     pub stats: bool,
     /// Which of descriptors 0, 1 and 2 are a terminal.
     pub tty: [bool; 3],
-    /// Size of the terminal.
+    /// Lines of the terminal.
     pub rows: u16,
-    /// See above.
+    /// Columns of the terminal.
     pub cols: u16,
     /// Run the kernel's own tests instead of a program: `all`, or a name.
     pub selftest: Option<String>,
@@ -22,15 +22,16 @@ pub struct Options {
 static OPTIONS: Lock<Option<Options>> = Lock::new(None);
 
 /// Read the command line, once.
-pub fn init(line: &str) -> Options {
+pub fn init(line: &str) {
     let mut o = Options { rows: 24, cols: 80, ..Options::default() };
     for word in line.split_ascii_whitespace() {
         let (key, value) = word.split_once('=').unwrap_or((word, "1"));
         match key {
             "stats" => o.stats = value == "1",
-            "rows" => o.rows = value.parse().unwrap_or(24),
-            "cols" => o.cols = value.parse().unwrap_or(80),
             "selftest" => o.selftest = Some(value.to_string()),
+            "aspace" if value != "locked" => crate::log!("aspace={value} is not in this image; using locked"),
+            "rows" => o.rows = value.parse().unwrap_or(o.rows),
+            "cols" => o.cols = value.parse().unwrap_or(o.cols),
             "tty" => {
                 for fd in value.split(',').filter_map(|v| v.parse::<usize>().ok()) {
                     if let Some(t) = o.tty.get_mut(fd) {
@@ -38,13 +39,11 @@ pub fn init(line: &str) -> Options {
                     }
                 }
             }
-            "aspace" if value != "locked" => crate::log!("aspace={value} is not in this image; using locked"),
             "aspace" | "cpus" | "verbose" => {}
             _ => crate::log!("unknown option {word}"),
         }
     }
-    *OPTIONS.lock() = Some(o.clone());
-    o
+    *OPTIONS.lock() = Some(o);
 }
 
 /// The options; defaults before [`init`].

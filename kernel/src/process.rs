@@ -27,6 +27,7 @@ use crate::{
     errno::Errno,
     file::{FileTable, FsInfo},
     hw::irq::Lock,
+    sched,
     signal::{self, ProcessSignals, SigInfo},
     task::{self, Task},
     wait::WaitQueue,
@@ -422,6 +423,8 @@ pub fn thread_ended(me: &Arc<Task>) {
         release_resources(p);
     }
     if let Some(mm) = me.set_mm(None) {
+        // This CPU must not keep the tables of a space that may end now: nobody would ask it to let go later.
+        sched::unload_space();
         mm.leave();
     }
     TABLE.lock().tasks.remove(&me.tid());

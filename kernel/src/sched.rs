@@ -486,6 +486,7 @@ pub fn drop_lazy_space() -> bool {
 /// The idle thread of each CPU.
 pub fn idle() -> ! {
     let here = cpu::id();
+    hw::smp::release_boot_stack();
     loop {
         {
             let _off = irq::Off::new();
@@ -510,8 +511,9 @@ pub fn idle() -> ! {
     }
 }
 
-/// The end of a CPU's boot: make its idle thread and run it. Interrupts are off.
+/// The end of a CPU's boot: make its idle thread and run it.
 pub fn run() -> ! {
+    irq::disable();
     let idle = process::supervisor().and_then(Task::idle);
     let Some(idle) = idle else { panic!("no memory for an idle thread") };
     *mine().idle.lock() = Some(idle.clone());

@@ -11,7 +11,7 @@ use linux_raw_sys::general::SIGKILL;
 
 use crate::{
     exec::{self, Program},
-    file::{self, Startup},
+    file::{self, FileTable, Startup},
     hw, memory, options,
     process::{self, Process, Status},
     sched, selftest, stats,
@@ -23,9 +23,9 @@ use crate::{
 const PATIENCE: u64 = 10_000_000_000;
 
 /// Start the supervisor's thread.
-pub fn start(kernel: Arc<Process>, startup: Option<Startup>) {
+pub fn start(kernel: Arc<Process>) {
     let parent = kernel.clone();
-    match Task::kernel(kernel, move || run(&parent, startup)) {
+    match Task::kernel(kernel, move || run(&parent)) {
         Some(t) => {
             t.set_comm(b"supervisor");
             sched::start(t);
@@ -34,8 +34,11 @@ pub fn start(kernel: Arc<Process>, startup: Option<Startup>) {
     }
 }
 
-fn run(kernel: &Arc<Process>, startup: Option<Startup>) {
+fn run(kernel: &Arc<Process>) {
+    // The boot image itself stays where it is, and counts as a file's.
     let before = memory::frames().stats().owned;
+    let startup = file::init(memory::initramfs(), options::get());
+    *kernel.files.lock() = FileTable::with_stdio();
     let status = match options::get().selftest {
         Some(which) => selftest::run(&which),
         None => run_program(kernel, startup),
@@ -74,6 +77,7 @@ fn run_program(kernel: &Arc<Process>, startup: Option<Startup>) -> u32 {
         }
     };
     record(&format!("ready {}", hw::timer::now()));
+    file::tty::attach(first.pid);
     let ended = kernel.child_wait.wait(None, false, || {
         reap_orphans(kernel, &first);
         first.ended()
@@ -115,8 +119,7 @@ fn account(before: &[u64; 5]) -> i64 {
     loop {
         let owned = memory::frames().stats().owned;
         let over = |u: Use| owned[u as usize] as i64 - before[u as usize] as i64;
-        // Files are counted from zero: the packed tree is gone too.
-        let leaked = over(Use::Anonymous) + over(Use::PageTable) + owned[Use::File as usize] as i64;
+        let leaked = over(Use::Anonymous) + over(Use::PageTable) + over(Use::File);
         if leaked == 0 || hw::timer::now() > deadline {
             if leaked != 0 {
                 crate::log!("{} KiB were lost", leaked * PAGE_SIZE as i64 / 1024);

@@ -12,7 +12,7 @@ use crate::{
     fault,
     hw::{self, TrapFrame, apic, cpu, irq},
     panic, sched, shootdown,
-    signal::{self, SigInfo},
+    signal::{self, SigInfo, code},
     stats::{self, Counter},
     syscall as calls, task, usercopy,
 };
@@ -115,24 +115,24 @@ fn exception(frame: &mut TrapFrame, vector: u64) {
     }
     irq::enable();
     let rip = frame.rip;
-    let (signal, code, addr) = match vector {
-        DIVIDE_ERROR => (abi::SIGFPE, abi::FPE_INTDIV, rip),
+    let (signal, code, address) = match vector {
+        DIVIDE_ERROR => (abi::SIGFPE, code::FPE_INTDIV, rip),
         DEBUG => {
             frame.rflags &= !TRAP_FLAG;
-            (abi::SIGTRAP, abi::TRAP_TRACE, rip)
+            (abi::SIGTRAP, code::TRAP_TRACE, rip)
         }
-        BREAKPOINT => (abi::SIGTRAP, abi::SI_KERNEL, 0),
+        BREAKPOINT => (abi::SIGTRAP, code::SI_KERNEL, 0),
         OVERFLOW | BOUND | SEGMENT_NOT_PRESENT | GENERAL_PROTECTION | NO_DEVICE => {
-            (abi::SIGSEGV, abi::SI_KERNEL, 0)
+            (abi::SIGSEGV, code::SI_KERNEL, 0)
         }
-        STACK_FAULT => (abi::SIGBUS, abi::SI_KERNEL, 0),
-        INVALID_OPCODE => (abi::SIGILL, abi::ILL_ILLOPN, rip),
+        STACK_FAULT => (abi::SIGBUS, code::SI_KERNEL, 0),
+        INVALID_OPCODE => (abi::SIGILL, code::ILL_ILLOPN, rip),
         X87 | SIMD => (abi::SIGFPE, signal::fpe_code(vector == SIMD), rip),
-        ALIGNMENT => (abi::SIGBUS, abi::BUS_ADRALN, 0),
+        ALIGNMENT => (abi::SIGBUS, code::BUS_ADRALN, 0),
         DOUBLE_FAULT | MACHINE_CHECK => panic::fatal(frame, 0),
-        _ => (abi::SIGSEGV, abi::SI_KERNEL, 0),
+        _ => (abi::SIGSEGV, code::SI_KERNEL, 0),
     };
-    signal::force_fault(SigInfo::fault(signal, code as i32, addr), frame.error, vector, cpu::read_cr2());
+    signal::force_fault(SigInfo::fault(signal, code, address), frame.error, vector, cpu::read_cr2());
     irq::disable();
 }
 
