@@ -1,0 +1,324 @@
+//! Directories in memory, and the calls that change them.
+//!
+//! A directory has a sleeping lock of its own; look-ups share it. A listing goes by *position*: each child gets the
+//! next number when it enters and keeps it, so a listing that is continued after changes neither repeats nor skips
+//! what stayed.
+//!
+//! # Locking
+//! Directories are locked from the root downwards: a parent before its child. `rename`, which alone moves directories,
+//! may lock two that are not above one another; it takes `RENAME` first, so that the shape of the tree stands still
+//! and "above" is well defined, then the upper one first, and the lower number first if neither is above. The others
+//! lock at most a parent and then its child, which agrees with that order. (The scheme of Linux,
+//! Documentation/filesystems/directory-locking.)
+
+use alloc::{boxed::Box, collections::BTreeMap, sync::Arc};
+
+use linux_raw_sys::general as c;
+use sync::RwLock;
+
+use super::{
+    Result,
+    entry::Entry,
+    inode::{Inode, Kind},
+};
+use crate::{errno::Errno, memory, task};
+
+/// Serialises renames; see the module's text.
+static RENAME: RwLock<()> = RwLock::new(());
+
+/// The names in one directory.
+pub struct Directory {
+    children: RwLock<Children>,
+}
+
+struct Children {
+    by_name: BTreeMap<Box<[u8]>, u64>,
+    by_position: BTreeMap<u64, Arc<Entry>>,
+    next: u64,
+    /// The directory itself was removed: nothing may be put into it.
+    removed: bool,
+}
+
+impl Children {
+    fn get(&self, name: &[u8]) -> Option<Arc<Entry>> {
+        self.by_position.get(self.by_name.get(name)?).cloned()
+    }
+
+    fn insert(&mut self, name: &[u8], entry: Arc<Entry>) {
+        let position = self.next;
+        self.next += 1;
+        self.by_name.insert(name.into(), position);
+        self.by_position.insert(position, entry);
+    }
+
+    fn remove(&mut self, name: &[u8]) -> Option<Arc<Entry>> {
+        let position = self.by_name.remove(name)?;
+        self.by_position.remove(&position)
+    }
+
+    /// ENOENT if nothing may be put in here any more, EEXIST if `name` is there, ENOSPC without memory to spare.
+    fn check_free(&self, name: &[u8]) -> Result<()> {
+        if self.removed {
+            return Err(Errno::ENOENT);
+        }
+        if self.by_name.contains_key(name) {
+            return Err(Errno::EEXIST);
+        }
+        if memory::frames().low() { Err(Errno::ENOSPC) } else { Ok(()) }
+    }
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Directory {
+    /// An empty directory.
+    pub const fn new() -> Self {
+        let children =
+            Children { by_name: BTreeMap::new(), by_position: BTreeMap::new(), next: 2, removed: false };
+        Self { children: RwLock::new(children) }
+    }
+
+    /// The child `name`.
+    pub fn get(&self, name: &[u8]) -> Option<Arc<Entry>> {
+        self.children.read(&task::unpinned()).get(name)
+    }
+
+    /// How many children there are.
+    pub fn len(&self) -> usize {
+        self.children.read(&task::unpinned()).by_name.len()
+    }
+
+    /// Show the children at `from` and later positions to `each`, until it answers false.
+    pub fn list(&self, from: u64, mut each: impl FnMut(u64, &Arc<Entry>) -> bool) {
+        for (&position, entry) in self.children.read(&task::unpinned()).by_position.range(from..) {
+            if !each(position, entry) {
+                break;
+            }
+        }
+    }
+
+    /// Take out all children: the machine is ending.
+    pub fn take_all(&self) -> BTreeMap<u64, Arc<Entry>> {
+        let mut children = self.children.write(&task::unpinned());
+        children.by_name.clear();
+        children.removed = true;
+        core::mem::take(&mut children.by_position)
+    }
+}
+
+/// The directory that `entry` is, if names can be put into it. ENOTDIR, EACCES (for /proc and /sys).
+fn directory(entry: &Arc<Entry>) -> Result<&Directory> {
+    match &entry.inode.kind {
+        Kind::Directory(d) => Ok(d),
+        Kind::Listing(_) => Err(Errno::EACCES),
+        _ => Err(Errno::ENOTDIR),
+    }
+}
+
+/// Put `inode` into `parent` as `name`. EEXIST, ENOENT (the parent was removed), ENAMETOOLONG, ENOSPC.
+pub fn create(parent: &Arc<Entry>, name: &[u8], inode: Arc<Inode>) -> Result<Arc<Entry>> {
+    if name.len() > c::NAME_MAX as usize {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    let mut children = directory(parent)?.children.write(&task::unpinned());
+    children.check_free(name)?;
+    let subdirectory = inode.kind.is_directory();
+    let entry = Entry::new(Some(parent.clone()), name, inode);
+    children.insert(name, entry.clone());
+    drop(children);
+    if subdirectory {
+        parent.inode.relink(1);
+    }
+    parent.inode.touch();
+    Ok(entry)
+}
+
+/// Give the file `old` the further name `name` in `parent`. EPERM for a directory, EXDEV across volumes.
+pub fn link(old: &Arc<Entry>, parent: &Arc<Entry>, name: &[u8]) -> Result<()> {
+    if old.inode.volume != parent.inode.volume {
+        return Err(Errno::EXDEV);
+    }
+    if old.inode.kind.is_directory() {
+        return Err(Errno::EPERM);
+    }
+    // A removed file can't come back under a new name, as on Linux.
+    if old.inode.meta().links == 0 {
+        return Err(Errno::ENOENT);
+    }
+    create(parent, name, old.inode.clone())?;
+    old.inode.relink(1);
+    Ok(())
+}
+
+/// Remove the name `name` of something that is not a directory. ENOENT, EISDIR.
+pub fn unlink(parent: &Arc<Entry>, name: &[u8]) -> Result<()> {
+    let mut children = directory(parent)?.children.write(&task::unpinned());
+    let entry = children.get(name).ok_or(Errno::ENOENT)?;
+    if entry.inode.kind.is_directory() {
+        return Err(Errno::EISDIR);
+    }
+    let held = children.remove(name);
+    entry.set_removed();
+    drop(children);
+    drop(held);
+    entry.inode.relink(-1);
+    parent.inode.touch();
+    Ok(())
+}
+
+/// Remove the empty directory `name`. ENOENT, ENOTDIR, ENOTEMPTY, EBUSY for /proc and /sys.
+pub fn rmdir(parent: &Arc<Entry>, name: &[u8]) -> Result<()> {
+    let mut children = directory(parent)?.children.write(&task::unpinned());
+    let entry = children.get(name).ok_or(Errno::ENOENT)?;
+    retire(&entry)?;
+    let held = children.remove(name);
+    entry.set_removed();
+    drop(children);
+    drop(held);
+    entry.inode.relink(-2);
+    parent.inode.relink(-1);
+    parent.inode.touch();
+    Ok(())
+}
+
+/// Close the directory `entry` for new children, if it has none. The caller holds its parent's lock.
+fn retire(entry: &Arc<Entry>) -> Result<()> {
+    let Kind::Directory(directory) = &entry.inode.kind else {
+        return Err(if entry.inode.kind.is_directory() { Errno::EBUSY } else { Errno::ENOTDIR });
+    };
+    let mut children = directory.children.write(&task::unpinned());
+    if !children.by_name.is_empty() {
+        return Err(Errno::ENOTEMPTY);
+    }
+    children.removed = true;
+    Ok(())
+}
+
+/// What `rename` does about a name that is there already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Replace it.
+    Replace,
+    /// Fail with EEXIST.
+    Keep,
+    /// Give it the old name.
+    Exchange,
+}
+
+/// Move `from_name` in `from` to `to_name` in `to`.
+///
+/// EINVAL if that would put a directory into itself, EXDEV across volumes, ENOTEMPTY, EISDIR or ENOTDIR if what is
+/// replaced does not fit, EBUSY for a mount point.
+pub fn rename(
+    from: &Arc<Entry>,
+    from_name: &[u8],
+    to: &Arc<Entry>,
+    to_name: &[u8],
+    existing: Existing,
+) -> Result<()> {
+    if to_name.len() > c::NAME_MAX as usize {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    if from.inode.volume != to.inode.volume {
+        return Err(Errno::EXDEV);
+    }
+    let ctx = task::unpinned();
+    let _rename = RENAME.write(&ctx);
+    let (source, target) = (directory(from)?, directory(to)?);
+    let same = Arc::ptr_eq(from, to);
+    let from_first = from.holds(to) || (!to.holds(from) && from.inode.number < to.inode.number);
+    let (mut a, mut b);
+    let (old_side, mut new_side) = if same {
+        a = source.children.write(&ctx);
+        (&mut *a, None)
+    } else if from_first {
+        a = source.children.write(&ctx);
+        b = target.children.write(&ctx);
+        (&mut *a, Some(&mut *b))
+    } else {
+        b = target.children.write(&ctx);
+        a = source.children.write(&ctx);
+        (&mut *a, Some(&mut *b))
+    };
+    let moved = old_side.get(from_name).ok_or(Errno::ENOENT)?;
+    let there = new_side.as_deref().unwrap_or(old_side).get(to_name);
+    if new_side.as_deref().unwrap_or(old_side).removed {
+        return Err(Errno::ENOENT);
+    }
+    check_move(&moved, from, there.as_ref(), to, existing)?;
+    if let Some(there) = &there
+        && Arc::ptr_eq(&moved.inode, &there.inode)
+    {
+        return Ok(()); // one file under one or two names: POSIX says that nothing happens
+    }
+    let directory_moves = moved.inode.kind.is_directory();
+    let directory_there = there.as_ref().is_some_and(|t| t.inode.kind.is_directory());
+    if existing == Existing::Replace
+        && directory_there
+        && let Some(t) = &there
+    {
+        retire(t)?;
+    }
+
+    // Nothing can fail from here on.
+    let held_moved = old_side.remove(from_name);
+    let held_there = new_side.as_deref_mut().unwrap_or(old_side).remove(to_name);
+    new_side.unwrap_or(old_side).insert(to_name, moved.clone());
+    moved.set_place(to, to_name);
+    match &there {
+        Some(t) if existing == Existing::Exchange => {
+            old_side.insert(from_name, t.clone());
+            t.set_place(from, from_name);
+        }
+        Some(t) => {
+            t.set_removed();
+            t.inode.relink(if directory_there { -2 } else { -1 });
+        }
+        None => {}
+    }
+    let swapped = existing == Existing::Exchange;
+    let from_change = i32::from(swapped && directory_there) - i32::from(directory_moves);
+    let to_change = i32::from(directory_moves) - i32::from(directory_there);
+    from.inode.relink(from_change);
+    to.inode.relink(to_change);
+    moved.inode.relink(0);
+    from.inode.touch();
+    to.inode.touch();
+    drop((held_moved, held_there));
+    Ok(())
+}
+
+/// Whether `moved` may go from `from` to `to`, where `there` is already.
+fn check_move(
+    moved: &Arc<Entry>,
+    from: &Arc<Entry>,
+    there: Option<&Arc<Entry>>,
+    to: &Arc<Entry>,
+    existing: Existing,
+) -> Result<()> {
+    let directory_moves = moved.inode.kind.is_directory();
+    if matches!(moved.inode.kind, Kind::Listing(_)) {
+        return Err(Errno::EBUSY);
+    }
+    if directory_moves && moved.holds(to) {
+        return Err(Errno::EINVAL);
+    }
+    match (there, existing) {
+        (None, Existing::Exchange) => Err(Errno::ENOENT),
+        (None, _) => Ok(()),
+        (Some(_), Existing::Keep) => Err(Errno::EEXIST),
+        (Some(t), Existing::Exchange) if t.inode.kind.is_directory() && t.holds(from) => Err(Errno::EINVAL),
+        (Some(_), Existing::Exchange) => Ok(()),
+        (Some(t), Existing::Replace) => match (directory_moves, t.inode.kind.is_directory()) {
+            (true, false) => Err(Errno::ENOTDIR),
+            (false, true) if t.holds(from) => Err(Errno::ENOTEMPTY),
+            (false, true) => Err(Errno::EISDIR),
+            (true, true) if t.holds(from) => Err(Errno::ENOTEMPTY),
+            _ => Ok(()),
+        },
+    }
+}

@@ -1,0 +1,203 @@
+//! Entries: places in the tree of names, and how they hang together.
+//!
+//! An [`Entry`] is a name in a directory together with the inode that it stands for. It holds its parent, and a
+//! directory's inode holds the entries of its children; removing a name breaks that circle, and what is left lives
+//! while someone has it open. So an open file knows what it is called even after a rename, as /proc shows it.
+//!
+//! Entries of /proc and /sys are made for each look-up and held by nobody but those who looked.
+
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::mem;
+
+use aspace::{Object, ObjectError};
+use frames::{Frames, OwnedFrame};
+use linux_raw_sys::general as c;
+use percpu::Unpinned;
+use sync::SpinLock;
+
+use super::{
+    Result,
+    inode::{Inode, Kind, Volume},
+    io::KernelBuffer,
+};
+use crate::errno::Errno;
+
+/// A name in a directory, and what it stands for.
+pub struct Entry {
+    /// What the name stands for.
+    pub inode: Arc<Inode>,
+    place: SpinLock<Place>,
+}
+
+struct Place {
+    /// None: the root, or something without a name.
+    parent: Option<Arc<Entry>>,
+    name: Box<[u8]>,
+    /// No directory holds it any more.
+    removed: bool,
+}
+
+impl Entry {
+    /// The name `name` for `inode` in `parent`. The caller puts it into the directory.
+    pub fn new(parent: Option<Arc<Entry>>, name: &[u8], inode: Arc<Inode>) -> Arc<Self> {
+        Arc::new(Self { inode, place: SpinLock::new(Place { parent, name: name.into(), removed: false }) })
+    }
+
+    /// A file outside the tree, shown as `name`.
+    pub fn anonymous(name: &[u8], inode: Arc<Inode>) -> Arc<Self> {
+        Self::new(None, name, inode)
+    }
+
+    /// The directory that it is in; itself for the root and for what has no place.
+    pub fn parent(self: &Arc<Self>) -> Arc<Entry> {
+        self.place.lock().parent.clone().unwrap_or_else(|| self.clone())
+    }
+
+    /// The last part of its path.
+    pub fn name(&self) -> Box<[u8]> {
+        self.place.lock().name.clone()
+    }
+
+    /// Whether its name has been removed.
+    pub fn is_removed(&self) -> bool {
+        self.place.lock().removed
+    }
+
+    /// Note that the directory no longer holds it.
+    pub fn set_removed(&self) {
+        self.place.lock().removed = true;
+    }
+
+    /// Note that it is now `name` in `parent`.
+    pub fn set_place(&self, parent: &Arc<Entry>, name: &[u8]) {
+        let name = name.into();
+        let old = {
+            let mut place = self.place.lock();
+            (mem::replace(&mut place.name, name), place.parent.replace(parent.clone()))
+        };
+        drop(old); // outside the lock: it may be the last reference to a chain of directories
+    }
+
+    /// The path from the root, with " (deleted)" for a removed name, as /proc shows it.
+    pub fn path(&self) -> Vec<u8> {
+        let mut parts: Vec<Box<[u8]>> = Vec::new();
+        let (mut parent, name, removed) = {
+            let place = self.place.lock();
+            (place.parent.clone(), place.name.clone(), place.removed)
+        };
+        let in_tree = parent.is_some() || name.is_empty();
+        parts.push(name);
+        while let Some(entry) = parent {
+            let place = entry.place.lock();
+            if place.parent.is_some() {
+                parts.push(place.name.clone());
+            }
+            let next = place.parent.clone();
+            drop(place);
+            parent = next;
+        }
+        let mut path = Vec::new();
+        for part in parts.iter().rev() {
+            if in_tree {
+                path.push(b'/');
+            }
+            path.extend_from_slice(part);
+        }
+        if removed {
+            path.extend_from_slice(b" (deleted)");
+        }
+        path
+    }
+
+    /// Whether `self` is `other` or a directory above it.
+    pub fn holds(self: &Arc<Self>, other: &Arc<Entry>) -> bool {
+        let mut at = other.clone();
+        loop {
+            if Arc::ptr_eq(self, &at) {
+                return true;
+            }
+            let parent = at.parent();
+            if Arc::ptr_eq(&parent, &at) {
+                return false;
+            }
+            at = parent;
+        }
+    }
+
+    /// The child `name`. ENOTDIR, ENAMETOOLONG, ENOENT.
+    pub fn lookup(self: &Arc<Self>, name: &[u8]) -> Result<Arc<Entry>> {
+        if !self.inode.kind.is_directory() {
+            return Err(Errno::ENOTDIR);
+        }
+        if name.len() > c::NAME_MAX as usize {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        match &self.inode.kind {
+            Kind::Directory(directory) => directory.get(name).ok_or(Errno::ENOENT),
+            Kind::Listing(listing) => {
+                let node = listing.lookup(name).ok_or(Errno::ENOENT)?;
+                let number = made_up_number(self.inode.number, name);
+                let inode = Inode::numbered(number, node.kind, node.mode, self.inode.volume);
+                Ok(Entry::new(Some(self.clone()), name, inode))
+            }
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    /// Copy the regular file's bytes from `offset` on; says how many. EINVAL if it is something else.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
+        let store = self.inode.store().ok_or(Errno::EINVAL)?;
+        store.read(offset, &mut KernelBuffer { free: into })
+    }
+
+    /// Size of the file in bytes.
+    pub fn size(&self) -> u64 {
+        self.inode.size()
+    }
+
+    /// The file as something to map.
+    pub fn object(self: &Arc<Self>) -> Arc<dyn Object> {
+        self.clone()
+    }
+}
+
+/// A number for the child `name` of the made-up directory `parent`: the same at every look-up (FNV-1a).
+pub fn made_up_number(parent: u64, name: &[u8]) -> u64 {
+    let start = parent ^ 0xcbf2_9ce4_8422_2325;
+    name.iter().fold(start, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)) & (u64::MAX >> 16)
+        | 1 << 40
+}
+
+impl Drop for Entry {
+    /// Let go of the chain of parents one by one: a removed tree may be deeper than the stack.
+    fn drop(&mut self) {
+        let mut next = self.place.lock().parent.take();
+        while let Some(entry) = next {
+            next = Arc::into_inner(entry).and_then(|e| e.place.lock().parent.take());
+        }
+    }
+}
+
+/// A regular file as the address space sees it. Mappings of one entry are mappings of one object.
+impl Object for Entry {
+    fn page(
+        &self,
+        index: u64,
+        _: &Frames,
+        _: &Unpinned<'_>,
+    ) -> core::result::Result<OwnedFrame, ObjectError> {
+        self.inode.store().ok_or(ObjectError::Io)?.frame(index)
+    }
+    fn identity(&self) -> (u64, u64) {
+        (self.inode.volume.device(), self.inode.number)
+    }
+    fn path(&self) -> Vec<u8> {
+        Entry::path(self)
+    }
+}
+
+/// The root of a new tree.
+pub fn new_root() -> Arc<Entry> {
+    let kind = Kind::Directory(super::directory::Directory::new());
+    Entry::new(None, b"", Inode::new(kind, 0o755, Volume::Root))
+}

@@ -1,0 +1,261 @@
+//! Inodes: what a name stands for, with its metadata.
+//!
+//! An inode lives while a name, an open file or a mapping refers to it; so a removed file that is still open lives on.
+
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use linux_raw_sys::general as c;
+use sync::SpinLock;
+
+use super::{
+    Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, pipe::Pipe,
+    store::Store, tty::Channel,
+};
+use crate::hw;
+
+/// A time as programs see it: seconds and nanoseconds since 1970.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Time {
+    /// Whole seconds.
+    pub sec: i64,
+    /// The rest, 0..10^9.
+    pub nsec: u32,
+}
+
+impl Time {
+    /// The present.
+    pub fn now() -> Self {
+        let ns = hw::timer::boot_epoch_ns().saturating_add(hw::timer::now());
+        Self { sec: (ns / 1_000_000_000) as i64, nsec: (ns % 1_000_000_000) as u32 }
+    }
+}
+
+/// The file systems that programs can tell apart by `st_dev`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Volume {
+    /// The tree in memory.
+    Root,
+    /// /proc.
+    Proc,
+    /// /sys.
+    Sys,
+    /// Pipes and other things without a name.
+    Anonymous,
+}
+
+impl Volume {
+    /// `st_dev`: device 0:minor, as Linux numbers file systems without a disk.
+    pub fn device(self) -> u64 {
+        match self {
+            Volume::Root => 1,
+            Volume::Proc => 21,
+            Volume::Sys => 22,
+            Volume::Anonymous => 13,
+        }
+    }
+    /// `f_type` of `statfs`.
+    pub fn magic(self) -> u32 {
+        match self {
+            Volume::Root => c::TMPFS_MAGIC,
+            Volume::Proc => c::PROC_SUPER_MAGIC,
+            Volume::Sys => c::SYSFS_MAGIC,
+            Volume::Anonymous => c::PIPEFS_MAGIC,
+        }
+    }
+}
+
+/// Makes the contents of a file when it is read.
+pub type Text = dyn Fn() -> Result<Vec<u8>> + Send + Sync;
+
+/// A directory whose entries are made up when someone looks.
+pub trait Listing: Send + Sync {
+    /// What `name` stands for.
+    fn lookup(&self, name: &[u8]) -> Option<Node>;
+    /// The names, in ascending order of position.
+    fn names(&self) -> Vec<Name>;
+}
+
+/// One name of a [`Listing`].
+pub struct Name {
+    /// Where it stands in the listing, at least 2; it keeps this place when others come and go.
+    pub position: u64,
+    /// The name.
+    pub name: Vec<u8>,
+    /// `DT_DIR` and so on.
+    pub kind: u8,
+}
+
+/// What a [`Listing`] finds.
+pub struct Node {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// Where a [`Link`] leads.
+pub enum Target {
+    /// To a path, from the directory that the link is in.
+    Path(Vec<u8>),
+    /// To this very file, whatever it is called by now.
+    Entry(Arc<Entry>),
+}
+
+/// A symbolic link whose target is made up when someone looks.
+pub trait Link: Send + Sync {
+    /// What `readlink` says.
+    fn text(&self) -> Result<Vec<u8>>;
+    /// What a path that goes through it finds.
+    fn follow(&self) -> Result<Target> {
+        self.text().map(Target::Path)
+    }
+}
+
+/// What an inode is.
+pub enum Kind {
+    /// A regular file.
+    File(Store),
+    /// A directory.
+    Directory(Directory),
+    /// A symbolic link.
+    Symlink(Box<[u8]>),
+    /// A character device.
+    Device(Device),
+    /// A pipe, named or not.
+    Fifo(Arc<Pipe>),
+    /// The command's standard input, output or error where that is no terminal.
+    Console(Channel),
+    /// A counter of `eventfd`.
+    Event(Event),
+    /// A file of /proc or /sys.
+    Text(Box<Text>),
+    /// A directory of /proc or /sys.
+    Listing(Box<dyn Listing>),
+    /// A symbolic link of /proc.
+    Link(Box<dyn Link>),
+}
+
+impl Kind {
+    /// The type bits of `st_mode`.
+    pub fn type_bits(&self) -> u32 {
+        match self {
+            Kind::File(_) | Kind::Text(_) => c::S_IFREG,
+            Kind::Directory(_) | Kind::Listing(_) => c::S_IFDIR,
+            Kind::Symlink(_) | Kind::Link(_) => c::S_IFLNK,
+            Kind::Device(_) => c::S_IFCHR,
+            Kind::Fifo(_) | Kind::Console(_) => c::S_IFIFO,
+            Kind::Event(_) => 0,
+        }
+    }
+    /// The type as directories list it: `DT_DIR` and so on.
+    pub fn listed(&self) -> u8 {
+        (self.type_bits() >> 12) as u8
+    }
+    /// Whether names can be looked up in it.
+    pub fn is_directory(&self) -> bool {
+        matches!(self, Kind::Directory(_) | Kind::Listing(_))
+    }
+    /// Whether a path goes on from elsewhere.
+    pub fn is_link(&self) -> bool {
+        matches!(self, Kind::Symlink(_) | Kind::Link(_))
+    }
+}
+
+/// The changeable metadata.
+#[derive(Clone, Copy)]
+pub struct Meta {
+    /// Permission bits, with set-id and sticky: 0..=0o7777.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names that stand for it; 0 once removed.
+    pub links: u32,
+    /// Last access, as set; reads do not change it, so that they write no line that others use.
+    pub accessed: Time,
+    /// Last change of the contents.
+    pub modified: Time,
+    /// Last change of the metadata.
+    pub changed: Time,
+}
+
+/// A file, in the wide sense.
+pub struct Inode {
+    /// The number, unique in the volume.
+    pub number: u64,
+    /// The volume.
+    pub volume: Volume,
+    /// What it is.
+    pub kind: Kind,
+    /// Locks by `flock`.
+    pub flock: Flock,
+    meta: SpinLock<Meta>,
+}
+
+impl Inode {
+    /// A new inode with a number of its own and one link (two for a directory, as its own "." is one).
+    pub fn new(kind: Kind, mode: u32, volume: Volume) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // Relaxed: only uniqueness matters.
+        Self::numbered(NEXT.fetch_add(1, Ordering::Relaxed), kind, mode, volume)
+    }
+
+    /// A new inode with a given number.
+    pub fn numbered(number: u64, kind: Kind, mode: u32, volume: Volume) -> Arc<Self> {
+        let now = Time::now();
+        let links = if kind.is_directory() { 2 } else { 1 };
+        let meta =
+            Meta { mode: mode & 0o7777, uid: 0, gid: 0, links, accessed: now, modified: now, changed: now };
+        Arc::new(Self { number, volume, kind, flock: Flock::new(), meta: SpinLock::new(meta) })
+    }
+
+    /// The metadata of now.
+    pub fn meta(&self) -> Meta {
+        *self.meta.lock()
+    }
+
+    /// Change the metadata. `change` must not sleep.
+    pub fn update(&self, change: impl FnOnce(&mut Meta)) {
+        change(&mut self.meta.lock());
+    }
+
+    /// Note that the contents have changed now.
+    pub fn touch(&self) {
+        let now = Time::now();
+        self.update(|m| (m.modified, m.changed) = (now, now));
+    }
+
+    /// Count `by` names more or fewer, which changes the metadata now.
+    pub fn relink(&self, by: i32) {
+        let now = Time::now();
+        self.update(|m| {
+            m.links = m.links.saturating_add_signed(by);
+            m.changed = now;
+        });
+    }
+
+    /// Size in bytes, as `stat` says.
+    pub fn size(&self) -> u64 {
+        match &self.kind {
+            Kind::File(store) => store.size(),
+            Kind::Symlink(target) => target.len() as u64,
+            Kind::Directory(d) => 20 * (d.len() as u64 + 2),
+            _ => 0,
+        }
+    }
+
+    /// `st_mode`: type and permissions.
+    pub fn mode(&self) -> u32 {
+        self.kind.type_bits() | self.meta().mode
+    }
+
+    /// The regular file's contents.
+    pub fn store(&self) -> Option<&Store> {
+        match &self.kind {
+            Kind::File(store) => Some(store),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,436 @@
+//! /proc/N: what there is to know about a process and its threads.
+
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
+use core::{fmt::Write, sync::atomic::Ordering};
+
+use addr::{PAGE_SIZE, Prot};
+use aspace::{Backing, Label};
+use linux_raw_sys::general as c;
+
+use super::{
+    Result,
+    dev::split,
+    entry::Entry,
+    inode::{Kind, Link, Listing, Name, Node, Target},
+    open::{OpenFile, access},
+    proc::{TICK, number, text},
+};
+use crate::{
+    errno::Errno,
+    hw,
+    process::{Mm, Process, UNLIMITED},
+    sched,
+    task::{self, Task},
+    usercopy,
+};
+
+/// What a file in /proc/N or /proc/N/task/M is about. The thread is that of the directory; None once it has ended.
+struct Subject {
+    process: Arc<Process>,
+    thread: Option<Arc<Task>>,
+}
+
+type Make = fn(&Subject) -> Result<Vec<u8>>;
+
+/// The files of a process, and of each of its threads.
+const FILES: &[(&str, Make)] = &[
+    ("cmdline", |s| strings(s, 0)),
+    ("comm", comm),
+    ("environ", |s| strings(s, 2)),
+    ("limits", limits),
+    ("maps", maps),
+    ("mounts", |_| Ok(b"tmpfs / tmpfs rw 0 0\nproc /proc proc rw 0 0\nsysfs /sys sysfs ro 0 0\n".to_vec())),
+    ("stat", stat),
+    ("statm", statm),
+    ("status", status),
+];
+
+/// The links of a process, and of each of its threads.
+const LINKS: &[(&str, fn(&Process) -> Result<Target>)] = &[
+    ("cwd", |p| Ok(Target::Entry(p.fs().cwd()))),
+    ("exe", |p| p.mm().map(|mm| Target::Path(mm.exe.clone())).ok_or(Errno::ENOENT)),
+    ("root", |p| Ok(Target::Entry(p.fs().root_directory().clone()))),
+];
+
+/// /proc/N, or /proc/N/task/M.
+pub struct ProcessDirectory {
+    process: Arc<Process>,
+    /// Which thread, in a directory of a thread.
+    tid: Option<u32>,
+}
+
+impl ProcessDirectory {
+    /// /proc/N for `process`.
+    pub fn node(process: Arc<Process>) -> Node {
+        Node { kind: Kind::Listing(Box::new(Self { process, tid: None })), mode: 0o555 }
+    }
+}
+
+fn directory(listing: impl Listing + 'static) -> Node {
+    Node { kind: Kind::Listing(Box::new(listing)), mode: 0o555 }
+}
+
+impl Listing for ProcessDirectory {
+    fn lookup(&self, name: &[u8]) -> Option<Node> {
+        let (process, tid) = (self.process.clone(), self.tid);
+        if let Some(&(_, make)) = FILES.iter().find(|(n, _)| n.as_bytes() == name) {
+            return Some(text(move || {
+                let thread = match tid {
+                    Some(tid) => thread_of(&process, tid),
+                    None => process.leader(),
+                };
+                make(&Subject { process: process.clone(), thread })
+            }));
+        }
+        if let Some(&(_, target)) = LINKS.iter().find(|(n, _)| n.as_bytes() == name) {
+            return Some(Node { kind: Kind::Link(Box::new(ProcessLink { process, target })), mode: 0o777 });
+        }
+        match name {
+            b"fd" => Some(directory(Descriptors { process })),
+            b"task" if tid.is_none() => Some(directory(Threads { process })),
+            _ => None,
+        }
+    }
+
+    fn names(&self) -> Vec<Name> {
+        let files = FILES.iter().map(|(n, _)| (*n, c::DT_REG));
+        let links = LINKS.iter().map(|(n, _)| (*n, c::DT_LNK));
+        let task = self.tid.is_none().then_some(("task", c::DT_DIR));
+        let all = files.chain(links).chain([("fd", c::DT_DIR)]).chain(task);
+        (2..)
+            .zip(all)
+            .map(|(position, (n, kind))| Name { position, name: n.into(), kind: kind as u8 })
+            .collect()
+    }
+}
+
+fn thread_of(process: &Process, tid: u32) -> Option<Arc<Task>> {
+    process.threads.lock().iter().find(|t| t.tid() == tid).cloned()
+}
+
+fn numbered(numbers: impl Iterator<Item = u32>, kind: u32) -> Vec<Name> {
+    let name =
+        |n: u32| Name { position: 2 + u64::from(n), name: format!("{n}").into_bytes(), kind: kind as u8 };
+    let mut names: Vec<_> = numbers.map(name).collect();
+    names.sort_by_key(|n| n.position);
+    names
+}
+
+/// /proc/N/task.
+struct Threads {
+    process: Arc<Process>,
+}
+
+impl Listing for Threads {
+    fn lookup(&self, name: &[u8]) -> Option<Node> {
+        let thread = thread_of(&self.process, number(name)?)?;
+        Some(directory(ProcessDirectory { process: self.process.clone(), tid: Some(thread.tid()) }))
+    }
+    fn names(&self) -> Vec<Name> {
+        let ids: Vec<_> = self.process.threads.lock().iter().map(|t| t.tid()).collect();
+        numbered(ids.into_iter(), c::DT_DIR)
+    }
+}
+
+/// /proc/N/fd.
+struct Descriptors {
+    process: Arc<Process>,
+}
+
+impl Listing for Descriptors {
+    fn lookup(&self, name: &[u8]) -> Option<Node> {
+        let fd = i32::try_from(number(name)?).ok()?;
+        let (reads, writes) = access(self.process.files().get(fd).ok()?.flags());
+        let mode = if reads { 0o500 } else { 0 } | if writes { 0o300 } else { 0 };
+        Some(Node { kind: Kind::Link(Box::new(DescriptorLink { process: self.process.clone(), fd })), mode })
+    }
+    fn names(&self) -> Vec<Name> {
+        let fds = self.process.files().descriptors();
+        numbered(fds.into_iter().filter_map(|fd| u32::try_from(fd).ok()), c::DT_LNK)
+    }
+}
+
+/// /proc/N/fd/M: leads to the open file itself, whatever it is called.
+struct DescriptorLink {
+    process: Arc<Process>,
+    fd: i32,
+}
+
+impl DescriptorLink {
+    fn file(&self) -> Result<Arc<OpenFile>> {
+        self.process.files().get(self.fd).map_err(|_| Errno::ENOENT)
+    }
+}
+
+impl Link for DescriptorLink {
+    fn text(&self) -> Result<Vec<u8>> {
+        Ok(self.file()?.entry.path())
+    }
+    fn follow(&self) -> Result<Target> {
+        Ok(Target::Entry(self.file()?.entry.clone()))
+    }
+}
+
+/// /proc/N/cwd and the like.
+struct ProcessLink {
+    process: Arc<Process>,
+    target: fn(&Process) -> Result<Target>,
+}
+
+impl Link for ProcessLink {
+    fn text(&self) -> Result<Vec<u8>> {
+        Ok(match (self.target)(&self.process)? {
+            Target::Path(path) => path,
+            Target::Entry(entry) => Entry::path(&entry),
+        })
+    }
+    fn follow(&self) -> Result<Target> {
+        (self.target)(&self.process)
+    }
+}
+
+fn comm(s: &Subject) -> Result<Vec<u8>> {
+    let mut name = s.thread.as_ref().map(|t| t.comm()).ok_or(Errno::ESRCH)?;
+    name.push(b'\n');
+    Ok(name)
+}
+
+/// The memory of a process that has any.
+fn memory(s: &Subject) -> Option<Arc<Mm>> {
+    s.thread.as_ref().and_then(|t| t.mm())
+}
+
+/// Run `f` with the memory `mm` as the calling thread's own.
+fn with_memory<R>(mm: &Arc<Mm>, f: impl FnOnce() -> R) -> R {
+    let me = task::current();
+    let own = me.mm();
+    if own.as_ref().is_some_and(|own| Arc::ptr_eq(own, mm)) {
+        return f();
+    }
+    let own = me.set_mm(Some(mm.join()));
+    sched::reload_space();
+    let result = f();
+    let borrowed = me.set_mm(own);
+    sched::reload_space();
+    if let Some(mm) = borrowed {
+        mm.leave();
+    }
+    result
+}
+
+/// The strings between bounds `which` and `which + 1` of the program's arguments and environment; nothing for a
+/// process without memory, as on Linux.
+fn strings(s: &Subject, which: usize) -> Result<Vec<u8>> {
+    const MOST: u64 = 1 << 20;
+    let Some(mm) = memory(s) else { return Ok(Vec::new()) };
+    let (start, end) = match (*mm.args.lock(), which) {
+        ([start, end, ..], 0) => (start, end),
+        ([.., start, end], _) => (start, end),
+    };
+    let mut bytes = Vec::new();
+    let len = end.saturating_sub(start).min(MOST) as usize;
+    bytes.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
+    bytes.resize(len, 0);
+    let copied = with_memory(&mm, || usercopy::copy_in(start, &mut bytes));
+    Ok(if copied.is_ok() { bytes } else { Vec::new() })
+}
+
+fn maps(s: &Subject) -> Result<Vec<u8>> {
+    let Some(mm) = memory(s) else { return Ok(Vec::new()) };
+    let mut out = String::new();
+    let mut bytes = Vec::new();
+    mm.aspace.mappings(&task::unpinned(), &mut |info| {
+        let m = info.mapping;
+        let flag = |p, c| if m.prot.contains(p) { c } else { '-' };
+        let (offset, (device, inode)) = match &m.backing {
+            Backing::Object { object, page } => (page * PAGE_SIZE, object.identity()),
+            Backing::Anonymous => (0, (0, 0)),
+        };
+        let (major, minor) = split(device);
+        out.clear();
+        // Writing to a string does not fail.
+        let _ = write!(
+            out,
+            "{:08x}-{:08x} {}{}{}{} {offset:08x} {major:02x}:{minor:02x} {inode} ",
+            info.range.start().base().as_u64(),
+            info.range.end().base().as_u64(),
+            flag(Prot::READ, 'r'),
+            flag(Prot::WRITE, 'w'),
+            flag(Prot::EXEC, 'x'),
+            if m.shared { 's' } else { 'p' },
+        );
+        let name: Vec<u8> = match (&m.backing, m.label) {
+            (_, Label::Heap) => b"[heap]".into(),
+            (_, Label::Stack) => b"[stack]".into(),
+            (_, Label::Vdso) => b"[vdso]".into(),
+            (_, Label::Vvar) => b"[vvar]".into(),
+            (Backing::Object { object, .. }, _) => object.path(),
+            _ => Vec::new(),
+        };
+        if !name.is_empty() {
+            while out.len() < 73 {
+                out.push(' ');
+            }
+        }
+        bytes.extend_from_slice(out.as_bytes());
+        for b in name {
+            // A newline in a name would make it two lines.
+            if b == b'\n' { bytes.extend_from_slice(b"\\012") } else { bytes.push(b) }
+        }
+        bytes.push(b'\n');
+    });
+    Ok(bytes)
+}
+
+/// Pages mapped, and pages in memory.
+fn usage(s: &Subject) -> (u64, u64) {
+    memory(s).map_or((0, 0), |mm| {
+        let u = mm.aspace.usage(&task::unpinned());
+        (u.mapped_pages, u.resident_pages)
+    })
+}
+
+fn statm(s: &Subject) -> Result<Vec<u8>> {
+    let (mapped, resident) = usage(s);
+    Ok(format!("{mapped} {resident} 0 0 0 {mapped} 0\n").into_bytes())
+}
+
+/// The state's letter and word.
+fn state(s: &Subject) -> (char, &'static str) {
+    if s.process.ended().is_some() || s.thread.is_none() {
+        return ('Z', "zombie");
+    }
+    match &s.thread {
+        Some(t) if t.sched.is_parked() => ('S', "sleeping"),
+        _ => ('R', "running"),
+    }
+}
+
+fn stat(s: &Subject) -> Result<Vec<u8>> {
+    let p = &s.process;
+    let id = s.thread.as_ref().map_or(p.pid, |t| t.tid());
+    let mut out = format!("{id} (").into_bytes();
+    out.extend(s.thread.as_ref().map(|t| t.comm()).unwrap_or_default());
+    let (session, group) = super::tty::owners();
+    // Relaxed, here and below: a snapshot.
+    let sid = p.sid.load(Ordering::Relaxed);
+    let (tty, foreground) = if sid != 0 && sid == session {
+        (super::Device::Console.number(), i64::from(group))
+    } else {
+        (0, -1)
+    };
+    let (mapped, resident) = usage(s);
+    let threads = p.threads.lock().len();
+    let ticks = |ns: u64| ns / TICK;
+    let cpu = s.thread.as_ref().map_or(0, |t| t.sched.cpu().index());
+    let args = memory(s).map_or([0; 4], |mm| *mm.args.lock());
+    let brk = 0;
+    let rest = format!(
+        ") {} {} {} {sid} {tty} {foreground} 4194304 0 0 0 0 {} 0 {} 0 20 0 {threads} 0 {} {} {resident} {} \
+         0 0 0 0 0 0 0 0 0 0 0 0 {} {cpu} 0 0 0 0 0 0 0 {brk} {} {} {} {} 0\n",
+        state(s).0,
+        p.ppid(),
+        p.pgid.load(Ordering::Relaxed),
+        ticks(p.cpu_ns()),
+        ticks(p.children_ns.load(Ordering::Relaxed)),
+        ticks(p.started),
+        mapped * PAGE_SIZE,
+        UNLIMITED,
+        p.exit_signal.load(Ordering::Relaxed),
+        args[0],
+        args[1],
+        args[2],
+        args[3],
+    );
+    out.extend_from_slice(rest.as_bytes());
+    Ok(out)
+}
+
+fn status(s: &Subject) -> Result<Vec<u8>> {
+    let p = &s.process;
+    let (letter, word) = state(s);
+    let (mapped, resident) = usage(s);
+    let kib = |pages: u64| pages * PAGE_SIZE / 1024;
+    let mut out = b"Name:\t".to_vec();
+    out.extend(s.thread.as_ref().map(|t| t.comm()).unwrap_or_default());
+    let mut text = String::new();
+    let id = s.thread.as_ref().map_or(p.pid, |t| t.tid());
+    // Writing to a string does not fail.
+    let _ = write!(
+        text,
+        "\nUmask:\t{:04o}\nState:\t{letter} ({word})\nTgid:\t{}\nNgid:\t0\nPid:\t{id}\nPPid:\t{}\nTracerPid:\t0\n\
+         Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nFDSize:\t{}\nGroups:\t0 \n",
+        p.fs().umask(),
+        p.pid,
+        p.ppid(),
+        p.files().descriptors().len().next_multiple_of(64),
+    );
+    if memory(s).is_some() {
+        let _ = write!(text, "VmSize:\t{:8} kB\nVmRSS:\t{:8} kB\n", kib(mapped), kib(resident));
+    }
+    let _ = writeln!(text, "Threads:\t{}", p.threads.lock().len());
+    if let Some(t) = &s.thread {
+        let (pending, blocked) = {
+            let state = t.signals.lock();
+            (state.pending_set().0, state.blocked().0)
+        };
+        let (words, list) = affinity(t);
+        let _ = write!(
+            text,
+            "SigPnd:\t{pending:016x}\nSigBlk:\t{blocked:016x}\nCpus_allowed:\t{words}\nCpus_allowed_list:\t{list}\n"
+        );
+    }
+    out.extend_from_slice(text.as_bytes());
+    Ok(out)
+}
+
+/// Where a thread may run: as a mask and as a list.
+fn affinity(t: &Task) -> (String, String) {
+    let set = *t.affinity.lock();
+    let mut words: Vec<u32> = set.words().iter().flat_map(|w| [*w as u32, (*w >> 32) as u32]).collect();
+    words.truncate(hw::cpu::count().div_ceil(32));
+    let mask: Vec<String> = words.iter().rev().map(|w| format!("{w:08x}")).collect();
+    (mask.join(","), ranges(set.iter().map(|cpu| cpu.index())))
+}
+
+/// Ascending numbers as a list with ranges, as the kernel writes lists of CPUs: `0-3,8`.
+pub fn ranges(numbers: impl Iterator<Item = usize>) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for n in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == n => *last = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let run = |&(a, b): &(usize, usize)| if a == b { format!("{a}") } else { format!("{a}-{b}") };
+    runs.iter().map(run).collect::<Vec<_>>().join(",")
+}
+
+fn limits(s: &Subject) -> Result<Vec<u8>> {
+    const NAMES: [(&str, &str); 16] = [
+        ("Max cpu time", "seconds"),
+        ("Max file size", "bytes"),
+        ("Max data size", "bytes"),
+        ("Max stack size", "bytes"),
+        ("Max core file size", "bytes"),
+        ("Max resident set", "bytes"),
+        ("Max processes", "processes"),
+        ("Max open files", "files"),
+        ("Max locked memory", "bytes"),
+        ("Max address space", "bytes"),
+        ("Max file locks", "locks"),
+        ("Max pending signals", "signals"),
+        ("Max msgqueue size", "bytes"),
+        ("Max nice priority", ""),
+        ("Max realtime priority", ""),
+        ("Max realtime timeout", "us"),
+    ];
+    let shown = |n: u64| if n == UNLIMITED { "unlimited".into() } else { format!("{n}") };
+    let mut out = format!("{:<26}{:<21}{:<21}{:<10}\n", "Limit", "Soft Limit", "Hard Limit", "Units");
+    for (i, (name, unit)) in NAMES.iter().enumerate() {
+        if let Some(r) = s.process.rlimit(i) {
+            out += &format!("{name:<26}{:<21}{:<21}{unit:<10}\n", shown(r.soft), shown(r.hard));
+        }
+    }
+    Ok(out.into_bytes())
+}

@@ -1,0 +1,56 @@
+//! What to run first, as the boot image says: the entry `.quire/exec`.
+//!
+//! It is a sequence of strings, each ended by a NUL: the number of arguments, the arguments, the number of environment
+//! variables, those, the working directory, and the program's path in the tree. It is removed from the tree once read.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::str;
+
+use super::{
+    directory,
+    entry::Entry,
+    path::{self, Found},
+};
+
+const DIRECTORY: &[u8] = b".quire";
+const NAME: &[u8] = b"exec";
+
+/// The first program.
+pub struct Startup {
+    /// Its path.
+    pub path: Vec<u8>,
+    /// Its arguments, its name first.
+    pub argv: Vec<Vec<u8>>,
+    /// Its environment, as `NAME=value`.
+    pub envp: Vec<Vec<u8>>,
+    /// Where it starts.
+    pub cwd: Vec<u8>,
+}
+
+impl Startup {
+    /// Read it from the tree and remove it there. None if it isn't there or makes no sense.
+    pub(super) fn take(root: &Arc<Entry>) -> Option<Self> {
+        let dir = path::walk(root, root, DIRECTORY, false).and_then(Found::existing).ok()?;
+        let file = dir.lookup(NAME).ok()?;
+        let mut bytes = Vec::new();
+        bytes.resize(usize::try_from(file.size()).ok()?, 0);
+        let n = file.read_at(0, &mut bytes).ok()?;
+        bytes.truncate(n);
+        // What fails here leaves the names in the tree, where they do no harm.
+        let _ = directory::unlink(&dir, NAME);
+        let _ = directory::rmdir(root, DIRECTORY);
+        Self::parse(&bytes)
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut strings = bytes.strip_suffix(&[0])?.split(|&b| b == 0).map(<[u8]>::to_vec);
+        let mut list = || {
+            let count: usize = str::from_utf8(&strings.next()?).ok()?.parse().ok()?;
+            let items: Vec<_> = strings.by_ref().take(count).collect();
+            (items.len() == count).then_some(items)
+        };
+        let (argv, envp) = (list()?, list()?);
+        let (cwd, path) = (strings.next()?, strings.next()?);
+        strings.next().is_none().then_some(Self { path, argv, envp, cwd })
+    }
+}

@@ -1,0 +1,402 @@
+//! The bytes of a regular file: whole pages in frames, found by their index.
+//!
+//! A page that is absent reads as zeros (a hole), or as its part of the file's *image*, a stretch of the boot image
+//! that the file was unpacked from; so a file of the boot image costs frames only for the pages that are written or
+//! mapped. A page that is present is a share of a frame. Mappings take further shares of the same frame, so
+//! `read`, `write` and every mapping of the file see one copy, and a frame lives until the last of them lets go: a
+//! truncated or removed file never pulls memory away from under a mapping or a copy in progress.
+//!
+//! Two sleeping locks protect a store:
+//!
+//! * `writer` makes the calls that change the contents or the size exclude each other. Bytes are copied from the
+//!   program's memory while it is held, so page faults nest inside it, and nothing that a page fault needs may take it.
+//! * `pages` protects the index of pages, for a look-up at a time. It is the innermost: a page fault on a mapping takes
+//!   it inside the address space's own locks. User memory is never touched while it is held; copies work on a share
+//!   taken under it.
+//!
+//! Invariant: every byte after the end of the file, in pages that are present, is zero, except what a mapping writes
+//! into the rest of the last page; growing the file clears that.
+#![allow(unsafe_code)] // reaches the bytes of frames that it owns, through the direct map
+
+use alloc::collections::BTreeMap;
+use core::{
+    mem::ManuallyDrop,
+    slice,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use addr::{PAGE_BYTES, PAGE_SIZE};
+use aspace::ObjectError;
+use frames::{OwnedFrame, Use};
+use sync::RwLock;
+
+use super::{
+    Result,
+    io::{Sink, Source, moved},
+};
+use crate::{errno::Errno, memory, task};
+
+/// The greatest size of a file, in bytes.
+pub const MAX_SIZE: u64 = i64::MAX as u64;
+
+static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
+/// A share of one page's frame; dropping it gives the share back.
+struct FilePage(ManuallyDrop<OwnedFrame>);
+
+impl FilePage {
+    fn zeroed() -> Option<Self> {
+        let frame = memory::frames().alloc_zeroed(&task::pinned(), Use::File)?;
+        Some(Self(ManuallyDrop::new(frame)))
+    }
+
+    fn share(&self) -> Self {
+        Self(ManuallyDrop::new(memory::frames().share(&self.0)))
+    }
+
+    fn into_owned(self) -> OwnedFrame {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is never dropped, so the frame is taken out exactly once.
+        unsafe { ManuallyDrop::take(&mut this.0) }
+    }
+
+    fn ptr(&self) -> *mut u8 {
+        memory::dm().ptr(self.0.frame().base())
+    }
+
+    /// Hand bytes `from..from + len` of the page to `sink`; says how many went.
+    fn read(&self, from: usize, len: usize, sink: &mut dyn Sink) -> usize {
+        let len = len.min(PAGE_BYTES.saturating_sub(from));
+        // SAFETY: the range lies in a frame that is alive while `self` is. Programs may write it meanwhile through
+        // mappings; the slice only goes to copy routines, to which any mix of old and new bytes is fine.
+        sink.put(unsafe { slice::from_raw_parts(self.ptr().add(from), len) })
+    }
+
+    /// Fill bytes `from..from + len` of the page from `source`; says how many came.
+    fn write(&self, from: usize, len: usize, source: &mut dyn Source) -> usize {
+        let len = len.min(PAGE_BYTES.saturating_sub(from));
+        // SAFETY: as in `read`; stores to the page by calls are ordered by the store's `writer` lock.
+        source.take(unsafe { slice::from_raw_parts_mut(self.ptr().add(from), len) })
+    }
+
+    /// Set bytes `from..to` of the page to zero.
+    fn clear(&self, from: usize, to: usize) {
+        let to = to.min(PAGE_BYTES);
+        let mut zeros = ZEROS.get(..to.saturating_sub(from)).unwrap_or(&[]);
+        self.write(from, zeros.len(), &mut zeros);
+    }
+}
+
+impl Drop for FilePage {
+    fn drop(&mut self) {
+        // SAFETY: drop runs once, and `into_owned` prevents it.
+        let frame = unsafe { ManuallyDrop::take(&mut self.0) };
+        memory::frames().free(&task::pinned(), frame);
+    }
+}
+
+/// Where a write begins.
+#[derive(Clone, Copy)]
+pub enum WriteAt {
+    /// At this byte.
+    Offset(u64),
+    /// At the end of the file, whatever that is when the write begins.
+    End,
+}
+
+/// What is at a page's index.
+enum Held {
+    Page(FilePage),
+    /// The page's part of the boot image; the rest of the page is zero.
+    Image(&'static [u8]),
+    Hole,
+}
+
+struct Pages {
+    present: BTreeMap<u64, FilePage>,
+    /// The file's first bytes, for pages that are not present.
+    image: &'static [u8],
+}
+
+impl Pages {
+    fn image_of(&self, index: u64) -> &'static [u8] {
+        let from = usize::try_from(index.saturating_mul(PAGE_SIZE)).unwrap_or(usize::MAX);
+        let rest = self.image.get(from..).unwrap_or(&[]);
+        rest.get(..PAGE_BYTES).unwrap_or(rest)
+    }
+
+    fn held(&self, index: u64) -> Held {
+        match (self.present.get(&index), self.image_of(index)) {
+            (Some(page), _) => Held::Page(page.share()),
+            (None, []) => Held::Hole,
+            (None, image) => Held::Image(image),
+        }
+    }
+
+    /// The page at `index`, brought into a frame if it is not yet.
+    fn materialise(&mut self, index: u64) -> Option<FilePage> {
+        if let Some(page) = self.present.get(&index) {
+            return Some(page.share());
+        }
+        let page = FilePage::zeroed()?;
+        let mut image = self.image_of(index);
+        page.write(0, image.len(), &mut image);
+        let share = page.share();
+        self.present.insert(index, page);
+        Some(share)
+    }
+
+    /// Pages with bytes in memory: present or in the image.
+    fn count(&self) -> u64 {
+        let image = (self.image.len() as u64).div_ceil(PAGE_SIZE);
+        image + self.present.range(image..).count() as u64
+    }
+}
+
+/// The contents of one regular file.
+pub struct Store {
+    size: AtomicU64,
+    pages: RwLock<Pages>,
+    writer: RwLock<()>,
+}
+
+impl Store {
+    /// A file whose contents are `image`.
+    pub fn new(image: &'static [u8]) -> Self {
+        Self {
+            size: AtomicU64::new(image.len() as u64),
+            pages: RwLock::new(Pages { present: BTreeMap::new(), image }),
+            writer: RwLock::new(()),
+        }
+    }
+
+    /// The size in bytes.
+    pub fn size(&self) -> u64 {
+        // Acquire, with the Release in `write` and `set_size`: who sees the size sees the bytes below it.
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn publish_size(&self, size: u64) {
+        // Release, with the Acquire in `size`.
+        self.size.store(size, Ordering::Release);
+    }
+
+    /// How many pages hold bytes, for `st_blocks`.
+    pub fn pages(&self) -> u64 {
+        self.pages.read(&task::unpinned()).count()
+    }
+
+    /// Copy from byte `offset` on into `sink`, to its end or the file's. EFAULT if nothing could be copied.
+    pub fn read(&self, offset: u64, sink: &mut dyn Sink) -> Result<usize> {
+        let mut done = 0usize;
+        while sink.room() > 0 {
+            let at = offset.saturating_add(done as u64);
+            let Some(ahead) = self.size().checked_sub(at).filter(|&n| n > 0) else { break };
+            let from = (at % PAGE_SIZE) as usize;
+            let want = sink.room().min(PAGE_BYTES - from).min(usize::try_from(ahead).unwrap_or(usize::MAX));
+            let held = self.pages.read(&task::unpinned()).held(at / PAGE_SIZE);
+            let got = match held {
+                Held::Page(page) => page.read(from, want, sink),
+                Held::Image(image) if from < image.len() => {
+                    let rest = image.get(from..).unwrap_or(&[]);
+                    let got = sink.put(rest.get(..want).unwrap_or(rest));
+                    // The image may end before the file does: the rest of the page is zeros, by the next round.
+                    if got == rest.len() && got < want {
+                        done += got;
+                        continue;
+                    }
+                    got
+                }
+                Held::Image(_) | Held::Hole => sink.put(ZEROS.get(..want).unwrap_or(&ZEROS)),
+            };
+            done += got;
+            if got < want {
+                return moved(done, want, Errno::EFAULT);
+            }
+        }
+        Ok(done)
+    }
+
+    /// Copy all of `source` into the file; says how many bytes, and the offset after them. EFAULT, ENOSPC or EFBIG
+    /// if none could be copied.
+    pub fn write(&self, at: WriteAt, source: &mut dyn Source) -> Result<(usize, u64)> {
+        let ctx = task::unpinned();
+        let _writer = self.writer.write(&ctx);
+        let start = match at {
+            WriteAt::Offset(o) => o,
+            WriteAt::End => self.size(),
+        };
+        if source.left() == 0 {
+            return Ok((0, start));
+        }
+        if start >= MAX_SIZE {
+            return Err(Errno::EFBIG);
+        }
+        if start > self.size() {
+            self.clear_tail();
+        }
+        let mut done = 0usize;
+        while source.left() > 0 {
+            let offset = start + done as u64;
+            let from = (offset % PAGE_SIZE) as usize;
+            let ahead = usize::try_from(MAX_SIZE - offset).unwrap_or(usize::MAX);
+            let want = source.left().min(PAGE_BYTES - from).min(ahead);
+            if want == 0 {
+                break;
+            }
+            let index = offset / PAGE_SIZE;
+            let present = match self.pages.read(&ctx).held(index) {
+                Held::Page(page) => Some(page),
+                Held::Image(_) | Held::Hole => None,
+            };
+            let Some(page) = present.or_else(|| self.pages.write(&ctx).materialise(index)) else {
+                return moved(done, 1, Errno::ENOSPC).map(|n| (n, offset));
+            };
+            let got = page.write(from, want, source);
+            done += got;
+            if offset + got as u64 > self.size() {
+                self.publish_size(offset + got as u64);
+            }
+            if got < want {
+                return moved(done, 1, Errno::EFAULT).map(|n| (n, offset + got as u64));
+            }
+        }
+        Ok((done, start + done as u64))
+    }
+
+    /// Make the file `size` bytes long; what is new reads as zeros. EFBIG past [`MAX_SIZE`].
+    pub fn set_size(&self, size: u64) -> Result<()> {
+        if size > MAX_SIZE {
+            return Err(Errno::EFBIG);
+        }
+        let ctx = task::unpinned();
+        let _writer = self.writer.write(&ctx);
+        if size > self.size() {
+            self.clear_tail();
+            self.publish_size(size);
+            return Ok(());
+        }
+        let cut = {
+            let mut pages = self.pages.write(&ctx);
+            // Under the lock, so that no fault brings in a page after the end.
+            self.publish_size(size);
+            let keep = usize::try_from(size).unwrap_or(usize::MAX).min(pages.image.len());
+            pages.image = pages.image.get(..keep).unwrap_or(&[]);
+            pages.present.split_off(&size.div_ceil(PAGE_SIZE))
+        };
+        drop(cut);
+        self.clear_tail();
+        Ok(())
+    }
+
+    /// Clear what follows the end of the file in its last page. The caller holds `writer`.
+    fn clear_tail(&self) {
+        let size = self.size();
+        let from = (size % PAGE_SIZE) as usize;
+        if from > 0
+            && let Held::Page(page) = self.pages.read(&task::unpinned()).held(size / PAGE_SIZE)
+        {
+            page.clear(from, PAGE_BYTES);
+        }
+    }
+
+    /// Give every page of `offset..offset + len` a frame, growing the file unless `keep_size`. ENOSPC without memory.
+    pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let end = offset.checked_add(len).filter(|&e| e <= MAX_SIZE).ok_or(Errno::EFBIG)?;
+        let ctx = task::unpinned();
+        let _writer = self.writer.write(&ctx);
+        if end.div_ceil(PAGE_SIZE) - offset / PAGE_SIZE > memory::frames().stats().free as u64 {
+            return Err(Errno::ENOSPC);
+        }
+        for index in offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
+            self.pages.write(&ctx).materialise(index).ok_or(Errno::ENOSPC)?;
+        }
+        if !keep_size && end > self.size() {
+            self.clear_tail();
+            self.publish_size(end);
+        }
+        Ok(())
+    }
+
+    /// Make bytes `offset..offset + len` read as zeros and give back whole pages; the size stays.
+    pub fn punch(&self, offset: u64, len: u64) -> Result<()> {
+        let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
+        let ctx = task::unpinned();
+        let _writer = self.writer.write(&ctx);
+        let mut at = offset;
+        while at < end {
+            let index = at / PAGE_SIZE;
+            let next = end.min((index + 1) * PAGE_SIZE);
+            let mut pages = self.pages.write(&ctx);
+            let whole = next - at == PAGE_SIZE;
+            let imaged = !pages.image_of(index).is_empty();
+            if whole && !imaged {
+                // Jump to the next page that is there: the range may be far longer than the file.
+                let dropped = pages.present.remove(&index);
+                let jump = pages.present.range(index..).next().map_or(end, |(&i, _)| i * PAGE_SIZE);
+                drop(pages);
+                drop(dropped);
+                at = jump.max(next);
+            } else {
+                if imaged || pages.present.contains_key(&index) {
+                    let page = pages.materialise(index).ok_or(Errno::ENOSPC)?;
+                    let from = (at % PAGE_SIZE) as usize;
+                    page.clear(from, from + (next - at) as usize);
+                }
+                at = next;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first byte from `offset` on that is data (`data`) or in a hole; the end of the file counts as a hole.
+    /// ENXIO at or past the end, and for data if none follows.
+    pub fn seek(&self, offset: u64, data: bool) -> Result<u64> {
+        let size = self.size();
+        if offset >= size {
+            return Err(Errno::ENXIO);
+        }
+        let pages = self.pages.read(&task::unpinned());
+        let held = |i: u64| pages.present.contains_key(&i) || !pages.image_of(i).is_empty();
+        let mut index = offset / PAGE_SIZE;
+        if data && !held(index) {
+            index = pages.present.range(index..).next().map(|(&i, _)| i).ok_or(Errno::ENXIO)?;
+        }
+        while !data && held(index) {
+            index += 1;
+        }
+        let found = (index * PAGE_SIZE).max(offset).min(size);
+        if data && found >= size { Err(Errno::ENXIO) } else { Ok(found) }
+    }
+
+    /// A share of the frame at `index`, for a mapping. Holes get a frame, so that what a shared mapping writes stays.
+    pub fn frame(&self, index: u64) -> core::result::Result<OwnedFrame, ObjectError> {
+        let ctx = task::unpinned();
+        {
+            let pages = self.pages.read(&ctx);
+            if index >= self.size().div_ceil(PAGE_SIZE) {
+                return Err(ObjectError::BeyondEnd);
+            }
+            if let Held::Page(page) = pages.held(index) {
+                return Ok(page.into_owned());
+            }
+        }
+        let mut pages = self.pages.write(&ctx);
+        if index >= self.size().div_ceil(PAGE_SIZE) {
+            return Err(ObjectError::BeyondEnd);
+        }
+        pages.materialise(index).map(FilePage::into_owned).ok_or(ObjectError::NoMemory)
+    }
+
+    /// Give back every page: the machine is ending.
+    pub fn clear(&self) {
+        let ctx = task::unpinned();
+        let pages = {
+            let mut pages = self.pages.write(&ctx);
+            self.publish_size(0);
+            pages.image = &[];
+            core::mem::take(&mut pages.present)
+        };
+        drop(pages);
+    }
+}

@@ -1,0 +1,243 @@
+//! `poll` and `select`: wait until a file can be used without waiting.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use super::files;
+use crate::{
+    errno::{Errno, SysResult},
+    file::{Events, OpenFile},
+    hw,
+    process::RLIMIT_NOFILE,
+    signal::{self, SigSet},
+    syscall::Args,
+    task, usercopy,
+    wait::{self, WaitQueue, Woken},
+};
+
+/// `struct pollfd`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct PollFd {
+    fd: i32,
+    events: u16,
+    revents: u16,
+}
+crate::pod!(PollFd);
+
+/// What is always told, asked for or not.
+const ALWAYS: Events = Events::ERR.union(Events::HUP).union(Events::NVAL);
+
+/// One file that a call waits for.
+struct Watched {
+    /// None for a bad descriptor.
+    file: Option<Arc<OpenFile>>,
+    events: Events,
+}
+
+impl Watched {
+    /// What there is to tell now.
+    fn ready(&self) -> Events {
+        match &self.file {
+            Some(file) => file.readiness().events.with_synonyms() & self.events,
+            None => Events::NVAL,
+        }
+    }
+}
+
+/// When a time limit of nanoseconds from now is over.
+fn after(ns: u64) -> Option<u64> {
+    Some(hw::timer::now().saturating_add(ns))
+}
+
+/// Wait until one of `watched` has something to tell or the deadline (ns since boot) has passed; says what each has,
+/// and how many have something. RESTART_NO_HANDLER for a signal.
+fn wait_for(watched: &[Watched], deadline: Option<u64>) -> Result<(Vec<Events>, usize), Errno> {
+    let look = || {
+        let now: Vec<Events> = watched.iter().map(Watched::ready).collect();
+        let count = now.iter().filter(|e| !e.is_empty()).count();
+        (now, count)
+    };
+    let (now, count) = look();
+    if count > 0 || deadline.is_some_and(|d| d <= hw::timer::now()) {
+        return Ok((now, count));
+    }
+    let readiness: Vec<_> = watched.iter().filter_map(|w| w.file.as_ref()).map(|f| f.readiness()).collect();
+    let queues: Vec<&WaitQueue> = readiness.iter().flat_map(|r| r.queues).flatten().collect();
+    let result = wait::wait_any(&queues, deadline, true, || {
+        let found = look();
+        (found.1 > 0).then_some(found)
+    });
+    match result {
+        Ok(found) => Ok(found),
+        Err(Woken::TimedOut) => Ok(look()),
+        Err(Woken::Interrupted) => Err(Errno::RESTART_NO_HANDLER),
+    }
+}
+
+/// A time limit from a `struct timespec` at `addr`; None for no limit if that is 0. EINVAL.
+fn timespec_at(addr: u64) -> Result<Option<u64>, Errno> {
+    if addr == 0 {
+        return Ok(None);
+    }
+    let [sec, nsec]: [i64; 2] = usercopy::read(addr)?;
+    match (u64::try_from(sec), u64::try_from(nsec)) {
+        (Ok(sec), Ok(nsec)) if nsec < 1_000_000_000 => {
+            Ok(after(sec.saturating_mul(1_000_000_000).saturating_add(nsec)))
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// Write what is left of a time limit back, in units of `unit` ns below the second; a bad address is no error.
+fn remaining_out(addr: u64, deadline: Option<u64>, unit: u64) {
+    if let Some(d) = deadline.filter(|_| addr != 0) {
+        let left = d.saturating_sub(hw::timer::now());
+        let _ = usercopy::write(addr, &[left / 1_000_000_000, left % 1_000_000_000 / unit]);
+    }
+}
+
+/// Run `f` with the signal mask at `addr` (of `size` bytes), if there is one.
+fn with_mask(addr: u64, size: u64, f: impl FnOnce() -> SysResult) -> SysResult {
+    if addr == 0 {
+        return f();
+    }
+    if size != 8 {
+        return Err(Errno::EINVAL);
+    }
+    signal::mask_for_wait(SigSet(usercopy::read(addr)?));
+    let result = f();
+    if result != Err(Errno::RESTART_NO_HANDLER) {
+        signal::unmask();
+    }
+    result
+}
+
+/// `poll(2)`.
+pub fn poll(a: &Args) -> SysResult {
+    let deadline = u64::try_from(a.int(2)).ok().and_then(|ms| after(ms * 1_000_000));
+    poll_until(a.raw(0), a.uint(1), deadline)
+}
+
+/// `ppoll(2)`.
+pub fn ppoll(a: &Args) -> SysResult {
+    let deadline = timespec_at(a.raw(2))?;
+    let result = with_mask(a.raw(3), a.raw(4), || poll_until(a.raw(0), a.uint(1), deadline));
+    remaining_out(a.raw(2), deadline, 1);
+    result
+}
+
+fn poll_until(addr: u64, count: u32, deadline: Option<u64>) -> SysResult {
+    let limit = task::current().process.rlimit(RLIMIT_NOFILE).map_or(u64::MAX, |r| r.soft);
+    if u64::from(count) > limit {
+        return Err(Errno::EINVAL);
+    }
+    let files = files();
+    let mut list = Vec::new();
+    let mut watched = Vec::new();
+    for i in 0..u64::from(count) {
+        let p: PollFd = usercopy::read(addr.checked_add(8 * i).ok_or(Errno::EFAULT)?)?;
+        // A negative descriptor is left out.
+        if p.fd >= 0 {
+            let events = Events::from_bits_truncate(p.events) | ALWAYS;
+            watched.push(Watched { file: files.get(p.fd).ok(), events });
+        }
+        list.push(p);
+    }
+    let (ready, n) = wait_for(&watched, deadline)?;
+    let mut ready = ready.into_iter();
+    for (i, p) in list.iter().enumerate() {
+        let events = if p.fd >= 0 { ready.next().unwrap_or_default() } else { Events::empty() };
+        usercopy::write(addr + 8 * i as u64 + 6, &events.bits())?;
+    }
+    Ok(n)
+}
+
+/// `select(2)`.
+pub fn select(a: &Args) -> SysResult {
+    let addr = a.raw(4);
+    let deadline = if addr == 0 {
+        None
+    } else {
+        let [sec, usec]: [i64; 2] = usercopy::read(addr)?;
+        match (u64::try_from(sec), u64::try_from(usec)) {
+            (Ok(s), Ok(us)) => after(s.saturating_mul(1_000_000_000).saturating_add(us.saturating_mul(1000))),
+            _ => return Err(Errno::EINVAL),
+        }
+    };
+    let result = select_until(a, deadline);
+    remaining_out(addr, deadline, 1000);
+    result
+}
+
+/// `pselect6(2)`.
+pub fn pselect6(a: &Args) -> SysResult {
+    let deadline = timespec_at(a.raw(4))?;
+    let [mask, size] = if a.raw(5) == 0 { [0, 0] } else { usercopy::read::<[u64; 2]>(a.raw(5))? };
+    let result = with_mask(mask, size, || select_until(a, deadline));
+    remaining_out(a.raw(4), deadline, 1);
+    result
+}
+
+/// A set of descriptors at `addr`, as far as `words` words; no descriptors if it is 0.
+fn set_at(addr: u64, words: u64) -> Result<Vec<u64>, Errno> {
+    (0..words).map(|i| if addr == 0 { Ok(0) } else { usercopy::read(addr.wrapping_add(8 * i)) }).collect()
+}
+
+fn has(set: &[u64], fd: usize) -> bool {
+    set.get(fd / 64).is_some_and(|w| w >> (fd % 64) & 1 != 0)
+}
+
+/// What makes a descriptor stay in each of select's three sets.
+const SETS: [Events; 3] =
+    [Events::IN.union(Events::HUP).union(Events::ERR), Events::OUT.union(Events::ERR), Events::PRI];
+
+fn select_until(a: &Args, deadline: Option<u64>) -> SysResult {
+    let count = usize::try_from(a.int(0)).map_err(|_| Errno::EINVAL)?;
+    let files = files();
+    // As on Linux, descriptors beyond the table are not looked at.
+    let highest = files.descriptors().last().map_or(0, |&fd| fd as usize + 1);
+    let words = count.div_ceil(64) as u64;
+    let words = words.min(highest.max(1).div_ceil(64) as u64);
+    let addrs = [a.raw(1), a.raw(2), a.raw(3)];
+    let mut sets = [set_at(addrs[0], words)?, set_at(addrs[1], words)?, set_at(addrs[2], words)?];
+    let mut places = Vec::new();
+    let mut watched = Vec::new();
+    for fd in 0..count.min(64 * words as usize) {
+        if sets.iter().any(|set| has(set, fd)) {
+            let file = files.get(fd as i32)?;
+            if file.is_path() {
+                return Err(Errno::EBADF);
+            }
+            watched.push(Watched { file: Some(file), events: wanted(&sets, fd) });
+            places.push(fd);
+        }
+    }
+    let (ready, _) = wait_for(&watched, deadline)?;
+    let mut total = 0;
+    let asked = sets.clone();
+    for set in &mut sets {
+        set.fill(0);
+    }
+    for (&fd, events) in places.iter().zip(ready) {
+        for ((set, asked), stays) in sets.iter_mut().zip(&asked).zip(SETS) {
+            if has(asked, fd)
+                && events.intersects(stays)
+                && let Some(word) = set.get_mut(fd / 64)
+            {
+                *word |= 1 << (fd % 64);
+                total += 1;
+            }
+        }
+    }
+    for (set, addr) in sets.iter().zip(addrs).filter(|(_, addr)| *addr != 0) {
+        let bytes: Vec<u8> = set.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        usercopy::copy_out(addr, &bytes)?;
+    }
+    Ok(total)
+}
+
+/// What must happen to `fd` for select to return.
+fn wanted(sets: &[Vec<u64>; 3], fd: usize) -> Events {
+    let stays = sets.iter().zip(SETS).filter(|(set, _)| has(set, fd)).map(|(_, stays)| stays);
+    stays.fold(Events::empty(), |all, e| all | e)
+}
