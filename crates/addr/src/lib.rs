@@ -1,7 +1,20 @@
 //! Addresses and what they count: virtual and physical addresses in bytes, pages and frames in units of
 //! 4 KiB, ranges of pages, protections, and the x86-64 page-table entry.
 //!
-//! Nothing here touches memory, apart from [`DirectMap::ptr`], which only computes where a frame's bytes are.
+//! Nothing here touches memory: even [`DirectMap::ptr`] only computes where a frame's bytes are.
+//!
+//! ```
+//! use addr::{Frame, PageRange, Prot, Pte, VirtAddr};
+//!
+//! // What mmap(0x7000, 5000, PROT_READ | PROT_WRITE) covers, and the entry of its first page.
+//! let start = VirtAddr::user(0x7000).unwrap();
+//! let range = PageRange::covering(start, 5000).unwrap();
+//! assert_eq!((range.start().number(), range.len()), (7, 2));
+//!
+//! let entry = Pte::user_page(Frame::new(0x1234).unwrap(), Prot::READ | Prot::WRITE);
+//! assert!(entry.is_present() && entry.is_writable());
+//! assert_eq!(entry.frame().base().as_u64(), 0x123_4000);
+//! ```
 #![no_std]
 
 mod pte;

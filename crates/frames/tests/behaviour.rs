@@ -10,7 +10,6 @@ use std::{
     thread,
 };
 
-use addr::PAGE_BYTES;
 use frames::{Frames, OwnedFrame, Use, testing};
 use percpu::{Pinned, testing::Machine};
 
@@ -269,6 +268,8 @@ fn a_share_survives_as_a_raw_frame_number() {
 
 #[cfg(debug_assertions)]
 mod mistakes {
+    use addr::PAGE_BYTES;
+
     use super::*;
 
     #[test]

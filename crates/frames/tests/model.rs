@@ -180,7 +180,7 @@ fn run(ranges: &[std::ops::Range<u64>], steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn plenty(steps in prop::collection::vec(step(), 1..250)) {

@@ -74,6 +74,18 @@ mod blocking {
 ///
 /// A thread that holds it for reading must not ask for it again: a writer may have queued in between, and both would
 /// wait for ever.
+///
+/// ```
+/// # #[cfg(not(loom))] {
+/// use percpu::testing::Machine;
+/// use sync::RwLock;
+///
+/// let machine = Machine::new(4);
+/// let total = RwLock::new(0);
+/// machine.run(|_cpu, ctx| *total.write(&ctx) += 1);
+/// machine.on(0, |ctx| assert_eq!(*total.read(&ctx), 4));
+/// # }
+/// ```
 pub struct RwLock<T> {
     state: SpinLock<State>,
     value: UnsafeCell<T>,
