@@ -1,0 +1,328 @@
+//! The command line, and how its values are written.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use anyhow::Result;
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+use crate::failure::{USAGE, failure};
+
+/// What this driver can be told to do.
+#[derive(Parser)]
+#[command(
+    name = "cargo quire",
+    bin_name = "cargo quire",
+    version,
+    about = "Runs Linux programs on the Quire kernel"
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a static Linux program on Quire; without PROGRAM, a demonstration
+    #[command(after_help = RUN_NOTES)]
+    Run(Run),
+    /// Run the tests
+    Test(Test),
+    /// Say what is there and what is missing
+    Doctor(Doctor),
+}
+
+const RUN_NOTES: &str = "\
+The program's input, output and exit status (128 + N if signal N ended it) are the command's. The driver's own exit
+statuses: 2 mistake on the command line, 124 timed out, 125 kernel panic or machine failure, 126 not a program that
+Quire runs, 127 no such program. On a terminal, Ctrl-] three times within a second ends the machine.";
+
+/// Options of `run`.
+#[derive(Args)]
+pub struct Run {
+    /// Virtual CPUs, 1 to 255 [default: the host's, at most 4]
+    #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
+    pub cpus: Option<u32>,
+    /// Memory, as in 512M or 2G [default: 256M + 64M a CPU]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub mem: Option<u64>,
+    /// NUMA nodes
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = nodes, allow_negative_numbers = true)]
+    pub numa: u32,
+    /// The design of the address space
+    #[arg(long, value_name = "NAME", default_value = "locked")]
+    pub aspace: Aspace,
+    /// What executes the machine: auto takes KVM where there is hardware behind it
+    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
+    pub accel: Accel,
+    /// Pack a host file or directory; without GUEST, under the same path
+    #[arg(long, value_name = "HOST[:GUEST]")]
+    pub bind: Vec<OsString>,
+    /// Pack this directory as the guest's root
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Set a variable of the program's environment
+    #[arg(long, value_name = "K=V", value_parser = variable)]
+    pub env: Vec<String>,
+    /// End the run after so many seconds, with status 124
+    #[arg(long, value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
+    pub timeout: Option<Duration>,
+    /// Print counters on standard error at the end
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub stats: Option<StatsFormat>,
+    /// Print the kernel's messages and what the driver chose
+    #[arg(long)]
+    pub verbose: bool,
+    /// A static x86-64 Linux program, by name or path, and its arguments
+    #[arg(value_names = ["PROGRAM", "ARGS"], num_args = 0.., trailing_var_arg = true)]
+    pub command: Vec<OsString>,
+}
+
+/// Options of `test`.
+#[derive(Args)]
+pub struct Test {
+    /// What to test
+    #[arg(value_name = "GROUP", default_value = "all")]
+    pub groups: Vec<Group>,
+    /// Also what takes long
+    #[arg(long)]
+    pub full: bool,
+}
+
+/// Options of `doctor`.
+#[derive(Args)]
+pub struct Doctor {
+    /// Install what is missing
+    #[arg(long)]
+    pub fix: bool,
+}
+
+/// Designs of the address space that the kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Aspace {
+    /// One reader-writer lock
+    Locked,
+}
+
+impl Aspace {
+    /// The name that the kernel knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Locked => "locked",
+        }
+    }
+}
+
+/// What executes the machine's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Accel {
+    /// KVM where there is hardware behind it, else TCG
+    Auto,
+    /// Hardware virtualisation
+    Kvm,
+    /// QEMU's translator
+    Tcg,
+}
+
+/// How `--stats` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatsFormat {
+    /// A table to read
+    Table,
+    /// One line of JSON
+    Json,
+}
+
+/// Groups of tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Group {
+    /// Formatting, lints, and every crate's tests
+    Host,
+    /// Every interleaving of the protocols' loom models
+    Loom,
+    /// Tests inside the kernel, and how the machine ends
+    Kernel,
+    /// Linux programs, against the same programs run natively
+    Linux,
+    /// Planted faults that the tests must catch
+    Mutants,
+    /// All of them
+    All,
+}
+
+/// The command line of this process. Help and version are printed here and end the process.
+pub fn parse() -> Result<Command> {
+    match CommandLine::try_parse() {
+        Ok(line) => Ok(line.command),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            error.exit()
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(failure(USAGE, "say what to do: cargo quire run, test or doctor; --help says more"))
+        }
+        Err(error) => Err(failure(USAGE, one_line(&error))),
+    }
+}
+
+/// A mistake on the command line as one line: clap's first sentence, and what to do about it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let mut what = text.lines().next().unwrap_or("bad command line").trim_start_matches("error: ").to_owned();
+    if what.ends_with(':') {
+        // "the following arguments were not provided:" continues on the next lines.
+        what += &text
+            .lines()
+            .skip(1)
+            .take_while(|l| !l.is_empty())
+            .map(|l| format!(" {}", l.trim()))
+            .collect::<String>();
+    }
+    let names = |kind| match error.get(kind) {
+        Some(ContextValue::String(one)) => Some(one.clone()),
+        Some(ContextValue::Strings(many)) if !many.is_empty() => Some(many.join(", ")),
+        _ => None,
+    };
+    if let Some(valid) = names(ContextKind::ValidValue) {
+        return format!("{what}: there is {valid}");
+    }
+    let similar = names(ContextKind::SuggestedArg).or_else(|| names(ContextKind::SuggestedSubcommand));
+    match (similar, error.kind()) {
+        (Some(similar), _) => format!("{what}: did you mean {similar}?"),
+        (None, ErrorKind::ValueValidation) => what,
+        (None, _) => format!("{what}: see cargo quire --help"),
+    }
+}
+
+fn cpus(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(n @ 1..=255) => Ok(n),
+        _ => Err("say a number of CPUs from 1 to 255".to_owned()),
+    }
+}
+
+fn nodes(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        // As many as QEMU's distances can be written out for.
+        Ok(n @ 1..=64) => Ok(n),
+        _ => Err("say a number of NUMA nodes from 1 to 64".to_owned()),
+    }
+}
+
+/// Bytes from `512M`, `2G`, `1.5G`, `65536K`, with or without `B` or `iB`; binary multiples.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "say a size as in 512M or 2G, at least 64M".to_owned();
+    let upper = text.trim().to_ascii_uppercase();
+    let upper = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
+    let unit = match upper.chars().last() {
+        Some('K') => 1u64 << 10,
+        Some('M') => 1 << 20,
+        Some('G') => 1 << 30,
+        Some('T') => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = upper[..upper.len() - 1].parse().map_err(|_| wrong())?;
+    let bytes = number * unit as f64;
+    // The upper bound is what the emulated processor can address.
+    if (MIN_MEMORY as f64..=(1u64 << 40) as f64).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+/// The least memory that the kernel and a small program fit in, in bytes.
+const MIN_MEMORY: u64 = 64 << 20;
+
+fn variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("say NAME=VALUE".to_owned()),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = || "say a number of seconds above 0".to_owned();
+    let number: f64 = text.parse().map_err(|_| wrong())?;
+    // A year is as good as for ever, and fits everywhere.
+    if number > 0.0 && number.is_finite() {
+        Ok(Duration::from_secs_f64(number.min(31_536_000.0)))
+    } else {
+        Err(wrong())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(words: &[&str]) -> Result<Run, String> {
+        let line = ["cargo quire", "run"].iter().chain(words);
+        match CommandLine::try_parse_from(line) {
+            Ok(CommandLine { command: Command::Run(run) }) => Ok(run),
+            Ok(_) => panic!("not a run"),
+            Err(error) => Err(one_line(&error)),
+        }
+    }
+
+    fn mistake(words: &[&str]) -> String {
+        match run(words) {
+            Err(line) => line,
+            Ok(_) => panic!("{words:?} was accepted"),
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("2g"), Ok(2 << 30));
+        assert_eq!(size("1.5GiB"), Ok(3 << 29));
+        assert_eq!(size("65536K"), Ok(64 << 20));
+        for bad in ["", "512", "M", "-1G", "1M", "9999T", "nanG", "infG", "1X", "é"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_programs_arguments_are_its_own() {
+        let r = run(&["--cpus", "2", "busybox", "--verbose", "ls", "-l", "--", "x"]).unwrap();
+        assert_eq!(r.command, ["busybox", "--verbose", "ls", "-l", "--", "x"]);
+        assert!(!r.verbose);
+        assert_eq!(run(&["--", "echo", "-n"]).unwrap().command, ["echo", "-n"]);
+        assert_eq!(run(&["echo", "--", "-n"]).unwrap().command, ["echo", "--", "-n"]);
+        assert!(run(&[]).unwrap().command.is_empty());
+    }
+
+    #[test]
+    fn stats_take_an_optional_format() {
+        assert_eq!(run(&["--stats", "true"]).unwrap().stats, Some(StatsFormat::Table));
+        assert_eq!(run(&["--stats=json", "true"]).unwrap().stats, Some(StatsFormat::Json));
+        assert_eq!(run(&["true"]).unwrap().stats, None);
+    }
+
+    #[test]
+    fn every_mistake_is_one_line_that_says_what_to_do() {
+        assert_eq!(
+            mistake(&["--cpu", "2", "true"]),
+            "unexpected argument '--cpu' found: did you mean --cpus?"
+        );
+        assert_eq!(
+            mistake(&["--frob", "true"]),
+            "unexpected argument '--frob' found: see cargo quire --help"
+        );
+        for n in ["0", "256", "-1", "many"] {
+            assert!(mistake(&["--cpus", n]).ends_with("say a number of CPUs from 1 to 255"), "{n}");
+        }
+        assert!(mistake(&["--mem", "lots"]).ends_with("say a size as in 512M or 2G, at least 64M"));
+        assert_eq!(
+            mistake(&["--aspace", "radix"]),
+            "invalid value 'radix' for '--aspace <NAME>': there is locked"
+        );
+        assert!(mistake(&["--accel", "fast"]).ends_with("there is auto, kvm, tcg"));
+        assert!(mistake(&["--env", "FOO"]).ends_with("say NAME=VALUE"));
+        assert!(mistake(&["--timeout", "0"]).ends_with("say a number of seconds above 0"));
+        assert!(mistake(&["--stats=xml"]).ends_with("there is table, json"));
+        assert!(mistake(&["--numa", "0"]).ends_with("from 1 to 64"));
+        for words in [&["--cpus"][..], &["--bind"], &["--root"]] {
+            assert!(!mistake(words).contains('\n'));
+        }
+    }
+}

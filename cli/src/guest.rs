@@ -1,0 +1,73 @@
+//! Building the programs of `bench/guest`: static, so that the same file runs on Linux and on Quire.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Result, bail};
+
+use crate::{cargo, child, ui, workspace};
+
+const PACKAGE: &str = "quire-bench-guest";
+const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The binary `name` of the package, in Rust against the static glibc.
+pub fn rust(name: &str) -> Result<PathBuf> {
+    let mut command = cargo::command(workspace::target("guest"));
+    // With an explicit target the flags stay away from build scripts and macros, which must be dynamic.
+    command.args(["build", "--release", "-p", PACKAGE, "--bin", name, "--target", HOST_TARGET]);
+    cargo::flags(&mut command, &["-Ctarget-feature=+crt-static"]);
+    cargo::build(&mut command, &format!("the guest program {name}"))?;
+    Ok(workspace::target("guest").join(HOST_TARGET).join("release").join(name))
+}
+
+/// How a C program is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toolchain {
+    /// Against musl.
+    Musl,
+    /// Against glibc.
+    Glibc,
+    /// Without a C library.
+    Bare,
+}
+
+/// A C program of the package's folder.
+pub fn c(name: &str, source: &str, toolchain: Toolchain) -> Result<PathBuf> {
+    let folder = match toolchain {
+        Toolchain::Musl => "musl",
+        Toolchain::Glibc => "glibc",
+        Toolchain::Bare => "bare",
+    };
+    let source = workspace::root().join("bench/guest").join(source);
+    let output = workspace::target("guest").join(folder).join(name);
+    if up_to_date(&output, &source) {
+        return Ok(output);
+    }
+    std::fs::create_dir_all(output.parent().unwrap_or(Path::new(".")))?;
+    let (compiler, flags): (_, &[&str]) = match toolchain {
+        Toolchain::Musl => ("musl-gcc", &["-pthread"]),
+        Toolchain::Glibc => ("gcc", &["-pthread"]),
+        Toolchain::Bare => {
+            ("gcc", &["-nostdlib", "-fno-stack-protector", "-Wl,-z,noexecstack,--build-id=none"])
+        }
+    };
+    let mut command = Command::new(compiler);
+    command.args(["-static", "-O2"]).args(flags).arg("-o").arg(&output).arg(&source);
+    let end = child::lines(&mut command, Duration::from_secs(120), |_| ())?;
+    if !end.success() {
+        ui::show(&end.text());
+        bail!("{compiler} cannot build {}", source.display());
+    }
+    Ok(output)
+}
+
+/// Whether `output` is newer than everything in the source's folder (headers included).
+fn up_to_date(output: &Path, source: &Path) -> bool {
+    let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+    let Some(built) = modified(output) else { return false };
+    let Some(Ok(folder)) = source.parent().map(std::fs::read_dir) else { return false };
+    folder.flatten().all(|entry| modified(&entry.path()).is_some_and(|changed| changed <= built))
+}

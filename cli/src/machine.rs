@@ -1,0 +1,252 @@
+//! The machine: how QEMU is told to build it.
+//!
+//! A q35 board with as many processors as asked for, the kernel booted directly, and five channels to the driver:
+//! standard output, standard error and the control channel by a debug console each (a port that takes one byte a write
+//! and needs no driver), input by the first serial line, and a port that ends the machine.
+
+use std::{
+    ffi::OsString,
+    fmt::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    args::{Accel, Aspace},
+    failure::{USAGE, failure},
+    needs::{self, Tool},
+    workspace,
+};
+
+/// Names the emulator instead of `qemu-system-x86_64`.
+pub const EMULATOR: &str = "QUIRE_QEMU";
+
+/// QEMU's exit status after the kernel ended the machine as it should: 2 * 0 + 1.
+pub const STATUS_DONE: i32 = 1;
+/// QEMU's exit status after a kernel panic: 2 * 0x30 + 1.
+pub const STATUS_PANIC: i32 = 97;
+
+/// A machine to be started.
+#[derive(Clone)]
+pub struct Machine {
+    /// The kernel's ELF file.
+    pub kernel: PathBuf,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// NUMA nodes.
+    pub nodes: u32,
+    /// KVM rather than TCG.
+    pub kvm: bool,
+}
+
+impl Machine {
+    /// A machine with this many CPUs, all else as by default, on TCG.
+    pub fn new(kernel: PathBuf, cpus: u32) -> Self {
+        Self { kernel, cpus, memory: default_memory(cpus), nodes: 1, kvm: false }
+    }
+
+    /// The machine's accelerator with its options.
+    fn accelerator(&self) -> &'static str {
+        if self.kvm {
+            "kvm"
+        } else if one_host_thread(self.cpus, host_cpus()) {
+            "tcg,thread=single"
+        } else {
+            "tcg,thread=multi"
+        }
+    }
+
+    /// QEMU's arguments. `initramfs` and the three channels are paths that QEMU opens; `boot` is the kernel's command
+    /// line.
+    pub fn arguments(&self, initramfs: &Path, channels: &[PathBuf; 3], boot: &str) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+        let mib = self.memory.div_ceil(1 << 20);
+        add(&["-machine", "q35", "-accel", self.accelerator(), "-cpu", "max"]);
+        add(&["-smp", &format!("{0},sockets=1,cores={0},threads=1", self.cpus), "-m", &format!("{mib}M")]);
+        if self.nodes > 1 {
+            for words in numa(self.nodes, self.cpus, mib) {
+                add(&[words.0, &words.1]);
+            }
+        }
+        add(&["-display", "none", "-no-reboot", "-nodefaults"]);
+        add(&["-chardev", "stdio,id=in,signal=off", "-serial", "chardev:in"]);
+        for ((port, name), path) in
+            [("0xe9", "out"), ("0xea", "err"), ("0xeb", "control")].iter().zip(channels)
+        {
+            add(&["-chardev", &format!("file,id={name},path={}", path.display())]);
+            add(&["-device", &format!("isa-debugcon,iobase={port},chardev={name}")]);
+        }
+        add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-append", boot]);
+        arguments.extend(["-kernel".into(), self.kernel.clone().into(), "-initrd".into(), initramfs.into()]);
+        arguments
+    }
+}
+
+/// 256 MiB and 64 MiB a CPU.
+pub fn default_memory(cpus: u32) -> u64 {
+    (256 + 64 * u64::from(cpus)) << 20
+}
+
+/// CPUs of the host that this process may use.
+pub fn host_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+}
+
+/// Whether QEMU should run all virtual CPUs in one host thread. With a thread each, CPUs that wait for one another wait
+/// for the host's scheduler too.
+pub fn one_host_thread(cpus: u32, host: u32) -> bool {
+    let _ = (cpus, host);
+    false
+}
+
+/// Options that split CPUs and memory evenly over the nodes; neighbours are twice as far as a node is from itself.
+fn numa(nodes: u32, cpus: u32, mib: u64) -> Vec<(&'static str, String)> {
+    let mut options = Vec::new();
+    for node in 0..nodes {
+        let share = |total: u64, of: u32| total * u64::from(of) / u64::from(nodes);
+        let size = share(mib, node + 1) - share(mib, node);
+        options.push(("-object", format!("memory-backend-ram,id=m{node},size={size}M")));
+        let (first, end) = (share(cpus.into(), node), share(cpus.into(), node + 1));
+        options.push(("-numa", format!("node,nodeid={node},cpus={first}-{},memdev=m{node}", end - 1)));
+    }
+    for from in 0..nodes {
+        for to in (0..nodes).filter(|to| *to != from) {
+            options.push(("-numa", format!("dist,src={from},dst={to},val=20")));
+        }
+    }
+    options
+}
+
+/// The emulator's path.
+pub fn emulator() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(EMULATOR) {
+        return match workspace::is_executable(Path::new(&path)) {
+            true => Ok(path.into()),
+            false => bail!("{EMULATOR} names {}, which cannot be executed", PathBuf::from(path).display()),
+        };
+    }
+    needs::ensure(&[Tool::Qemu])?;
+    match workspace::which(Tool::Qemu.program()) {
+        Some(path) => Ok(path),
+        None => bail!("no {}: {}", Tool::Qemu.program(), needs::command(Tool::Qemu.packages())),
+    }
+}
+
+/// Whether to use KVM, and why, for people. A `/dev/kvm` without hardware behind it emulates instructions, hundreds of
+/// times slower than TCG: it counts only with the module of a processor's virtualisation.
+pub fn choose_kvm(wanted: Accel) -> Result<(bool, String)> {
+    let why_not = why_no_kvm(Path::new("/sys/module"), Path::new("/dev/kvm"));
+    match (wanted, why_not) {
+        (Accel::Tcg, _) => Ok((false, "TCG, as asked".to_owned())),
+        (Accel::Auto, Some(why)) => Ok((false, format!("TCG: {why}"))),
+        (Accel::Auto, None) => Ok((true, "KVM".to_owned())),
+        (Accel::Kvm, None) => Ok((true, "KVM, as asked".to_owned())),
+        (Accel::Kvm, Some(why)) => {
+            Err(failure(USAGE, format!("no KVM here ({why}): use --accel auto or tcg")))
+        }
+    }
+}
+
+fn why_no_kvm(modules: &Path, device: &Path) -> Option<String> {
+    if !["kvm_intel", "kvm_amd"].iter().any(|name| modules.join(name).exists()) {
+        return Some("neither kvm_intel nor kvm_amd is loaded".to_owned());
+    }
+    let writable = rustix::fs::access(device, rustix::fs::Access::WRITE_OK).is_ok();
+    (!writable).then(|| format!("{} is not writable", device.display()))
+}
+
+/// The kernel's command line.
+#[derive(Clone, Default)]
+pub struct Boot {
+    /// The design of the address space.
+    pub aspace: Option<Aspace>,
+    /// Send the counters at the end.
+    pub stats: bool,
+    /// Which of the file descriptors 0, 1 and 2 are terminals.
+    pub terminals: Vec<u8>,
+    /// The terminal's rows and columns.
+    pub size: Option<(u16, u16)>,
+    /// Run these tests of the kernel's instead of a program.
+    pub selftest: Option<String>,
+    /// Say more.
+    pub verbose: bool,
+}
+
+impl Boot {
+    /// As `key=value` words.
+    pub fn line(&self, cpus: u32) -> String {
+        let mut line = format!("cpus={cpus} aspace={}", self.aspace.unwrap_or(Aspace::Locked).name());
+        let terminals: Vec<_> = self.terminals.iter().map(u8::to_string).collect();
+        let terminals = if terminals.is_empty() { "none".to_owned() } else { terminals.join(",") };
+        // Writing to a String cannot fail.
+        let _ = write!(line, " tty={terminals}");
+        if let Some((rows, columns)) = self.size {
+            let _ = write!(line, " rows={rows} cols={columns}");
+        }
+        if self.stats {
+            line += " stats=1";
+        }
+        if let Some(name) = &self.selftest {
+            let _ = write!(line, " selftest={name}");
+        }
+        if self.verbose {
+            line += " verbose=1";
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boot_line_has_what_was_set() {
+        assert_eq!(Boot::default().line(2), "cpus=2 aspace=locked tty=none");
+        let boot = Boot {
+            aspace: Some(Aspace::Locked),
+            stats: true,
+            terminals: vec![0, 2],
+            size: Some((24, 80)),
+            selftest: Some("all".into()),
+            verbose: true,
+        };
+        assert_eq!(
+            boot.line(8),
+            "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all verbose=1"
+        );
+    }
+
+    #[test]
+    fn numa_nodes_share_everything() {
+        let options = numa(3, 8, 1000);
+        let of =
+            |kind: &str| options.iter().filter(|o| o.0 == kind).map(|o| o.1.as_str()).collect::<Vec<_>>();
+        assert_eq!(of("-object")[0], "memory-backend-ram,id=m0,size=333M");
+        assert_eq!(of("-object")[2], "memory-backend-ram,id=m2,size=334M");
+        assert_eq!(
+            of("-numa")[..3],
+            [
+                "node,nodeid=0,cpus=0-1,memdev=m0",
+                "node,nodeid=1,cpus=2-4,memdev=m1",
+                "node,nodeid=2,cpus=5-7,memdev=m2",
+            ]
+        );
+        assert_eq!(of("-numa").len(), 3 + 6);
+    }
+
+    #[test]
+    fn kvm_needs_hardware_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("kvm");
+        assert!(why_no_kvm(dir.path(), &device).unwrap().contains("kvm_intel"));
+        std::fs::create_dir(dir.path().join("kvm_amd")).unwrap();
+        assert!(why_no_kvm(dir.path(), &device).unwrap().ends_with("not writable"));
+        std::fs::write(&device, "").unwrap();
+        assert_eq!(why_no_kvm(dir.path(), &device), None);
+    }
+}

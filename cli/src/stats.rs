@@ -1,0 +1,120 @@
+//! The counters that the kernel sends at the end of a run, as a table.
+//!
+//! The record is `{"cpus": N, "counters": {name: [one a CPU]}, "unknown_syscalls": {number: times}, "frames": {kind:
+//! number}}`. Names are the kernel's and shown as they come, so that a new counter needs no change here.
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value};
+
+/// With more CPUs than this, the table shows sums and extremes instead of a column for each.
+const MAX_COLUMNS: usize = 8;
+
+/// The table.
+pub fn table(json: &str) -> Result<String> {
+    let stats: Value = serde_json::from_str(json).context("the kernel's counters are not JSON")?;
+    let mut text = String::new();
+    counters(&mut text, object(&stats, "counters")?);
+    let unknown = object(&stats, "unknown_syscalls")?;
+    if !unknown.is_empty() {
+        let calls: Vec<_> = unknown.iter().map(|(nr, times)| format!("{nr} x{times}")).collect();
+        // Writing to a String cannot fail, here and below.
+        let _ = writeln!(text, "unknown system calls by number: {}", calls.join(", "));
+    }
+    let frames: Vec<_> = object(&stats, "frames")?.iter().map(|(name, n)| format!("{name} {n}")).collect();
+    let _ = write!(text, "page frames: {}", frames.join(", "));
+    Ok(text)
+}
+
+fn counters(text: &mut String, counters: &Map<String, Value>) {
+    let rows: Vec<(&str, Vec<u64>)> = counters
+        .iter()
+        .map(|(name, row)| {
+            (name.as_str(), row.as_array().into_iter().flatten().filter_map(Value::as_u64).collect())
+        })
+        .collect();
+    let cpus = rows.iter().map(|row| row.1.len()).max().unwrap_or(0);
+    let columns = match cpus {
+        0..=MAX_COLUMNS => (0..cpus).map(|cpu| format!("cpu {cpu}")).collect(),
+        _ => vec!["least".to_owned(), "most".to_owned()],
+    };
+    let mut line = |name: &str, all: String, cells: Vec<String>| {
+        let cells: String = cells.iter().map(|cell| format!("{cell:>12}")).collect();
+        let _ = writeln!(text, "{name:24}{all:>12}{cells}");
+    };
+    line("counter", "all".to_owned(), columns);
+    for (name, row) in rows {
+        let cells = match cpus {
+            0..=MAX_COLUMNS => row.iter().map(u64::to_string).collect(),
+            _ => [row.iter().min(), row.iter().max()].map(|n| n.copied().unwrap_or(0).to_string()).to_vec(),
+        };
+        line(name, row.iter().sum::<u64>().to_string(), cells);
+    }
+}
+
+/// What is wrong with the page frames' accounts, if anything: every frame is free, in a cache, or owned, and none is
+/// still owned by a program that has gone.
+pub fn accounting_error(json: &str) -> Option<String> {
+    let Ok(stats) = serde_json::from_str::<Value>(json) else {
+        return Some("the counters are not JSON".to_owned());
+    };
+    let Ok(frames) = object(&stats, "frames") else {
+        return Some("no account of the page frames".to_owned());
+    };
+    let number = |name: &str| frames.get(name).and_then(Value::as_i64).unwrap_or(0);
+    let (total, sum) = (number("total"), number("free") + number("cached") + number("owned"));
+    if total == 0 || total != sum {
+        return Some(format!("page frames: free + cached + owned = {sum}, total {total}"));
+    }
+    let leaked = number("leaked");
+    (leaked != 0).then(|| format!("{leaked} page frames are owned by programs that have ended"))
+}
+
+fn object<'a>(stats: &'a Value, name: &str) -> Result<&'a Map<String, Value>> {
+    stats
+        .get(name)
+        .and_then(Value::as_object)
+        .with_context(|| format!("the kernel's counters lack \"{name}\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JSON: &str = r#"{"cpus":2,"counters":{"faults_read":[3,4],"mmaps":[1,0]},"unknown_syscalls":{"318":2},
+        "frames":{"total":100,"free":80,"cached":15,"owned":5,"leaked":0}}"#;
+
+    #[test]
+    fn few_cpus_have_a_column_each() {
+        let text = table(JSON).unwrap();
+        let words = |line: usize| text.lines().nth(line).unwrap().split_whitespace().collect::<Vec<_>>();
+        assert_eq!(words(0), ["counter", "all", "cpu", "0", "cpu", "1"]);
+        assert_eq!(words(1), ["faults_read", "7", "3", "4"]);
+        assert!(text.contains("unknown system calls by number: 318 x2\n"));
+        assert!(text.ends_with("page frames: cached 15, free 80, leaked 0, owned 5, total 100"));
+    }
+
+    #[test]
+    fn many_cpus_are_summed_up() {
+        let row: Vec<String> = (1..=80).map(|n| n.to_string()).collect();
+        let json =
+            format!(r#"{{"counters":{{"x":[{}]}},"unknown_syscalls":{{}},"frames":{{}}}}"#, row.join(","));
+        let text = table(&json).unwrap();
+        assert_eq!(
+            text.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>(),
+            ["x", "3240", "1", "80"]
+        );
+    }
+
+    #[test]
+    fn the_accounts_must_balance() {
+        assert_eq!(accounting_error(JSON), None);
+        assert!(accounting_error(&JSON.replace("80", "79")).unwrap().contains("= 99, total 100"));
+        assert!(
+            accounting_error(&JSON.replace(r#""leaked":0"#, r#""leaked":3"#)).unwrap().starts_with("3 page")
+        );
+        assert!(accounting_error("{}").is_some() && accounting_error("oops").is_some());
+        assert!(table("{}").is_err() && table("oops").is_err());
+    }
+}

@@ -1,0 +1,71 @@
+//! What needs no machine: formatting, lints, and the tests of every crate, examples in documentation included.
+
+use std::{path::PathBuf, process::Command, time::Duration};
+
+use anyhow::Result;
+
+use super::{Report, output};
+use crate::{
+    cargo, child, kernel,
+    toolchain::{self, BareMetal},
+    workspace,
+};
+
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+pub fn run(report: &mut Report, full: bool) -> Result<()> {
+    report.doing("cargo fmt --check");
+    check(report, "cargo fmt", cargo::command(target()).args(["fmt", "--all", "--check"]))?;
+    report.doing("cargo clippy");
+    let lint = ["clippy", "--workspace", "--exclude", "quire-kernel", "--all-targets", "--", "-Dwarnings"];
+    check(report, "cargo clippy", cargo::command(target()).args(lint))?;
+    if let BareMetal::Installed = toolchain::obtain()? {
+        // With another compiler than cargo's own there is no clippy to match.
+        let way = BareMetal::Installed;
+        let mut command = kernel::command(&way);
+        command.args(["clippy", "--release"]).args(kernel::arguments(&way)).args(["--", "-Dwarnings"]);
+        check(report, "cargo clippy for the kernel", &mut command)?;
+    }
+    if full {
+        report.doing("cargo doc");
+        let mut command = cargo::command(target());
+        command.args(["doc", "--workspace", "--exclude", "quire-kernel", "--no-deps"]);
+        check(report, "cargo doc", command.env("RUSTDOCFLAGS", "-Dwarnings"))?;
+    }
+    let mut command = cargo::command(target());
+    quick(&mut command);
+    if full {
+        command.env("PROPTEST_CASES", "2000");
+    }
+    command.args(["test", "--workspace", "--exclude", "quire-kernel", "--no-fail-fast"]);
+    output::cargo_test(report, "cargo test", &mut command, LIMIT)?;
+    Ok(())
+}
+
+/// The tests' own artifacts.
+pub fn target() -> PathBuf {
+    workspace::target("test")
+}
+
+/// Debug assertions, but optimised enough that random operations run many times faster.
+pub fn quick(command: &mut Command) {
+    command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1").env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
+}
+
+/// A command whose success is one test. A tool that is not installed is none.
+fn check(report: &mut Report, name: &str, command: &mut Command) -> Result<()> {
+    quick(command);
+    let end = child::lines(command, LIMIT, |line| {
+        let line = line.trim();
+        if line.starts_with("Checking") || line.starts_with("Compiling") {
+            report.doing(&format!("{name}: {line}"));
+        }
+    })?;
+    let absent = ["no such command", "is not installed"].iter().any(|words| end.text().contains(words));
+    match end.success() {
+        true => report.pass(),
+        false if absent => report.remark(format!("{name} is not installed")),
+        false => report.fail(name, &format!("{}\n{}", end.ending(), output::tail(&end))),
+    }
+    Ok(())
+}

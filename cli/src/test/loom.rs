@@ -1,0 +1,55 @@
+//! The loom models, `crates/*/tests/loom_*.rs`: every interleaving and every weak-memory outcome of the protocols.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result};
+
+use super::{Report, output};
+use crate::{cargo, workspace};
+
+/// One model's file explores for at most this long.
+const LIMIT: Duration = Duration::from_secs(10 * 60);
+
+pub fn run(report: &mut Report, _full: bool) -> Result<()> {
+    let mut executions = 0;
+    let models = models()?;
+    for (i, (package, test)) in models.iter().enumerate() {
+        report.begin(i, models.len(), &format!("{package} {test}"));
+        let mut command = command();
+        command.args(["test", "--release", "-p", package, "--test", test, "--", "--nocapture"]);
+        // Models are deep, not wide: one at a time leaves their printed figures whole.
+        command.arg("--test-threads=1");
+        executions +=
+            output::cargo_test(report, &format!("{package} {test}"), &mut command, LIMIT)?.executions;
+    }
+    report.remark(format!("{executions} executions explored"));
+    Ok(())
+}
+
+/// A cargo command under `cfg(loom)`.
+pub fn command() -> Command {
+    let mut command = cargo::command(workspace::target("loom"));
+    cargo::flags(&mut command, &["--cfg", "loom"]);
+    command
+}
+
+/// Package and test of each model.
+fn models() -> Result<Vec<(String, String)>> {
+    let crates = workspace::root().join("crates");
+    let mut found = Vec::new();
+    for folder in
+        std::fs::read_dir(&crates).with_context(|| format!("cannot read {}", crates.display()))?.flatten()
+    {
+        let package = format!("quire-{}", folder.file_name().to_string_lossy());
+        // A crate without tests has no models.
+        for file in std::fs::read_dir(folder.path().join("tests")).into_iter().flatten().flatten() {
+            let path = file.path();
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            if stem.starts_with("loom_") && path.extension() == Some(Path::new("rs").as_os_str()) {
+                found.push((package.clone(), stem.into_owned()));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}

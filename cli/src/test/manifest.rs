@@ -1,0 +1,186 @@
+//! `bench/guest/tests.toml`: which guest programs and shell commands to run, and how.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use toml::{Table, Value};
+
+use crate::workspace;
+
+/// A self-checking program.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub name: String,
+    pub source: String,
+    /// `musl`, `glibc`, `none` or `rust`.
+    pub toolchains: Vec<String>,
+    /// Arguments; `{cpus}` stands for the number of CPUs.
+    pub args: Vec<String>,
+    pub cpus: Vec<u32>,
+    pub timeout: Duration,
+    /// Its output must equal that of a native run.
+    pub compare: bool,
+    /// Whether it may run natively.
+    pub native: bool,
+}
+
+/// A command for `busybox sh -c`.
+#[derive(Clone, Debug)]
+pub struct Shell {
+    pub name: String,
+    pub command: String,
+    pub stdin: String,
+    pub cpus: Vec<u32>,
+    pub timeout: Duration,
+}
+
+/// Everything that the file lists.
+#[derive(Debug)]
+pub struct Manifest {
+    pub programs: Vec<Program>,
+    pub shell: Vec<Shell>,
+}
+
+/// The manifest of this workspace.
+pub fn read() -> Result<Manifest> {
+    let path = workspace::root().join("bench/guest/tests.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse(&text).with_context(|| path.display().to_string())
+}
+
+fn parse(text: &str) -> Result<Manifest> {
+    let mut table: Table = text.parse()?;
+    let manifest = Manifest {
+        programs: take_all(&mut table, "program", program)?,
+        shell: take_all(&mut table, "shell", shell)?,
+    };
+    nothing_left(&table)?;
+    Ok(manifest)
+}
+
+fn take_all<T>(table: &mut Table, kind: &str, read: impl Fn(&mut Table) -> Result<T>) -> Result<Vec<T>> {
+    let Some(Value::Array(entries)) = table.remove(kind) else { bail!("no [[{kind}]]") };
+    entries
+        .into_iter()
+        .map(|entry| {
+            let Value::Table(mut entry) = entry else { bail!("a [[{kind}]] is not a table") };
+            let name = entry.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let read = read(&mut entry).and_then(|found| nothing_left(&entry).map(|()| found));
+            read.with_context(|| format!("[[{kind}]] {name}"))
+        })
+        .collect()
+}
+
+fn program(table: &mut Table) -> Result<Program> {
+    Ok(Program {
+        name: string(table, "name")?.context("no name")?,
+        source: string(table, "source")?.context("no source")?,
+        toolchains: strings(table, "toolchains")?,
+        args: strings(table, "args")?,
+        cpus: cpus(table)?.context("no cpus")?,
+        timeout: timeout(table)?.context("no timeout")?,
+        compare: boolean(table, "compare")?.context("no compare")?,
+        native: boolean(table, "native")?.unwrap_or(true),
+    })
+}
+
+fn shell(table: &mut Table) -> Result<Shell> {
+    Ok(Shell {
+        name: string(table, "name")?.context("no name")?,
+        command: string(table, "command")?.context("no command")?,
+        stdin: string(table, "stdin")?.unwrap_or_default(),
+        cpus: cpus(table)?.unwrap_or_else(|| vec![2]),
+        timeout: timeout(table)?.unwrap_or(Duration::from_secs(30)),
+    })
+}
+
+fn string(table: &mut Table, key: &str) -> Result<Option<String>> {
+    match table.remove(key) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => bail!("{key} is not a string"),
+    }
+}
+
+fn strings(table: &mut Table, key: &str) -> Result<Vec<String>> {
+    let Some(Value::Array(values)) = table.remove(key) else { bail!("{key} is not an array") };
+    let string = |value| match value {
+        Value::String(text) => Ok(text),
+        _ => bail!("{key} has something else than strings"),
+    };
+    values.into_iter().map(string).collect()
+}
+
+fn boolean(table: &mut Table, key: &str) -> Result<Option<bool>> {
+    table
+        .remove(key)
+        .map(|value| value.as_bool().with_context(|| format!("{key} is not true or false")))
+        .transpose()
+}
+
+fn cpus(table: &mut Table) -> Result<Option<Vec<u32>>> {
+    let Some(value) = table.remove("cpus") else { return Ok(None) };
+    let count = |value: &Value| {
+        value.as_integer().and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=255).contains(n))
+    };
+    let counts: Option<Vec<u32>> = value.as_array().and_then(|values| values.iter().map(count).collect());
+    counts.context("cpus is not an array of numbers from 1 to 255").map(Some)
+}
+
+fn timeout(table: &mut Table) -> Result<Option<Duration>> {
+    let Some(value) = table.remove("timeout") else { return Ok(None) };
+    let seconds = value.as_integer().and_then(|n| u64::try_from(n).ok());
+    seconds.map(|n| Some(Duration::from_secs(n))).context("timeout is not a number of seconds")
+}
+
+fn nothing_left(table: &Table) -> Result<()> {
+    match table.keys().next() {
+        Some(key) => bail!("unknown key {key}"),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        [[program]]
+        name = "p"
+        source = "c/p.c"
+        toolchains = ["musl"]
+        args = ["{cpus}"]
+        cpus = [1, 80]
+        timeout = 60
+        compare = true
+        [[shell]]
+        name = "s"
+        command = "true"
+    "#;
+
+    #[test]
+    fn entries_are_read_with_their_defaults() {
+        let manifest = parse(TEXT).unwrap();
+        assert_eq!(manifest.programs[0].cpus, [1, 80]);
+        assert!(manifest.programs[0].native);
+        assert_eq!((manifest.shell[0].cpus.as_slice(), manifest.shell[0].timeout.as_secs()), (&[2][..], 30));
+    }
+
+    #[test]
+    fn mistakes_name_the_entry() {
+        let error = |from: &str, to: &str| format!("{:#}", parse(&TEXT.replace(from, to)).unwrap_err());
+        assert_eq!(
+            error("timeout = 60", "timeout = \"x\""),
+            "[[program]] p: timeout is not a number of seconds"
+        );
+        assert_eq!(error("command = ", "comand = "), "[[shell]] s: no command");
+        assert_eq!(error("compare = true", "compare = true\nfrob = 1"), "[[program]] p: unknown key frob");
+        assert!(error("[1, 80]", "[0]").contains("from 1 to 255"));
+    }
+
+    #[test]
+    fn the_workspaces_manifest_is_well_formed() {
+        let manifest = read().unwrap();
+        assert!(manifest.shell.len() >= 12 && !manifest.programs.is_empty());
+    }
+}

@@ -1,0 +1,116 @@
+//! `cargo quire test`: every test there is, in groups.
+//!
+//! Each group shows its progress on a terminal, each failure as it happens, and a line with its counts at the end; the
+//! last line of all is `N passed, N failed`.
+
+mod host;
+mod kernel;
+mod linux;
+mod loom;
+mod manifest;
+mod mutants;
+mod output;
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::{args::Group as Name, args::Test, ui};
+
+/// Run the groups that the options name; the exit status is 1 if a test failed.
+pub fn run(options: &Test) -> Result<u8> {
+    let wanted = |name: Name| options.groups.iter().any(|group| [name, Name::All].contains(group));
+    let (mut passed, mut failed) = (0, 0);
+    for (name, group) in GROUPS.iter().filter(|(name, _)| wanted(*name)) {
+        let mut report = Report::new(label(*name));
+        if let Err(error) = group(&mut report, options.full) {
+            report.fail("the group could not run", &format!("{error:#}"));
+        }
+        let counts = report.end();
+        passed += counts.0;
+        failed += counts.1;
+    }
+    ui::result(&format!("{passed} passed, {failed} failed"));
+    Ok(u8::from(failed > 0))
+}
+
+/// A group: runs its tests, `full` or in the usual time.
+type RunGroup = fn(&mut Report, full: bool) -> Result<()>;
+
+const GROUPS: [(Name, RunGroup); 5] = [
+    (Name::Host, host::run),
+    (Name::Loom, loom::run),
+    (Name::Kernel, kernel::run),
+    (Name::Linux, linux::run),
+    (Name::Mutants, mutants::run),
+];
+
+fn label(name: Name) -> &'static str {
+    match name {
+        Name::Host => "host",
+        Name::Loom => "loom",
+        Name::Kernel => "kernel",
+        Name::Linux => "linux",
+        Name::Mutants => "mutants",
+        Name::All => "all",
+    }
+}
+
+/// The results of one group.
+struct Report {
+    progress: ui::Progress,
+    passed: u32,
+    failed: u32,
+    remark: String,
+}
+
+impl Report {
+    fn new(name: &str) -> Self {
+        Self { progress: ui::Progress::new(name), passed: 0, failed: 0, remark: String::new() }
+    }
+
+    /// What is being done just now.
+    fn doing(&self, what: &str) {
+        self.progress.message(what);
+    }
+
+    /// Test number `done` of `total` begins.
+    fn begin(&self, done: usize, total: usize, test: &str) {
+        self.progress.steps(done as u64, total as u64, test);
+    }
+
+    fn pass(&mut self) {
+        self.passed += 1;
+    }
+
+    fn fail(&mut self, test: &str, why: &str) {
+        self.failed += 1;
+        ui::show(&format!("FAILED {}: {test}: {}", self.progress.name(), why.trim_end()));
+    }
+
+    fn record(&mut self, test: &str, result: Result<(), String>) {
+        match result {
+            Ok(()) => self.pass(),
+            Err(why) => self.fail(test, &why),
+        }
+    }
+
+    /// A figure of the group's own, shown in its line.
+    fn remark(&mut self, text: String) {
+        self.remark = text;
+    }
+
+    /// Print the group's line; what passed and what failed.
+    fn end(self) -> (u32, u32) {
+        let Self { progress, passed, failed, remark } = self;
+        let (name, took) = (progress.name().to_owned(), seconds(progress.elapsed()));
+        drop(progress);
+        let line = format!("{name:8} {passed:5} passed {failed:4} failed {took:>9}  {remark}");
+        ui::result(line.trim_end());
+        (passed, failed)
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}

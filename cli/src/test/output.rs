@@ -1,0 +1,95 @@
+//! Understanding what cargo prints while it tests.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::Result;
+
+use super::Report;
+use crate::child::{self, Finished};
+
+/// Counts of one `cargo test`.
+#[derive(Debug, Default, PartialEq)]
+pub struct Counts {
+    pub passed: u32,
+    pub failed: u32,
+    /// Executions that loom models explored.
+    pub executions: u64,
+    /// Names of the tests that failed.
+    pub failures: Vec<String>,
+}
+
+impl Counts {
+    /// Take in one line of output.
+    pub fn line(&mut self, line: &str) {
+        let line = line.trim();
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            self.passed += before(rest, " passed");
+            self.failed += before(rest, " failed");
+        } else if let Some((name, "FAILED")) = line.strip_prefix("test ").and_then(|l| l.rsplit_once(" ... "))
+        {
+            self.failures.push(name.to_owned());
+        } else if line.starts_with("loom ") {
+            self.executions += u64::from(before(line, " executions"));
+        }
+    }
+}
+
+/// The number right before `word`, or 0.
+fn before(text: &str, word: &str) -> u32 {
+    let end = text.find(word).unwrap_or(0);
+    text[..end].rsplit([' ', ';']).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// Run `cargo test` and add its counts to the report; a failure without a failed test (it does not compile, or a test
+/// ended the whole process) counts as one.
+pub fn cargo_test(report: &mut Report, name: &str, command: &mut Command, limit: Duration) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let end = child::lines(command, limit, |line| {
+        counts.line(line);
+        let line = line.trim();
+        if line.starts_with("Compiling") || line.starts_with("Running") || line.starts_with("Doc-tests") {
+            report.doing(line);
+        } else if let Some(test) = line.strip_prefix("test ") {
+            report.doing(test);
+        }
+    })?;
+    report.passed += counts.passed;
+    if !end.success() {
+        let what = if counts.failures.is_empty() { name.to_owned() } else { counts.failures.join(", ") };
+        report.fail(&what, &format!("{}\n{}", end.ending(), tail(&end)));
+        report.failed += counts.failed.saturating_sub(1);
+    }
+    Ok(counts)
+}
+
+/// The end of a failing command's output: enough to see why, without burying it.
+pub fn tail(end: &Finished) -> String {
+    const LINES: usize = 60;
+    let text = end.text();
+    let lines: Vec<_> =
+        text.lines().filter(|line| !line.starts_with("test ") || line.ends_with("FAILED")).collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_summed_over_binaries() {
+        let mut counts = Counts::default();
+        for line in [
+            "running 2 tests",
+            "test a::b ... ok",
+            "test a::c - should panic ... FAILED",
+            "loom two threads: 1234 executions, complete",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "test result: ok. 40 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            "loom three threads: 66 executions, complete",
+        ] {
+            counts.line(line);
+        }
+        let failures = vec!["a::c - should panic".to_owned()];
+        assert_eq!(counts, Counts { passed: 41, failed: 1, executions: 1300, failures });
+    }
+}

@@ -1,0 +1,85 @@
+//! Dependencies go one way: down.
+//!
+//! ```text
+//! addr, percpu  <-  sync  <-  frames  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
+//! ```
+//! The driver and the guest programs use none of these. `cargo metadata` says what the manifests really state.
+
+use std::{collections::BTreeMap, process::Command};
+
+use serde_json::Value;
+
+/// What each crate of the workspace may use. A crate that is not here fails the test: give it its place.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("quire-addr", &[]),
+    ("quire-percpu", &[]),
+    ("quire-sync", &["quire-addr", "quire-percpu"]),
+    ("quire-frames", &["quire-addr", "quire-percpu", "quire-sync"]),
+    ("quire-tlb", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames"]),
+    // Within their level: a page table hands what it unmaps to a gather.
+    ("quire-pagetable", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames", "quire-tlb"]),
+    (
+        "quire-aspace",
+        &["quire-addr", "quire-percpu", "quire-sync", "quire-frames", "quire-pagetable", "quire-tlb"],
+    ),
+    (
+        "quire-kernel",
+        &[
+            "quire-addr",
+            "quire-percpu",
+            "quire-sync",
+            "quire-frames",
+            "quire-pagetable",
+            "quire-tlb",
+            "quire-aspace",
+        ],
+    ),
+    ("quire-cli", &[]),
+    ("quire-bench-guest", &[]),
+];
+
+/// What each package of the workspace says that it depends on, of the workspace's packages.
+fn dependencies() -> BTreeMap<String, Vec<String>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--format-version=1", "--manifest-path", manifest])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let name = |value: &Value| value["name"].as_str().unwrap().to_owned();
+    metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|package| {
+            let own = name(package);
+            let uses = package["dependencies"].as_array().unwrap().iter().map(name);
+            // For tests a crate may depend on itself, with other features.
+            let uses = uses.filter(|other| other.starts_with("quire-") && *other != own);
+            (own.clone(), uses.collect())
+        })
+        .collect()
+}
+
+#[test]
+fn no_dependency_points_up() {
+    for (package, uses) in dependencies() {
+        let allowed = MAY_USE.iter().find(|(name, _)| *name == package);
+        let allowed =
+            allowed.unwrap_or_else(|| panic!("{package} has no place in the order of dependencies")).1;
+        for other in uses {
+            assert!(allowed.contains(&other.as_str()), "{package} must not use {other}");
+        }
+    }
+}
+
+#[test]
+fn the_order_itself_has_no_cycle() {
+    let mut below: Vec<&str> = Vec::new();
+    for (package, uses) in MAY_USE {
+        assert!(uses.iter().all(|other| below.contains(other)), "{package} comes before what it may use");
+        below.push(package);
+    }
+}
