@@ -36,8 +36,6 @@ errnos! {
 }
 
 impl Errno {
-    /// Linux's `EWOULDBLOCK`, the same number as `EAGAIN`.
-    pub const EWOULDBLOCK: Errno = Errno::EAGAIN;
     /// Interrupted by a signal: run the call again, unless a handler without SA_RESTART runs, which sees EINTR.
     /// Linux's internal ERESTARTSYS.
     pub const RESTART: Errno = Errno(512);

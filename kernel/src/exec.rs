@@ -7,7 +7,7 @@ use alloc::{borrow::ToOwned, sync::Arc, vec, vec::Vec};
 use core::sync::atomic::Ordering;
 
 use addr::{PAGE_SIZE, Page, Prot, USER_END};
-use aspace::{AddressSpace, Object as _, Backing, Error, Label, Locked, Machine, Mapping, Placement};
+use aspace::{AddressSpace, Backing, Error, Label, Locked, Machine, Mapping, Placement};
 use linux_raw_sys::{auxvec, general as abi};
 
 use crate::{

@@ -294,10 +294,6 @@ impl Process {
     pub fn ended(&self) -> Option<Status> {
         self.life.lock().ended
     }
-    /// How it was asked to end as a whole, if it was.
-    pub fn group_exit(&self) -> Option<Status> {
-        self.life.lock().group_exit
-    }
     /// A stop or continue that no wait has seen; `take`: it has now.
     pub fn news(&self, take: bool) -> Option<Status> {
         let mut l = self.life.lock();

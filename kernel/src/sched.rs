@@ -359,12 +359,6 @@ pub fn reschedule() {
     yield_from(&me, misplaced);
 }
 
-/// Whether [`reschedule`] has something to do, apart from affinity.
-pub fn wanted() -> bool {
-    // Relaxed: set by this CPU's own interrupt handlers.
-    mine().resched.load(Ordering::Relaxed)
-}
-
 /// `sched_yield`: let the others on this CPU run first.
 pub fn yield_now() {
     let _off = irq::Off::new();

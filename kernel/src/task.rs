@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use percpu::CpuSet;
 
-pub use crate::hw::thread::{Current, current, pinned, unpinned};
+pub use crate::hw::thread::{current, pinned, unpinned};
 use crate::{
     errno::Errno,
     futex,
@@ -118,10 +118,6 @@ impl Task {
     /// Whether this is an idle thread.
     pub fn is_idle(&self) -> bool {
         matches!(self.kind, Kind::Idle)
-    }
-    /// Whether this is one of the kernel's own threads.
-    pub fn is_kernel(&self) -> bool {
-        !matches!(self.kind, Kind::User)
     }
     /// The address space, for user threads that have not ended.
     pub fn mm(&self) -> Option<Arc<Mm>> {

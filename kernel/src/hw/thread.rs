@@ -7,7 +7,6 @@
 use alloc::sync::Arc;
 use core::{cell::UnsafeCell, marker::PhantomData, ops::Deref, task::Waker};
 
-use addr::VirtAddr;
 use percpu::{CpuId, Host, Pinned, Unpinned};
 
 use super::{TrapFrame, cpu, fpu::XState, paging::KernelStack, switch};
@@ -239,9 +238,4 @@ pub fn unpinned() -> Unpinned<'static> {
 /// Stay on this CPU until the result is dropped. For thread context.
 pub fn pinned() -> Pinned<'static> {
     unpinned().pin()
-}
-
-/// Top of the stack that `task` uses in the kernel.
-pub fn stack_top(task: &Task) -> VirtAddr {
-    task.thread.stack.top()
 }
