@@ -46,37 +46,46 @@ enum At {
     Low,
 }
 
-fn a_page() -> impl Strategy<Value = u64> {
-    (prop::sample::select(&WINDOWS[..]), 0..WINDOW).prop_map(|(w, i)| w + i)
+fn a_page(windows: [u64; 2]) -> impl Strategy<Value = u64> {
+    (prop::sample::select(windows.to_vec()), 0..WINDOW).prop_map(|(w, i)| w + i)
 }
-fn a_range() -> impl Strategy<Value = PageRange> {
-    (a_page(), prop_oneof![Just(0u64), Just(1), 1..WINDOW]).prop_map(|(start, pages)| range(start, pages))
+fn a_length() -> impl Strategy<Value = u64> {
+    prop_oneof![1 => Just(0u64), 4 => 1..6u64, 10 => 1..WINDOW]
+}
+fn a_range(windows: [u64; 2]) -> impl Strategy<Value = PageRange> {
+    (a_page(windows), a_length()).prop_map(|(start, pages)| range(start, pages))
 }
 fn a_prot() -> impl Strategy<Value = Prot> {
     (0u8..8).prop_map(Prot::from_bits_truncate)
 }
-fn an_op() -> impl Strategy<Value = Op> {
+fn an_op(windows: [u64; 2]) -> impl Strategy<Value = Op> {
     let at =
         prop::sample::select(&[At::Anywhere, At::Hint, At::Fixed, At::Fixed, At::NoReplace, At::Low][..]);
     let backing = prop::option::weighted(0.5, (0usize..2, prop_oneof![0..OBJECT, Just(u64::MAX - 3)]));
     let prot = prop_oneof![Just(machine::RW), a_prot()];
-    let to = prop::option::of(prop::option::of(a_page()));
+    let to = prop::option::of(prop::option::of(a_page(windows)));
     let advice = prop_oneof![3 => Just(Advice::DontNeed), 1 => Just(Advice::WillNeed)];
     prop_oneof![
-        4 => (at, a_page(), 0..WINDOW, prot, backing, any::<bool>()).prop_map(
+        4 => (at, a_page(windows), a_length(), prot, backing, any::<bool>()).prop_map(
             |(at, start, pages, prot, backing, shared)| Op::Map { at, start, pages, prot, backing, shared }
         ),
-        2 => a_range().prop_map(Op::Unmap),
-        3 => (a_range(), a_prot()).prop_map(|(r, p)| Op::Protect(r, p)),
-        1 => (a_range(), advice).prop_map(|(r, a)| Op::Advise(r, a)),
-        2 => (a_range(), 0..2 * WINDOW, to).prop_map(|(r, n, to)| Op::Remap(r, n, to)),
-        3 => a_page().prop_map(|n| Op::Load(page(n))),
-        5 => a_page().prop_map(|n| Op::Store(page(n))),
-        1 => a_page().prop_map(|n| Op::Fetch(page(n))),
+        2 => a_range(windows).prop_map(Op::Unmap),
+        3 => (a_range(windows), a_prot()).prop_map(|(r, p)| Op::Protect(r, p)),
+        1 => (a_range(windows), advice).prop_map(|(r, a)| Op::Advise(r, a)),
+        2 => (a_range(windows), 0..2 * WINDOW, to).prop_map(|(r, n, to)| Op::Remap(r, n, to)),
+        3 => a_page(windows).prop_map(|n| Op::Load(page(n))),
+        5 => a_page(windows).prop_map(|n| Op::Store(page(n))),
+        1 => a_page(windows).prop_map(|n| Op::Fetch(page(n))),
         1 => Just(Op::Fork),
         1 => Just(Op::Exit),
         1 => (0usize..4).prop_map(Op::Switch),
     ]
+}
+
+/// Operations that are all about the same two windows, so that they meet.
+fn some_ops() -> impl Strategy<Value = Vec<Op>> {
+    let window = || prop::sample::select(&WINDOWS[..]);
+    (window(), window()).prop_flat_map(|(a, b)| prop::collection::vec(an_op([a, b]), 1..80))
 }
 
 /// An address space and its oracle.
@@ -216,9 +225,9 @@ thread_local! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 250, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn answers_mappings_and_contents_are_the_oracles(ops in prop::collection::vec(an_op(), 1..60)) {
+    fn answers_mappings_and_contents_are_the_oracles(ops in some_ops()) {
         let sim = SIM.with(|sim| *sim);
         sim.cpus.on(0, |ctx| {
             let mut world = World::new(sim, &ctx);

@@ -135,11 +135,12 @@ impl<'f> Gather<'f> {
     /// Steps 2 to 4 of the module's table: make every CPU of `active` forget the ranges told of. Without a range
     /// nothing was reachable and nobody is disturbed.
     pub fn flush(&mut self, pin: &Pinned<'_>, machine: &dyn Shootdown, active: &AtomicCpuSet) {
+        let stale = self.stale.take();
+        self.unflushed = false;
         if mutant!("free-before-flush") {
-            self.unflushed = false;
             self.release(pin);
         }
-        if let Some(range) = self.stale.take()
+        if let Some(range) = stale
             && !mutant!("drop-shootdown")
         {
             // SeqCst: the entries were changed before, the set is read after; partner: the fence between joining the
@@ -147,7 +148,6 @@ impl<'f> Gather<'f> {
             fence(Ordering::SeqCst);
             machine.flush(pin, &active.snapshot(), range);
         }
-        self.unflushed = false;
     }
     /// Step 5: give back the frames. The caller has flushed.
     pub fn release(&mut self, pin: &Pinned<'_>) {
