@@ -8,7 +8,7 @@ use super::{files, fs, lookup, lookup_with_flags, opened, path_at, start, walk};
 use crate::{
     errno::{Errno, SysResult},
     file::{
-        self, Directory, Entry, Existing, Found, Inode, Kind, Last, Listed, OpenFile, Store, Volume,
+        self, Directory, Entry, Existing, Found, Inode, Kind, Last, Listed, OpenFile, Seek, Store, Volume,
         read_link,
     },
     syscall::Args,
@@ -29,8 +29,9 @@ const OPEN_FLAGS: u32 = c::O_ACCMODE
     | c::O_NOFOLLOW
     | c::O_NOATIME
     | c::O_CLOEXEC
-    | c::O_PATH
-    | c::O_TMPFILE;
+    | c::O_TMPFILE; // includes O_DIRECTORY
+/// Flags that O_PATH leaves in force.
+const PATH_FLAGS: u32 = c::O_PATH | c::O_DIRECTORY | c::O_NOFOLLOW | c::O_CLOEXEC;
 
 /// `open(2)`.
 pub fn open(a: &Args) -> SysResult {
@@ -48,8 +49,16 @@ pub fn creat(a: &Args) -> SysResult {
 }
 
 fn open_path(dirfd: i32, addr: u64, flags: u32, mode: u32) -> SysResult {
+    const CREATED_DIRECTORY: u32 = c::O_CREAT | c::O_DIRECTORY;
+    let flags = if flags & c::O_PATH != 0 { flags & PATH_FLAGS } else { flags & OPEN_FLAGS };
+    let unnamed = flags & c::O_TMPFILE & !c::O_DIRECTORY != 0;
+    if flags & CREATED_DIRECTORY == CREATED_DIRECTORY
+        || unnamed && (flags & c::O_DIRECTORY == 0 || !file::access(flags).1)
+    {
+        return Err(Errno::EINVAL);
+    }
     let path = path_at(addr)?;
-    let opened = open_file(dirfd, &path, flags & OPEN_FLAGS, mode)?;
+    let opened = open_file(dirfd, &path, flags, mode)?;
     files().insert(opened, flags & c::O_CLOEXEC != 0)
 }
 
@@ -57,17 +66,14 @@ fn open_file(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> Result<Arc<OpenF
     let fs = fs();
     let from = start(dirfd, path, &fs)?;
     let mode = mode & 0o7777 & !fs.umask();
-    if flags & c::O_TMPFILE == c::O_TMPFILE && flags & c::O_PATH == 0 {
+    if flags & c::O_TMPFILE == c::O_TMPFILE {
         return open_unnamed(fs.walk(&from, path, true)?.existing()?, flags, mode);
     }
-    let creates = flags & c::O_CREAT != 0 && flags & c::O_PATH == 0;
+    let creates = flags & c::O_CREAT != 0;
     let exclusive = creates && flags & c::O_EXCL != 0;
     let follow = flags & c::O_NOFOLLOW == 0 && !exclusive;
     let found = fs.walk(&from, path, follow)?;
     if creates && found.child.is_none() {
-        if flags & c::O_DIRECTORY != 0 {
-            return Err(Errno::EINVAL);
-        }
         if found.slash {
             return Err(Errno::EISDIR);
         }
@@ -96,9 +102,6 @@ fn open_file(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> Result<Arc<OpenF
 
 /// O_TMPFILE: a file without a name, in the volume of `directory`.
 fn open_unnamed(directory: Arc<Entry>, flags: u32, mode: u32) -> Result<Arc<OpenFile>, Errno> {
-    if !file::access(flags).1 {
-        return Err(Errno::EINVAL);
-    }
     match directory.inode.kind {
         Kind::Directory(_) => {}
         Kind::Listing(_) => return Err(Errno::EOPNOTSUPP),
@@ -376,6 +379,7 @@ fn list(a: &Args, form: Form) -> SysResult {
     let room = (a.uint(2) as usize).min(MOST);
     let mut out = Vec::new();
     let mut full = false;
+    let before = file.offset();
     file.list(|listed| {
         full = out.len() + form.size(listed.name.len()) > room;
         if !full {
@@ -386,7 +390,11 @@ fn list(a: &Args, form: Form) -> SysResult {
     if out.is_empty() && full {
         return Err(Errno::EINVAL);
     }
-    usercopy::copy_out(a.raw(1), &out)?;
+    if let Err(e) = usercopy::copy_out(a.raw(1), &out) {
+        // Nothing was listed: the next call begins where this one did.
+        file.seek(Seek::Start, before as i64)?;
+        return Err(e);
+    }
     Ok(out.len())
 }
 

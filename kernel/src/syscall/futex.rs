@@ -1,0 +1,97 @@
+//! `futex(2)` and the robust lists.
+
+use core::sync::atomic::Ordering;
+
+use super::{Args, time};
+use crate::{
+    errno::{Errno, SysResult},
+    futex, hw, process, task, usercopy,
+};
+
+const WAIT: u32 = 0;
+const WAKE: u32 = 1;
+const REQUEUE: u32 = 3;
+const CMP_REQUEUE: u32 = 4;
+const WAKE_OP: u32 = 5;
+const LOCK_PI: u32 = 6;
+const UNLOCK_PI: u32 = 7;
+const TRYLOCK_PI: u32 = 8;
+const WAIT_BITSET: u32 = 9;
+const WAKE_BITSET: u32 = 10;
+const LOCK_PI2: u32 = 13;
+const PRIVATE: u32 = 128;
+const CLOCK_REALTIME: u32 = 256;
+
+/// `futex(2)`.
+pub fn futex(a: &Args) -> SysResult {
+    let (address, op, value) = (a.raw(0), a.uint(1), a.uint(2));
+    // Private or not makes no difference: a futex is a word at an address of an address space.
+    let command = op & !(PRIVATE | CLOCK_REALTIME);
+    let realtime = op & CLOCK_REALTIME != 0;
+    if realtime && !matches!(command, WAIT_BITSET | LOCK_PI2) {
+        return Err(Errno::ENOSYS);
+    }
+    // The fourth argument is a count for some commands, and the address of a time for others.
+    let (second, bits) = (a.raw(4), a.uint(5));
+    let deadline = |absolute: bool, realtime: bool| deadline(a.raw(3), absolute, realtime);
+    // Counts are ints; FUTEX_WAKE takes any, and at least one waiter.
+    let wakes = (value as i32).max(1) as usize;
+    match command {
+        WAIT => futex::wait(address, value, futex::ANY, deadline(false, false)?),
+        WAIT_BITSET | WAKE_BITSET if bits == 0 => Err(Errno::EINVAL),
+        WAIT_BITSET => futex::wait(address, value, bits, deadline(true, realtime)?),
+        WAKE => futex::wake(address, wakes, futex::ANY),
+        WAKE_BITSET => futex::wake(address, wakes, bits),
+        REQUEUE | CMP_REQUEUE => {
+            let moves = a.int(3);
+            if moves < 0 || (value as i32) < 0 {
+                return Err(Errno::EINVAL);
+            }
+            let expected = (command == CMP_REQUEUE).then_some(bits);
+            let (woken, moved) = futex::requeue(address, second, value as usize, moves as usize, expected)?;
+            // Both forms count those that moved, whatever futex(2) says of the one without a comparison.
+            Ok(woken + moved)
+        }
+        WAKE_OP => futex::wake_op(address, second, wakes, a.int(3).max(1) as usize, bits),
+        LOCK_PI => futex::lock_owned(address, deadline(true, true)?, true),
+        LOCK_PI2 => futex::lock_owned(address, deadline(true, realtime)?, true),
+        TRYLOCK_PI => futex::lock_owned(address, None, false),
+        UNLOCK_PI => futex::unlock_owned(address),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// The `timespec` at `at`, if not 0, as ns since boot: from now, or a time of CLOCK_MONOTONIC or CLOCK_REALTIME.
+fn deadline(at: u64, absolute: bool, realtime: bool) -> Result<Option<u64>, Errno> {
+    if at == 0 {
+        return Ok(None);
+    }
+    let ns = time::read_timespec(at)?;
+    Ok(Some(match (absolute, realtime) {
+        (false, _) => hw::timer::now().saturating_add(ns),
+        (true, false) => ns,
+        (true, true) => ns.saturating_sub(hw::timer::boot_epoch_ns()),
+    }))
+}
+
+/// `set_robust_list(2)`.
+pub fn set_robust_list(a: &Args) -> SysResult {
+    if a.raw(1) != futex::ROBUST_HEAD_BYTES {
+        return Err(Errno::EINVAL);
+    }
+    // Relaxed: the word belongs to the thread.
+    task::current().robust_list.store(a.raw(0), Ordering::Relaxed);
+    Ok(0)
+}
+
+/// `get_robust_list(2)`.
+pub fn get_robust_list(a: &Args) -> SysResult {
+    let task = match a.int(0) {
+        0 => task::current().arc(),
+        tid => u32::try_from(tid).ok().and_then(process::find_task).ok_or(Errno::ESRCH)?,
+    };
+    usercopy::write(a.raw(2), &futex::ROBUST_HEAD_BYTES)?;
+    // Relaxed: a snapshot.
+    usercopy::write(a.raw(1), &task.robust_list.load(Ordering::Relaxed))?;
+    Ok(0)
+}
