@@ -86,9 +86,10 @@ pub fn begin(info: &Info) {
     *EARLY.lock() = Some(Early { from, next: from, end: stop.min(ram.end).min(BOOT_MAPPED) });
 }
 
-/// A zeroed frame for a page table of the kernel's, never given back.
+/// A zeroed frame for a page table of the kernel's, never given back. It counts as the kernel's data, so that what
+/// counts as page tables belongs to address spaces, and is nothing once they are gone.
 pub fn table_frame() -> Option<Frame> {
-    kernel_frame(Use::PageTable)
+    kernel_frame(Use::Kernel)
 }
 
 /// A frame for a kernel stack, never given back.
