@@ -10,6 +10,9 @@
 //!  NOTIFIED                         LEAVING: runs here once more, is re-queued by the next `finish_switch`
 //! ```
 //! A wake is a token: given before the park, it makes the park return at once; so "test, then park" loses nothing.
+//! A waker that finds a token adds none, so it must be sure that whoever uses that token up then tests what the waker
+//! changed: the waker *changes, fence, looks for the token*; the thread *takes the token away, fence, tests*. Both are
+//! store-then-load, which x86-64 reorders without the fences (Intel SDM vol. 3A, 8.2.3.4).
 //!
 //! # Who may run a thread
 //! Exactly one of: the CPU it runs on; the run queue that holds it; its waker between taking it out of PARKED and
@@ -170,6 +173,8 @@ pub fn park() {
     if me.state.compare_exchange(RUNNING, PARKED, Ordering::AcqRel, Ordering::Acquire).is_err() {
         // NOTIFIED. Relaxed store: the failed exchange was the Acquire.
         me.state.store(RUNNING, Ordering::Relaxed);
+        // SeqCst: the token is gone before the caller tests again; pairs with the fence in `wake`.
+        fence(Ordering::SeqCst);
         return;
     }
     schedule();
@@ -178,6 +183,9 @@ pub fn park() {
 /// Make `task`'s park return, now or next time. From any context.
 pub fn wake(task: &Arc<Task>) {
     let s = &task.sched;
+    // SeqCst: what the caller changed comes before our look for a token; pairs with the fences after a token, or
+    // LEAVING, is taken away: in `park`, `schedule` and `yield_from`.
+    fence(Ordering::SeqCst);
     loop {
         // AcqRel: Release gives the woken thread what we did before; Acquire pairs with its park, see there.
         match s.state.load(Ordering::Acquire) {
@@ -284,6 +292,8 @@ fn schedule() {
     next.sched.since.store(now, Ordering::Relaxed);
     next.sched.cpu.store(here.index() as u32, Ordering::Relaxed);
     next.sched.on_cpu.store(true, Ordering::Relaxed);
+    // SeqCst: `next` is marked before it looks at what others ask of it; pairs with the fences in `kick` and `wake`.
+    fence(Ordering::SeqCst);
     load_space(rq, &next);
     thread::switch_to(next);
     finish_switch();
@@ -380,6 +390,8 @@ fn yield_from(me: &Task, must_leave: bool) {
     schedule();
     // If nobody else wanted the CPU we never left. Relaxed: only `finish_switch` and we write LEAVING.
     let _ = s.state.compare_exchange(LEAVING, RUNNING, Ordering::Relaxed, Ordering::Relaxed);
+    // SeqCst: the states in which wakes were dropped are over before the next wait tests; pairs with that in `wake`.
+    fence(Ordering::SeqCst);
 }
 
 /// End the calling thread for good. Interrupts may be on.
@@ -410,6 +422,8 @@ pub fn on_kick() {
 
 /// Interrupt `task` if it is in user mode on another CPU, so that it looks at its flags.
 pub fn kick(task: &Task) {
+    // SeqCst: what is asked of the thread comes before our look at where it is; pairs with the fence in `schedule`.
+    fence(Ordering::SeqCst);
     if task.sched.is_running() && task.sched.cpu() != cpu::id() {
         hw::apic::send(&CpuSet::from_iter([task.sched.cpu()]), hw::apic::VECTOR_RESCHED);
     }
