@@ -360,13 +360,15 @@ pub fn first_run() {
 /// On the way back to user mode, interrupts off: give way if asked to, or if the thread may no longer be here.
 pub fn reschedule() {
     let me = task::current();
-    let rq = mine();
-    let misplaced = !me.affinity.lock().contains(cpu::id());
-    // Relaxed: set by this CPU's own interrupt handlers.
-    if !(misplaced || rq.resched.swap(false, Ordering::Relaxed)) {
-        return;
+    // Again after giving way: where the thread may run can have changed while it was queued.
+    loop {
+        let misplaced = !me.affinity.lock().contains(cpu::id());
+        // Relaxed: set by this CPU's own interrupt handlers.
+        if !(misplaced || mine().resched.swap(false, Ordering::Relaxed)) {
+            return;
+        }
+        yield_from(&me, misplaced);
     }
-    yield_from(&me, misplaced);
 }
 
 /// `sched_yield`: let the others on this CPU run first.
@@ -415,8 +417,10 @@ pub fn on_timer() {
 /// The reschedule interrupt: something was queued here, or the running thread has a signal to look at.
 pub fn on_kick() {
     let rq = mine();
+    // Relaxed: a hint; the interrupt came after the queueing.
     if !is_idle_task() && rq.len.load(Ordering::Relaxed) > 0 {
-        timers::set_slice_end(Some(hw::timer::now() + SLICE));
+        // Never later than it is: else a thread that is sent signals all the time would keep the CPU for good.
+        timers::limit_slice(hw::timer::now() + SLICE);
     }
 }
 

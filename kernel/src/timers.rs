@@ -1,0 +1,264 @@
+//! Timers: wake something at a time, on the CPU that asked.
+//!
+//! Each CPU has a binary heap of alarms, ordered by deadline, and one hardware timer that fires once. The hardware is
+//! armed for the earlier of the first alarm and the end of the running thread's slice, and this module alone arms it:
+//! the scheduler says when the slice ends ([`set_slice_end`]) and the timer interrupt calls [`fire`]. A CPU with no
+//! alarm and no slice gets no interrupt at all, so idle CPUs stay halted.
+//!
+//! **The hardware is only ever armed earlier.** Setting it costs an exit from a virtual machine, and a CPU that
+//! switches threads often would move its slice's end each time. So an armed deadline that is too early stays: the
+//! interrupt then finds nothing due and arms what is wanted. At most one such interrupt comes per armed deadline.
+//!
+//! **An alarm belongs to a [`Timer`], and dropping that takes it back.** The alarm knows its place in the heap, so
+//! that is O(log n). If the alarm is just being fired on its CPU, the drop waits for the end of that: afterwards the
+//! waker is surely not in use, and the interrupt handler never frees memory, because the `Timer` outlives the
+//! handler's share of the alarm. For that reason a `Timer` must not be dropped with a lock held that its waker takes.
+//!
+//! Memory for a heap is got and given back outside its lock, hence never with interrupts off.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::{
+    mem, ptr,
+    sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
+    task::Waker,
+};
+
+use percpu::MAX_CPUS;
+
+use crate::hw;
+
+/// No deadline, in ns since boot.
+const NEVER: u64 = u64::MAX;
+/// [`Alarm::slot`] of an alarm that is in no heap.
+const OUT: usize = usize::MAX;
+
+/// One entry of a heap.
+struct Alarm {
+    /// When, in ns since boot.
+    deadline: u64,
+    waker: Waker,
+    /// Index in the heap, or [`OUT`]. Read and written under the heap's lock only, which orders it.
+    slot: AtomicUsize,
+}
+
+impl Alarm {
+    fn place(&self, at: usize) {
+        // Relaxed: the heap's lock orders every access.
+        self.slot.store(at, Ordering::Relaxed);
+    }
+}
+
+/// What the lock of one CPU's queue protects.
+struct Pending {
+    /// Binary heap: an entry's deadline is no later than those at 2i+1 and 2i+2; each entry's `slot` is its index.
+    heap: Vec<Arc<Alarm>>,
+    /// End of the running thread's slice, in ns since boot.
+    slice_end: u64,
+    /// What the hardware is armed for; never later than what is wanted.
+    armed: u64,
+}
+
+impl Pending {
+    fn earliest(&self) -> u64 {
+        self.heap.first().map_or(NEVER, |a| a.deadline).min(self.slice_end)
+    }
+
+    /// Arm the hardware if it is wanted earlier than it is armed for. Runs on the CPU that owns the queue.
+    fn rearm(&mut self) {
+        let want = self.earliest();
+        if want < self.armed {
+            self.armed = want;
+            // No further than the hardware can count; an early interrupt does no harm.
+            hw::timer::arm(want.min(1 << 61));
+        }
+    }
+
+    /// Add `alarm`; there is room.
+    fn insert(&mut self, alarm: Arc<Alarm>) {
+        let at = self.heap.len();
+        alarm.place(at);
+        self.heap.push(alarm);
+        self.sift_up(at);
+    }
+
+    /// Take out the entry at `at`, if there is one.
+    fn remove(&mut self, at: usize) -> Option<Arc<Alarm>> {
+        let last = self.heap.len().checked_sub(1)?;
+        if at > last {
+            return None;
+        }
+        self.heap.swap(at, last);
+        let gone = self.heap.pop()?;
+        gone.place(OUT);
+        if at < last {
+            self.heap[at].place(at);
+            self.sift_up(at);
+            self.sift_down(at);
+        }
+        Some(gone)
+    }
+
+    fn sift_up(&mut self, mut at: usize) {
+        while at > 0 {
+            let parent = (at - 1) / 2;
+            if self.heap[parent].deadline <= self.heap[at].deadline {
+                break;
+            }
+            self.exchange(parent, at);
+            at = parent;
+        }
+    }
+
+    fn sift_down(&mut self, mut at: usize) {
+        loop {
+            let left = 2 * at + 1;
+            let Some(mut least) = self.heap.get(left).map(|_| left) else { break };
+            if self.heap.get(left + 1).is_some_and(|right| right.deadline < self.heap[left].deadline) {
+                least = left + 1;
+            }
+            if self.heap[at].deadline <= self.heap[least].deadline {
+                break;
+            }
+            self.exchange(at, least);
+            at = least;
+        }
+    }
+
+    fn exchange(&mut self, a: usize, b: usize) {
+        self.heap.swap(a, b);
+        self.heap[a].place(a);
+        self.heap[b].place(b);
+    }
+}
+
+/// One CPU's alarms, on cache lines of its own.
+#[repr(align(128))]
+struct Queue {
+    pending: hw::irq::Lock<Pending>,
+    /// The alarm whose waker this CPU's handler is calling now, or null.
+    firing: AtomicPtr<Alarm>,
+}
+
+static QUEUES: [Queue; MAX_CPUS] = [const {
+    Queue {
+        pending: hw::irq::Lock::new(Pending { heap: Vec::new(), slice_end: NEVER, armed: NEVER }),
+        firing: AtomicPtr::new(ptr::null_mut()),
+    }
+}; MAX_CPUS];
+
+/// This CPU's queue. The caller doesn't sleep while it uses the result, so it stays on this CPU.
+fn mine() -> &'static Queue {
+    &QUEUES[hw::cpu::id().index()]
+}
+
+/// A pending wake; dropping it cancels it, and on return the waker is not in use.
+///
+/// Not to be dropped in an interrupt handler, nor with a lock held that the waker takes.
+#[must_use = "dropping a timer cancels it"]
+pub struct Timer {
+    alarm: Arc<Alarm>,
+    queue: &'static Queue,
+}
+
+impl Timer {
+    /// When it fires or fired, in ns since boot.
+    pub fn deadline(&self) -> u64 {
+        self.alarm.deadline
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let removed = {
+            let mut pending = self.queue.pending.lock();
+            // Relaxed: ordered by the lock.
+            let at = self.alarm.slot.load(Ordering::Relaxed);
+            pending.remove(at)
+        };
+        if removed.is_some() {
+            return;
+        }
+        // Acquire: pairs with the Release in `fire`, so that the handler's last use of the alarm comes before its end
+        // here. The handler announced the alarm under the lock that we have just held, so we don't miss it.
+        while self.queue.firing.load(Ordering::Acquire).cast_const() == Arc::as_ptr(&self.alarm) {
+            hw::cpu::pause();
+        }
+    }
+}
+
+/// Call the waker (or wake the shared value, such as a task) once at `deadline` (ns since boot) or soon after, from this
+/// CPU's timer interrupt; at once if the deadline has passed. Threads only: it allocates.
+pub fn wake_at(deadline: u64, waker: impl Into<Waker>) -> Timer {
+    let waker = waker.into();
+    let alarm = Arc::new(Alarm { deadline, waker, slot: AtomicUsize::new(OUT) });
+    let queue = mine();
+    let mut spare = Vec::new();
+    loop {
+        let mut pending = queue.pending.lock();
+        let len = pending.heap.len();
+        if len == pending.heap.capacity() {
+            if spare.capacity() <= len {
+                drop(pending);
+                spare = Vec::with_capacity((2 * len).max(16));
+                continue;
+            }
+            spare.append(&mut pending.heap);
+            mem::swap(&mut spare, &mut pending.heap);
+        }
+        pending.insert(alarm.clone());
+        pending.rearm();
+        break;
+    }
+    Timer { alarm, queue }
+}
+
+/// Take a timer back: on return it has fired, or never will.
+pub fn cancel(timer: Timer) {
+    drop(timer);
+}
+
+/// The running thread's slice ends at `end` (ns since boot), or it has none. From the scheduler, on every switch.
+pub fn set_slice_end(end: Option<u64>) {
+    let mut pending = mine().pending.lock();
+    pending.slice_end = end.unwrap_or(NEVER);
+    pending.rearm();
+}
+
+/// The running thread's slice ends at `end` (ns since boot) at the latest. From the scheduler's interrupt.
+pub fn limit_slice(end: u64) {
+    let mut pending = mine().pending.lock();
+    pending.slice_end = pending.slice_end.min(end);
+    pending.rearm();
+}
+
+/// When this CPU next wants its timer interrupt, in ns since boot.
+pub fn next_deadline() -> Option<u64> {
+    let earliest = mine().pending.lock().earliest();
+    (earliest != NEVER).then_some(earliest)
+}
+
+/// The timer interrupt: fire what is due on this CPU and arm the next. True if the running thread's slice has ended.
+pub fn fire() -> bool {
+    let queue = mine();
+    let now = hw::timer::now();
+    loop {
+        let mut pending = queue.pending.lock();
+        if pending.heap.first().is_none_or(|a| a.deadline > now) {
+            let ended = pending.slice_end <= now;
+            if ended {
+                pending.slice_end = NEVER;
+            }
+            pending.armed = NEVER;
+            pending.rearm();
+            return ended;
+        }
+        let Some(alarm) = pending.remove(0) else { continue };
+        // Relaxed: published by the lock's release, before anyone can see the alarm out of the heap.
+        queue.firing.store(Arc::as_ptr(&alarm).cast_mut(), Ordering::Relaxed);
+        drop(pending);
+        alarm.waker.wake_by_ref();
+        drop(alarm);
+        // Release: our use of the alarm comes before the end of its owner's wait; pairs with `Timer::drop`.
+        queue.firing.store(ptr::null_mut(), Ordering::Release);
+    }
+}
