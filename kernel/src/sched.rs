@@ -480,11 +480,13 @@ pub fn unload_space() {
     load(mine(), None);
 }
 
-/// Called by the flush interrupt: if the space that is loaded is not that of the running thread (the CPU is idle),
-/// load the kernel's tables; the CPU leaves the space's set when it is next in thread context. True if it did so.
+/// Called by the flush interrupt: if the space that is loaded is not that of the running thread (it is the idle one, or
+/// another of the kernel's), load the kernel's tables; the CPU leaves the space's set in [`load`], before it is idle
+/// again. True if it did so. Not only idle CPUs: the flush may be the last that a space which ends ever asks for, and
+/// a CPU that kept the space through it would keep its root for as long as it then stays idle.
 pub fn drop_lazy_space() -> bool {
     let rq = mine();
-    if !is_idle_task() || rq.loaded.lock().is_none() {
+    if !thread::has_current() || task::current().mm().is_some() || rq.loaded.lock().is_none() {
         return false;
     }
     cpu::load_cr3(hw::paging::kernel_root());
