@@ -403,6 +403,9 @@ pub fn thread_ended(me: &Arc<Task>) {
     // Relaxed: statistics.
     p.ended_threads_ns.fetch_add(me.sched.run_ns(), Ordering::Relaxed);
     signal::thread_exit(me);
+    // Out of the table before out of the process: whoever waits in `execve` to be alone takes over the process's id then,
+    // and that entry must not go with a first thread that is late.
+    TABLE.lock().tasks.remove(&me.tid());
     let last = {
         let life = p.life.lock();
         let mut threads = p.threads.lock();
@@ -423,7 +426,6 @@ pub fn thread_ended(me: &Arc<Task>) {
         sched::unload_space();
         mm.leave();
     }
-    TABLE.lock().tasks.remove(&me.tid());
     if last {
         p.release_vfork();
         p.threads.lock().clear();
