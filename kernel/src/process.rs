@@ -117,6 +117,9 @@ struct Life {
     ended: Option<Status>,
     /// Set when the process was asked to end as a whole; the first wins.
     group_exit: Option<Status>,
+    /// What the thread with the process's id gave to `exit`: the status if nothing asked for another, even if other
+    /// threads end later.
+    leader_exit: Option<Status>,
     /// A stop or continue that no wait has seen yet.
     news: Option<Status>,
     /// The thread that is executing another program, and has asked all others to end.
@@ -407,7 +410,10 @@ pub fn thread_ended(me: &Arc<Task>) {
     // and that entry must not go with a first thread that is late.
     TABLE.lock().tasks.remove(&me.tid());
     let last = {
-        let life = p.life.lock();
+        let mut life = p.life.lock();
+        if me.tid() == p.pid {
+            life.leader_exit = Some(Status::exited(me.exit_code()));
+        }
         let mut threads = p.threads.lock();
         let last = threads.len() == 1;
         if !last {
@@ -429,7 +435,7 @@ pub fn thread_ended(me: &Arc<Task>) {
     if last {
         p.release_vfork();
         p.threads.lock().clear();
-        process_ended(p, Status::exited(me.exit_code()));
+        process_ended(p);
     }
     p.thread_wait.wake_all();
 }
@@ -440,7 +446,7 @@ fn release_resources(p: &Arc<Process>) {
     drop(files);
 }
 
-fn process_ended(p: &Arc<Process>, by_exit: Status) {
+fn process_ended(p: &Arc<Process>) {
     let heir = supervisor();
     let children = core::mem::take(&mut *p.children.lock());
     for c in children {
@@ -454,7 +460,7 @@ fn process_ended(p: &Arc<Process>, by_exit: Status) {
     }
     let status = {
         let mut l = p.life.lock();
-        let status = l.group_exit.unwrap_or(by_exit);
+        let status = l.group_exit.or(l.leader_exit).unwrap_or(Status::exited(0));
         l.ended = Some(status);
         l.news = None;
         status
