@@ -118,7 +118,9 @@ impl Image {
     /// Map the segments; a position-independent image goes to `base`.
     pub fn map(&self, space: &dyn AddressSpace, base: u64) -> Result<Placed, Errno> {
         let first = self.segments.first().ok_or(Errno::ENOEXEC)?;
-        let bias = if self.position_independent { base - first.p_vaddr / PAGE_SIZE * PAGE_SIZE } else { 0 };
+        // Modulo 2^64: the file may be linked for an address above `base`.
+        let first_page = first.p_vaddr / PAGE_SIZE * PAGE_SIZE;
+        let bias = if self.position_independent { base.wrapping_sub(first_page) } else { 0 };
         let mut zero = Vec::new();
         let mut headers = 0;
         let mut end = 0;
