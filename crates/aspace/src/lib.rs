@@ -261,6 +261,9 @@ pub trait AddressSpace: Send + Sync {
     fn deactivate(&self, pin: &Pinned<'_>);
     /// Call `f` for each mapping, ascending. `f` must not use the address space nor touch user memory.
     fn mappings(&self, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&MappingInfo<'_>));
+    /// What `page` shows of which object, if it lies in a shared mapping: the object's identity and the object's page.
+    /// Two address spaces that answer the same share that memory. `None` for private mappings and holes.
+    fn shared_page(&self, page: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)>;
     /// How much it holds. Counts by walking, so for reports only.
     fn usage(&self, ctx: &Unpinned<'_>) -> Usage;
 }

@@ -489,6 +489,16 @@ impl AddressSpace for Locked {
             .overlapping(everything)
             .for_each(|(range, mapping)| f(&MappingInfo { range, mapping }));
     }
+    fn shared_page(&self, page: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)> {
+        let space = self.space.read(ctx);
+        let (range, mapping) = space.mappings.find(page)?;
+        match &mapping.backing {
+            Backing::Object { object, page: first } if mapping.shared => {
+                Some((object.identity(), first + (page.number() - range.start().number())))
+            }
+            _ => None,
+        }
+    }
     fn usage(&self, ctx: &Unpinned<'_>) -> Usage {
         let space = self.space.read(ctx);
         let (resident_pages, table_pages) = space.table.census();
