@@ -91,12 +91,26 @@ struct Input {
     len: usize,
 }
 
+impl Input {
+    /// Take what the port has.
+    fn take(&mut self) {
+        while self.len < FIFO_BYTES && has_byte() {
+            // SAFETY: reads the byte that has arrived; the value is only reached with INPUT locked.
+            self.held[self.len] = unsafe { port::inb(DATA) };
+            self.len += 1;
+        }
+    }
+}
+
 static INPUT: irq::Lock<Input> = irq::Lock::new(Input { held: [0; FIFO_BYTES], len: 0 });
 
 /// Let the port interrupt (16550: 115200 baud, 8N1, FIFO, an interrupt at 14 bytes or soon after the last). Once,
 /// when `file::tty::input` is ready.
+///
+/// Turning the FIFO on empties the port. A byte that waits is taken before, but another could come in between: the
+/// driver sends nothing before the kernel's `ready` record.
 pub fn enable_input() {
-    let input = INPUT.lock();
+    let mut input = INPUT.lock();
     // SAFETY: the registers of the first serial port, which nobody else uses.
     unsafe {
         port::outb(INTERRUPT_ENABLE, 0);
@@ -104,6 +118,7 @@ pub fn enable_input() {
         port::outb(DATA, 1);
         port::outb(INTERRUPT_ENABLE, 0);
         port::outb(LINE_CONTROL, 3);
+        input.take();
         port::outb(FIFO_CONTROL, 0xc1);
         port::outb(MODEM_CONTROL, 0b1011);
     }
@@ -134,19 +149,14 @@ fn pump(input: &mut Input) {
         let taken = crate::file::tty::input(&input.held[..input.len]).min(input.len);
         input.held.copy_within(taken..input.len, 0);
         input.len -= taken;
-        // SAFETY: the port's registers; INPUT is locked.
-        unsafe {
-            if input.len > 0 {
-                return port::outb(INTERRUPT_ENABLE, 0);
-            }
-            while input.len < FIFO_BYTES && has_byte() {
-                input.held[input.len] = port::inb(DATA);
-                input.len += 1;
-            }
-            if input.len == 0 {
-                // Bytes that came since the last look raise the line again now.
-                return port::outb(INTERRUPT_ENABLE, 1);
-            }
+        if input.len > 0 {
+            // SAFETY: a register of the port, which is only used with INPUT locked.
+            return unsafe { port::outb(INTERRUPT_ENABLE, 0) };
+        }
+        input.take();
+        if input.len == 0 {
+            // SAFETY: as above. Bytes that came since the last look raise the line again now.
+            return unsafe { port::outb(INTERRUPT_ENABLE, 1) };
         }
     }
 }
