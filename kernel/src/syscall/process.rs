@@ -147,6 +147,11 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     if has(CLONE_SETTLS) && c.tls >= addr::USER_END {
         return Err(Errno::EPERM);
     }
+    if memory::frames().low() {
+        // The kernel's stacks and tables may use the reserve, so here is where a program that makes threads without
+        // end has to be stopped.
+        return Err(Errno::ENOMEM);
+    }
     let me = task::current().arc();
     let p = &me.process;
     let mm = me.mm().ok_or(Errno::ENOMEM)?;
@@ -197,15 +202,20 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
             child.set_tid_on_start(c.child_tid);
         }
     }
-    if has(CLONE_THREAD) {
-        if let Err(e) = process::register_thread(&child_process, &child) {
-            if let Some(mm) = child.set_mm(None) {
-                mm.leave();
-            }
-            return Err(e);
-        }
+    let entered = if has(CLONE_THREAD) {
+        process::register_thread(&child_process, &child)
+    } else if me.is_ending() {
+        // Else processes that do nothing but fork could outrun whoever kills them all.
+        Err(Errno::EINTR)
     } else {
         process::register(&child_process, &child);
+        Ok(())
+    };
+    if let Err(e) = entered {
+        if let Some(mm) = child.set_mm(None) {
+            mm.leave();
+        }
+        return Err(e);
     }
     if has(CLONE_VFORK) {
         // Relaxed: published by the start of the child.
@@ -480,7 +490,6 @@ pub fn setsid(_: &Args) -> SysResult {
     }
     p.sid.store(p.pid, Ordering::Relaxed);
     p.pgid.store(p.pid, Ordering::Relaxed);
-    crate::file::tty::leave_session(&p);
     Ok(p.pid as usize)
 }
 
