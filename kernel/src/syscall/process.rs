@@ -340,7 +340,7 @@ struct Wanted {
 /// Wait for a child. `Ok(None)`: none yet, and the caller would not hang.
 fn collect(which: Which, want: Wanted) -> Result<Option<Collected>, Errno> {
     let me = task::current().process.clone();
-    let look = || -> Option<Result<Option<Collected>, Errno>> {
+    let look = || 'again: loop {
         let children: Vec<_> = me.children.lock().iter().filter(|c| which.accepts(c)).cloned().collect();
         if children.is_empty() {
             return Some(Err(Errno::ECHILD));
@@ -351,6 +351,8 @@ fn collect(which: Which, want: Wanted) -> Result<Option<Collected>, Errno> {
                 if want.keep || process::forget(&me, c) {
                     return Some(Ok(Some(Collected { pid: c.pid, status, cpu_ns })));
                 }
+                // Another thread was quicker. It wakes nobody, and what is left may be no child at all.
+                continue 'again;
             }
             let interesting =
                 |s: Status| if s == Status::CONTINUED { want.continued } else { want.stopped };
@@ -360,7 +362,7 @@ fn collect(which: Which, want: Wanted) -> Result<Option<Collected>, Errno> {
                 }
             }
         }
-        want.no_hang.then_some(Ok(None))
+        return want.no_hang.then_some(Ok(None));
     };
     me.child_wait.wait(None, true, look).unwrap_or(Err(Errno::RESTART))
 }
