@@ -209,15 +209,15 @@ pub enum Existing {
     Exchange,
 }
 
-/// Move `from_name` in `from` to `to_name` in `to`.
+/// Move one name to another: each a directory and a name in it. `slashes`: whether the paths ended in a slash, so that
+/// what they name must be a directory.
 ///
 /// EINVAL if that would put a directory into itself, EXDEV across volumes, ENOTEMPTY, EISDIR or ENOTDIR if what is
 /// replaced does not fit, EBUSY for a mount point.
 pub fn rename(
-    from: &Arc<Entry>,
-    from_name: &[u8],
-    to: &Arc<Entry>,
-    to_name: &[u8],
+    (from, from_name): (&Arc<Entry>, &[u8]),
+    (to, to_name): (&Arc<Entry>, &[u8]),
+    slashes: [bool; 2],
     existing: Existing,
 ) -> Result<()> {
     if to_name.len() > c::NAME_MAX as usize {
@@ -249,6 +249,7 @@ pub fn rename(
     if new_side.as_deref().unwrap_or(old_side).removed {
         return Err(Errno::ENOENT);
     }
+    check_present(&moved, there.as_ref(), slashes, existing)?;
     check_move(&moved, from, there.as_ref(), to, existing)?;
     if let Some(there) = &there
         && Arc::ptr_eq(&moved.inode, &there.inode)
@@ -292,6 +293,25 @@ pub fn rename(
     Ok(())
 }
 
+/// Whether what is at both names is as the call expects. The order of the checks is Linux's.
+fn check_present(
+    moved: &Entry,
+    there: Option<&Arc<Entry>>,
+    slashes: [bool; 2],
+    existing: Existing,
+) -> Result<()> {
+    let is_directory = |e: &Entry| e.inode.kind.is_directory();
+    let [from_slash, to_slash] = slashes;
+    match (existing, there) {
+        (Existing::Keep, Some(_)) => return Err(Errno::EEXIST),
+        (Existing::Exchange, None) => return Err(Errno::ENOENT),
+        (Existing::Exchange, Some(t)) if to_slash && !is_directory(t) => return Err(Errno::ENOTDIR),
+        _ => {}
+    }
+    let to_slash = to_slash && existing != Existing::Exchange;
+    if (from_slash || to_slash) && !is_directory(moved) { Err(Errno::ENOTDIR) } else { Ok(()) }
+}
+
 /// Whether `moved` may go from `from` to `to`, where `there` is already.
 fn check_move(
     moved: &Arc<Entry>,
@@ -307,18 +327,14 @@ fn check_move(
     if directory_moves && moved.holds(to) {
         return Err(Errno::EINVAL);
     }
-    match (there, existing) {
-        (None, Existing::Exchange) => Err(Errno::ENOENT),
-        (None, _) => Ok(()),
-        (Some(_), Existing::Keep) => Err(Errno::EEXIST),
-        (Some(t), Existing::Exchange) if t.inode.kind.is_directory() && t.holds(from) => Err(Errno::EINVAL),
-        (Some(_), Existing::Exchange) => Ok(()),
-        (Some(t), Existing::Replace) => match (directory_moves, t.inode.kind.is_directory()) {
-            (true, false) => Err(Errno::ENOTDIR),
-            (false, true) if t.holds(from) => Err(Errno::ENOTEMPTY),
-            (false, true) => Err(Errno::EISDIR),
-            (true, true) if t.holds(from) => Err(Errno::ENOTEMPTY),
-            _ => Ok(()),
-        },
+    let Some(t) = there else { return Ok(()) };
+    let directory_there = t.inode.kind.is_directory();
+    match (existing, directory_moves, directory_there) {
+        (Existing::Exchange, ..) if directory_there && t.holds(from) => Err(Errno::EINVAL),
+        (Existing::Exchange, ..) => Ok(()),
+        (_, _, true) if t.holds(from) => Err(Errno::ENOTEMPTY),
+        (_, true, false) => Err(Errno::ENOTDIR),
+        (_, false, true) => Err(Errno::EISDIR),
+        _ => Ok(()),
     }
 }

@@ -67,7 +67,7 @@ pub use event::{Event, flags_are_known as event_flags_are_known};
 pub use inode::{Inode, Kind, Time, Volume};
 pub use io::{KernelBuffer, MAX_TRANSFER, UserBuffer};
 pub use open::{Listed, OpenFile, Seek, access, truncate};
-pub use path::{Found, Last, read_link};
+pub use path::{Follow, Found, Last, read_link};
 pub use pipe::{Pipe, PipeEnd};
 pub use poll::Events;
 pub use random::fill as random_bytes;
@@ -161,7 +161,7 @@ pub fn set_first_directory(process: &Process, path: &[u8]) -> Result<()> {
 
 /// Find the program `path` for `execve`. EACCES if it is no regular file or nobody may execute it.
 pub fn open_exec(path: &[u8], fs: &FsInfo) -> Result<Arc<Entry>> {
-    let entry = fs.walk(&fs.cwd(), path, true)?.existing()?;
+    let entry = fs.walk(&fs.cwd(), path, Follow::Always)?.existing()?;
     let executable = entry.inode.store().is_some() && entry.inode.meta().mode & 0o111 != 0;
     if executable { Ok(entry) } else { Err(Errno::EACCES) }
 }
@@ -208,7 +208,7 @@ pub fn new_event(count: u32, flags: u32) -> Result<Arc<OpenFile>> {
 /// The command's standard file `fd` (0, 1, 2).
 fn stdio(fd: usize) -> Arc<OpenFile> {
     if tty::is_terminal(fd) {
-        let console = path::walk(&root(), &root(), b"/dev/console", true).and_then(Found::existing);
+        let console = path::walk(&root(), &root(), b"/dev/console", Follow::Always).and_then(Found::existing);
         if let Ok(file) = console.and_then(|entry| OpenFile::open(entry, c::O_RDWR)) {
             return file;
         }

@@ -31,6 +31,30 @@ pub enum Last {
     Whole,
 }
 
+/// Whether a symbolic link in the last place is followed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// Yes.
+    Always,
+    /// Only if a slash comes after it: for calls that want the link itself.
+    BeforeSlash,
+    /// Only if no slash comes after it: for calls that may create a file there.
+    UnlessSlash,
+    /// No: for calls that create, remove or rename the last name.
+    Never,
+}
+
+impl Follow {
+    fn at_last(self, slash: bool) -> bool {
+        match self {
+            Follow::Always => true,
+            Follow::BeforeSlash => slash,
+            Follow::UnlessSlash => !slash,
+            Follow::Never => false,
+        }
+    }
+}
+
 /// Where a walk ended.
 pub struct Found {
     /// The directory that the last name is in.
@@ -61,9 +85,8 @@ impl Found {
     }
 }
 
-/// Walk `path` from `start`, or from `root` if it begins with a slash. `follow`: a symbolic link in the last place is
-/// followed (it is anyway if a slash comes after it).
-pub fn walk(root: &Arc<Entry>, start: &Arc<Entry>, path: &[u8], follow: bool) -> Result<Found> {
+/// Walk `path` from `start`, or from `root` if it begins with a slash.
+pub fn walk(root: &Arc<Entry>, start: &Arc<Entry>, path: &[u8], follow: Follow) -> Result<Found> {
     if path.is_empty() {
         return Err(Errno::ENOENT);
     }
@@ -95,7 +118,7 @@ pub fn walk(root: &Arc<Entry>, start: &Arc<Entry>, path: &[u8], follow: bool) ->
             result => Some(result?),
         };
         match child {
-            Some(link) if link.inode.kind.is_link() && (!is_last || follow || slash) => {
+            Some(link) if link.inode.kind.is_link() && (!is_last || follow.at_last(slash)) => {
                 links += 1;
                 if links > MAX_LINKS {
                     return Err(Errno::ELOOP);

@@ -9,7 +9,7 @@ use core::str;
 use super::{
     directory,
     entry::Entry,
-    path::{self, Found},
+    path::{self, Follow, Found},
 };
 
 const DIRECTORY: &[u8] = b".quire";
@@ -30,7 +30,7 @@ pub struct Startup {
 impl Startup {
     /// Read it from the tree and remove it there. None if it isn't there or makes no sense.
     pub(super) fn take(root: &Arc<Entry>) -> Option<Self> {
-        let dir = path::walk(root, root, DIRECTORY, false).and_then(Found::existing).ok()?;
+        let dir = path::walk(root, root, DIRECTORY, Follow::BeforeSlash).and_then(Found::existing).ok()?;
         let file = dir.lookup(NAME).ok()?;
         let mut bytes = Vec::new();
         bytes.resize(usize::try_from(file.size()).ok()?, 0);

@@ -9,7 +9,13 @@ use core::{
 use linux_raw_sys::general as c;
 use sync::SpinLock;
 
-use super::{Result, entry::Entry, open::OpenFile, path, stdio};
+use super::{
+    Result,
+    entry::Entry,
+    open::OpenFile,
+    path::{self, Follow, Found},
+    stdio,
+};
 use crate::{errno::Errno, process::RLIMIT_NOFILE, task};
 
 /// The highest descriptor plus one, whatever the limit says; Linux's /proc/sys/fs/nr_open.
@@ -235,7 +241,7 @@ impl FsInfo {
 
     /// Make `path` the working directory.
     pub fn chdir(&self, path: &[u8]) -> Result<()> {
-        self.set_cwd(self.walk(&self.cwd(), path, true)?.existing()?)
+        self.set_cwd(self.walk(&self.cwd(), path, Follow::Always)?.existing()?)
     }
 
     /// Permission bits that new files do not get.
@@ -251,7 +257,7 @@ impl FsInfo {
     }
 
     /// Walk `path` from `start`.
-    pub fn walk(&self, start: &Arc<Entry>, path: &[u8], follow: bool) -> Result<path::Found> {
+    pub fn walk(&self, start: &Arc<Entry>, path: &[u8], follow: Follow) -> Result<Found> {
         if path.len() >= c::PATH_MAX as usize {
             return Err(Errno::ENAMETOOLONG);
         }

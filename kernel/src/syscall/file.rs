@@ -20,7 +20,7 @@ pub use wait::*;
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
-    file::{self, Device, Entry, FileTable, Found, FsInfo, Kind, OpenFile},
+    file::{self, Device, Entry, FileTable, Follow, Found, FsInfo, Kind, OpenFile},
     task, usercopy,
 };
 
@@ -44,8 +44,12 @@ fn path_at(addr: u64) -> Result<Vec<u8>, Errno> {
     usercopy::read_cstr(addr, c::PATH_MAX as usize)
 }
 
-/// Where a path that is not absolute begins: at the directory `dirfd`, or the working directory for AT_FDCWD.
+/// Where a path begins: at the root, at the directory `dirfd`, or at the working directory for AT_FDCWD. ENOENT for an
+/// empty path, EBADF.
 fn start(dirfd: i32, path: &[u8], fs: &FsInfo) -> Result<Arc<Entry>, Errno> {
+    if path.is_empty() {
+        return Err(Errno::ENOENT);
+    }
     if path.starts_with(b"/") {
         return Ok(fs.root_directory().clone());
     }
@@ -53,15 +57,15 @@ fn start(dirfd: i32, path: &[u8], fs: &FsInfo) -> Result<Arc<Entry>, Errno> {
 }
 
 /// Walk the path at `addr` from `dirfd`.
-fn walk(dirfd: i32, addr: u64, follow: bool) -> Result<Found, Errno> {
+fn walk(dirfd: i32, addr: u64, follow: Follow) -> Result<Found, Errno> {
     let path = path_at(addr)?;
     let fs = fs();
     fs.walk(&start(dirfd, &path, &fs)?, &path, follow)
 }
 
-/// What the path at `addr` stands for, from `dirfd`. ENOENT and so on.
+/// What the path at `addr` stands for, from `dirfd`; `follow`: also if that is a symbolic link. ENOENT and so on.
 fn lookup(dirfd: i32, addr: u64, follow: bool) -> Result<Arc<Entry>, Errno> {
-    walk(dirfd, addr, follow)?.existing()
+    walk(dirfd, addr, if follow { Follow::Always } else { Follow::BeforeSlash })?.existing()
 }
 
 /// As [`lookup`] with the flags AT_SYMLINK_NOFOLLOW and AT_EMPTY_PATH, the latter for `dirfd` itself.
@@ -75,7 +79,8 @@ fn lookup_with_flags(dirfd: i32, addr: u64, flags: u32) -> Result<Arc<Entry>, Er
     if path.is_empty() && flags & c::AT_EMPTY_PATH != 0 {
         return if dirfd == c::AT_FDCWD { Ok(fs.cwd()) } else { Ok(files().get(dirfd)?.entry.clone()) };
     }
-    fs.walk(&start(dirfd, &path, &fs)?, &path, flags & c::AT_SYMLINK_NOFOLLOW == 0)?.existing()
+    let follow = if flags & c::AT_SYMLINK_NOFOLLOW == 0 { Follow::Always } else { Follow::BeforeSlash };
+    fs.walk(&start(dirfd, &path, &fs)?, &path, follow)?.existing()
 }
 
 /// `close(2)`.

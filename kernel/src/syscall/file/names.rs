@@ -8,8 +8,8 @@ use super::{files, fs, lookup, lookup_with_flags, opened, path_at, start, walk};
 use crate::{
     errno::{Errno, SysResult},
     file::{
-        self, Directory, Entry, Existing, Found, Inode, Kind, Last, Listed, OpenFile, Seek, Store, Volume,
-        read_link,
+        self, Directory, Entry, Existing, Follow, Found, Inode, Kind, Last, Listed, OpenFile, Seek, Store,
+        Volume, read_link,
     },
     syscall::Args,
     usercopy,
@@ -67,16 +67,21 @@ fn open_file(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> Result<Arc<OpenF
     let from = start(dirfd, path, &fs)?;
     let mode = mode & 0o7777 & !fs.umask();
     if flags & c::O_TMPFILE == c::O_TMPFILE {
-        return open_unnamed(fs.walk(&from, path, true)?.existing()?, flags, mode);
+        return open_unnamed(fs.walk(&from, path, Follow::Always)?.existing()?, flags, mode);
     }
     let creates = flags & c::O_CREAT != 0;
     let exclusive = creates && flags & c::O_EXCL != 0;
-    let follow = flags & c::O_NOFOLLOW == 0 && !exclusive;
+    let follow = match (flags & c::O_NOFOLLOW == 0 && !exclusive, creates) {
+        (true, false) => Follow::Always,
+        (true, true) => Follow::UnlessSlash,
+        (false, false) => Follow::BeforeSlash,
+        (false, true) => Follow::Never,
+    };
     let found = fs.walk(&from, path, follow)?;
+    if creates && found.slash {
+        return Err(Errno::EISDIR);
+    }
     if creates && found.child.is_none() {
-        if found.slash {
-            return Err(Errno::EISDIR);
-        }
         let inode = Inode::new(Kind::File(Store::new(&[])), mode, Volume::Root);
         match file::create(&found.parent, &found.name, inode) {
             // The permissions apply to later opens; this one may write whatever they are.
@@ -133,7 +138,7 @@ pub fn mkdirat(a: &Args) -> SysResult {
 }
 
 fn make_directory(dirfd: i32, addr: u64, mode: u32) -> SysResult {
-    let (parent, name) = walk(dirfd, addr, false)?.vacant(true)?;
+    let (parent, name) = walk(dirfd, addr, Follow::Never)?.vacant(true)?;
     let mode = mode & 0o1777 & !fs().umask();
     file::create(&parent, &name, Inode::new(Kind::Directory(Directory::new()), mode, Volume::Root))?;
     Ok(0)
@@ -151,7 +156,7 @@ pub fn mknodat(a: &Args) -> SysResult {
 
 fn make_node(dirfd: i32, addr: u64, mode: u32, device: u64) -> SysResult {
     let kind = file::node(mode, device)?;
-    let (parent, name) = walk(dirfd, addr, false)?.vacant(false)?;
+    let (parent, name) = walk(dirfd, addr, Follow::Never)?.vacant(false)?;
     let mode = mode & 0o7777 & !fs().umask();
     file::create(&parent, &name, Inode::new(kind, mode, Volume::Root))?;
     Ok(0)
@@ -172,7 +177,7 @@ fn make_symlink(target: u64, dirfd: i32, addr: u64) -> SysResult {
     if target.is_empty() {
         return Err(Errno::ENOENT);
     }
-    let (parent, name) = walk(dirfd, addr, false)?.vacant(false)?;
+    let (parent, name) = walk(dirfd, addr, Follow::Never)?.vacant(false)?;
     let target: Box<[u8]> = target.into();
     file::create(&parent, &name, Inode::new(Kind::Symlink(target), 0o777, Volume::Root))?;
     Ok(0)
@@ -195,7 +200,7 @@ pub fn linkat(a: &Args) -> SysResult {
 }
 
 fn make_link(old: Arc<Entry>, dirfd: i32, addr: u64) -> SysResult {
-    let (parent, name) = walk(dirfd, addr, false)?.vacant(false)?;
+    let (parent, name) = walk(dirfd, addr, Follow::Never)?.vacant(false)?;
     file::link(&old, &parent, &name)?;
     Ok(0)
 }
@@ -220,7 +225,7 @@ pub fn unlinkat(a: &Args) -> SysResult {
 }
 
 fn remove_file(dirfd: i32, addr: u64) -> SysResult {
-    let found = walk(dirfd, addr, false)?;
+    let found = walk(dirfd, addr, Follow::Never)?;
     let slash = found.slash;
     let (parent, name) = named(found, |_| Errno::EISDIR)?;
     if slash {
@@ -236,7 +241,7 @@ fn remove_directory(dirfd: i32, addr: u64) -> SysResult {
         Last::DotDot => Errno::ENOTEMPTY,
         _ => Errno::EBUSY,
     };
-    let (parent, name) = named(walk(dirfd, addr, false)?, special)?;
+    let (parent, name) = named(walk(dirfd, addr, Follow::Never)?, special)?;
     file::rmdir(&parent, &name)?;
     Ok(0)
 }
@@ -263,17 +268,16 @@ fn move_name(from: (i32, u64), to: (i32, u64), flags: u32) -> SysResult {
         c::RENAME_EXCHANGE => Existing::Exchange,
         _ => return Err(Errno::EINVAL),
     };
-    let old = walk(from.0, from.1, false)?;
-    let new = walk(to.0, to.1, false)?;
+    let old = walk(from.0, from.1, Follow::Never)?;
+    let new = walk(to.0, to.1, Follow::Never)?;
+    if old.last != Last::Name {
+        return Err(Errno::EBUSY);
+    }
     if new.last != Last::Name {
         return Err(if existing == Existing::Keep { Errno::EEXIST } else { Errno::EBUSY });
     }
-    let moves_directory = old.child.as_ref().is_some_and(|e| e.inode.kind.is_directory());
-    let (from_parent, from_name) = named(old, |_| Errno::EBUSY)?;
-    if new.slash && !moves_directory {
-        return Err(Errno::ENOTDIR);
-    }
-    file::rename(&from_parent, &from_name, &new.parent, &new.name, existing)?;
+    let slashes = [old.slash, new.slash];
+    file::rename((&old.parent, &old.name), (&new.parent, &new.name), slashes, existing)?;
     Ok(0)
 }
 

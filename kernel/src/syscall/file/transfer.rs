@@ -72,15 +72,19 @@ pub fn pwritev(a: &Args) -> SysResult {
 
 /// `lseek(2)`.
 pub fn lseek(a: &Args) -> SysResult {
+    let file = opened(a, 0)?;
+    if file.is_path() {
+        return Err(Errno::EBADF);
+    }
     let from = match a.uint(2) {
         c::SEEK_SET => Seek::Start,
         c::SEEK_CUR => Seek::Current,
         c::SEEK_END => Seek::End,
         c::SEEK_DATA => Seek::Data,
         c::SEEK_HOLE => Seek::Hole,
-        _ => return opened(a, 0).and(Err(Errno::EINVAL)),
+        _ => return Err(Errno::EINVAL),
     };
-    opened(a, 0)?.seek(from, a.raw(1) as i64).map(|o| o as usize)
+    file.seek(from, a.raw(1) as i64).map(|o| o as usize)
 }
 
 /// `ftruncate(2)`.
