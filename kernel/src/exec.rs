@@ -146,20 +146,14 @@ fn write_stack(found: &Found, layout: &Layout) -> Result<(u64, [u64; 4]), Errno>
         usercopy::write(*sp + s.len() as u64, &0u8)?;
         Ok(*sp)
     };
+    let push_all = |sp: &mut u64, list: &[Vec<u8>]| -> Result<u64, Errno> {
+        list.iter().rev().try_for_each(|s| push_str(sp, s).map(drop))?;
+        Ok(*sp)
+    };
     let name = push_str(&mut sp, &found.given)?;
     let env_end = sp;
-    let mut envp = Vec::new();
-    for s in found.envp.iter().rev() {
-        envp.push(push_str(&mut sp, s)?);
-    }
-    envp.reverse();
-    let arg_end = sp;
-    let mut argv = Vec::new();
-    for s in found.argv.iter().rev() {
-        argv.push(push_str(&mut sp, s)?);
-    }
-    argv.reverse();
-    let arg_start = sp;
+    let arg_end = push_all(&mut sp, &found.envp)?;
+    let arg_start = push_all(&mut sp, &found.argv)?;
     let platform = push_str(&mut sp, b"x86_64")?;
     sp = (sp - 16) & !15;
     let random = sp;
@@ -190,18 +184,26 @@ fn write_stack(found: &Found, layout: &Layout) -> Result<(u64, [u64; 4]), Errno>
         (auxvec::AT_MINSIGSTKSZ, hw::fpu::signal_stack_bytes() as u64),
         (auxvec::AT_NULL, 0),
     ];
-    let mut words = vec![argv.len() as u64];
-    words.extend(&argv);
-    words.push(0);
-    words.extend(&envp);
-    words.push(0);
-    for (key, value) in aux {
-        words.extend([u64::from(key), value]);
+    let (argc, envc) = (found.argv.len(), found.envp.len());
+    sp = (sp - 8 * (argc + envc + 3 + 2 * aux.len()) as u64) & !15;
+    let words = core::iter::once(argc as u64)
+        .chain(addresses(arg_start, &found.argv))
+        .chain(addresses(arg_end, &found.envp))
+        .chain(aux.into_iter().flat_map(|(key, value)| [key.into(), value]));
+    for (at, word) in (sp..).step_by(8).zip(words) {
+        usercopy::write(at, &word)?;
     }
-    sp = (sp - 8 * words.len() as u64) & !15;
-    let raw: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    usercopy::copy_out(sp, &raw)?;
     Ok((sp, [arg_start, arg_end, arg_end, env_end]))
+}
+
+/// Where each of `list` is if they lie end to end from `start` on, and a null pointer.
+fn addresses(start: u64, list: &[Vec<u8>]) -> impl Iterator<Item = u64> {
+    let each = list.iter().scan(start, |next, s| {
+        let at = *next;
+        *next += s.len() as u64 + 1;
+        Some(at)
+    });
+    each.chain([0])
 }
 
 fn entry_frame(layout: &Layout, sp: u64) -> TrapFrame {

@@ -20,6 +20,7 @@ use addr::USER_END;
 use crate::{
     errno::Errno,
     hw::{clac, stac},
+    memory,
 };
 
 global_asm!(
@@ -210,8 +211,13 @@ pub fn read_cstr(addr: u64, max: usize) -> Result<Vec<u8>, Errno> {
     Err(Errno::ENAMETOOLONG)
 }
 
+/// The most strings that [`read_strings`] reads: the kernel's list of them must fit in one allocation with room to
+/// spare (`memory.rs`), however short they are.
+const MAX_STRINGS: usize = 1 << 15;
+
 /// The strings that a NULL-terminated array of pointers at `addr` names (argv, envp); no strings if `addr` is 0.
-/// E2BIG past `max_bytes` in all, pointers included, or 128 KiB for one.
+/// E2BIG past `max_bytes` in all, pointers included, or [`MAX_STRINGS`], or 128 KiB for one; ENOMEM when memory is
+/// short.
 pub fn read_strings(addr: u64, max_bytes: usize) -> Result<Vec<Vec<u8>>, Errno> {
     let mut out = Vec::new();
     if addr == 0 {
@@ -223,6 +229,13 @@ pub fn read_strings(addr: u64, max_bytes: usize) -> Result<Vec<Vec<u8>>, Errno> 
         let p: u64 = read(at)?;
         if p == 0 {
             return Ok(out);
+        }
+        if out.len() == MAX_STRINGS {
+            return Err(Errno::E2BIG);
+        }
+        // All that is read stays in the kernel's heap, which must not run out.
+        if memory::frames().low() {
+            return Err(Errno::ENOMEM);
         }
         let s = read_cstr(p, 128 << 10).map_err(|e| if e == Errno::ENAMETOOLONG { Errno::E2BIG } else { e })?;
         total += s.len() + 1 + 8;
