@@ -44,7 +44,8 @@ impl WaitQueue {
     }
 
     /// Sleep until `cond` gives a value. `deadline` in nanoseconds since boot. `interruptible`: a pending signal ends
-    /// the wait. `cond` runs with no lock held, and may take locks and touch user memory.
+    /// the wait. `cond` runs with no lock held and may take spin locks, but must not sleep, and so not touch user
+    /// memory: a sleep in it would use up the wake that came after it looked.
     pub fn wait<R>(
         &self,
         deadline: Option<u64>,
