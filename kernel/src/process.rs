@@ -188,11 +188,24 @@ pub const RLIMIT_STACK: usize = 3;
 pub const RLIMIT_NOFILE: usize = 7;
 /// `RLIMIT_AS`.
 pub const RLIMIT_AS: usize = 9;
+/// `RLIMIT_SIGPENDING`.
+pub const RLIMIT_SIGPENDING: usize = 11;
+
+/// The highest that a limit may be set, where the kernel's own memory is at stake: what it bounds lies in the heap, and
+/// queued signals are even allocated with interrupts off, from what is at hand.
+pub fn ceiling(which: usize) -> u64 {
+    match which {
+        RLIMIT_NOFILE => 1 << 20,
+        RLIMIT_SIGPENDING => 1024,
+        _ => UNLIMITED,
+    }
+}
 
 fn default_rlimits() -> [Rlimit; 16] {
     let mut r = [Rlimit { soft: UNLIMITED, hard: UNLIMITED }; 16];
     r[RLIMIT_STACK] = Rlimit { soft: 8 << 20, hard: UNLIMITED };
     r[RLIMIT_NOFILE] = Rlimit { soft: 1024, hard: 4096 };
+    r[RLIMIT_SIGPENDING] = Rlimit { soft: 1024, hard: 1024 };
     r[4] = Rlimit { soft: 0, hard: UNLIMITED }; // RLIMIT_CORE
     r
 }

@@ -559,8 +559,11 @@ pub fn getgroups(a: &Args) -> SysResult {
 // ---- limits and use -----------------------------------------------------------------------------------------------
 
 fn set_limit(p: &Process, which: usize, new: Rlimit) -> Result<(), Errno> {
-    if new.soft > new.hard || which == process::RLIMIT_NOFILE && new.hard > 1 << 20 {
-        return Err(if new.soft > new.hard { Errno::EINVAL } else { Errno::EPERM });
+    if new.soft > new.hard {
+        return Err(Errno::EINVAL);
+    }
+    if new.hard > process::ceiling(which) {
+        return Err(Errno::EPERM);
     }
     let mut limits = p.rlimits.lock();
     *limits.get_mut(which).ok_or(Errno::EINVAL)? = new;
