@@ -117,9 +117,6 @@ struct Life {
     ended: Option<Status>,
     /// Set when the process was asked to end as a whole; the first wins.
     group_exit: Option<Status>,
-    /// What the thread with the process's id gave to `exit`: the status if nothing asked for another, even if other
-    /// threads end later.
-    leader_exit: Option<Status>,
     /// A stop or continue that no wait has seen yet.
     news: Option<Status>,
     /// The thread that is executing another program, and has asked all others to end.
@@ -423,10 +420,7 @@ pub fn thread_ended(me: &Arc<Task>) {
     // and that entry must not go with a first thread that is late.
     TABLE.lock().tasks.remove(&me.tid());
     let last = {
-        let mut life = p.life.lock();
-        if me.tid() == p.pid {
-            life.leader_exit = Some(Status::exited(me.exit_code()));
-        }
+        let life = p.life.lock();
         let mut threads = p.threads.lock();
         let last = threads.len() == 1;
         if !last {
@@ -448,7 +442,8 @@ pub fn thread_ended(me: &Arc<Task>) {
     if last {
         p.release_vfork();
         p.threads.lock().clear();
-        process_ended(p);
+        // The last thread's code, as on Linux since 5.17, whichever thread it is.
+        process_ended(p, Status::exited(me.exit_code()));
     }
     p.thread_wait.wake_all();
 }
@@ -459,7 +454,7 @@ fn release_resources(p: &Arc<Process>) {
     drop(files);
 }
 
-fn process_ended(p: &Arc<Process>) {
+fn process_ended(p: &Arc<Process>, by_exit: Status) {
     let heir = supervisor();
     let children = core::mem::take(&mut *p.children.lock());
     for c in children {
@@ -473,7 +468,7 @@ fn process_ended(p: &Arc<Process>) {
     }
     let status = {
         let mut l = p.life.lock();
-        let status = l.group_exit.or(l.leader_exit).unwrap_or(Status::exited(0));
+        let status = l.group_exit.unwrap_or(by_exit);
         l.ended = Some(status);
         l.news = None;
         status

@@ -42,7 +42,7 @@ pub struct Task {
     kind: Kind,
     /// Asked to end: by `exit`, or since the process ends or executes another program.
     ending: AtomicBool,
-    /// What `exit` was given: the first thread's is the status of a process that nobody ended as a whole.
+    /// What `exit` was given, for a last thread that nobody killed.
     exit_code: AtomicU32,
 }
 
