@@ -212,11 +212,6 @@ pub fn wake_at(deadline: u64, waker: impl Into<Waker>) -> Timer {
     Timer { alarm, queue }
 }
 
-/// Take a timer back: on return it has fired, or never will.
-pub fn cancel(timer: Timer) {
-    drop(timer);
-}
-
 /// The running thread's slice ends at `end` (ns since boot), or it has none. From the scheduler, on every switch.
 pub fn set_slice_end(end: Option<u64>) {
     let mut pending = mine().pending.lock();
@@ -229,12 +224,6 @@ pub fn limit_slice(end: u64) {
     let mut pending = mine().pending.lock();
     pending.slice_end = pending.slice_end.min(end);
     pending.rearm();
-}
-
-/// When this CPU next wants its timer interrupt, in ns since boot.
-pub fn next_deadline() -> Option<u64> {
-    let earliest = mine().pending.lock().earliest();
-    (earliest != NEVER).then_some(earliest)
 }
 
 /// The timer interrupt: fire what is due on this CPU and arm the next. True if the running thread's slice has ended.

@@ -1,0 +1,207 @@
+//! What a thread does about its signals on the way back to user mode.
+
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
+
+use super::{Action, RESTART_ALWAYS, RESTART_BLOCK, SigInfo, SigSet, Signal, frame, unmask};
+use crate::{
+    errno::Errno,
+    hw::TrapFrame,
+    process::{self, Process, Status},
+    syscall::time,
+    task::{self, Task},
+};
+
+/// `restart_syscall`.
+const SYS_RESTART: u64 = 219;
+/// Bytes of the SYSCALL instruction.
+const SYSCALL_BYTES: u64 = 2;
+
+/// What to do next.
+enum Step {
+    /// Nothing is left.
+    Done,
+    /// All threads of the process are to stop.
+    Stop,
+    /// The process ends.
+    End(Signal),
+    /// Run the handler.
+    Handle(Signal, SigInfo, Action),
+}
+
+/// Act on the calling thread's signals, changing `frame` so that a handler runs. Interrupts are on. If the process is
+/// to end, it has been asked to on return.
+pub fn deliver(frame: &mut TrapFrame) {
+    loop {
+        match next() {
+            Step::Done => return,
+            Step::Stop => stop(),
+            Step::End(signal) => return process::group_exit(Status::killed(signal.number())),
+            Step::Handle(signal, info, action) => {
+                interrupted_call(frame, &action);
+                if frame::push(frame, signal, &info, &action).is_err() {
+                    // A handler for SIGSEGV can't be told that there is no stack to run it on.
+                    super::force(SigInfo::kernel(Signal::SEGV.number()), signal == Signal::SEGV);
+                }
+            }
+        }
+    }
+}
+
+/// Take the next signal that needs something done; stops and defaults that do nothing are settled here.
+fn next() -> Step {
+    let me = task::current();
+    loop {
+        if me.is_ending() {
+            return Step::Done;
+        }
+        let mut state = me.process.signals.lock();
+        let mut t = me.signals.lock();
+        if state.job.stop.is_some() {
+            return Step::Stop;
+        }
+        let blocked = t.blocked;
+        let info = match t.pending.take(blocked) {
+            Some(info) => Some(info),
+            None => state.pending.take(blocked),
+        };
+        let signal = info.and_then(|i| i.signal());
+        let (Some(info), Some(signal)) = (info, signal) else {
+            me.signals.summarise(&state, &t);
+            return Step::Done;
+        };
+        let action = state.action(signal);
+        if !action.is_default() && action.flags & Action::RESETHAND != 0 {
+            state.set_action(signal, Action { handler: 0, ..action });
+        }
+        drop(t);
+        drop(state);
+        if signal == Signal::ALRM {
+            time::rearm(&me.process);
+        }
+        if action.ignores(signal) {
+            continue;
+        }
+        if !action.is_default() {
+            return Step::Handle(signal, info, action);
+        }
+        if !SigSet::STOPS.has(signal) {
+            return Step::End(signal);
+        }
+        if signal == Signal::STOP || !orphaned(&me.process) {
+            begin_stop(&me.process, signal);
+        }
+    }
+}
+
+/// Have all threads of `process` stop because of `signal`, unless SIGCONT or SIGKILL has come meanwhile.
+fn begin_stop(process: &Process, signal: Signal) {
+    let threads = {
+        let mut state = process.signals.lock();
+        if state.pending_set().has(Signal::CONT) || state.pending_set().has(Signal::KILL) {
+            return;
+        }
+        state.job.stop = Some(signal);
+        let threads = process.threads.lock().clone();
+        threads.iter().for_each(|t| t.signals.set_flag());
+        threads
+    };
+    let me = task::current();
+    threads.iter().filter(|t| t.tid() != me.tid()).for_each(Task::interrupt);
+}
+
+/// Stay stopped until the process goes on or ends.
+fn stop() {
+    let me = task::current();
+    let process = &me.process;
+    process.signals.lock().job.arrived += 1;
+    report_stop(process);
+    // Uninterruptible as far as signals go; SIGCONT, SIGKILL and the end of the process wake it.
+    let _ = process
+        .signals
+        .resumed
+        .wait(None, false, || (me.is_ending() || process.signals.lock().job.stop.is_none()).then_some(()));
+}
+
+/// If every thread that isn't ending has stopped, tell the parent, once.
+pub(super) fn report_stop(process: &Process) {
+    let stopped = {
+        let mut state = process.signals.lock();
+        let live = process.threads.lock().iter().filter(|t| !t.is_ending()).count();
+        let complete = !state.job.reported && live > 0 && state.job.arrived >= live;
+        state.job.reported |= complete && state.job.stop.is_some();
+        state.job.stop.filter(|_| complete)
+    };
+    if let Some(signal) = stopped {
+        process::notify_parent(process, Status::stopped(signal.number()));
+    }
+}
+
+/// Whether the process group of `process` is orphaned: no member has a parent in the same session outside of the group,
+/// so nobody could continue it, and terminal stops don't apply (POSIX, 2.4.3). The supervisor stands for the shell of
+/// the session's first program.
+pub fn orphaned(process: &Process) -> bool {
+    // Relaxed, here and below: ids that change meanwhile may be seen either way.
+    let group = process.pgid.load(Ordering::Relaxed);
+    let supervisor = process::supervisor();
+    !process::all().iter().any(|p| {
+        if p.pgid.load(Ordering::Relaxed) != group || p.ended().is_some() {
+            return false;
+        }
+        let session = p.sid.load(Ordering::Relaxed);
+        let Some(parent) = p.parent.lock().upgrade() else { return false };
+        if supervisor.as_ref().is_some_and(|s| Arc::ptr_eq(s, &parent)) {
+            return session == p.pid;
+        }
+        parent.pgid.load(Ordering::Relaxed) != group && parent.sid.load(Ordering::Relaxed) == session
+    })
+}
+
+fn is(code: Errno, rax: u64) -> bool {
+    code.as_return() == rax
+}
+
+/// Whether `frame` is that of a system call, and not of an exception or interrupt.
+fn in_call(frame: &TrapFrame) -> bool {
+    frame.orig_rax != u64::MAX
+}
+
+/// A handler is about to run: an interrupted system call will be made again after it, or gives EINTR.
+fn interrupted_call(frame: &mut TrapFrame, action: &Action) {
+    if !in_call(frame) {
+        return;
+    }
+    let rax = frame.rax;
+    if is(RESTART_ALWAYS, rax) || is(Errno::RESTART, rax) && action.flags & Action::RESTART != 0 {
+        again(frame, frame.orig_rax);
+    } else if is(Errno::RESTART, rax) || is(Errno::RESTART_NO_HANDLER, rax) || is(RESTART_BLOCK, rax) {
+        frame.rax = Errno::EINTR.as_return();
+        frame.orig_rax = u64::MAX;
+    }
+}
+
+/// Make the thread repeat its SYSCALL instruction, with `number`.
+fn again(frame: &mut TrapFrame, number: u64) {
+    frame.rax = number;
+    frame.rip = frame.rip.wrapping_sub(SYSCALL_BYTES);
+    frame.orig_rax = u64::MAX;
+}
+
+/// The last look before user mode, when nothing is pending: an interrupted call that no handler saw is made again, and
+/// a mask that was set for its wait is put back. True if that opened the way for a signal, so that the caller must
+/// look again. From any context of a thread.
+pub fn settle(frame: &mut TrapFrame) -> bool {
+    if in_call(frame) {
+        let rax = frame.rax;
+        if [Errno::RESTART, Errno::RESTART_NO_HANDLER, RESTART_ALWAYS].iter().any(|e| is(*e, rax)) {
+            again(frame, frame.orig_rax);
+        } else if is(RESTART_BLOCK, rax) {
+            again(frame, SYS_RESTART);
+        }
+    }
+    if task::current().signals.lock().saved.is_none() {
+        return false;
+    }
+    unmask();
+    super::pending()
+}

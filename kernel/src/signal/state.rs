@@ -1,0 +1,358 @@
+//! What a thread and a process remember about signals.
+
+use alloc::{boxed::Box, collections::VecDeque, sync::Arc};
+use core::{
+    ops::DerefMut,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use super::{SIGNALS, SigInfo, SigSet, Signal, TrapCause};
+use crate::{
+    errno::{Errno, SysResult},
+    hw::irq,
+    syscall::time::Alarm,
+    task::Task,
+    wait::WaitQueue,
+};
+
+/// The rest of an interrupted call, for `restart_syscall`.
+pub type Restart = Box<dyn FnOnce() -> SysResult + Send>;
+
+/// Signals that wait to be taken.
+#[derive(Default)]
+pub(super) struct Pending {
+    set: SigSet,
+    /// Information on members of `set`, in order of arrival. A member without an entry is a bare one from the kernel.
+    queue: VecDeque<SigInfo>,
+}
+
+impl Pending {
+    /// Which signals wait.
+    pub(super) fn set(&self) -> SigSet {
+        self.set
+    }
+
+    /// Queue `info`, a standard signal only if it isn't there yet. EAGAIN if `limit` entries are queued and it is a
+    /// real-time one from anything but `kill`; others then lose their information instead.
+    pub(super) fn add(&mut self, info: SigInfo, limit: u64) -> Result<(), Errno> {
+        let Some(signal) = info.signal() else { return Err(Errno::EINVAL) };
+        if !signal.is_real_time() && self.set.has(signal) {
+            return Ok(());
+        }
+        if !info.is_bare() {
+            if (self.queue.len() as u64) < limit {
+                self.queue.push_back(info);
+            } else if signal.is_real_time() && info.code() != super::code::SI_USER {
+                return Err(Errno::EAGAIN);
+            }
+        }
+        self.set = self.set.with(signal);
+        Ok(())
+    }
+
+    /// Take the first of the signals that wait and are not in `blocked`.
+    pub(super) fn take(&mut self, blocked: SigSet) -> Option<SigInfo> {
+        let signal = self.set.without(blocked).first()?;
+        let mut same = (0..).zip(&self.queue).filter(|(_, i)| i.signal() == Some(signal)).map(|(at, _)| at);
+        let (first, more) = (same.next(), same.next().is_some());
+        if !more {
+            self.set = self.set.without(SigSet::of(&[signal]));
+        }
+        Some(first.and_then(|at: usize| self.queue.remove(at)).unwrap_or(SigInfo::kernel(signal.number())))
+    }
+
+    /// Forget the signals in `set`.
+    pub(super) fn remove(&mut self, set: SigSet) {
+        if !self.set.and(set).is_empty() {
+            self.set = self.set.without(set);
+            self.queue.retain(|i| i.signal().is_some_and(|s| !set.has(s)));
+        }
+    }
+}
+
+/// The stack for handlers with SA_ONSTACK, as `sigaltstack` set it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct AltStack {
+    /// Lowest byte.
+    pub base: u64,
+    /// `SS_DISABLE`, `SS_ONSTACK` or 0, and `SS_AUTODISARM`.
+    pub flags: u32,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl AltStack {
+    /// `ss_flags`: in use now.
+    pub const ONSTACK: u32 = 1;
+    /// `ss_flags`: there is none.
+    pub const DISABLE: u32 = 2;
+    /// `ss_flags`: forget the stack while a handler runs on it.
+    pub const AUTODISARM: u32 = 1 << 31;
+    /// No alternate stack.
+    pub const NONE: AltStack = AltStack { base: 0, flags: Self::DISABLE, size: 0 };
+
+    /// Whether `sp` lies in the stack, regardless of AUTODISARM.
+    pub fn contains(&self, sp: u64) -> bool {
+        sp > self.base && sp - self.base <= self.size
+    }
+    /// Whether a thread with stack pointer `sp` is running on it.
+    pub fn in_use(&self, sp: u64) -> bool {
+        self.flags & Self::AUTODISARM == 0 && self.contains(sp)
+    }
+    /// `SS_DISABLE`, `SS_ONSTACK` or 0, for a thread with stack pointer `sp`.
+    pub fn status(&self, sp: u64) -> u32 {
+        match (self.size, self.in_use(sp)) {
+            (0, _) => Self::DISABLE,
+            (_, true) => Self::ONSTACK,
+            (_, false) => 0,
+        }
+    }
+}
+
+/// A thread's part. [`TaskSignals::lock`] gives the state; the flag is read without.
+pub struct TaskSignals {
+    flag: AtomicBool,
+    state: irq::Lock<TaskState>,
+}
+
+/// See [`TaskSignals`].
+pub struct TaskState {
+    pub(super) pending: Pending,
+    pub(super) blocked: SigSet,
+    /// The mask to put back when a wait with another one is over.
+    pub(super) saved: Option<SigSet>,
+    /// What `rt_sigtimedwait` waits for: blocked, but worth a wake.
+    pub(super) awaited: SigSet,
+    pub(super) alt_stack: AltStack,
+    pub(super) trap: TrapCause,
+    pub(super) restart: Option<Restart>,
+}
+
+impl TaskState {
+    fn with(blocked: SigSet, alt_stack: AltStack) -> Self {
+        Self {
+            pending: Pending::default(),
+            blocked,
+            saved: None,
+            awaited: SigSet::EMPTY,
+            alt_stack,
+            trap: TrapCause::default(),
+            restart: None,
+        }
+    }
+    /// Whether a new `signal` is this thread's business now.
+    pub(super) fn wants(&self, signal: Signal) -> bool {
+        !self.blocked.without(self.awaited).has(signal)
+    }
+    /// The blocked signals.
+    pub fn blocked(&self) -> SigSet {
+        self.blocked
+    }
+    /// Signals that wait for this thread alone.
+    pub fn pending_set(&self) -> SigSet {
+        self.pending.set()
+    }
+    /// What a thread created by this one begins with: the same mask, and the same alternate stack unless the two will
+    /// run in the same memory at the same time.
+    pub fn for_clone(&self, same_memory: bool) -> Self {
+        Self::with(self.blocked, if same_memory { AltStack::NONE } else { self.alt_stack })
+    }
+    /// `execve`: the alternate stack goes with the memory; the mask and what is pending stay.
+    pub fn exec(&mut self) {
+        self.alt_stack = AltStack::NONE;
+    }
+    /// The alternate stack.
+    pub fn alt_stack(&mut self) -> &mut AltStack {
+        &mut self.alt_stack
+    }
+}
+
+impl Default for TaskSignals {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TaskSignals {
+    /// Nothing pending, nothing blocked, no alternate stack.
+    pub fn new() -> Self {
+        Self {
+            flag: AtomicBool::new(false),
+            state: irq::Lock::new(TaskState::with(SigSet::EMPTY, AltStack::NONE)),
+        }
+    }
+
+    /// The state.
+    pub fn lock(&self) -> impl DerefMut<Target = TaskState> {
+        self.state.lock()
+    }
+
+    /// Whether the thread has something to look at.
+    pub(super) fn flag(&self) -> bool {
+        // Relaxed: whoever sets it wakes the thread afterwards, and the wake orders it (sched.rs); a running thread
+        // sees it at the next return to user mode, which `Task::interrupt` brings about.
+        self.flag.load(Ordering::Relaxed)
+    }
+
+    /// Set the flag. With the process's or the thread's state locked.
+    pub(super) fn set_flag(&self) {
+        // Relaxed: see `flag`.
+        self.flag.store(true, Ordering::Relaxed);
+    }
+
+    /// Set the flag of `task`, whose signals these are, and give the task for a wake after the locks are released.
+    pub(super) fn raise(&self, task: &Arc<Task>) -> Arc<Task> {
+        self.set_flag();
+        task.clone()
+    }
+
+    /// Compute the flag anew. By the thread itself, with both states locked.
+    pub(super) fn summarise(&self, process: &ProcessState, mine: &TaskState) {
+        let open = mine.pending.set.or(process.pending.set).without(mine.blocked);
+        // Relaxed: see `flag`. Others set it with one of the locks held that we hold both of.
+        self.flag.store(!open.is_empty() || process.job.stop.is_some(), Ordering::Relaxed);
+    }
+}
+
+/// What to do on a signal, as in the kernel's `struct sigaction`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Action {
+    /// Address of the handler, or `SIG_DFL` (0) or `SIG_IGN` (1).
+    pub handler: u64,
+    /// `SA_` flags.
+    pub flags: u64,
+    /// Where a handler returns to.
+    pub restorer: u64,
+    /// What is blocked while the handler runs.
+    pub mask: SigSet,
+}
+crate::pod!(SigSet, Action);
+
+impl Action {
+    /// SIG_DFL.
+    pub const DEFAULT: Action = Action { handler: 0, flags: 0, restorer: 0, mask: SigSet::EMPTY };
+    const NOCLDSTOP: u64 = 1;
+    const NOCLDWAIT: u64 = 2;
+    pub(super) const RESTORER: u64 = 0x0400_0000;
+    pub(super) const ONSTACK: u64 = 0x0800_0000;
+    pub(super) const RESTART: u64 = 0x1000_0000;
+    pub(super) const NODEFER: u64 = 0x4000_0000;
+    pub(super) const RESETHAND: u64 = 0x8000_0000;
+    const SIGINFO: u64 = 4;
+    /// The flags that exist; others are dropped, so that a program can find out which do.
+    const KNOWN: u64 = Self::NOCLDSTOP
+        | Self::NOCLDWAIT
+        | Self::SIGINFO
+        | Self::RESTORER
+        | Self::ONSTACK
+        | Self::RESTART
+        | Self::NODEFER
+        | Self::RESETHAND;
+
+    /// The action as the kernel keeps it: known flags only, and nothing unblockable in the mask.
+    pub fn checked(mut self) -> Self {
+        self.flags &= Self::KNOWN;
+        self.mask = self.mask.without(SigSet::UNBLOCKABLE);
+        self
+    }
+    pub(super) fn is_default(&self) -> bool {
+        self.handler == 0
+    }
+    pub(super) fn is_ignore(&self) -> bool {
+        self.handler == 1
+    }
+    /// Whether `signal` with this action does nothing.
+    pub(super) fn ignores(&self, signal: Signal) -> bool {
+        self.is_ignore() || self.is_default() && SigSet::IGNORED.has(signal)
+    }
+    pub(super) fn no_child_stop(&self) -> bool {
+        self.flags & Self::NOCLDSTOP != 0
+    }
+    pub(super) fn no_child_wait(&self) -> bool {
+        self.flags & Self::NOCLDWAIT != 0
+    }
+}
+
+/// Whether the process is stopped.
+#[derive(Default)]
+pub(super) struct Job {
+    /// The signal that stops it: all threads are to stop, or have.
+    pub(super) stop: Option<Signal>,
+    /// Threads that have.
+    pub(super) arrived: usize,
+    /// Whether the parent was told that all have.
+    pub(super) reported: bool,
+}
+
+impl Job {
+    /// Go on. True if the process had stopped.
+    pub(super) fn resume(&mut self) -> bool {
+        core::mem::take(self).reported
+    }
+}
+
+/// A process's part. [`ProcessSignals::lock`] gives the state.
+pub struct ProcessSignals {
+    state: irq::Lock<ProcessState>,
+    /// Where its threads wait while it is stopped.
+    pub(super) resumed: WaitQueue,
+}
+
+/// See [`ProcessSignals`].
+pub struct ProcessState {
+    pub(super) pending: Pending,
+    actions: [Action; SIGNALS as usize],
+    pub(super) job: Job,
+    /// ITIMER_REAL.
+    pub alarm: Option<Alarm>,
+}
+
+impl ProcessState {
+    fn new(actions: [Action; SIGNALS as usize]) -> Self {
+        Self { pending: Pending::default(), actions, job: Job::default(), alarm: None }
+    }
+    /// What `signal` does.
+    pub fn action(&self, signal: Signal) -> Action {
+        self.actions[signal.index()]
+    }
+    pub(super) fn set_action(&mut self, signal: Signal, action: Action) {
+        self.actions[signal.index()] = action;
+    }
+    /// What a child of `fork` begins with: the same actions, nothing pending, no timer.
+    pub fn fork(&self) -> Self {
+        Self::new(self.actions)
+    }
+    /// `execve`: handlers are gone, what was ignored stays ignored.
+    pub fn exec(&mut self) {
+        for action in &mut self.actions {
+            let handler = u64::from(action.is_ignore());
+            *action = Action { handler, ..Action::DEFAULT };
+        }
+    }
+    /// Signals that wait for any of the threads.
+    pub fn pending_set(&self) -> SigSet {
+        self.pending.set()
+    }
+}
+
+impl Default for ProcessSignals {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ProcessSignals {
+    /// Default actions, nothing pending.
+    pub fn new() -> Self {
+        Self {
+            state: irq::Lock::new(ProcessState::new([Action::DEFAULT; SIGNALS as usize])),
+            resumed: WaitQueue::new(),
+        }
+    }
+
+    /// The state.
+    pub fn lock(&self) -> impl DerefMut<Target = ProcessState> {
+        self.state.lock()
+    }
+}
