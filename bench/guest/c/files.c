@@ -317,6 +317,36 @@ static void pipes_and_poll(void)
     CHECK(S_ISFIFO(s.st_mode));
     OK(close(ends[0]) + close(ends[1]));
     FAILS(pipe2(ends, 0x123456), EINVAL);
+    // An end may be opened again through /proc, without waiting for the other side: shells do it for <(...).
+    char name[32];
+    OK(pipe(ends));
+    EQUAL(write(ends[1], "again", 5), 5);
+    OK(close(ends[1]));
+    snprintf(name, sizeof name, "/dev/fd/%d", ends[0]);
+    int again = open(name, O_RDONLY);
+    OK(again);
+    EQUAL(read(again, buffer, 100), 5);
+    EQUAL(read(again, buffer, 100), 0);
+    OK(close(again) + close(ends[0]));
+    // A named pipe waits for the other side, or says that there is none.
+    OK(mkfifo("fifo", 0600));
+    FAILS(open("fifo", O_WRONLY | O_NONBLOCK), ENXIO);
+    ends[0] = open("fifo", O_RDONLY | O_NONBLOCK);
+    OK(ends[0]);
+    EQUAL(read(ends[0], buffer, 1), 0);
+    OK(close(ends[0]));
+    pid_t child = fork();
+    OK(child);
+    if (child == 0) {
+        int out = open("fifo", O_WRONLY);
+        _exit(write(out, "through", 7) == 7 ? 0 : 1);
+    }
+    ends[0] = open("fifo", O_RDONLY);
+    EQUAL(read(ends[0], buffer, 100), 7);
+    EQUAL(read(ends[0], buffer, 100), 0);
+    EQUAL(wait_for(child), 0);
+    OK(close(ends[0]));
+    OK(unlink("fifo"));
 }
 
 static void devices(void)
