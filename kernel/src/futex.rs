@@ -26,9 +26,9 @@
 //! in line, and waking or moving a waiter early is allowed: users of futexes recheck.
 //!
 //! # Identity
-//! A futex is a word at an address in an address space, private or not: (memory, address). A word in memory that two
-//! processes share is therefore two futexes here, one for each of them; a process-shared lock works among the
-//! threads of a process, not across processes.
+//! A word in memory that a process has for itself is (memory, address); one in a shared mapping is (object, byte of the
+//! object), so that processes that map it at different places meet ([`Key`]). A program may promise that a futex is
+//! its own (FUTEX_PRIVATE_FLAG), which saves the look-up.
 //!
 //! # Locks with an owner (FUTEX_LOCK_PI)
 //! All threads have the same priority, so there is nothing to inherit; what remains is the protocol on the word: 0, or
@@ -65,28 +65,42 @@ pub const ANY: u32 = u32::MAX;
 /// The most entries of a robust list that are looked at, as in Linux.
 const ROBUST_LIMIT: usize = 2048;
 
-/// Which futex.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Key {
-    /// Address of the `Mm`, which is alive as long as a thread waits in it.
-    memory: usize,
-    address: u64,
+/// A futex word as a call names it.
+#[derive(Clone, Copy)]
+pub struct Word {
+    /// Where it is in the caller's memory.
+    pub address: u64,
+    /// The caller promises that no other process uses it.
+    pub private: bool,
 }
 
+/// Which futex. Private memory: the `Mm`'s address (it is alive as long as a thread waits in it), `PRIVATE`, the word's
+/// address. Shared memory: the object's device and inode, the word's byte in it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Key([u64; 3]);
+
+/// No inode has this number.
+const PRIVATE: u64 = u64::MAX;
+
 impl Key {
-    /// The futex at `address` of the calling thread's memory. EINVAL if misaligned, EFAULT outside of user space.
-    fn new(address: u64) -> Result<Self, Errno> {
+    /// The futex of the calling thread's `word`. EINVAL if misaligned, EFAULT outside of user space.
+    fn new(word: Word) -> Result<Self, Errno> {
+        let Word { address, private } = word;
         if !address.is_multiple_of(4) {
             return Err(Errno::EINVAL);
         }
-        addr::VirtAddr::user(address).ok_or(Errno::EFAULT)?;
+        let at = addr::VirtAddr::user(address).ok_or(Errno::EFAULT)?;
         let mm = task::current().mm().ok_or(Errno::EFAULT)?;
-        Ok(Self { memory: Arc::as_ptr(&mm).addr(), address })
+        if !private && let Some((object, page)) = mm.aspace.shared_page(at.page(), &task::unpinned()) {
+            return Ok(Self([object.0, object.1, page << addr::PAGE_SHIFT | at.offset()]));
+        }
+        Ok(Self([Arc::as_ptr(&mm).addr() as u64, PRIVATE, address]))
     }
 
     fn bucket(&self) -> usize {
         // Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4): the multiplier is 2^64 divided by the golden ratio.
-        let mixed = (self.memory as u64).rotate_left(32) ^ self.address >> 2;
+        let [a, b, c] = self.0;
+        let mixed = a.rotate_left(32) ^ b.rotate_left(16) ^ c >> 2;
         (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BUCKET_BITS)) as usize
     }
 }
@@ -111,9 +125,8 @@ struct Waiter {
     /// A waker's bits must meet these.
     bitset: u32,
     state: AtomicU32,
-    memory: usize,
-    /// With `memory`, the key. Changes with its bucket locked.
-    address: AtomicU64,
+    /// The key. Changes with its bucket locked.
+    key: [AtomicU64; 3],
     /// Index of the bucket that it is in. Changes with the old and the new bucket locked.
     bucket: AtomicUsize,
 }
@@ -121,12 +134,12 @@ struct Waiter {
 impl Waiter {
     fn key(&self) -> Key {
         // Relaxed: ordered by the bucket's lock.
-        Key { memory: self.memory, address: self.address.load(Ordering::Relaxed) }
+        Key(self.key.each_ref().map(|k| k.load(Ordering::Relaxed)))
     }
     /// Let it wait for `to` instead. With its bucket locked.
     fn move_to(&self, to: Key) {
         // Relaxed: ordered by the bucket's lock.
-        self.address.store(to.address, Ordering::Relaxed);
+        self.key.iter().zip(to.0).for_each(|(k, v)| k.store(v, Ordering::Relaxed));
     }
     fn is_woken(&self) -> bool {
         // Acquire: what the waker did before comes before our return; pairs with the Release in `release`.
@@ -150,8 +163,7 @@ impl Waiting {
             task: task::current().arc(),
             bitset,
             state: AtomicU32::new(QUEUED),
-            memory: key.memory,
-            address: AtomicU64::new(key.address),
+            key: key.0.map(AtomicU64::new),
             bucket: AtomicUsize::new(at),
         });
         BUCKETS[at].0.lock().push_back(waiter.clone());
@@ -194,13 +206,13 @@ impl Waiting {
     }
 }
 
-/// FUTEX_WAIT and FUTEX_WAIT_BITSET: sleep while the word at `address` is `value`. `deadline` in ns since boot. EAGAIN if
+/// FUTEX_WAIT and FUTEX_WAIT_BITSET: sleep while `word` is `value`. `deadline` in ns since boot. EAGAIN if
 /// it isn't, ETIMEDOUT past the deadline; a signal gives a restart code.
-pub fn wait(address: u64, value: u32, bitset: u32, deadline: Option<u64>) -> SysResult {
-    let key = Key::new(address)?;
+pub fn wait(word: Word, value: u32, bitset: u32, deadline: Option<u64>) -> SysResult {
+    let key = Key::new(word)?;
     let waiting = Waiting::enter(key, bitset);
     // Step W3.
-    let seen = usercopy::read::<u32>(address);
+    let seen = usercopy::read::<u32>(word.address);
     if seen != Ok(value) {
         waiting.not_asleep();
         return Err(seen.err().unwrap_or(Errno::EAGAIN));
@@ -213,7 +225,7 @@ pub fn wait(address: u64, value: u32, bitset: u32, deadline: Option<u64>) -> Sys
     match outcome {
         Err(Woken::TimedOut) => Err(Errno::ETIMEDOUT),
         _ if deadline.is_none() => Err(Errno::RESTART),
-        _ => Err(signal::restart_with(Box::new(move || wait(address, value, bitset, deadline)))),
+        _ => Err(signal::restart_with(Box::new(move || wait(word, value, bitset, deadline)))),
     }
 }
 
@@ -244,32 +256,32 @@ fn take(from: &mut VecDeque<Arc<Waiter>>, key: Key, count: usize, bitset: u32, w
     }
 }
 
-/// FUTEX_WAKE and FUTEX_WAKE_BITSET: wake up to `count` of those who wait for the word at `address` with a bit of
+/// FUTEX_WAKE and FUTEX_WAKE_BITSET: wake up to `count` of those who wait for `word` with a bit of
 /// `bitset`: how many.
-pub fn wake(address: u64, count: usize, bitset: u32) -> SysResult {
-    Ok(wake_key(Key::new(address)?, count, bitset))
+pub fn wake(word: Word, count: usize, bitset: u32) -> SysResult {
+    Ok(wake_key(Key::new(word)?, count, bitset))
 }
 
-/// Wake up to `count` of the calling process's threads that wait for `address`; a bad address wakes nobody.
+/// Wake up to `count` of those who wait for the word at `address`; a bad address wakes nobody.
 pub fn wake_address(address: u64, count: usize) {
-    if let Ok(key) = Key::new(address) {
+    if let Ok(key) = Key::new(Word { address, private: false }) {
         wake_key(key, count, ANY);
     }
 }
 
 /// FUTEX_REQUEUE and FUTEX_CMP_REQUEUE: wake up to `wakes` waiters of `from` and let up to `moves` others wait for
-/// `to` instead. With `expected`, EAGAIN if the word at `from` is something else. Gives how many were woken, and how
+/// `to` instead. With `expected`, EAGAIN if `from` is something else. Gives how many were woken, and how
 /// many moved.
 pub fn requeue(
-    from: u64,
-    to: u64,
+    from: Word,
+    to: Word,
     wakes: usize,
     moves: usize,
     expected: Option<u32>,
 ) -> Result<(usize, usize), Errno> {
     let (source, target) = (Key::new(from)?, Key::new(to)?);
     if let Some(value) = expected
-        && usercopy::read::<u32>(from)? != value
+        && usercopy::read::<u32>(from.address)? != value
     {
         return Err(Errno::EAGAIN);
     }
@@ -311,16 +323,16 @@ pub fn requeue(
     Ok((woken.len(), moved))
 }
 
-/// FUTEX_WAKE_OP: change the word at `second` as `op` says (futex(2)), wake up to `wakes` waiters of `first`, and if
+/// FUTEX_WAKE_OP: change `second` as `op` says (futex(2)), wake up to `wakes` waiters of `first`, and if
 /// the old value compares as `op` says, up to `more` of `second`. ENOSYS for an unknown operation.
-pub fn wake_op(first: u64, second: u64, wakes: usize, more: usize, op: u32) -> SysResult {
+pub fn wake_op(first: Word, second: Word, wakes: usize, more: usize, op: u32) -> SysResult {
     let (one, two) = (Key::new(first)?, Key::new(second)?);
     let sign_extend = |v: u32| ((v << 20) as i32) >> 20;
     let (kind, test) = (op >> 28 & 0xf, op >> 24 & 0xf);
     let (raw, against) = (sign_extend(op >> 12 & 0xfff), sign_extend(op & 0xfff));
     // FUTEX_OP_ARG_SHIFT: the argument is a bit number.
     let argument = if kind & 8 != 0 { 1u32.wrapping_shl(raw as u32) } else { raw as u32 };
-    let old = update(second, |v| {
+    let old = update(second.address, |v| {
         Ok(match kind & 7 {
             0 => argument,
             1 => v.wrapping_add(argument),
@@ -358,15 +370,15 @@ fn update(address: u64, f: impl Fn(u32) -> Result<u32, Errno>) -> Result<u32, Er
     }
 }
 
-/// FUTEX_LOCK_PI: own the word at `address`, waiting until `deadline` (ns since boot). `wait` false: EAGAIN at once
+/// FUTEX_LOCK_PI: own `word`, waiting until `deadline` (ns since boot). `wait` false: EAGAIN at once
 /// instead (FUTEX_TRYLOCK_PI). EDEADLK if the caller owns it, ESRCH if the owner doesn't exist.
-pub fn lock_owned(address: u64, deadline: Option<u64>, wait: bool) -> SysResult {
-    let key = Key::new(address)?;
+pub fn lock_owned(word: Word, deadline: Option<u64>, wait: bool) -> SysResult {
+    let key = Key::new(word)?;
     let me = task::current().tid();
     let mut waited = 0;
     loop {
         let waiting = Waiting::enter(key, ANY);
-        match claim(address, me | waited, wait) {
+        match claim(word.address, me | waited, wait) {
             Ok(Claim::Owned) => {
                 waiting.not_asleep();
                 return Ok(0);
@@ -402,31 +414,30 @@ fn claim(address: u64, mine: u32, wait: bool) -> Result<Claim, Errno> {
             return Err(Errno::EDEADLK);
         }
         let new = if owner == 0 { old & (OWNER_DIED | WAITERS) | mine } else { old | WAITERS };
-        if owner != 0 && !wait {
-            return Err(Errno::EAGAIN);
-        }
-        let seen = usercopy::cmpxchg_u32(address, old, new)?;
-        if seen != old {
-            old = seen;
-        } else if owner == 0 {
-            return Ok(Claim::Owned);
-        } else if process::find_task(owner).is_none() {
+        if owner != 0 && process::find_task(owner).is_none() {
             // It may have ended just now, leaving the word to us by its robust list.
             old = usercopy::read(address)?;
             if old & TID_MASK == owner {
                 return Err(Errno::ESRCH);
             }
-        } else {
-            return Ok(Claim::Queued);
+            continue;
         }
+        if owner != 0 && !wait {
+            return Err(Errno::EAGAIN);
+        }
+        let seen = usercopy::cmpxchg_u32(address, old, new)?;
+        if seen == old {
+            return Ok(if owner == 0 { Claim::Owned } else { Claim::Queued });
+        }
+        old = seen;
     }
 }
 
-/// FUTEX_UNLOCK_PI: give up the word at `address` and let the first waiter have it. EPERM if the caller doesn't own it.
-pub fn unlock_owned(address: u64) -> SysResult {
-    let key = Key::new(address)?;
+/// FUTEX_UNLOCK_PI: give up `word` and let the first waiter have it. EPERM if the caller doesn't own it.
+pub fn unlock_owned(word: Word) -> SysResult {
+    let key = Key::new(word)?;
     let me = task::current().tid();
-    update(address, |v| if v & TID_MASK == me { Ok(0) } else { Err(Errno::EPERM) })?;
+    update(word.address, |v| if v & TID_MASK == me { Ok(0) } else { Err(Errno::EPERM) })?;
     wake_key(key, 1, ANY);
     Ok(0)
 }
@@ -480,7 +491,7 @@ fn walk_robust_list(head_at: u64, tid: u32) -> Result<(), Errno> {
 
 /// The owner `tid` of the word at `address` ends. `unlocking`: it may have been about to wake a waiter.
 fn abandon(address: u64, tid: u32, unlocking: bool) -> Result<(), Errno> {
-    let key = Key::new(address)?;
+    let key = Key::new(Word { address, private: false })?;
     let mut old = usercopy::read::<u32>(address)?;
     loop {
         if unlocking && old == 0 {

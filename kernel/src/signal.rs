@@ -388,7 +388,14 @@ pub fn process_exit(process: &Process) {
 /// or ignored, it gets its default action, since returning to the instruction would only repeat it. `error`, `vector`
 /// and `address` (CR2) are what the handler finds in its saved context.
 pub fn force_fault(info: SigInfo, error: u64, vector: u64, address: u64) {
-    task::current().signals.lock().trap = TrapCause { vector, error, address };
+    const PAGE_FAULT: u64 = 14;
+    {
+        let me = task::current();
+        let mut t = me.signals.lock();
+        // Other exceptions leave CR2 alone, so the address of the last page fault stays.
+        let address = if vector == PAGE_FAULT { address } else { t.trap.address };
+        t.trap = TrapCause { vector, error, address };
+    }
     force(info, false);
 }
 

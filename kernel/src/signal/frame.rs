@@ -97,8 +97,10 @@ const UC_OFFSET: u64 = core::mem::offset_of!(SigFrame, uc) as u64;
 
 /// `uc_flags`: the area is XSAVE's.
 const UC_FP_XSTATE: u64 = 1;
-/// `uc_flags`: `ss` is saved, and restored as it is.
-const UC_SIGCONTEXT_SS: u64 = 2 | 4;
+/// `uc_flags`: `ss` is saved.
+const UC_SIGCONTEXT_SS: u64 = 2;
+/// `uc_flags`: `ss` is restored as it is, even if it is no good.
+const UC_STRICT_RESTORE_SS: u64 = 4;
 const RED_ZONE: u64 = 128;
 
 /// The XSAVE area's `sw_reserved` bytes: magic1, extended size, features (8 bytes), XSAVE size.
@@ -152,7 +154,9 @@ pub(super) fn push(
     let sigframe = SigFrame {
         pretcode: action.restorer,
         uc: UContext {
-            flags: UC_SIGCONTEXT_SS | if fpu::features() != 0 { UC_FP_XSTATE } else { 0 },
+            flags: UC_SIGCONTEXT_SS
+                | UC_STRICT_RESTORE_SS
+                | if fpu::features() != 0 { UC_FP_XSTATE } else { 0 },
             link: 0,
             stack: alt.into(),
             mcontext: context(frame, &trap, mask, fpstate),
@@ -255,7 +259,10 @@ fn restore(frame: &mut TrapFrame) -> Result<(), Errno> {
     // The handler's `ret` has popped pretcode.
     let uc: UContext = usercopy::read(frame.rsp.wrapping_sub(8).wrapping_add(UC_OFFSET))?;
     let c = &uc.mcontext;
-    if addr::VirtAddr::new(c.rip).is_none() {
+    // Linux takes what the frame says and lets the return fault; the only segments without a fault are these.
+    let segments = u64::from(c.cs | 3) == frame.cs
+        && (u64::from(c.ss | 3) == frame.ss || uc.flags & UC_STRICT_RESTORE_SS == 0);
+    if !segments || addr::VirtAddr::new(c.rip).is_none() {
         return Err(Errno::EFAULT);
     }
     restore_xstate(c.fpstate)?;
@@ -301,7 +308,9 @@ fn restore_xstate(at: u64) -> Result<(), Errno> {
         area.resize(used, 0);
         usercopy::copy_in(at, &mut area)?;
     }
-    let area = acceptable(area).ok_or(Errno::EFAULT)?;
+    if !acceptable(&area) {
+        return Err(Errno::EFAULT);
+    }
     me.thread.with_xstate(|x| {
         x.reset();
         for (to, from) in x.bytes_mut().iter_mut().zip(&area) {
@@ -311,21 +320,14 @@ fn restore_xstate(at: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Make `area` one that XRSTOR takes (Intel SDM vol. 1, 13.8.1 and 13.4.2): components that the machine has, in the
-/// standard format. `None`, as on Linux, if a reserved bit of MXCSR or byte of the header is set.
-fn acceptable(mut area: Vec<u8>) -> Option<Vec<u8>> {
-    if word(&area, MXCSR) & !fpu::mxcsr_mask() != 0 {
-        return None;
-    }
-    if let Some(header) = area.get_mut(LEGACY_BYTES..LEGACY_BYTES + HEADER_BYTES) {
-        let (present, reserved) = header.split_at_mut(8);
-        if reserved.iter().any(|b| *b != 0) {
-            return None;
-        }
-        let held = u64::from_le_bytes((&*present).try_into().ok()?) & fpu::features();
-        present.copy_from_slice(&held.to_le_bytes());
-    }
-    Some(area)
+/// Whether XRSTOR takes `area` (Intel SDM vol. 1, 13.8.1 and 13.4.2): no reserved bit of MXCSR; if there is a header,
+/// only components that the machine has, in the standard format, and no reserved byte.
+fn acceptable(area: &[u8]) -> bool {
+    let header = area.get(LEGACY_BYTES..LEGACY_BYTES + HEADER_BYTES).unwrap_or_default();
+    let present = u64::from(word(header, 0)) | u64::from(word(header, 4)) << 32;
+    word(area, MXCSR) & !fpu::mxcsr_mask() == 0
+        && present & !fpu::features() == 0
+        && header.iter().skip(8).all(|b| *b == 0)
 }
 
 /// The little-endian u32 at byte `at`.

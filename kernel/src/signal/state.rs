@@ -88,8 +88,10 @@ impl AltStack {
     pub const DISABLE: u32 = 2;
     /// `ss_flags`: forget the stack while a handler runs on it.
     pub const AUTODISARM: u32 = 1 << 31;
-    /// No alternate stack.
+    /// No alternate stack, as a thread that shares memory with its creator begins, or with AUTODISARM a handler.
     pub const NONE: AltStack = AltStack { base: 0, flags: Self::DISABLE, size: 0 };
+    /// No alternate stack, as a process begins: it differs from [`Self::NONE`] in what signal frames show.
+    const FRESH: AltStack = AltStack { flags: 0, ..Self::NONE };
 
     /// Whether `sp` lies in the stack, regardless of AUTODISARM.
     pub fn contains(&self, sp: u64) -> bool {
@@ -159,7 +161,7 @@ impl TaskState {
     }
     /// `execve`: the alternate stack goes with the memory; the mask and what is pending stay.
     pub fn exec(&mut self) {
-        self.alt_stack = AltStack::NONE;
+        self.alt_stack = AltStack { flags: self.alt_stack.flags, ..AltStack::NONE };
     }
     /// The alternate stack.
     pub fn alt_stack(&mut self) -> &mut AltStack {
@@ -178,7 +180,7 @@ impl TaskSignals {
     pub fn new() -> Self {
         Self {
             flag: AtomicBool::new(false),
-            state: irq::Lock::new(TaskState::with(SigSet::EMPTY, AltStack::NONE)),
+            state: irq::Lock::new(TaskState::with(SigSet::EMPTY, AltStack::FRESH)),
         }
     }
 
