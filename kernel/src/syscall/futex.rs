@@ -5,7 +5,8 @@ use core::sync::atomic::Ordering;
 use super::{Args, time};
 use crate::{
     errno::{Errno, SysResult},
-    futex, hw, process, task, usercopy,
+    futex::{self, Word},
+    hw, process, task, usercopy,
 };
 
 const WAIT: u32 = 0;
@@ -25,38 +26,39 @@ const CLOCK_REALTIME: u32 = 256;
 /// `futex(2)`.
 pub fn futex(a: &Args) -> SysResult {
     let (address, op, value) = (a.raw(0), a.uint(1), a.uint(2));
-    // Private or not makes no difference: a futex is a word at an address of an address space.
+    let private = op & PRIVATE != 0;
+    let word = Word { address, private };
     let command = op & !(PRIVATE | CLOCK_REALTIME);
     let realtime = op & CLOCK_REALTIME != 0;
     if realtime && !matches!(command, WAIT_BITSET | LOCK_PI2) {
         return Err(Errno::ENOSYS);
     }
     // The fourth argument is a count for some commands, and the address of a time for others.
-    let (second, bits) = (a.raw(4), a.uint(5));
+    let (second, bits) = (Word { address: a.raw(4), private }, a.uint(5));
     let deadline = |absolute: bool, realtime: bool| deadline(a.raw(3), absolute, realtime);
     // Counts are ints; FUTEX_WAKE takes any, and at least one waiter.
     let wakes = (value as i32).max(1) as usize;
     match command {
-        WAIT => futex::wait(address, value, futex::ANY, deadline(false, false)?),
+        WAIT => futex::wait(word, value, futex::ANY, deadline(false, false)?),
         WAIT_BITSET | WAKE_BITSET if bits == 0 => Err(Errno::EINVAL),
-        WAIT_BITSET => futex::wait(address, value, bits, deadline(true, realtime)?),
-        WAKE => futex::wake(address, wakes, futex::ANY),
-        WAKE_BITSET => futex::wake(address, wakes, bits),
+        WAIT_BITSET => futex::wait(word, value, bits, deadline(true, realtime)?),
+        WAKE => futex::wake(word, wakes, futex::ANY),
+        WAKE_BITSET => futex::wake(word, wakes, bits),
         REQUEUE | CMP_REQUEUE => {
             let moves = a.int(3);
             if moves < 0 || (value as i32) < 0 {
                 return Err(Errno::EINVAL);
             }
             let expected = (command == CMP_REQUEUE).then_some(bits);
-            let (woken, moved) = futex::requeue(address, second, value as usize, moves as usize, expected)?;
+            let (woken, moved) = futex::requeue(word, second, value as usize, moves as usize, expected)?;
             // Both forms count those that moved, whatever futex(2) says of the one without a comparison.
             Ok(woken + moved)
         }
-        WAKE_OP => futex::wake_op(address, second, wakes, a.int(3).max(1) as usize, bits),
-        LOCK_PI => futex::lock_owned(address, deadline(true, true)?, true),
-        LOCK_PI2 => futex::lock_owned(address, deadline(true, realtime)?, true),
-        TRYLOCK_PI => futex::lock_owned(address, None, false),
-        UNLOCK_PI => futex::unlock_owned(address),
+        WAKE_OP => futex::wake_op(word, second, wakes, a.int(3).max(1) as usize, bits),
+        LOCK_PI => futex::lock_owned(word, deadline(true, true)?, true),
+        LOCK_PI2 => futex::lock_owned(word, deadline(true, realtime)?, true),
+        TRYLOCK_PI => futex::lock_owned(word, None, false),
+        UNLOCK_PI => futex::unlock_owned(word),
         _ => Err(Errno::ENOSYS),
     }
 }
