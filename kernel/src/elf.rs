@@ -63,8 +63,10 @@ impl Image {
             return Err(Errno::ENOEXEC);
         }
         let bad = |_| Errno::ENOEXEC;
-        let ident = elf::file::parse_ident::<LittleEndian>(head.get(..16).ok_or(Errno::ENOEXEC)?).map_err(bad)?;
-        let h = elf::file::FileHeader::parse_tail(ident, head.get(16..).ok_or(Errno::ENOEXEC)?).map_err(bad)?;
+        let ident =
+            elf::file::parse_ident::<LittleEndian>(head.get(..16).ok_or(Errno::ENOEXEC)?).map_err(bad)?;
+        let h =
+            elf::file::FileHeader::parse_tail(ident, head.get(16..).ok_or(Errno::ENOEXEC)?).map_err(bad)?;
         let supported = h.class == Class::ELF64
             && h.e_machine == EM_X86_64
             && (h.e_type == ET_EXEC || h.e_type == ET_DYN)
@@ -149,8 +151,7 @@ impl Image {
             }
             mapped_to = all_pages;
             if file_pages > first_page {
-                let backing =
-                    Backing::Object { object: self.file.object(), page: s.p_offset / PAGE_SIZE };
+                let backing = Backing::Object { object: self.file.object(), page: s.p_offset / PAGE_SIZE };
                 map_fixed(space, first_page, file_pages, prot, backing)?;
             }
             if all_pages > file_pages {
@@ -182,7 +183,13 @@ impl Placed {
     }
 }
 
-fn map_fixed(space: &dyn AddressSpace, from: u64, to: u64, prot: Prot, backing: Backing) -> Result<(), Errno> {
+fn map_fixed(
+    space: &dyn AddressSpace,
+    from: u64,
+    to: u64,
+    prot: Prot,
+    backing: Backing,
+) -> Result<(), Errno> {
     let start = Page::new(from).ok_or(Errno::ENOMEM)?;
     let mapping = Mapping { prot, max_prot: Prot::all(), backing, shared: false, label: Label::None };
     space

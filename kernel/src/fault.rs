@@ -47,9 +47,7 @@ impl Refused {
 /// Make the access at `at` possible, or say why not. May sleep; interrupts are on.
 pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
     let result = match (VirtAddr::user(at), task::current().mm()) {
-        (Some(va), Some(mm)) if error & ERROR_RESERVED == 0 => {
-            mm.aspace.fault(va, access, &task::unpinned())
-        }
+        (Some(va), Some(mm)) if error & ERROR_RESERVED == 0 => mm.aspace.fault(va, access, &task::unpinned()),
         _ => Err(Fault::NoMapping),
     };
     stats::count(match (&result, access) {

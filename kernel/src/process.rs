@@ -62,7 +62,13 @@ pub struct Brk {
 impl Mm {
     /// An address space with one user, for the program at `exe`.
     pub fn new(aspace: Arc<dyn AddressSpace>, exe: Vec<u8>, brk: Brk, args: [u64; 4]) -> Arc<Self> {
-        Arc::new(Self { aspace, brk: RwLock::new(brk), exe, args: Lock::new(args), users: AtomicUsize::new(1) })
+        Arc::new(Self {
+            aspace,
+            brk: RwLock::new(brk),
+            exe,
+            args: Lock::new(args),
+            users: AtomicUsize::new(1),
+        })
     }
     /// One more task uses it.
     pub fn join(self: &Arc<Self>) -> Arc<Self> {

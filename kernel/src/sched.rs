@@ -321,9 +321,8 @@ fn steal(here: CpuId) -> Option<Arc<Task>> {
         }
         let mut q = victim.queue.lock();
         // Acquire: pairs with `finish_switch`: the registers are saved.
-        let found = q.remove_first(|t| {
-            !t.sched.on_cpu.load(Ordering::Acquire) && t.affinity.lock().contains(here)
-        });
+        let found =
+            q.remove_first(|t| !t.sched.on_cpu.load(Ordering::Acquire) && t.affinity.lock().contains(here));
         if let Some(t) = found {
             // Relaxed: under the lock.
             victim.len.fetch_sub(1, Ordering::Relaxed);

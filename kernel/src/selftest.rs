@@ -110,7 +110,8 @@ fn ping_pong() -> Result<(), String> {
             for round in 0..ROUNDS {
                 let mine = 2 * round + side;
                 // Acquire and Release: the hand-over itself.
-                let _ = ball.queue.wait(None, false, || (ball.at.load(Ordering::Acquire) == mine).then_some(()));
+                let _ =
+                    ball.queue.wait(None, false, || (ball.at.load(Ordering::Acquire) == mine).then_some(()));
                 ball.at.store(mine + 1, Ordering::Release);
                 ball.queue.wake_all();
             }

@@ -47,9 +47,9 @@ struct Order {
 #[repr(align(128))]
 struct Inbox([AtomicU64; MAX_CPUS / 64]);
 
-static ORDERS: [Order; MAX_CPUS] = [const {
-    Order { start: AtomicU64::new(0), end: AtomicU64::new(0), pending: AtomicU32::new(0) }
-}; MAX_CPUS];
+static ORDERS: [Order; MAX_CPUS] =
+    [const { Order { start: AtomicU64::new(0), end: AtomicU64::new(0), pending: AtomicU32::new(0) } };
+        MAX_CPUS];
 static INBOXES: [Inbox; MAX_CPUS] = [const { Inbox([const { AtomicU64::new(0) }; MAX_CPUS / 64]) }; MAX_CPUS];
 
 /// The kernel's [`Shootdown`].

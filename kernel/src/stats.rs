@@ -60,7 +60,8 @@ const N: usize = KEYS.len();
 #[repr(align(128))]
 struct PerCpuCounts([AtomicU64; N]);
 
-static COUNTS: [PerCpuCounts; MAX_CPUS] = [const { PerCpuCounts([const { AtomicU64::new(0) }; N]) }; MAX_CPUS];
+static COUNTS: [PerCpuCounts; MAX_CPUS] =
+    [const { PerCpuCounts([const { AtomicU64::new(0) }; N]) }; MAX_CPUS];
 
 static UNKNOWN: irq::Lock<BTreeMap<u64, u64>> = irq::Lock::new(BTreeMap::new());
 /// At most this many different numbers are kept, so that a program can't fill memory with them.

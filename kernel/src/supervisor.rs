@@ -86,8 +86,13 @@ fn run_program(kernel: &Arc<Process>, startup: Option<Startup>) -> u32 {
 }
 
 fn reap_orphans(kernel: &Arc<Process>, except: &Arc<Process>) {
-    let ended: Vec<_> =
-        kernel.children.lock().iter().filter(|c| c.ended().is_some() && !Arc::ptr_eq(c, except)).cloned().collect();
+    let ended: Vec<_> = kernel
+        .children
+        .lock()
+        .iter()
+        .filter(|c| c.ended().is_some() && !Arc::ptr_eq(c, except))
+        .cloned()
+        .collect();
     for c in ended {
         process::forget(kernel, &c);
     }

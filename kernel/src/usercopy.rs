@@ -237,7 +237,8 @@ pub fn read_strings(addr: u64, max_bytes: usize) -> Result<Vec<Vec<u8>>, Errno> 
         if memory::frames().low() {
             return Err(Errno::ENOMEM);
         }
-        let s = read_cstr(p, 128 << 10).map_err(|e| if e == Errno::ENAMETOOLONG { Errno::E2BIG } else { e })?;
+        let s =
+            read_cstr(p, 128 << 10).map_err(|e| if e == Errno::ENAMETOOLONG { Errno::E2BIG } else { e })?;
         total += s.len() + 1 + 8;
         if total > max_bytes {
             return Err(Errno::E2BIG);

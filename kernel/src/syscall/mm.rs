@@ -64,7 +64,8 @@ fn check_address_limit(mm: &Mm, more_pages: u64) -> Result<(), Errno> {
     if limit == u64::MAX {
         return Ok(());
     }
-    let total = mm.aspace.usage(&task::unpinned()).mapped_pages.saturating_add(more_pages).saturating_mul(PAGE_SIZE);
+    let total =
+        mm.aspace.usage(&task::unpinned()).mapped_pages.saturating_add(more_pages).saturating_mul(PAGE_SIZE);
     if total > limit { Err(Errno::ENOMEM) } else { Ok(()) }
 }
 
@@ -109,7 +110,10 @@ pub fn mmap(a: &Args) -> SysResult {
     }
     let (backing, max_prot) = match &file {
         Some(f) => {
-            offset.checked_add(n * PAGE_SIZE).filter(|end| *end <= i64::MAX as u64).ok_or(Errno::EOVERFLOW)?;
+            offset
+                .checked_add(n * PAGE_SIZE)
+                .filter(|end| *end <= i64::MAX as u64)
+                .ok_or(Errno::EOVERFLOW)?;
             let (object, max_prot) = f.mapping(shared, prot)?;
             (Backing::Object { object, page: offset / PAGE_SIZE }, max_prot)
         }

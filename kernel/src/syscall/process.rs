@@ -119,11 +119,16 @@ fn clone3_args(a: &Args) -> Result<CloneArgs, Errno> {
     if raw.iter().skip(88).any(|b| *b != 0) {
         return Err(Errno::E2BIG);
     }
-    let [flags, _pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, _] = words;
+    let [flags, _pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, _] =
+        words;
     if set_tid != 0 || set_tid_size != 0 {
         return Err(Errno::EINVAL);
     }
-    if exit_signal > 64 || (stack == 0) != (stack_size == 0) || flags & CLONE_DETACHED != 0 || flags & 0xff != 0 {
+    if exit_signal > 64
+        || (stack == 0) != (stack_size == 0)
+        || flags & CLONE_DETACHED != 0
+        || flags & 0xff != 0
+    {
         return Err(Errno::EINVAL);
     }
     if flags & (CLONE_THREAD | CLONE_PARENT) != 0 && exit_signal != 0 {
@@ -230,9 +235,9 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
             let kill = Signal::KILL;
             me.signals.lock().pending_set().has(kill) || p.signals.lock().pending_set().has(kill)
         };
-        let _ = child_process.vfork_wait.wait(None, false, || {
-            (child_process.vfork_done() || me.is_ending() || killed()).then_some(())
-        });
+        let _ = child_process
+            .vfork_wait
+            .wait(None, false, || (child_process.vfork_done() || me.is_ending() || killed()).then_some(()));
     }
     Ok(tid as usize)
 }
@@ -354,8 +359,7 @@ fn collect(which: Which, want: Wanted) -> Result<Option<Collected>, Errno> {
                 // Another thread was quicker. It wakes nobody, and what is left may be no child at all.
                 continue 'again;
             }
-            let interesting =
-                |s: Status| if s == Status::CONTINUED { want.continued } else { want.stopped };
+            let interesting = |s: Status| if s == Status::CONTINUED { want.continued } else { want.stopped };
             if c.news(false).is_some_and(interesting) {
                 if let Some(status) = c.news(!want.keep) {
                     return Some(Ok(Some(Collected { pid: c.pid, status, cpu_ns: c.cpu_ns() })));
@@ -378,7 +382,8 @@ fn rusage(user_ns: u64) -> [u64; 18] {
 /// `wait4(2)`.
 pub fn wait4(a: &Args) -> SysResult {
     let (pid, options) = (a.int(0), a.uint(2));
-    let known = abi::WNOHANG | abi::WUNTRACED | abi::WCONTINUED | abi::__WNOTHREAD | abi::__WCLONE | abi::__WALL;
+    let known =
+        abi::WNOHANG | abi::WUNTRACED | abi::WCONTINUED | abi::__WNOTHREAD | abi::__WCLONE | abi::__WALL;
     if options & !known != 0 {
         return Err(Errno::EINVAL);
     }
@@ -406,8 +411,13 @@ pub fn wait4(a: &Args) -> SysResult {
 /// `waitid(2)`.
 pub fn waitid(a: &Args) -> SysResult {
     let (kind, id, info, options) = (a.uint(0), a.int(1), a.raw(2), a.uint(3));
-    let known =
-        abi::WNOHANG | abi::WEXITED | abi::WSTOPPED | abi::WCONTINUED | abi::WNOWAIT | abi::__WNOTHREAD | abi::__WALL;
+    let known = abi::WNOHANG
+        | abi::WEXITED
+        | abi::WSTOPPED
+        | abi::WCONTINUED
+        | abi::WNOWAIT
+        | abi::__WNOTHREAD
+        | abi::__WALL;
     let which_events = abi::WEXITED | abi::WSTOPPED | abi::WCONTINUED;
     if options & !known != 0 || options & which_events == 0 {
         return Err(Errno::EINVAL);
@@ -523,9 +533,9 @@ pub fn setpgid(a: &Args) -> SysResult {
         return Err(Errno::EPERM);
     }
     let exists = group == target.pid
-        || process::all().iter().any(|q| {
-            q.pgid.load(Ordering::Relaxed) == group && q.sid.load(Ordering::Relaxed) == sid
-        });
+        || process::all()
+            .iter()
+            .any(|q| q.pgid.load(Ordering::Relaxed) == group && q.sid.load(Ordering::Relaxed) == sid);
     if !exists {
         return Err(Errno::EPERM);
     }
@@ -615,7 +625,8 @@ pub fn getrusage(a: &Args) -> SysResult {
 /// `uname(2)`.
 pub fn uname(a: &Args) -> SysResult {
     let mut out = [0u8; 6 * 65];
-    let fields: [&[u8]; 6] = [b"Linux", b"quire", RELEASE.as_bytes(), VERSION.as_bytes(), b"x86_64", b"(none)"];
+    let fields: [&[u8]; 6] =
+        [b"Linux", b"quire", RELEASE.as_bytes(), VERSION.as_bytes(), b"x86_64", b"(none)"];
     for (to, from) in out.as_chunks_mut::<65>().0.iter_mut().zip(fields) {
         for (t, f) in to.iter_mut().zip(from) {
             *t = *f;

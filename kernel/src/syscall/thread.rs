@@ -109,7 +109,9 @@ pub fn getcpu(a: &Args) -> SysResult {
 pub fn getrandom(a: &Args) -> SysResult {
     let (addr, len, flags) = (a.raw(0), a.raw(1).min(0x1ff_ffff) as usize, a.uint(2));
     let known = abi::GRND_NONBLOCK | abi::GRND_RANDOM | abi::GRND_INSECURE;
-    if flags & !known != 0 || flags & (abi::GRND_RANDOM | abi::GRND_INSECURE) == abi::GRND_RANDOM | abi::GRND_INSECURE {
+    if flags & !known != 0
+        || flags & (abi::GRND_RANDOM | abi::GRND_INSECURE) == abi::GRND_RANDOM | abi::GRND_INSECURE
+    {
         return Err(Errno::EINVAL);
     }
     let mut done = 0;
