@@ -45,11 +45,12 @@ fn record(line: &str) -> Option<Line> {
         "stats" => Line::Stats(rest.to_owned()),
         "panic" => Line::Panic,
         "test" => {
-            let (name, verdict) = rest.split_once(' ')?;
-            let result = match verdict.split_once(' ').unwrap_or((verdict, "")) {
-                ("ok", _) => Ok(()),
-                ("FAIL", why) => Err(why.to_owned()),
-                _ => return None,
+            // A name is a sentence, so the verdict is what separates.
+            let (name, result) = match rest.strip_suffix(" ok") {
+                Some(name) => (name, Ok(())),
+                None => {
+                    rest.split_once(" FAIL").map(|(name, why)| (name, Err(why.trim_start().to_owned())))?
+                }
             };
             Line::Test(name.to_owned(), result)
         }
@@ -72,11 +73,12 @@ mod tests {
         assert_eq!(parse("\x1eready 123456"), Line::Ready(123_456));
         assert_eq!(parse("\x1eexit 139"), Line::Exit(139));
         assert_eq!(parse("\x1estats {\"a\": 1}"), Line::Stats("{\"a\": 1}".into()));
-        assert_eq!(parse("\x1etest pipes ok"), Line::Test("pipes".into(), Ok(())));
+        assert_eq!(parse("\x1etest pipes are full ok"), Line::Test("pipes are full".into(), Ok(())));
         assert_eq!(
             parse("\x1etest pipes FAIL 3 of 4 bytes"),
             Line::Test("pipes".into(), Err("3 of 4 bytes".into()))
         );
+        assert_eq!(parse("\x1etest a b FAIL"), Line::Test("a b".into(), Err(String::new())));
         assert_eq!(parse("\x1epanic"), Line::Panic);
     }
 

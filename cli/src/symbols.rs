@@ -17,37 +17,50 @@ impl Symbols {
         Self { loader: Loader::new(kernel).ok() }
     }
 
-    /// The lines of a backtrace for the return address `address`: one for the function, and one for each function
+    /// The lines of a backtrace for the return address `address`: one for the function, after one for each function
     /// that was inlined at the call, innermost first.
     pub fn describe(&self, address: u64) -> Vec<String> {
         // The call is before the address that it returns to, which may be in the next line or function.
         let call = address.saturating_sub(1);
-        let mut lines = self.frames(call);
-        if lines.is_empty() {
-            let name =
-                self.loader.as_ref().and_then(|l| l.find_symbol(call)).map_or("?".to_owned(), demangle);
-            lines.push(name);
+        let mut frames = self.frames(call);
+        // The debug information has a function's bare name; the symbol of what was not inlined has its path.
+        let symbol = self.loader.as_ref().and_then(|loader| loader.find_symbol(call)).map(demangle);
+        match (frames.last_mut(), symbol) {
+            (Some((name, _)), Some(symbol)) => *name = symbol,
+            (None, symbol) => frames.push((symbol.unwrap_or_else(|| "?".to_owned()), String::new())),
+            (Some(_), None) => {}
         }
-        lines.iter().enumerate().map(|(i, text)| format!("  {} {text}", heading(i, address))).collect()
+        let lines = frames.iter().enumerate();
+        lines.map(|(i, (name, place))| format!("  {} {name}{place}", heading(i, address))).collect()
     }
 
-    fn frames(&self, address: u64) -> Vec<String> {
-        let mut lines = Vec::new();
+    /// Name and place of the function at `address` and of those of the workspace that it is inlined in: what the
+    /// standard library inlines into itself would bury them.
+    fn frames(&self, address: u64) -> Vec<(String, String)> {
+        let mut found = Vec::new();
         let Some(Ok(mut frames)) = self.loader.as_ref().map(|loader| loader.find_frames(address)) else {
-            return lines;
+            return found;
         };
-        while let Ok(Some(frame)) = frames.next() {
+        let mut next = frames.next();
+        while let Ok(Some(frame)) = next {
+            next = frames.next();
+            let inlined = matches!(next, Ok(Some(_)));
             let Some(Ok(name)) = frame.function.as_ref().map(|f| f.raw_name().map(|n| demangle(&n))) else {
                 continue;
             };
-            let place = frame.location.and_then(|at| {
-                let file = Path::new(at.file?);
-                let file = file.strip_prefix(workspace::root()).unwrap_or(file);
-                Some(format!(" ({}:{})", file.display(), at.line.unwrap_or(0)))
-            });
-            lines.push(name + &place.unwrap_or_default());
+            let at = frame.location.and_then(|at| Some((Path::new(at.file?), at.line.unwrap_or(0))));
+            let Some((file, line)) = at else {
+                found.push((name, String::new()));
+                continue;
+            };
+            let ours = file.strip_prefix(workspace::root());
+            if ours.is_ok() || !inlined {
+                let file = ours.unwrap_or(file).to_string_lossy();
+                let file = file.find("/library/").map_or(&*file, |at| &file[at + 1..]);
+                found.push((name, format!(" ({file}:{line})")));
+            }
         }
-        lines
+        found
     }
 }
 
@@ -55,9 +68,12 @@ fn heading(index: usize, address: u64) -> String {
     if index == 0 { format!("at {address:#018x}") } else { format!("{:21}", "") }
 }
 
-/// Without the hash that makes a symbol unique.
+/// A symbol without the hash that makes it unique, or a bare name without its type parameters.
 fn demangle(name: &str) -> String {
-    format!("{:#}", rustc_demangle::demangle(name))
+    match rustc_demangle::try_demangle(name) {
+        Ok(symbol) => format!("{symbol:#}"),
+        Err(_) => name.split('<').next().unwrap_or(name).to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The loom models, `crates/*/tests/loom_*.rs`: every interleaving and every weak-memory outcome of the protocols.
+//! The loom models, `crates/*/tests/loom*.rs`: every interleaving and every weak-memory outcome of the protocols.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -45,7 +45,7 @@ fn models() -> Result<Vec<(String, String)>> {
         for file in std::fs::read_dir(folder.path().join("tests")).into_iter().flatten().flatten() {
             let path = file.path();
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            if stem.starts_with("loom_") && path.extension() == Some(Path::new("rs").as_os_str()) {
+            if stem.starts_with("loom") && path.extension() == Some(Path::new("rs").as_os_str()) {
                 found.push((package.clone(), stem.into_owned()));
             }
         }

@@ -28,7 +28,8 @@ impl Counts {
         } else if let Some((name, "FAILED")) = line.strip_prefix("test ").and_then(|l| l.rsplit_once(" ... "))
         {
             self.failures.push(name.to_owned());
-        } else if line.starts_with("loom ") {
+        } else if line.contains("loom ") {
+            // What a test prints follows `test NAME ... ` on the same line.
             self.executions += u64::from(before(line, " executions"));
         }
     }
@@ -85,7 +86,7 @@ mod tests {
             "loom two threads: 1234 executions, complete",
             "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
             "test result: ok. 40 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s",
-            "loom three threads: 66 executions, complete",
+            "test three_threads ... loom three threads: 66 executions, complete",
         ] {
             counts.line(line);
         }
