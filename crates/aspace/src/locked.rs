@@ -420,6 +420,7 @@ impl AddressSpace for Locked {
             };
             // Read-only; flush; then writable. The old frame's shares go after the flush.
             if leaf.peek(at).is_present()
+                && !mutant!("cow-no-flush")
                 && let Some(single) = PageRange::single(at)
             {
                 gather.add_range(single);
@@ -536,6 +537,7 @@ impl Locked {
                     let Some(share) = from.share(page, frames) else { continue };
                     to.insert(page, share, rights);
                     if from.protect(page, rights)
+                        && !mutant!("fork-no-flush")
                         && let Some(single) = PageRange::single(page)
                     {
                         gather.add_range(single);

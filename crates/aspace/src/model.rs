@@ -90,6 +90,9 @@ impl Model {
     fn covers(&self, r: PageRange) -> bool {
         self.pages.range(numbers(r)).count() as u64 == r.len()
     }
+    fn remove(&mut self, r: PageRange) {
+        self.pages.retain(|&n, _| !r.contains(page(n)));
+    }
     /// The runs of free pages in `low..high`, ascending.
     fn holes(&self, low: u64, high: u64) -> Vec<(u64, u64)> {
         let mut holes = Vec::new();
@@ -160,7 +163,7 @@ impl Model {
         if range.is_empty() || range.end() > USER_END_PAGE {
             return Err(Error::Invalid);
         }
-        numbers(range).for_each(|n| drop(self.pages.remove(&n)));
+        self.remove(range);
         Ok(())
     }
     /// See [`AddressSpace::protect`](crate::AddressSpace::protect).
@@ -214,7 +217,7 @@ impl Model {
             return Err(Error::Invalid);
         }
         if pages <= old.len() && target.is_none() {
-            numbers(cut).for_each(|n| drop(self.pages.remove(&n)));
+            self.remove(cut);
             return Ok(old.start());
         }
         let (whole, _) =
@@ -246,7 +249,7 @@ impl Model {
         }
         let target = target.ok_or(Error::NoRoom)?;
         let moved: Vec<_> = numbers(kept).filter_map(|n| self.pages.remove(&n)).collect();
-        numbers(cut).for_each(|n| drop(self.pages.remove(&n)));
+        self.remove(cut);
         for (i, n) in numbers(target).enumerate() {
             let state = moved.get(i).cloned().unwrap_or_else(|| fresh(i as u64));
             self.pages.insert(n, state);

@@ -27,6 +27,9 @@
 //! 52 to 54, which the hardware ignores, say for which [`Use`] the frame is counted.
 #![no_std]
 
+#[cfg(all(test, loom))]
+mod loom;
+
 use addr::{DirectMap, Frame, Page, PageRange, Prot, Pte};
 use frames::{Frames, OwnedFrame, Use};
 use percpu::Pinned;
@@ -341,7 +344,8 @@ pub struct Leaf<'t> {
 }
 
 impl<'t> Leaf<'t> {
-    /// Lock the table `entries`, to which `directory` links, and which serves `page`.
+    /// Lock the table `entries`, to which `directory` links, and which serves `page`. There are 512 entries, or some
+    /// lower power of two in model checks.
     fn lock(directory: &'t AtomicU64, entries: &'t [AtomicU64], page: Page) -> Self {
         BitLock::lock(directory, Pte::LOCK);
         let first = Page::new(page.number() & !(span(1) - 1)).unwrap_or(page);
@@ -352,7 +356,7 @@ impl<'t> Leaf<'t> {
             page.number().wrapping_sub(self.first.number()) < span(1),
             "a page of another leaf table"
         );
-        &self.entries[page.index(0) % self.entries.len()]
+        &self.entries[page.index(0) & (self.entries.len() - 1)]
     }
     /// The entry of `page`.
     pub fn peek(&self, page: Page) -> Pte {

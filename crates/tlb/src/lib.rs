@@ -11,7 +11,7 @@
 //! **Steps of every operation that narrows a translation** (unmap, protect, copy on write, fork, remap):
 //! ```text
 //!   1 change the entries          swap or fetch_and, so that the hardware's accessed and dirty bits are not lost
-//!   2 fence(SeqCst)               in `flush`
+//!   2 fence(SeqCst)               in `flush`, by way of `AtomicCpuSet::snapshot`
 //!   3 read the active set         in `flush`
 //!   4 shoot down, wait            in `flush`; each CPU has dropped its entries and its paging-structure caches
 //!   5 release                     the frames go back
@@ -37,10 +37,7 @@ use core::mem::MaybeUninit;
 use addr::PageRange;
 use frames::{Frames, OwnedFrame};
 use percpu::{AtomicCpuSet, CpuSet, Pinned, Unpinned};
-use sync::{
-    mutant,
-    primitive::{Ordering, fence},
-};
+use sync::mutant;
 
 /// Frames that a gather holds without a heap: enough for a fault, a small unmap, and for going on without memory.
 pub const INLINE: usize = 16;
@@ -143,9 +140,8 @@ impl<'f> Gather<'f> {
         if let Some(range) = stale
             && !mutant!("drop-shootdown")
         {
-            // SeqCst: the entries were changed before, the set is read after; partner: the fence between joining the
-            // set and loading CR3 (`join` below).
-            fence(Ordering::SeqCst);
+            // The entries were changed before; the snapshot begins with fence(SeqCst); partner: the fence at the end
+            // of joining the set (`join` below).
             machine.flush(pin, &active.snapshot(), range);
         }
     }
@@ -187,9 +183,8 @@ impl Drop for Gather<'_> {
 
 /// This CPU joins the set of those that run an address space. After that it loads CR3, not before: see the module.
 pub fn join(active: &AtomicCpuSet, pin: &Pinned<'_>) {
+    // Ends with fence(SeqCst): joined before, walks after; partner: the snapshot in `Gather::flush`.
     active.insert(pin.cpu());
-    // SeqCst: joined before, walks after; partner: the fence in `Gather::flush`.
-    fence(Ordering::SeqCst);
 }
 
 /// This CPU leaves the set. It has loaded another CR3 before, so that it has nothing cached of this address space.

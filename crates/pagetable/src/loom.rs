@@ -1,0 +1,133 @@
+//! Every interleaving of CPUs that fill, take and look at the same page under the leaf lock.
+//!
+//! Run with `RUSTFLAGS="--cfg loom" cargo test --release -p quire-pagetable --lib`.
+
+extern crate std;
+
+use std::{
+    println,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use addr::{Page, Prot, Pte};
+use frames::{Frames, Use, testing};
+use loom::{cell::UnsafeCell, sync::Arc, thread};
+use percpu::{Unpinned, testing::Machine};
+use sync::primitive::AtomicU64;
+
+use crate::Leaf;
+
+/// A frame's bytes.
+#[derive(Default)]
+struct Bytes(UnsafeCell<u64>);
+
+// SAFETY: loom fails the test if two accesses race; that none do is what is shown.
+unsafe impl Sync for Bytes {}
+
+/// A leaf table of two entries.
+struct Sim {
+    cpus: Machine,
+    frames: &'static Frames,
+    directory: AtomicU64,
+    entries: [AtomicU64; 2],
+    bytes: [Bytes; 4],
+}
+
+impl Sim {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            cpus: Machine::new(2),
+            frames: testing::frames(16, 2),
+            directory: AtomicU64::new(Pte::PRESENT),
+            entries: [AtomicU64::new(0), AtomicU64::new(0)],
+            bytes: Default::default(),
+        })
+    }
+    fn bytes(&self, entry: Pte) -> &UnsafeCell<u64> {
+        &self.bytes[(entry.frame().number() - 512) as usize].0
+    }
+    /// As a fault does it: prepare a frame, lock, look again. True if the frame went in.
+    fn fault(&self, page: Page, ctx: &Unpinned<'_>) -> bool {
+        let pin = ctx.pin();
+        let frame = self.frames.alloc(&pin, Use::Anonymous).expect("there are frames");
+        self.bytes(Pte::user_page(frame.frame(), Prot::READ)).with_mut(|_| ());
+        let leaf = Leaf::lock(&self.directory, &self.entries, page);
+        let entry = leaf.peek(page);
+        if entry.is_empty() {
+            leaf.insert(page, frame, Prot::READ);
+            return true;
+        }
+        // What another CPU prepared is seen whole.
+        self.bytes(entry).with(|_| ());
+        drop(leaf);
+        self.frames.free(&pin, frame);
+        false
+    }
+    /// Take the page's frame and use it as its new owner; nobody has it cached in this model. True if there was one.
+    fn take(&self, page: Page, ctx: &Unpinned<'_>) -> bool {
+        let pin = ctx.pin();
+        let taken = Leaf::lock(&self.directory, &self.entries, page).take(page);
+        let Some((frame, _)) = taken else { return false };
+        self.bytes(Pte::user_page(frame.frame(), Prot::READ)).with_mut(|_| ());
+        self.frames.free(&pin, frame);
+        true
+    }
+    fn owned(&self) -> u64 {
+        self.frames.stats().owned.iter().sum()
+    }
+}
+
+/// Run `model` in every interleaving; a search that was cut short is no proof, so it fails.
+fn explore(name: &str, model: impl Fn() + Sync + Send + 'static) {
+    let executions = std::sync::Arc::new(AtomicUsize::new(0));
+    let count = executions.clone();
+    let mut builder = loom::model::Builder::new();
+    builder.max_permutations = None;
+    builder.max_duration = None;
+    let limit = 500_000;
+    builder.check(move || {
+        // Relaxed: a count.
+        assert!(count.fetch_add(1, Ordering::Relaxed) < limit, "not complete after {limit} executions");
+        model();
+    });
+    println!("{name}: {} executions, complete", executions.load(Ordering::Relaxed));
+}
+
+#[test]
+fn two_faults_leave_one_frame() {
+    explore("fault against fault", || {
+        let sim = Sim::new();
+        let other = sim.clone();
+        let page = Page::default();
+        let first = thread::spawn(move || other.cpus.on(1, |ctx| other.fault(page, &ctx)));
+        let second = sim.cpus.on(0, |ctx| sim.fault(page, &ctx));
+        let first = first.join().expect("the other CPU went well");
+        assert!(first != second, "one of the two frames goes in");
+        assert_eq!(sim.owned(), 1);
+        assert!(sim.cpus.on(0, |ctx| sim.take(page, &ctx)));
+        assert_eq!(sim.owned(), 0);
+    });
+}
+
+#[test]
+fn a_frame_is_taken_once() {
+    explore("take against take and fault", || {
+        let sim = Sim::new();
+        let page = Page::default();
+        sim.cpus.on(0, |ctx| assert!(sim.fault(page, &ctx)));
+        let other = sim.clone();
+        let there = thread::spawn(move || {
+            other.cpus.on(1, |ctx| {
+                let taken = other.take(page, &ctx);
+                (taken, other.fault(page, &ctx))
+            })
+        });
+        let here = sim.cpus.on(0, |ctx| sim.take(page, &ctx));
+        let (taken, filled) = there.join().expect("the other CPU went well");
+        assert!(taken || here);
+        assert!(filled, "the page was empty after the take");
+        let left = u64::from(!(taken && here));
+        assert_eq!(sim.owned(), left, "taken there {taken}, here {here}");
+        assert_eq!(sim.cpus.on(0, |ctx| sim.take(page, &ctx)), left == 1);
+    });
+}
