@@ -47,6 +47,7 @@ pub fn run(options: &Run) -> Result<u8> {
         memory: options.mem.unwrap_or_else(|| machine::default_memory(cpus)),
         nodes: options.numa,
         kvm,
+        one_host_thread: machine::one_host_thread(cpus),
     };
     let boot = Boot {
         aspace: Some(options.aspace),

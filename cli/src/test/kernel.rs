@@ -26,16 +26,18 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     needs::ensure(&[Tool::Busybox])?;
     let kernel = kernel::build()?;
     let counts: &[u32] = if full { &[1, 2, 8, 80, 255] } else { &[1, 2, 8] };
-    let total = counts.len() + 1 + STATUSES.len();
-    for (i, cpus) in counts.iter().enumerate() {
-        report.begin(i, total, &format!("selftest, {cpus} CPUs"));
-        selftest(report, &Machine::new(kernel.clone(), *cpus))?;
+    let mut machines: Vec<_> = counts.iter().map(|cpus| Machine::new(kernel.clone(), *cpus)).collect();
+    machines.push(Machine::new(kernel.clone(), 8).scheduled_otherwise());
+    let total = machines.len() + 1 + STATUSES.len();
+    for (i, machine) in machines.iter().enumerate() {
+        report.begin(i, total, &format!("selftest, {} CPUs", machine.cpus));
+        selftest(report, machine)?;
     }
-    report.begin(counts.len(), total, "panic");
+    report.begin(machines.len(), total, "panic");
     let panic = boot_selftest(&Machine::new(kernel.clone(), 2), PANIC)?;
     report.record("a panic ends the machine with its backtrace", check_panic(&panic));
     for (i, (script, status)) in STATUSES.into_iter().enumerate() {
-        report.begin(counts.len() + 1 + i, total, script);
+        report.begin(machines.len() + 1 + i, total, script);
         let end = shell(&Machine::new(kernel.clone(), 2), script)?.end;
         let wanted = End::Exited(status);
         let result = if end == wanted { Ok(()) } else { Err(format!("{end:?} instead of {wanted:?}")) };
