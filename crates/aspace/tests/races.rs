@@ -3,11 +3,11 @@
 mod machine;
 
 use std::sync::{
-    Arc, Barrier,
+    Arc,
     atomic::{AtomicBool, AtomicU64, Ordering},
     mpsc,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use addr::Prot;
 use aspace::{Access, AddressSpace, Advice, Fault, Placement, RemapTo};
@@ -30,6 +30,22 @@ fn end(sim: &'static Sim, space: &Arc<dyn AddressSpace>, ctx: &Unpinned<'_>) {
     assert_eq!(sim.owned(), [0; Use::COUNT], "frames were not given back");
 }
 
+/// Where two CPUs wait for each other; not for ever, so that a failure of one is not a hang of the other.
+#[derive(Default)]
+struct Meeting(AtomicU64);
+
+impl Meeting {
+    /// Wait until both CPUs have come here for the `nth` time.
+    fn wait(&self, nth: u64) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let late = Instant::now() + Duration::from_secs(10);
+        while self.0.load(Ordering::SeqCst) < 2 * nth {
+            assert!(Instant::now() < late, "the other CPU does not come");
+            std::thread::yield_now();
+        }
+    }
+}
+
 /// CPU 1 uses a page, CPU 0 does something, CPU 1 uses it again.
 fn other_cpu_after(
     before: impl Fn(&Sim, &dyn AddressSpace, &Unpinned<'_>) + Sync,
@@ -38,20 +54,20 @@ fn other_cpu_after(
 ) {
     let sim = Sim::new(2, 256);
     let space = sim.cpus.on(0, |ctx| one_space(sim, 4, &ctx));
-    let (turn, finished) = (Barrier::new(2), Barrier::new(2));
+    let turn = Meeting::default();
     sim.cpus.run(|cpu, ctx| {
         if cpu == CpuId::default() {
-            turn.wait();
+            turn.wait(1);
             change(&*space, &ctx);
-            turn.wait();
+            turn.wait(2);
         } else {
             sim.enter(&*space, &ctx);
             before(sim, &*space, &ctx);
-            turn.wait();
-            turn.wait();
+            turn.wait(1);
+            turn.wait(2);
             after(sim, &*space, &ctx);
         }
-        finished.wait();
+        turn.wait(3);
         sim.leave(&*space, &ctx);
     });
     sim.cpus.on(0, |ctx| end(sim, &space, &ctx));
