@@ -74,6 +74,7 @@ fn next() -> Step {
         if !action.is_default() && action.flags & Action::RESETHAND != 0 {
             state.set_action(signal, Action { handler: 0, ..action });
         }
+        let era = state.job.era;
         drop(t);
         drop(state);
         if signal == Signal::ALRM {
@@ -89,16 +90,17 @@ fn next() -> Step {
             return Step::End(signal);
         }
         if signal == Signal::STOP || !orphaned(&me.process) {
-            begin_stop(&me.process, signal);
+            begin_stop(&me.process, signal, era);
         }
     }
 }
 
-/// Have all threads of `process` stop because of `signal`, unless SIGCONT or SIGKILL has come meanwhile.
-fn begin_stop(process: &Process, signal: Signal) {
+/// Have all threads of `process` stop because of `signal`, which was taken in `era`: SIGCONT or SIGKILL may have come
+/// meanwhile.
+fn begin_stop(process: &Process, signal: Signal, era: u64) {
     let threads = {
         let mut state = process.signals.lock();
-        if state.pending_set().has(Signal::CONT) || state.pending_set().has(Signal::KILL) {
+        if state.job.era != era {
             return;
         }
         state.job.stop = Some(signal);
@@ -114,13 +116,20 @@ fn begin_stop(process: &Process, signal: Signal) {
 fn stop() {
     let me = task::current();
     let process = &me.process;
-    process.signals.lock().job.arrived += 1;
+    let era = {
+        let mut state = process.signals.lock();
+        if state.job.stop.is_none() {
+            return;
+        }
+        state.job.arrived += 1;
+        state.job.era
+    };
     report_stop(process);
     // Uninterruptible as far as signals go; SIGCONT, SIGKILL and the end of the process wake it.
     let _ = process
         .signals
         .resumed
-        .wait(None, false, || (me.is_ending() || process.signals.lock().job.stop.is_none()).then_some(()));
+        .wait(None, false, || (me.is_ending() || process.signals.lock().job.era != era).then_some(()));
 }
 
 /// If every thread that isn't ending has stopped, tell the parent, once.

@@ -18,6 +18,9 @@ use crate::{
 /// The rest of an interrupted call, for `restart_syscall`.
 pub type Restart = Box<dyn FnOnce() -> SysResult + Send>;
 
+/// The most signals with information that wait in one place, whatever RLIMIT_SIGPENDING says: 1 MiB of them.
+const QUEUE_LIMIT: u64 = 8192;
+
 /// Signals that wait to be taken.
 #[derive(Default)]
 pub(super) struct Pending {
@@ -40,7 +43,7 @@ impl Pending {
             return Ok(());
         }
         if !info.is_bare() {
-            if (self.queue.len() as u64) < limit {
+            if (self.queue.len() as u64) < limit.min(QUEUE_LIMIT) && self.queue.try_reserve(1).is_ok() {
                 self.queue.push_back(info);
             } else if signal.is_real_time() && info.code() != super::code::SI_USER {
                 return Err(Errno::EAGAIN);
@@ -176,10 +179,11 @@ impl Default for TaskSignals {
 }
 
 impl TaskSignals {
-    /// Nothing pending, nothing blocked, no alternate stack.
+    /// Nothing pending, nothing blocked, no alternate stack. The flag is set, so that a new thread looks once before it
+    /// runs: its process may have been told to stop before the thread was in its list.
     pub fn new() -> Self {
         Self {
-            flag: AtomicBool::new(false),
+            flag: AtomicBool::new(true),
             state: irq::Lock::new(TaskState::with(SigSet::EMPTY, AltStack::FRESH)),
         }
     }
@@ -285,12 +289,17 @@ pub(super) struct Job {
     pub(super) arrived: usize,
     /// Whether the parent was told that all have.
     pub(super) reported: bool,
+    /// How many times it was told to go on. A stop that was taken before that is void, and a thread that stopped before
+    /// that isn't part of a later stop until it has noticed.
+    pub(super) era: u64,
 }
 
 impl Job {
     /// Go on. True if the process had stopped.
     pub(super) fn resume(&mut self) -> bool {
-        core::mem::take(self).reported
+        let had_stopped = self.reported;
+        *self = Self { era: self.era + 1, ..Self::default() };
+        had_stopped
     }
 }
 
