@@ -189,6 +189,12 @@ impl World {
             assert_eq!(list(&*pair.real, ctx), pair.model.list());
             let pages: u64 = pair.model.list().iter().map(|(r, _)| r.len()).sum();
             assert_eq!(pair.real.usage(ctx).mapped_pages, pages);
+            for (range, first) in pair.model.list() {
+                let last = range.end().checked_sub(1).expect("mappings are not empty");
+                let shown =
+                    first.object.filter(|_| first.shared).map(|(id, index)| (id, index + range.len() - 1));
+                assert_eq!(pair.real.shared_page(last, ctx), shown);
+            }
         }
         if !contents {
             return;
