@@ -62,10 +62,10 @@ impl Event {
         }
     }
 
-    /// Write eight bytes. EINVAL for fewer, or for the value 2^64 - 1.
+    /// Write eight bytes. EINVAL for another number of them, or for the value 2^64 - 1.
     pub fn write(&self, source: &mut dyn Source, block: bool) -> Result<usize> {
         let mut bytes = [0; size_of::<u64>()];
-        if source.left() < bytes.len() {
+        if source.left() != bytes.len() {
             return Err(Errno::EINVAL);
         }
         if source.take(&mut bytes) < bytes.len() {

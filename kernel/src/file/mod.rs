@@ -65,7 +65,7 @@ pub use directory::{Directory, Existing, create, link, rename, rmdir, unlink};
 pub use entry::Entry;
 pub use event::{Event, flags_are_known as event_flags_are_known};
 pub use inode::{Inode, Kind, Time, Volume};
-pub use io::{KernelBuffer, MAX_TRANSFER, UserBuffer};
+pub use io::{KernelBuffer, MAX_TRANSFER, Sink, Source, UserBuffer};
 pub use open::{Listed, OpenFile, Seek, access, truncate};
 pub use path::{Follow, Found, Last, read_link};
 pub use pipe::{Pipe, PipeEnd};

@@ -15,7 +15,7 @@ use sync::RwLock;
 use super::{
     Result,
     entry::Entry,
-    inode::Kind,
+    inode::{Kind, Volume},
     io::{Sink, Source, moved},
     pipe::PipeEnd,
     poll::{Events, Readiness},
@@ -82,7 +82,7 @@ impl OpenFile {
             entry,
             // Relaxed: only uniqueness matters.
             number: NEXT.fetch_add(1, Ordering::Relaxed),
-            flags: AtomicU32::new(flags & !OPENING | c::O_LARGEFILE),
+            flags: AtomicU32::new(flags & !OPENING),
             position: RwLock::new(Position { offset: 0, text: Vec::new() }),
             end,
         })
@@ -103,6 +103,10 @@ impl OpenFile {
             Kind::Device(device) => {
                 device.check_open()?;
                 None
+            }
+            // A pipe without a name, opened again through /proc/self/fd, waits for nobody.
+            Kind::Fifo(pipe) if entry.inode.volume == Volume::Anonymous => {
+                Some(PipeEnd::new(pipe.clone(), reads, writes))
             }
             Kind::Fifo(pipe) => Some(PipeEnd::open(pipe.clone(), reads, writes, flags & c::O_NONBLOCK == 0)?),
             Kind::File(store) if flags & c::O_TRUNC != 0 && writes => {
@@ -203,8 +207,19 @@ impl OpenFile {
         }
     }
 
+    /// ESPIPE unless bytes can be read and written at an offset.
+    pub fn check_offset(&self) -> Result<()> {
+        match &self.entry.inode.kind {
+            _ if self.is_path() => Err(Errno::EBADF),
+            Kind::Fifo(_) | Kind::Console(_) | Kind::Event(_) => Err(Errno::ESPIPE),
+            Kind::Device(device) if device.is_terminal() => Err(Errno::ESPIPE),
+            _ => Ok(()),
+        }
+    }
+
     /// Read at `offset`, and leave the file's own alone. ESPIPE if it has none.
     pub fn read_at(&self, offset: u64, sink: &mut dyn Sink) -> Result<usize> {
+        self.check_offset()?;
         self.check_readable()?;
         match &self.entry.inode.kind {
             Kind::File(store) => store.read(offset, sink),
@@ -212,7 +227,7 @@ impl OpenFile {
                 let mut position = self.position.write(&task::unpinned());
                 self.read_text(&mut position, offset, sink)
             }
-            Kind::Device(device) if !device.is_terminal() => device.read(sink, true),
+            Kind::Device(device) => device.read(sink, true),
             Kind::Directory(_) | Kind::Listing(_) => Err(Errno::EISDIR),
             _ => Err(Errno::ESPIPE),
         }
@@ -251,10 +266,11 @@ impl OpenFile {
 
     /// Write at `offset`, or at the end with O_APPEND (as Linux does), and leave the file's own offset alone.
     pub fn write_at(&self, offset: u64, source: &mut dyn Source) -> Result<usize> {
+        self.check_offset()?;
         self.check_writable()?;
         match &self.entry.inode.kind {
             Kind::File(store) => Ok(self.write_store(store, offset, source)?.0),
-            Kind::Device(device) if !device.is_terminal() => device.write(source),
+            Kind::Device(device) => device.write(source),
             Kind::Text(_) => Err(Errno::EIO),
             _ => Err(Errno::ESPIPE),
         }
@@ -280,6 +296,7 @@ impl OpenFile {
         }
         match &self.entry.inode.kind {
             Kind::Device(device) if !device.is_terminal() => return Ok(0),
+            Kind::Event(_) => return Ok(0),
             _ if !self.has_offset() => return Err(Errno::ESPIPE),
             _ => {}
         }

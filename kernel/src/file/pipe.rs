@@ -222,14 +222,22 @@ impl Pipe {
         }
     }
 
+    /// EPIPE with SIGPIPE if nobody can read.
+    pub fn check_readers(&self) -> Result<()> {
+        if self.readers.load(SeqCst) == 0 {
+            super::raise(c::SIGPIPE);
+            return Err(Errno::EPIPE);
+        }
+        Ok(())
+    }
+
     /// Write all of `source`; without `block` what fits. EPIPE with SIGPIPE if nobody can read.
     pub fn write(&self, source: &mut dyn Source, block: bool) -> Result<usize> {
         let total = source.left();
         let mut done = 0;
         while done < total {
-            if self.readers.load(SeqCst) == 0 {
-                super::raise(c::SIGPIPE);
-                return moved(done, 1, Errno::EPIPE);
+            if let Err(e) = self.check_readers() {
+                return moved(done, 1, e);
             }
             let piece = if total <= PIPE_BUF { total } else { 1 };
             let (n, fault) = match self.put(source, piece) {
@@ -260,6 +268,9 @@ pub struct PipeEnd {
     pipe: Arc<Pipe>,
     reads: bool,
     writes: bool,
+    /// For a reader that was opened while nobody wrote: how often a writer had been opened then. The pipe is merely
+    /// empty for it, not at its end, until one comes.
+    before_writers: Option<u32>,
 }
 
 impl PipeEnd {
@@ -275,27 +286,34 @@ impl PipeEnd {
             pipe.writer_opens.fetch_add(1, SeqCst);
             pipe.can_read.wake_all();
         }
-        Self { pipe, reads, writes }
+        Self { pipe, reads, writes, before_writers: None }
     }
 
     /// Open an end of a named pipe, as `open` does: waits for the other side, unless `block` is false. ENXIO for a
     /// writer that would wait but must not.
     pub fn open(pipe: Arc<Pipe>, reads: bool, writes: bool, block: bool) -> Result<Self> {
         let (reader_opens, writer_opens) = (pipe.reader_opens.load(SeqCst), pipe.writer_opens.load(SeqCst));
+        // Who was there before us may be gone by the time we look again: our coming is all that it waited for. Asked
+        // after the counts of opens, so that one who comes in between shows there.
+        let met_before = if reads { &pipe.writers } else { &pipe.readers }.load(SeqCst) > 0;
         if writes && !reads && !block && pipe.readers.load(SeqCst) == 0 {
             return Err(Errno::ENXIO);
         }
-        let end = Self::new(pipe, reads, writes);
-        let pipe = &end.pipe;
+        let mut end = Self::new(pipe, reads, writes);
         if !block || (reads && writes) {
+            end.before_writers = (end.pipe.writers.load(SeqCst) == 0).then_some(writer_opens);
             return Ok(end);
         }
-        let (queue, count, opens, before) = if reads {
-            (&pipe.can_read, &pipe.writers, &pipe.writer_opens, writer_opens)
+        if met_before {
+            return Ok(end);
+        }
+        let pipe = &end.pipe;
+        let (queue, opens, before) = if reads {
+            (&pipe.can_read, &pipe.writer_opens, writer_opens)
         } else {
-            (&pipe.can_write, &pipe.readers, &pipe.reader_opens, reader_opens)
+            (&pipe.can_write, &pipe.reader_opens, reader_opens)
         };
-        let met = || (count.load(SeqCst) > 0 || opens.load(SeqCst) != before).then_some(());
+        let met = || (opens.load(SeqCst) != before).then_some(());
         queue.wait(None, true, met).map_err(|_| Errno::RESTART)?;
         Ok(end)
     }
@@ -311,9 +329,8 @@ impl PipeEnd {
         let (mut events, mut queues) = (Events::empty(), [None, None]);
         if self.reads {
             events.set(Events::IN, pipe.available() > 0);
-            // The end of the file is for those who had a writer; a named pipe nobody ever wrote to is just empty.
-            let ended = pipe.writers.load(SeqCst) == 0 && pipe.writer_opens.load(SeqCst) > 0;
-            events.set(Events::HUP, ended);
+            let ended = pipe.writers.load(SeqCst) == 0;
+            events.set(Events::HUP, ended && self.before_writers != Some(pipe.writer_opens.load(SeqCst)));
             queues[0] = Some(&pipe.can_read);
         }
         if self.writes {

@@ -238,17 +238,17 @@ pub fn ioctl(a: &Args) -> SysResult {
     }
     match &file.entry.inode.kind {
         Kind::Device(Device::Console | Device::Tty) => file::tty::ioctl(request, arg),
-        Kind::Fifo(pipe) if request == io::FIONREAD => count_out(arg, pipe.available() as u64),
-        Kind::Console(channel) if request == io::FIONREAD => count_out(arg, channel.available() as u64),
+        Kind::Fifo(pipe) if request == io::FIONREAD => count_out(arg, pipe.available() as i64),
+        Kind::Console(channel) if request == io::FIONREAD => count_out(arg, channel.available() as i64),
         Kind::File(store) if request == io::FIONREAD => {
-            count_out(arg, store.size().saturating_sub(file.offset()))
+            count_out(arg, store.size() as i64 - file.offset() as i64)
         }
         _ => Err(Errno::ENOTTY),
     }
 }
 
-fn count_out(addr: u64, n: u64) -> SysResult {
-    usercopy::write(addr, &(n.min(i32::MAX as u64) as i32))?;
+fn count_out(addr: u64, n: i64) -> SysResult {
+    usercopy::write(addr, &(n.min(i32::MAX.into()) as i32))?;
     Ok(0)
 }
 

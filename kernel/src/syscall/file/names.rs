@@ -50,7 +50,7 @@ pub fn creat(a: &Args) -> SysResult {
 
 fn open_path(dirfd: i32, addr: u64, flags: u32, mode: u32) -> SysResult {
     const CREATED_DIRECTORY: u32 = c::O_CREAT | c::O_DIRECTORY;
-    let flags = if flags & c::O_PATH != 0 { flags & PATH_FLAGS } else { flags & OPEN_FLAGS };
+    let flags = if flags & c::O_PATH != 0 { flags & PATH_FLAGS } else { flags & OPEN_FLAGS | c::O_LARGEFILE };
     let unnamed = flags & c::O_TMPFILE & !c::O_DIRECTORY != 0;
     if flags & CREATED_DIRECTORY == CREATED_DIRECTORY
         || unnamed && (flags & c::O_DIRECTORY == 0 || !file::access(flags).1)

@@ -7,7 +7,7 @@ use linux_raw_sys::general as c;
 use super::{files, opened};
 use crate::{
     errno::{Errno, SysResult},
-    file::{KernelBuffer, MAX_SIZE, MAX_TRANSFER, OpenFile, Seek, UserBuffer},
+    file::{Kind, KernelBuffer, MAX_SIZE, MAX_TRANSFER, OpenFile, Seek, Sink, Source, UserBuffer},
     syscall::Args,
     usercopy,
 };
@@ -36,14 +36,16 @@ pub fn write(a: &Args) -> SysResult {
 pub fn readv(a: &Args) -> SysResult {
     let file = opened(a, 0)?;
     file.check_readable()?;
-    file.read(&mut UserBuffer::vectored(a.raw(1), a.raw(2))?)
+    let mut buffer = UserBuffer::vectored(a.raw(1), a.raw(2))?;
+    if buffer.room() == 0 { Ok(0) } else { file.read(&mut buffer) }
 }
 
 /// `writev(2)`.
 pub fn writev(a: &Args) -> SysResult {
     let file = opened(a, 0)?;
     file.check_writable()?;
-    file.write(&mut UserBuffer::vectored(a.raw(1), a.raw(2))?)
+    let mut buffer = UserBuffer::vectored(a.raw(1), a.raw(2))?;
+    if buffer.left() == 0 { Ok(0) } else { file.write(&mut buffer) }
 }
 
 /// `pread64(2)`.
@@ -162,7 +164,7 @@ fn copy(
         }
         match written {
             Err(e) if done == 0 => return Err(e),
-            _ if put < n || n < want => break,
+            _ if put < n || n == 0 => break,
             _ => {}
         }
     }
@@ -184,13 +186,20 @@ fn store_offset(addr: u64, at: Option<u64>) -> Result<(), Errno> {
 
 /// `sendfile(2)`.
 pub fn sendfile(a: &Args) -> SysResult {
-    let (to, from) = (opened(a, 0)?, opened(a, 1)?);
+    let from = opened(a, 1)?;
     from.check_readable()?;
+    let mut at = offset_at(a.raw(2))?;
+    if at.is_some() {
+        from.check_offset()?;
+    }
+    let to = opened(a, 0)?;
     to.check_writable()?;
-    if to.flags() & c::O_APPEND != 0 {
+    if let Some(end) = to.end() {
+        end.pipe().check_readers()?;
+    }
+    if to.flags() & c::O_APPEND != 0 || from.check_offset().is_err() || matches!(to.entry.inode.kind, Kind::Event(_)) {
         return Err(Errno::EINVAL);
     }
-    let mut at = offset_at(a.raw(2))?;
     let len = (a.raw(3) as usize).min(MAX_TRANSFER);
     let n = copy(&from, &to, &mut at, &mut None, len)?;
     store_offset(a.raw(2), at)?;
