@@ -36,9 +36,6 @@ const ALIGNMENT: u64 = 17;
 const MACHINE_CHECK: u64 = 18;
 const SIMD: u64 = 19;
 
-/// The x86 resume flag, set while a debug exception is handled.
-const TRAP_FLAG: u64 = 1 << 8;
-
 /// An exception or interrupt; its vector is in `orig_rax`. Entered and left with interrupts off.
 pub extern "C" fn trap(frame: &mut TrapFrame) {
     let vector = frame.orig_rax;
@@ -117,10 +114,8 @@ fn exception(frame: &mut TrapFrame, vector: u64) {
     let rip = frame.rip;
     let (signal, code, address) = match vector {
         DIVIDE_ERROR => (abi::SIGFPE, code::FPE_INTDIV, rip),
-        DEBUG => {
-            frame.rflags &= !TRAP_FLAG;
-            (abi::SIGTRAP, code::TRAP_TRACE, rip)
-        }
+        // The program's own trap flag stays set: a handler that doesn't clear it in its context steps on.
+        DEBUG => (abi::SIGTRAP, code::TRAP_TRACE, rip),
         BREAKPOINT => (abi::SIGTRAP, code::SI_KERNEL, 0),
         OVERFLOW | BOUND | SEGMENT_NOT_PRESENT | GENERAL_PROTECTION | NO_DEVICE => {
             (abi::SIGSEGV, code::SI_KERNEL, 0)
