@@ -21,7 +21,7 @@ use super::{
     io::{Sink, Source, moved},
     poll::{Events, Readiness},
 };
-use crate::{errno::Errno, task, wait::WaitQueue};
+use crate::{errno::Errno, memory, task, wait::WaitQueue};
 
 /// Bytes that go in one piece.
 const PIPE_BUF: usize = c::PIPE_BUF as usize;
@@ -41,13 +41,16 @@ struct Ring {
 }
 
 impl Ring {
-    /// Make room for `more` bytes, moving what is there to a larger ring if need be.
+    /// Make room for `more` bytes, moving what is there to a larger ring if need be. ENOMEM.
     fn reserve(&mut self, more: usize) -> Result<()> {
         let need = self.len + more;
         if need <= self.bytes.len() {
             return Ok(());
         }
         let size = need.next_power_of_two().max(FIRST_RING);
+        if memory::frames().low() {
+            return Err(Errno::ENOMEM);
+        }
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(size).map_err(|_| Errno::ENOMEM)?;
         let (first, second) = self.used();
