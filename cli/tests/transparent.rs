@@ -234,3 +234,14 @@ fn mistakes_are_one_line_with_a_status() {
         assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
     }
 }
+
+#[test]
+fn without_an_emulator_the_line_says_what_to_install() {
+    let driver = Driver::new("");
+    let mut command = driver.command(&["run", &driver.program()]);
+    // Without apt-get on PATH nothing can be installed here, whoever runs the test.
+    let output = command.env_remove("QUIRE_QEMU").env("PATH", driver.folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let wanted = "quire: qemu-system-x86_64 missing: install what Debian calls qemu-system-x86\n";
+    assert_eq!(text(&output.stderr), wanted);
+}
