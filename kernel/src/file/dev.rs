@@ -162,7 +162,7 @@ pub fn node(mode: u32, device: u64) -> Result<Kind> {
     match mode & c::S_IFMT {
         0 | c::S_IFREG => Ok(Kind::File(super::store::Store::new(&[]))),
         c::S_IFCHR => Ok(Kind::Device(Device::with_number(device))),
-        c::S_IFIFO => Ok(Kind::Fifo(super::pipe::Pipe::new())),
+        c::S_IFIFO => Ok(Kind::Fifo(super::pipe::Pipe::new()?)),
         c::S_IFBLK | c::S_IFSOCK => Err(Errno::ENOSYS),
         c::S_IFDIR => Err(Errno::EPERM),
         _ => Err(Errno::EINVAL),

@@ -12,6 +12,7 @@
 //! Documentation/filesystems/directory-locking.)
 
 use alloc::{boxed::Box, collections::BTreeMap, sync::Arc};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as c;
 use sync::RwLock;
@@ -25,6 +26,24 @@ use crate::{errno::Errno, memory, task};
 
 /// Serialises renames; see the module's text.
 static RENAME: RwLock<()> = RwLock::new(());
+
+/// How many names there are in all directories, and how many there may be: each costs memory of the kernel's own, which
+/// must not run out. A quarter of the number of frames, where Linux's tmpfs allows a half.
+static NAMES: AtomicU64 = AtomicU64::new(0);
+static MOST_NAMES: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Set the limit on names, once the memory is known.
+pub fn set_limit() {
+    // Relaxed: at boot; and nothing else depends on the value.
+    MOST_NAMES.store(memory::frames().stats().total / 4, Ordering::Relaxed);
+}
+
+/// How many names there may be, and how many more now.
+pub fn capacity() -> (u64, u64) {
+    // Relaxed: statistics.
+    let (names, most) = (NAMES.load(Ordering::Relaxed), MOST_NAMES.load(Ordering::Relaxed));
+    (most, most.saturating_sub(names))
+}
 
 /// The names in one directory.
 pub struct Directory {
@@ -47,12 +66,15 @@ impl Children {
     fn insert(&mut self, name: &[u8], entry: Arc<Entry>) {
         let position = self.next;
         self.next += 1;
+        // Relaxed, here and below: a count that orders nothing.
+        NAMES.fetch_add(1, Ordering::Relaxed);
         self.by_name.insert(name.into(), position);
         self.by_position.insert(position, entry);
     }
 
     fn remove(&mut self, name: &[u8]) -> Option<Arc<Entry>> {
         let position = self.by_name.remove(name)?;
+        NAMES.fetch_sub(1, Ordering::Relaxed);
         self.by_position.remove(&position)
     }
 
@@ -64,7 +86,7 @@ impl Children {
         if self.by_name.contains_key(name) {
             return Err(Errno::EEXIST);
         }
-        if memory::frames().low() { Err(Errno::ENOSPC) } else { Ok(()) }
+        if memory::frames().low() || capacity().1 == 0 { Err(Errno::ENOSPC) } else { Ok(()) }
     }
 }
 
@@ -104,6 +126,7 @@ impl Directory {
     /// Take out all children: the machine is ending.
     pub fn take_all(&self) -> BTreeMap<u64, Arc<Entry>> {
         let mut children = self.children.write(&task::unpinned());
+        NAMES.fetch_sub(children.by_name.len() as u64, Ordering::Relaxed);
         children.by_name.clear();
         children.removed = true;
         core::mem::take(&mut children.by_position)

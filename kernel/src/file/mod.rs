@@ -5,7 +5,7 @@
 //!                        offset,      a name    metadata
 //!                        flags        in the tree
 //!
-//!  io         where bytes come from and go to              store      a regular file's pages, shared with mappings
+//!  io, page   where bytes come from and go to              store      a regular file's pages, shared with mappings
 //!  table      descriptors; root, working directory         inode      what there is, with its metadata
 //!  open       open files: read, write, seek, list          entry      names and how they hang together
 //!  path       path resolution                              directory  create, link, unlink, rename
@@ -41,6 +41,7 @@ mod inode;
 mod io;
 mod line;
 mod open;
+mod page;
 mod path;
 mod pipe;
 mod poll;
@@ -61,7 +62,7 @@ use linux_raw_sys::general as c;
 use sync::SpinLock;
 
 pub use dev::{Device, node, split as split_device};
-pub use directory::{Directory, Existing, create, link, rename, rmdir, unlink};
+pub use directory::{Directory, Existing, capacity as name_capacity, create, link, rename, rmdir, unlink};
 pub use entry::Entry;
 pub use event::{Event, flags_are_known as event_flags_are_known};
 pub use inode::{Inode, Kind, Time, Volume};
@@ -72,7 +73,7 @@ pub use pipe::{Pipe, PipeEnd};
 pub use poll::Events;
 pub use random::fill as random_bytes;
 pub use startup::Startup;
-pub use store::{MAX_SIZE, Store};
+pub use store::{MAX_SIZE, Store, capacity};
 pub use table::{FileTable, FsInfo};
 
 use crate::{
@@ -104,6 +105,8 @@ pub fn root() -> Arc<Entry> {
 /// what to run, if the image says so.
 pub fn init(image: &'static [u8], options: Options) -> Option<Startup> {
     tty::configure(&options);
+    store::set_limit();
+    directory::set_limit();
     let root = root();
     if let Err(e) = unpack::unpack(&root, image) {
         crate::log!("the initramfs is malformed: {e:?}");
@@ -168,17 +171,17 @@ pub fn open_exec(path: &[u8], fs: &FsInfo) -> Result<Arc<Entry>> {
 
 /// `pages` pages of zeros that forked processes share: what a shared anonymous mapping maps.
 pub fn shared_memory(pages: u64) -> Result<Arc<dyn Object>> {
-    let entry = memory_file(b"/dev/zero", 0o666)?;
+    let entry = unnamed_file(b"/dev/zero", 0o666, Store::unlimited())?;
     entry.inode.store().ok_or(Errno::ENOMEM)?.set_size(pages.saturating_mul(PAGE_SIZE))?;
     Ok(entry.object())
 }
 
-/// A regular file without a name in the tree, shown as `name` and removed.
-pub fn memory_file(name: &[u8], mode: u32) -> Result<Arc<Entry>> {
+/// A regular file without a name in the tree, shown as `name` and removed. ENOMEM when memory is short.
+pub fn unnamed_file(name: &[u8], mode: u32, store: Store) -> Result<Arc<Entry>> {
     if memory::frames().low() {
         return Err(Errno::ENOMEM);
     }
-    let inode = Inode::new(Kind::File(Store::new(&[])), mode, Volume::Root);
+    let inode = Inode::new(Kind::File(store), mode, Volume::Root);
     inode.relink(-1);
     let entry = Entry::anonymous(name, inode);
     entry.set_removed();
@@ -190,7 +193,7 @@ pub fn new_pipe(flags: u32) -> Result<(Arc<OpenFile>, Arc<OpenFile>)> {
     if memory::frames().low() {
         return Err(Errno::ENOMEM);
     }
-    let pipe = Pipe::new();
+    let pipe = Pipe::new()?;
     let inode = Inode::new(Kind::Fifo(pipe.clone()), 0o600, Volume::Anonymous);
     let entry = Entry::anonymous(format!("pipe:[{}]", inode.number).as_bytes(), inode);
     let (reader, writer) = (PipeEnd::new(pipe.clone(), true, false), PipeEnd::new(pipe, false, true));

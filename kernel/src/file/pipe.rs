@@ -13,15 +13,17 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use addr::PAGE_BYTES;
 use linux_raw_sys::general as c;
 use sync::RwLock;
 
 use super::{
     Result,
-    io::{Sink, Source, moved},
+    io::{KernelBuffer, Sink, Source, moved},
+    page::PageShare,
     poll::{Events, Readiness},
 };
-use crate::{errno::Errno, memory, task, wait::WaitQueue};
+use crate::{errno::Errno, task, wait::WaitQueue};
 
 /// Bytes that go in one piece.
 const PIPE_BUF: usize = c::PIPE_BUF as usize;
@@ -29,58 +31,81 @@ const PIPE_BUF: usize = c::PIPE_BUF as usize;
 const DEFAULT_CAPACITY: usize = 64 << 10;
 /// The greatest capacity; Linux's /proc/sys/fs/pipe-max-size.
 const MAX_CAPACITY: usize = 1 << 20;
-/// The ring's first allocation: most pipes carry little.
-const FIRST_RING: usize = PIPE_BUF;
 
-/// The bytes of a pipe. The storage's length is 0 or a power of two and grows up to the capacity.
+/// The bytes of a pipe: byte number n since the pipe was made is in page n / 4096, counted around the ring. A page gets
+/// a frame when it is first written, and all but one give it back when the ring is empty.
 struct Ring {
-    bytes: Vec<u8>,
-    /// Index of the oldest byte.
+    pages: Vec<Option<PageShare>>,
+    /// Number of the oldest byte.
     head: usize,
     len: usize,
 }
 
 impl Ring {
-    /// Make room for `more` bytes, moving what is there to a larger ring if need be. ENOMEM.
-    fn reserve(&mut self, more: usize) -> Result<()> {
-        let need = self.len + more;
-        if need <= self.bytes.len() {
-            return Ok(());
+    /// A ring of `bytes`, a multiple of the page size.
+    fn new(bytes: usize) -> Result<Self> {
+        let mut pages = Vec::new();
+        let count = bytes / PAGE_BYTES;
+        pages.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
+        pages.resize_with(count, || None);
+        Ok(Self { pages, head: 0, len: 0 })
+    }
+
+    fn capacity(&self) -> usize {
+        self.pages.len() * PAGE_BYTES
+    }
+
+    /// Where byte number `n` is: index of the page, and offset in it.
+    fn place(&self, n: usize) -> (usize, usize) {
+        (n / PAGE_BYTES % self.pages.len().max(1), n % PAGE_BYTES)
+    }
+
+    /// Move up to `len` of the oldest bytes to `sink`, as far as the end of a page; says how many were to go, and went.
+    fn take(&mut self, len: usize, sink: &mut dyn Sink) -> (usize, usize) {
+        let (page, offset) = self.place(self.head);
+        let want = len.min(self.len).min(PAGE_BYTES - offset);
+        let got = match self.pages.get(page) {
+            Some(Some(page)) => page.read(offset, want, sink),
+            _ => 0,
+        };
+        self.head += got;
+        self.len -= got;
+        if self.len == 0 {
+            self.head = 0;
+            self.pages.iter_mut().skip(1).for_each(|p| *p = None);
         }
-        let size = need.next_power_of_two().max(FIRST_RING);
-        if memory::frames().low() {
-            return Err(Errno::ENOMEM);
+        (want, got)
+    }
+
+    /// Add up to `len` bytes from `source`, as far as the end of a page and as there is room; says how many were to
+    /// come, and came. ENOMEM.
+    fn put(&mut self, len: usize, source: &mut dyn Source) -> Result<(usize, usize)> {
+        let (page, offset) = self.place(self.head + self.len);
+        let want = len.min(self.capacity() - self.len).min(PAGE_BYTES - offset);
+        let slot = self.pages.get_mut(page).ok_or(Errno::ENOMEM)?;
+        if slot.is_none() {
+            *slot = PageShare::uncleared();
         }
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(size).map_err(|_| Errno::ENOMEM)?;
-        let (first, second) = self.used();
-        bytes.extend_from_slice(first);
-        bytes.extend_from_slice(second);
-        bytes.resize(size, 0);
-        self.bytes = bytes;
-        self.head = 0;
-        Ok(())
+        let got = slot.as_ref().ok_or(Errno::ENOMEM)?.write(offset, want, source);
+        self.len += got;
+        Ok((want, got))
     }
 
-    /// The two stretches of used bytes, oldest first.
-    fn used(&self) -> (&[u8], &[u8]) {
-        let (before, from_head) = self.bytes.split_at_checked(self.head).unwrap_or_default();
-        let first = from_head.get(..self.len).unwrap_or(from_head);
-        let second = before.get(..self.len - first.len()).unwrap_or(&[]);
-        (first, second)
-    }
-
-    /// The next stretch of unused bytes.
-    fn unused(&mut self) -> &mut [u8] {
-        let size = self.bytes.len();
-        let tail = self.head + self.len;
-        let (from, to) = if tail < size { (tail, size) } else { (tail - size, self.head) };
-        self.bytes.get_mut(from..to).unwrap_or_default()
-    }
-
-    fn consume(&mut self, n: usize) {
-        self.len -= n;
-        self.head = if self.len == 0 { 0 } else { (self.head + n) & (self.bytes.len() - 1) };
+    /// The same bytes in a ring of `bytes`, which are enough for them. ENOMEM.
+    fn resized(&mut self, bytes: usize) -> Result<Self> {
+        let mut other = Self::new(bytes)?;
+        for slot in other.pages.iter_mut().take(self.len.div_ceil(PAGE_BYTES)) {
+            *slot = Some(PageShare::uncleared().ok_or(Errno::ENOMEM)?);
+        }
+        let mut copy = [0; 512];
+        while self.len > 0 {
+            let (_, n) = self.take(copy.len(), &mut KernelBuffer { free: &mut copy });
+            let mut rest = copy.get(..n).unwrap_or(&[]);
+            while !rest.is_empty() {
+                other.put(rest.len(), &mut rest)?;
+            }
+        }
+        Ok(other)
     }
 }
 
@@ -105,10 +130,11 @@ pub struct Pipe {
 use Ordering::SeqCst;
 
 impl Pipe {
-    /// An empty pipe with no end open.
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self {
-            ring: RwLock::new(Ring { bytes: Vec::new(), head: 0, len: 0 }),
+    /// An empty pipe with no end open. ENOMEM.
+    pub fn new() -> Result<Arc<Self>> {
+        let ring = Ring::new(DEFAULT_CAPACITY)?;
+        Ok(Arc::new(Self {
+            ring: RwLock::new(ring),
             used: AtomicUsize::new(0),
             capacity: AtomicUsize::new(DEFAULT_CAPACITY),
             readers: AtomicU32::new(0),
@@ -117,7 +143,7 @@ impl Pipe {
             writer_opens: AtomicU32::new(0),
             can_read: WaitQueue::new(),
             can_write: WaitQueue::new(),
-        })
+        }))
     }
 
     /// Bytes that a read would get.
@@ -140,10 +166,11 @@ impl Pipe {
             return Err(Errno::EPERM);
         }
         let size = bytes.max(PIPE_BUF).next_power_of_two();
-        let ring = self.ring.write(&task::unpinned());
+        let mut ring = self.ring.write(&task::unpinned());
         if ring.len > size {
             return Err(Errno::EBUSY);
         }
+        *ring = ring.resized(size)?;
         self.capacity.store(size, SeqCst);
         drop(ring);
         self.can_write.wake_all();
@@ -156,10 +183,7 @@ impl Pipe {
         let before = self.room();
         let mut done = 0;
         while ring.len > 0 && sink.room() > 0 {
-            let piece = ring.used().0;
-            let want = piece.len().min(sink.room());
-            let got = sink.put(piece.get(..want).unwrap_or(piece));
-            ring.consume(got);
+            let (want, got) = ring.take(sink.room(), sink);
             done += got;
             if got < want {
                 done = moved(done, want, Errno::EFAULT)?;
@@ -184,18 +208,15 @@ impl Pipe {
             return Ok((0, false));
         }
         let total = source.left().min(room);
-        ring.reserve(total)?;
-        let mut done = 0;
-        let mut fault = false;
-        while done < total {
-            let space = ring.unused();
-            let want = space.len().min(total - done);
-            let got = space.get_mut(..want).map_or(0, |space| source.take(space));
-            ring.len += got;
-            done += got;
-            if got < want {
-                fault = true;
-                break;
+        let (mut done, mut fault) = (0, false);
+        while done < total && !fault {
+            match ring.put(total - done, source) {
+                Ok((want, got)) => {
+                    done += got;
+                    fault = got < want;
+                }
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => break,
             }
         }
         self.used.store(ring.len, SeqCst);

@@ -14,85 +14,71 @@
 //!   it inside the address space's own locks. User memory is never touched while it is held; copies work on a share
 //!   taken under it.
 //!
+//! Files may fill at most half of the memory, as on Linux's tmpfs; then writes fail with ENOSPC while programs still
+//! have memory to run in. Shared anonymous memory and `memfd` files are the programs' own and not limited so, nor are the pages of the boot image.
+//!
 //! Invariant: every byte after the end of the file, in pages that are present, is zero, except what a mapping writes
 //! into the rest of the last page; growing the file clears that.
-#![allow(unsafe_code)] // reaches the bytes of frames that it owns, through the direct map
 
 use alloc::collections::BTreeMap;
-use core::{
-    mem::ManuallyDrop,
-    slice,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use addr::{PAGE_BYTES, PAGE_SIZE};
 use aspace::ObjectError;
-use frames::{OwnedFrame, Use};
+use frames::OwnedFrame;
 use sync::RwLock;
 
 use super::{
     Result,
     io::{Sink, Source, moved},
+    page::{PageShare, ZEROS},
 };
 use crate::{errno::Errno, memory, task};
 
 /// The greatest size of a file, in bytes.
 pub const MAX_SIZE: u64 = i64::MAX as u64;
 
-static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+/// How many pages limited files hold in frames, and how many they may.
+static USED: AtomicU64 = AtomicU64::new(0);
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// A share of one page's frame; dropping it gives the share back.
-struct FilePage(ManuallyDrop<OwnedFrame>);
+/// Set the limit, once the memory is known.
+pub fn set_limit() {
+    // Relaxed: at boot; and nothing else depends on the value.
+    LIMIT.store(memory::frames().stats().total / 2, Ordering::Relaxed);
+}
 
-impl FilePage {
-    fn zeroed() -> Option<Self> {
-        let frame = memory::frames().alloc_zeroed(&task::pinned(), Use::File)?;
-        Some(Self(ManuallyDrop::new(frame)))
-    }
+/// How many pages files may hold in all, and how many more now.
+pub fn capacity() -> (u64, u64) {
+    // Relaxed: statistics.
+    let (used, limit) = (USED.load(Ordering::Relaxed), LIMIT.load(Ordering::Relaxed));
+    (limit, limit.saturating_sub(used))
+}
 
-    fn share(&self) -> Self {
-        Self(ManuallyDrop::new(memory::frames().share(&self.0)))
-    }
+/// One page's share of the limit; dropping it gives the share back.
+struct Quota;
 
-    fn into_owned(self) -> OwnedFrame {
-        let mut this = ManuallyDrop::new(self);
-        // SAFETY: `this` is never dropped, so the frame is taken out exactly once.
-        unsafe { ManuallyDrop::take(&mut this.0) }
-    }
-
-    fn ptr(&self) -> *mut u8 {
-        memory::dm().ptr(self.0.frame().base())
-    }
-
-    /// Hand bytes `from..from + len` of the page to `sink`; says how many went.
-    fn read(&self, from: usize, len: usize, sink: &mut dyn Sink) -> usize {
-        let len = len.min(PAGE_BYTES.saturating_sub(from));
-        // SAFETY: the range lies in a frame that is alive while `self` is. Programs may write it meanwhile through
-        // mappings; the slice only goes to copy routines, to which any mix of old and new bytes is fine.
-        sink.put(unsafe { slice::from_raw_parts(self.ptr().add(from), len) })
-    }
-
-    /// Fill bytes `from..from + len` of the page from `source`; says how many came.
-    fn write(&self, from: usize, len: usize, source: &mut dyn Source) -> usize {
-        let len = len.min(PAGE_BYTES.saturating_sub(from));
-        // SAFETY: as in `read`; stores to the page by calls are ordered by the store's `writer` lock.
-        source.take(unsafe { slice::from_raw_parts_mut(self.ptr().add(from), len) })
-    }
-
-    /// Set bytes `from..to` of the page to zero.
-    fn clear(&self, from: usize, to: usize) {
-        let to = to.min(PAGE_BYTES);
-        let mut zeros = ZEROS.get(..to.saturating_sub(from)).unwrap_or(&[]);
-        self.write(from, zeros.len(), &mut zeros);
+impl Quota {
+    fn take() -> Option<Self> {
+        // Relaxed, here and below: a count that orders nothing. A late answer lets a few pages more or fewer in.
+        if USED.fetch_add(1, Ordering::Relaxed) < LIMIT.load(Ordering::Relaxed) {
+            return Some(Self);
+        }
+        USED.fetch_sub(1, Ordering::Relaxed);
+        None
     }
 }
 
-impl Drop for FilePage {
+impl Drop for Quota {
     fn drop(&mut self) {
-        // SAFETY: drop runs once, and `into_owned` prevents it.
-        let frame = unsafe { ManuallyDrop::take(&mut self.0) };
-        memory::frames().free(&task::pinned(), frame);
+        USED.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// A page in a store.
+struct Present {
+    page: PageShare,
+    _quota: Option<Quota>,
 }
 
 /// Where a write begins.
@@ -106,16 +92,18 @@ pub enum WriteAt {
 
 /// What is at a page's index.
 enum Held {
-    Page(FilePage),
+    Page(PageShare),
     /// The page's part of the boot image; the rest of the page is zero.
     Image(&'static [u8]),
     Hole,
 }
 
 struct Pages {
-    present: BTreeMap<u64, FilePage>,
+    present: BTreeMap<u64, Present>,
     /// The file's first bytes, for pages that are not present.
     image: &'static [u8],
+    /// Whether its pages count towards the limit.
+    limited: bool,
 }
 
 impl Pages {
@@ -127,22 +115,24 @@ impl Pages {
 
     fn held(&self, index: u64) -> Held {
         match (self.present.get(&index), self.image_of(index)) {
-            (Some(page), _) => Held::Page(page.share()),
+            (Some(present), _) => Held::Page(present.page.share()),
             (None, []) => Held::Hole,
             (None, image) => Held::Image(image),
         }
     }
 
     /// The page at `index`, brought into a frame if it is not yet.
-    fn materialise(&mut self, index: u64) -> Option<FilePage> {
-        if let Some(page) = self.present.get(&index) {
-            return Some(page.share());
+    fn materialise(&mut self, index: u64) -> Option<PageShare> {
+        if let Some(present) = self.present.get(&index) {
+            return Some(present.page.share());
         }
-        let page = FilePage::zeroed()?;
         let mut image = self.image_of(index);
+        // The boot image's own pages are no more than it is, and running its programs takes frames for them.
+        let quota = if self.limited && image.is_empty() { Some(Quota::take()?) } else { None };
+        let page = PageShare::zeroed()?;
         page.write(0, image.len(), &mut image);
         let share = page.share();
-        self.present.insert(index, page);
+        self.present.insert(index, Present { page, _quota: quota });
         Some(share)
     }
 
@@ -163,11 +153,17 @@ pub struct Store {
 impl Store {
     /// A file whose contents are `image`.
     pub fn new(image: &'static [u8]) -> Self {
-        Self {
-            size: AtomicU64::new(image.len() as u64),
-            pages: RwLock::new(Pages { present: BTreeMap::new(), image }),
-            writer: RwLock::new(()),
-        }
+        Self::with(Pages { present: BTreeMap::new(), image, limited: true })
+    }
+
+    /// Memory of programs, which the limit on files does not concern.
+    pub fn unlimited() -> Self {
+        Self::with(Pages { present: BTreeMap::new(), image: &[], limited: false })
+    }
+
+    fn with(pages: Pages) -> Self {
+        let size = AtomicU64::new(pages.image.len() as u64);
+        Self { size, pages: RwLock::new(pages), writer: RwLock::new(()) }
     }
 
     /// The size in bytes.
@@ -305,7 +301,9 @@ impl Store {
         let end = offset.checked_add(len).filter(|&e| e <= MAX_SIZE).ok_or(Errno::EFBIG)?;
         let ctx = task::unpinned();
         let _writer = self.writer.write(&ctx);
-        if end.div_ceil(PAGE_SIZE) - offset / PAGE_SIZE > memory::frames().stats().free as u64 {
+        let limited = self.pages.read(&ctx).limited;
+        let free = memory::frames().stats().free.min(if limited { capacity().1 } else { u64::MAX });
+        if end.div_ceil(PAGE_SIZE) - offset / PAGE_SIZE > free {
             return Err(Errno::ENOSPC);
         }
         for index in offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
@@ -385,7 +383,7 @@ impl Store {
         if index >= self.size().div_ceil(PAGE_SIZE) {
             return Err(ObjectError::BeyondEnd);
         }
-        pages.materialise(index).map(FilePage::into_owned).ok_or(ObjectError::NoMemory)
+        pages.materialise(index).map(PageShare::into_owned).ok_or(ObjectError::NoMemory)
     }
 
     /// Give back every page: the machine is ending.

@@ -81,7 +81,7 @@ fn place(
         c::S_IFDIR => Kind::Directory(Directory::new()),
         c::S_IFREG => Kind::File(Store::new(data)),
         c::S_IFLNK => Kind::Symlink(data.into()),
-        c::S_IFIFO => Kind::Fifo(Pipe::new()),
+        c::S_IFIFO => Kind::Fifo(Pipe::new()?),
         c::S_IFCHR => Kind::Device(Device::with_number(number(item.device.0.into(), item.device.1.into()))),
         _ => return Err(Errno::EINVAL),
     };

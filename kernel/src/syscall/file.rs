@@ -20,7 +20,7 @@ pub use wait::*;
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
-    file::{self, Device, Entry, FileTable, Follow, Found, FsInfo, Kind, OpenFile},
+    file::{self, Device, Entry, FileTable, Follow, Found, FsInfo, Kind, OpenFile, Store},
     task, usercopy,
 };
 
@@ -186,7 +186,7 @@ pub fn memfd_create(a: &Args) -> SysResult {
     let mut name = PREFIX.to_vec();
     name.extend(given);
     let mode = if flags & c::MFD_NOEXEC_SEAL != 0 { 0o666 } else { 0o777 };
-    let file = OpenFile::open(file::memory_file(&name, mode)?, c::O_RDWR)?;
+    let file = OpenFile::open(file::unnamed_file(&name, mode, Store::unlimited())?, c::O_RDWR)?;
     files().insert(file, flags & c::MFD_CLOEXEC != 0)
 }
 

@@ -8,7 +8,6 @@ use super::{fs, lookup, lookup_with_flags, opened};
 use crate::{
     errno::{Errno, SysResult},
     file::{self, Entry, Inode, Kind, Time, Volume},
-    memory,
     syscall::Args,
     usercopy,
 };
@@ -199,17 +198,17 @@ pub fn statx(a: &Args) -> SysResult {
 }
 
 fn statfs_out(volume: Volume, addr: u64) -> SysResult {
-    let frames = memory::frames().stats();
-    let (blocks, free) =
-        if volume == Volume::Root { (frames.total, frames.free + frames.cached) } else { (0, 0) };
+    let on_root = volume == Volume::Root;
+    let (blocks, free) = if on_root { file::capacity() } else { (0, 0) };
+    let (files, files_free) = if on_root { file::name_capacity() } else { (0, 0) };
     let out = Statfs {
         magic: volume.magic().into(),
         block_size: BLOCK,
         blocks,
         free,
-        available: free.saturating_sub(frames.reserve),
-        files: blocks,
-        files_free: free,
+        available: free,
+        files,
+        files_free,
         id: [0, 0],
         name_max: c::NAME_MAX.into(),
         fragment_size: BLOCK,

@@ -112,7 +112,8 @@ fn open_unnamed(directory: Arc<Entry>, flags: u32, mode: u32) -> Result<Arc<Open
         Kind::Listing(_) => return Err(Errno::EOPNOTSUPP),
         _ => return Err(Errno::ENOTDIR),
     }
-    OpenFile::open(file::memory_file(b"/#unnamed", mode)?, flags & !(c::O_TMPFILE | c::O_CREAT))
+    let file = file::unnamed_file(b"/#unnamed", mode, Store::new(&[]))?;
+    OpenFile::open(file, flags & !(c::O_TMPFILE | c::O_CREAT))
 }
 
 /// The directory and name of something to remove or rename. `special`: what `.` and `..` give.
