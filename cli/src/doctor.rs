@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The oldest QEMU that boots the kernel directly and knows the options that are used.
-const OLDEST_QEMU: u32 = 6;
+const OLDEST_QEMU: u32 = 7;
 
 /// Print a line for each thing that the driver uses, after mending what is missing if so asked. The exit status is 1
 /// if something is still missing.

@@ -19,6 +19,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+const KIND: u32 = 0o170_000;
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
@@ -97,6 +98,26 @@ impl Image {
     /// Whether something has this path.
     pub fn contains(&self, path: &[u8]) -> bool {
         self.entries.contains_key(clean(path).as_slice())
+    }
+
+    /// Whether this path leads to something, through symbolic links too.
+    pub fn leads_somewhere(&self, path: &[u8]) -> bool {
+        let mut path = clean(path);
+        // As many links in a row as Linux follows.
+        for _ in 0..40 {
+            let ends = (0..=path.len()).filter(|end| path.get(*end).is_none_or(|byte| *byte == b'/'));
+            let link = ends.map(|end| path.split_at(end)).find_map(|(at, rest)| {
+                let entry = self.entries.get(at)?;
+                match &entry.contents {
+                    Contents::Bytes(target) if entry.mode & KIND == SYMLINK => Some((at, target, rest)),
+                    _ => None,
+                }
+            });
+            let Some((at, target, rest)) = link else { return self.contains(&path) };
+            let above = if target.starts_with(b"/") { &b""[..] } else { parent(at) };
+            path = clean(&[above, b"/", target, b"/", rest].concat());
+        }
+        false
     }
 
     /// A directory with these permissions, unless there is one.
@@ -201,7 +222,7 @@ impl<W: Write> Archive<W> {
             Contents::Host(_, length) => *length,
         };
         self.inode += 1;
-        let links = if entry.mode & 0o170_000 == DIRECTORY { 2 } else { 1 };
+        let links = if entry.mode & KIND == DIRECTORY { 2 } else { 1 };
         write!(
             self.to,
             "070701{:08x}{:08x}{:08x}{:08x}{links:08x}{:08x}",
@@ -249,6 +270,10 @@ fn clean(path: &[u8]) -> Vec<u8> {
         }
     }
     parts.join(&b'/')
+}
+
+fn parent(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|byte| *byte == b'/').map_or(b"", |at| &path[..at])
 }
 
 fn join(directory: &[u8], name: &OsStr) -> Vec<u8> {
@@ -371,6 +396,23 @@ mod tests {
         let entries = pack(image);
         assert_eq!(entries[1].0, ".quire/exec");
         assert_eq!(entries[1].2, b"3\0sh\0-c\0\x001\0A=1\0/\0/bin/sh\0");
+    }
+
+    #[test]
+    fn links_lead_where_they_point() {
+        let mut image = Image::default();
+        image.file(b"usr/lib/x86/ld.so", Vec::new(), 0o755);
+        image.symlink(b"lib64", b"usr/lib64");
+        image.symlink(b"usr/lib64", b"lib");
+        image.symlink(b"usr/lib/ld", b"/lib64/x86/../x86/ld.so");
+        image.symlink(b"a", b"b");
+        image.symlink(b"b", b"a");
+        for path in ["/lib64", "/lib64/x86/ld.so", "/lib64/ld", "usr/lib/ld"] {
+            assert!(image.leads_somewhere(path.as_bytes()), "{path}");
+        }
+        for path in ["/a", "/a/x", "/lib64/none", "/lib64/ld/x", "/none"] {
+            assert!(!image.leads_somewhere(path.as_bytes()), "{path}");
+        }
     }
 
     #[test]

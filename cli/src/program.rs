@@ -85,7 +85,8 @@ fn inside(root: &Path, path: &Path) -> PathBuf {
     host
 }
 
-/// Refuse what is not a static x86-64 Linux executable (or a script whose interpreter `has` says is in the guest).
+/// Refuse what is not an x86-64 Linux executable, and a script or a dynamic program whose interpreter is not in the guest,
+/// as far as `has` knows.
 pub fn check(program: &Program, has: impl Fn(&[u8]) -> bool) -> Result<()> {
     let shown = program.host.display();
     if !workspace::is_executable(&program.host) {
@@ -103,7 +104,7 @@ pub fn check(program: &Program, has: impl Fn(&[u8]) -> bool) -> Result<()> {
             format!("{shown} is a script for {interpreter}, which is not in the guest: pack a static one");
         return Err(failure(NOT_RUNNABLE, format!("{line} with --bind HOST:{interpreter}")));
     }
-    objection(&bytes).map_or(Ok(()), |why| Err(failure(NOT_RUNNABLE, format!("{shown} {why}"))))
+    objection(&bytes, has).map_or(Ok(()), |why| Err(failure(NOT_RUNNABLE, format!("{shown} {why}"))))
 }
 
 fn script_interpreter(bytes: &[u8]) -> Option<&[u8]> {
@@ -114,7 +115,7 @@ fn script_interpreter(bytes: &[u8]) -> Option<&[u8]> {
 const HOW_TO_BUILD: &str = "build it for x86_64 Linux, static";
 
 /// Why Quire cannot run these bytes, if it cannot.
-fn objection(bytes: &[u8]) -> Option<String> {
+fn objection(bytes: &[u8], has: impl Fn(&[u8]) -> bool) -> Option<String> {
     let not_elf = || Some(format!("is not an ELF program: {HOW_TO_BUILD}"));
     if !bytes.starts_with(&elf::ELFMAG) {
         return not_elf();
@@ -140,11 +141,13 @@ fn objection(bytes: &[u8]) -> Option<String> {
     let Ok(segments) = header.program_headers(endian, bytes) else {
         return Some("is a damaged ELF file: build it again".to_owned());
     };
-    if segments.iter().any(|segment| segment.p_type(endian) == elf::PT_INTERP) {
-        return Some(
-            "is dynamically linked: link it with -static (C), or with RUSTFLAGS=\"-C target-feature=+crt-static\" (Rust)"
-                .to_owned(),
-        );
+    let interpreter = segments.iter().find_map(|segment| segment.interpreter(endian, bytes).ok().flatten());
+    if let Some(interpreter) = interpreter.filter(|path| !has(path)) {
+        let interpreter = String::from_utf8_lossy(interpreter);
+        return Some(format!(
+            "is dynamically linked, and {interpreter} is not in the guest: link it with -static (C) or \
+             RUSTFLAGS=\"-C target-feature=+crt-static\" (Rust), or pack its libraries with --root"
+        ));
     }
     if !segments.iter().any(|segment| segment.p_type(endian) == elf::PT_LOAD) {
         return Some("has no segment to load: build it again".to_owned());
@@ -205,22 +208,38 @@ mod tests {
 
     #[test]
     fn static_programs_pass() {
-        assert_eq!(objection(&elf(2, 2, X86_64, 1)), None);
-        assert_eq!(objection(&elf(2, 3, X86_64, 1)), None);
+        assert_eq!(objection(&elf(2, 2, X86_64, 1), |_| false), None);
+        assert_eq!(objection(&elf(2, 3, X86_64, 1), |_| false), None);
     }
 
     #[test]
     fn other_files_are_refused_with_what_to_do() {
-        let why = |bytes: &[u8]| objection(bytes).unwrap();
+        let why = |bytes: &[u8]| objection(bytes, |_| false).unwrap();
         assert!(why(b"hello").starts_with("is not an ELF program: build it for x86_64"));
         assert!(why(b"").starts_with("is not an ELF program"));
         assert!(why(&elf(2, 2, X86_64, 1)[..40]).starts_with("is not an ELF program"));
         assert!(why(&elf(1, 2, 3, 1)).starts_with("is a 32-bit program"));
         assert!(why(&elf(2, 2, 183, 1)).starts_with("is a program for AArch64"));
-        assert!(why(&elf(2, 3, X86_64, 3)).starts_with("is dynamically linked: link it with -static"));
         assert!(why(&elf(2, 1, X86_64, 1)).starts_with("is an object file"));
         assert!(why(&elf(2, 2, X86_64, 4)).starts_with("has no segment"));
         assert!(why(&elf(2, 2, X86_64, 1)[..100]).starts_with("is a damaged ELF file"));
+    }
+
+    #[test]
+    fn a_dynamic_program_needs_its_interpreter_in_the_guest() {
+        let mut bytes = elf(2, 3, X86_64, 3);
+        bytes[72] = 120; // p_offset
+        bytes[96] = 4; // p_filesz
+        bytes.extend(b"/ld\0");
+        let why = objection(&bytes, |_| false).unwrap();
+        assert!(
+            why.starts_with("is dynamically linked, and /ld is not in the guest: link it with -static"),
+            "{why}"
+        );
+        assert_eq!(
+            objection(&bytes, |path| path == b"/ld"),
+            Some("has no segment to load: build it again".to_owned())
+        );
     }
 
     #[test]
