@@ -10,7 +10,7 @@ use sync::SpinLock;
 
 use super::{
     Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, pipe::Pipe,
-    store::Store, tty::Channel,
+    proc::Text, store::Store, tty::Channel,
 };
 use crate::hw;
 
@@ -66,7 +66,7 @@ impl Volume {
 }
 
 /// Makes the contents of a file when it is read.
-pub type Text = dyn Fn() -> Result<Vec<u8>> + Send + Sync;
+pub type MakeText = dyn Fn() -> Result<Text> + Send + Sync;
 
 /// A directory whose entries are made up when someone looks.
 pub trait Listing: Send + Sync {
@@ -129,7 +129,7 @@ pub enum Kind {
     /// A counter of `eventfd`.
     Event(Event),
     /// A file of /proc or /sys.
-    Text(Box<Text>),
+    Text(Box<MakeText>),
     /// A directory of /proc or /sys.
     Listing(Box<dyn Listing>),
     /// A symbolic link of /proc.

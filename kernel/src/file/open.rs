@@ -4,7 +4,7 @@
 //! file follow one another as POSIX asks. Page faults nest inside it. Pipes, devices and the like have no offset and
 //! do not take it, so a reader that waits does not keep a writer out.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use addr::Prot;
@@ -19,6 +19,7 @@ use super::{
     io::{Sink, Source, moved},
     pipe::PipeEnd,
     poll::{Events, Readiness},
+    proc::Text,
     store::{MAX_SIZE, Store, WriteAt},
 };
 use crate::{errno::Errno, task};
@@ -45,7 +46,7 @@ struct Position {
     /// In bytes; for a directory, the position in the listing.
     offset: u64,
     /// The contents of a file of /proc, made when it is read from the start.
-    text: Vec<u8>,
+    text: Text,
 }
 
 /// Where a seek counts from.
@@ -83,7 +84,7 @@ impl OpenFile {
             // Relaxed: only uniqueness matters.
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             flags: AtomicU32::new(flags & !OPENING),
-            position: RwLock::new(Position { offset: 0, text: Vec::new() }),
+            position: RwLock::new(Position { offset: 0, text: Text::default() }),
             end,
         })
     }
@@ -238,10 +239,19 @@ impl OpenFile {
         if offset == 0 || position.text.is_empty() {
             position.text = make()?;
         }
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = position.text.get(from..).unwrap_or(&[]);
-        let rest = rest.get(..sink.room()).unwrap_or(rest);
-        moved(sink.put(rest), rest.len(), Errno::EFAULT)
+        let mut done = 0;
+        for piece in position.text.rest(offset) {
+            let wanted = piece.get(..sink.room()).unwrap_or(piece);
+            let put = sink.put(wanted);
+            done += put;
+            if put < wanted.len() {
+                return moved(done, 1, Errno::EFAULT);
+            }
+            if sink.room() == 0 {
+                break;
+            }
+        }
+        Ok(done)
     }
 
     /// Write at the offset, or at the end with O_APPEND, and move the offset.

@@ -18,6 +18,7 @@ use super::{
     random,
 };
 use crate::{
+    errno::Errno,
     hw::{self, cpu},
     memory,
     process::{self, PID_MAX},
@@ -106,8 +107,57 @@ impl Listing for Table {
 }
 
 /// A file that everyone may read.
-pub fn text(make: impl Fn() -> Result<Vec<u8>> + Send + Sync + 'static) -> Node {
-    Node { kind: Kind::Text(Box::new(make)), mode: 0o444 }
+pub fn text<T: Into<Text>>(make: impl Fn() -> Result<T> + Send + Sync + 'static) -> Node {
+    Node { kind: Kind::Text(Box::new(move || make().map(Into::into))), mode: 0o444 }
+}
+
+/// The contents of a file, as they were when it was read from its start. They may be long, with a line for each of a
+/// program's mappings, but one block of the heap may not: so they come in pieces.
+#[derive(Default)]
+pub struct Text(Vec<Vec<u8>>);
+
+impl Text {
+    /// Bytes of a full piece.
+    const PIECE: usize = 64 << 10;
+
+    /// Add `bytes`, which are few. ENOMEM.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        let full = self.0.last().is_none_or(|last| last.capacity() - last.len() < bytes.len());
+        if full {
+            if memory::frames().low() {
+                return Err(Errno::ENOMEM);
+            }
+            let mut piece = Vec::new();
+            piece.try_reserve_exact(Self::PIECE.max(bytes.len())).map_err(|_| Errno::ENOMEM)?;
+            self.0.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+            self.0.push(piece);
+        }
+        if let Some(last) = self.0.last_mut() {
+            last.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(Vec::is_empty)
+    }
+
+    /// What there is from byte `offset` on, piece by piece.
+    pub fn rest(&self, offset: u64) -> impl Iterator<Item = &[u8]> {
+        let mut skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        self.0.iter().filter_map(move |piece| {
+            let rest = piece.get(skip..).filter(|rest| !rest.is_empty());
+            skip = skip.saturating_sub(piece.len());
+            rest
+        })
+    }
+}
+
+impl From<Vec<u8>> for Text {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(alloc::vec![bytes])
+    }
 }
 
 /// A link to what a function says.

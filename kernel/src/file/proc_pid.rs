@@ -13,7 +13,7 @@ use super::{
     entry::Entry,
     inode::{Kind, Link, Listing, Name, Node, Target},
     open::{OpenFile, access},
-    proc::{TICK, number, text},
+    proc::{TICK, Text, number, text},
 };
 use crate::{
     errno::Errno,
@@ -30,19 +30,21 @@ struct Subject {
     thread: Option<Arc<Task>>,
 }
 
-type Make = fn(&Subject) -> Result<Vec<u8>>;
+type Make = fn(&Subject) -> Result<Text>;
+
+const MOUNTS: &[u8] = b"tmpfs / tmpfs rw 0 0\nproc /proc proc rw 0 0\nsysfs /sys sysfs ro 0 0\n";
 
 /// The files of a process, and of each of its threads.
 const FILES: &[(&str, Make)] = &[
-    ("cmdline", |s| strings(s, 0)),
-    ("comm", comm),
-    ("environ", |s| strings(s, 2)),
-    ("limits", limits),
+    ("cmdline", |s| strings(s, 0).map(Text::from)),
+    ("comm", |s| comm(s).map(Text::from)),
+    ("environ", |s| strings(s, 2).map(Text::from)),
+    ("limits", |s| limits(s).map(Text::from)),
     ("maps", maps),
-    ("mounts", |_| Ok(b"tmpfs / tmpfs rw 0 0\nproc /proc proc rw 0 0\nsysfs /sys sysfs ro 0 0\n".to_vec())),
-    ("stat", stat),
-    ("statm", statm),
-    ("status", status),
+    ("mounts", |_| Ok(MOUNTS.to_vec().into())),
+    ("stat", |s| stat(s).map(Text::from)),
+    ("statm", |s| statm(s).map(Text::from)),
+    ("status", |s| status(s).map(Text::from)),
 ];
 
 /// The links of a process, and of each of its threads.
@@ -235,11 +237,16 @@ fn strings(s: &Subject, which: usize) -> Result<Vec<u8>> {
     Ok(if copied.is_ok() { bytes } else { Vec::new() })
 }
 
-fn maps(s: &Subject) -> Result<Vec<u8>> {
-    let Some(mm) = memory(s) else { return Ok(Vec::new()) };
+fn maps(s: &Subject) -> Result<Text> {
+    let mut text = Text::default();
+    let Some(mm) = memory(s) else { return Ok(text) };
     let mut out = String::new();
     let mut bytes = Vec::new();
+    let mut result = Ok(());
     mm.aspace.mappings(&task::unpinned(), &mut |info| {
+        if result.is_err() {
+            return;
+        }
         let m = info.mapping;
         let flag = |p, c| if m.prot.contains(p) { c } else { '-' };
         let (offset, (device, inode)) = match &m.backing {
@@ -272,14 +279,16 @@ fn maps(s: &Subject) -> Result<Vec<u8>> {
                 out.push(' ');
             }
         }
+        bytes.clear();
         bytes.extend_from_slice(out.as_bytes());
         for b in name {
             // A newline in a name would make it two lines.
             if b == b'\n' { bytes.extend_from_slice(b"\\012") } else { bytes.push(b) }
         }
         bytes.push(b'\n');
+        result = text.push(&bytes);
     });
-    Ok(bytes)
+    result.map(|()| text)
 }
 
 /// Pages mapped, and pages in memory.
