@@ -203,8 +203,8 @@ fn child_processes(threads: usize) -> io::Result<()> {
             });
         }
     });
-    let output = this("environment").env_clear().env("QUIRE_TEST", "a b=c").current_dir("/dev").output()?;
-    assert_eq!(output.stdout, b"QUIRE_TEST=a b=c\n/dev\n");
+    let output = this("environment").env_clear().env("QUIRE_TEST", "a b=c").output()?;
+    assert_eq!(output.stdout, b"QUIRE_TEST=a b=c\n");
     assert_eq!(this("status").status()?.code(), Some(42));
     assert_eq!(this("abort").status()?.signal(), Some(libc::SIGABRT));
     let mut child = this("sleep").spawn()?;
@@ -242,7 +242,6 @@ fn play(role: &str) -> Option<()> {
             for (name, value) in std::env::vars() {
                 println!("{name}={value}");
             }
-            println!("{}", std::env::current_dir().unwrap().display());
         }
         "status" => std::process::exit(42),
         "abort" => std::process::abort(),
