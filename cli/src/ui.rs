@@ -2,16 +2,16 @@
 
 use std::{
     io::{IsTerminal, Write},
-    sync::Mutex,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::terminal;
 
-/// The bar that is on the screen, so that a note does not tear it.
-static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+/// The lines of progress on the screen, so that nothing else tears them.
+static SHOWN: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// One line of the driver's own on standard error.
 pub fn say(line: &str) {
@@ -45,10 +45,7 @@ fn line_end() -> &'static str {
 
 /// Write while no bar is on the screen.
 fn aside(write: impl FnOnce()) {
-    match &*SHOWN.lock().unwrap_or_else(|e| e.into_inner()) {
-        Some(bar) => bar.suspend(write),
-        None => write(),
-    }
+    SHOWN.suspend(write);
 }
 
 /// One line of progress: a bar or spinner on a terminal, nothing elsewhere.
@@ -66,7 +63,6 @@ impl Progress {
         bar.set_style(style("{spinner} {prefix} {wide_msg} {elapsed}"));
         bar.set_prefix(name.to_owned());
         bar.enable_steady_tick(Duration::from_millis(120));
-        *SHOWN.lock().unwrap_or_else(|e| e.into_inner()) = Some(bar.clone());
         Self { bar, name: name.to_owned(), began: Instant::now() }
     }
 
@@ -99,7 +95,7 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
-        *SHOWN.lock().unwrap_or_else(|e| e.into_inner()) = None;
+        SHOWN.remove(&self.bar);
     }
 }
 

@@ -15,7 +15,11 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
     report.doing("cargo fmt --check");
-    check(report, "cargo fmt", cargo::command(target()).args(["fmt", "--all", "--check"]))?;
+    check(
+        report,
+        "cargo fmt",
+        cargo::command(target()).args(["fmt", "--all", "--check", "--", "--color=never"]),
+    )?;
     report.doing("cargo clippy");
     let lint = ["clippy", "--workspace", "--exclude", "quire-kernel", "--all-targets", "--", "-Dwarnings"];
     check(report, "cargo clippy", cargo::command(target()).args(lint))?;
