@@ -1,13 +1,14 @@
 // mapfork [THREADS [ROUNDS]]: the address space under many threads while it is being copied.
 //
-// Proves: N threads map, fault, protect and unmap their own ranges at once, and each sees exactly what it did: fresh
-// pages are zero, bytes come back, an access that the protection forbids raises SIGSEGV with SEGV_ACCERR and the very
-// address, an access to an unmapped page SEGV_MAPERR. Meanwhile the main thread forks in a loop, and each child checks
-// that it has a snapshot: its own copy of the forker's page as of the fork, and of every worker's page a state that the
-// page really had (two counters, stored in order, differ by at most one) and that no longer moves while the workers go
-// on. What the child writes never reaches the parent.
+// Proves: N threads, each on a CPU of its own if there are as many, map, fault, protect and unmap their own ranges at
+// once, and each sees exactly what it did: fresh pages are zero, bytes come back, an access that the protection forbids
+// raises SIGSEGV with SEGV_ACCERR and the very address, an access to an unmapped page SEGV_MAPERR. Meanwhile the main
+// thread forks in a loop, and each child checks that it has a snapshot: its own copy of the forker's page as of the
+// fork, and of every worker's page a state that the page really had (two counters, stored in order, differ by at most
+// one) and that no longer moves while the workers go on. What the child writes never reaches the parent.
 #include "check.h"
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 
 #define MAX_THREADS 256
@@ -83,10 +84,23 @@ static void one_round(int worker, int round)
     EQUAL(access_byte(base, 0), SEGV_MAPERR);
 }
 
+// Spread the workers over the CPUs that the process may use, so that each of those takes part.
+static void go_to_own_cpu(int worker)
+{
+    cpu_set_t all, one;
+    OK(sched_getaffinity(0, sizeof all, &all));
+    int nth = worker % CPU_COUNT(&all), cpu = 0;
+    while (!CPU_ISSET(cpu, &all) || nth-- > 0) cpu++;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    OK(sched_setaffinity(0, sizeof one, &one));
+}
+
 static void *work(void *argument)
 {
     int worker = (int)(intptr_t)argument;
     struct ledger *ledger = &ledgers[worker];
+    go_to_own_cpu(worker);
     pthread_barrier_wait(&start);
     for (int round = 0; round < rounds; round++) {
         for (int i = 0; i < 50; i++) {
