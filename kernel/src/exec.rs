@@ -235,6 +235,15 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
             return Err(e);
         }
     };
+    let files = p.files();
+    let own_files = if Arc::strong_count(&files) > 2 { files.fork() } else { Ok(files) };
+    let own_files = match own_files {
+        Ok(f) => f,
+        Err(e) => {
+            space.clear(&task::unpinned());
+            return Err(e);
+        }
+    };
     if process::end_other_threads().is_err() {
         // The process is ending; this thread goes with it.
         space.clear(&task::unpinned());
@@ -269,10 +278,9 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     me.clear_child_tid.store(0, Ordering::Relaxed);
     me.robust_list.store(0, Ordering::Relaxed);
     p.has_execed.store(true, Ordering::Relaxed);
-    let files = p.files();
-    let own = if Arc::strong_count(&files) > 2 { files.fork() } else { files };
-    own.exec();
-    *p.files.lock() = own;
+    own_files.exec();
+    let shared_files = core::mem::replace(&mut *p.files.lock(), own_files);
+    drop(shared_files);
     me.thread.reset_state();
     *frame = entry_frame(&layout, sp);
     Ok(())
@@ -284,7 +292,7 @@ pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Proces
     let p = Arc::new(Process::new(
         pid,
         Arc::downgrade(parent),
-        parent.files().fork(),
+        parent.files().fork()?,
         Arc::new(parent.fs().fork()),
     ));
     let found = program.find(&p.fs())?;

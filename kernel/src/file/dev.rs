@@ -13,7 +13,7 @@ use super::{
     poll::Readiness,
     random, tty,
 };
-use crate::errno::Errno;
+use crate::{errno::Errno, signal};
 
 /// A character device.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -112,7 +112,8 @@ impl Device {
                     let want = (room - done).min(ZEROS.len());
                     let got = sink.put(ZEROS.get(..want).unwrap_or(&ZEROS));
                     done += got;
-                    if got < want {
+                    // So long a read must not keep a signal waiting.
+                    if got < want || signal::pending() {
                         break;
                     }
                 }

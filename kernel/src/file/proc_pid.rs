@@ -129,7 +129,10 @@ impl Listing for Threads {
         Some(directory(ProcessDirectory { process: self.process.clone(), tid: Some(thread.tid()) }))
     }
     fn names(&self) -> Vec<Name> {
-        let ids: Vec<_> = self.process.threads.lock().iter().map(|t| t.tid()).collect();
+        // The list gets its memory before the lock is taken, which turns interrupts off.
+        let mut ids = Vec::with_capacity(self.process.threads.lock().len());
+        let room = ids.capacity();
+        ids.extend(self.process.threads.lock().iter().map(|t| t.tid()).take(room));
         numbered(ids.into_iter(), c::DT_DIR)
     }
 }

@@ -14,7 +14,7 @@ use chacha20::{
 use sync::SpinLock;
 
 use super::io::Sink;
-use crate::hw;
+use crate::{hw, signal};
 
 static ROOT: SpinLock<Option<ChaCha20Rng>> = SpinLock::new(None);
 
@@ -71,7 +71,8 @@ pub fn read(sink: &mut dyn Sink) -> usize {
         let want = sink.room().min(block.len());
         let got = sink.put(block.get(..want).unwrap_or(&block));
         done += got;
-        if got < want {
+        // So long a read must not keep a signal waiting.
+        if got < want || signal::pending() {
             break;
         }
     }

@@ -84,12 +84,15 @@ impl FileTable {
         Arc::new(Self { slots: SpinLock::new(Slots { files, first_free: 3 }) })
     }
 
-    /// A table of its own with the same files, for a new process.
-    pub fn fork(&self) -> Arc<Self> {
+    /// A table of its own with the same files, for a new process. ENOMEM.
+    pub fn fork(&self) -> Result<Arc<Self>> {
         let slots = self.slots.lock();
-        let copy = Slots { files: slots.files.clone(), first_free: slots.first_free };
+        let mut files = Vec::new();
+        files.try_reserve_exact(slots.files.len()).map_err(|_| Errno::ENOMEM)?;
+        files.extend(slots.files.iter().cloned());
+        let copy = Slots { files, first_free: slots.first_free };
         drop(slots);
-        Arc::new(Self { slots: SpinLock::new(copy) })
+        Ok(Arc::new(Self { slots: SpinLock::new(copy) }))
     }
 
     /// Close what is to be closed when another program is executed.

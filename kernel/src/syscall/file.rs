@@ -98,7 +98,7 @@ pub fn close_range(a: &Args) -> SysResult {
     }
     let process = task::current().process.clone();
     if flags & CLOSE_RANGE_UNSHARE != 0 {
-        let own = process.files().fork();
+        let own = process.files().fork()?;
         let old = core::mem::replace(&mut *process.files.lock(), own);
         drop(old);
     }

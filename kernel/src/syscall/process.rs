@@ -10,7 +10,7 @@ use crate::{
     errno::{Errno, SysResult},
     exec::{self, Program},
     hw::{self, TrapFrame, cpu},
-    memory,
+    memory, options,
     process::{self, Mm, Process, Rlimit, Status},
     sched,
     signal::Signal,
@@ -161,6 +161,7 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     let me = task::current().arc();
     let p = &me.process;
     let mm = me.mm().ok_or(Errno::ENOMEM)?;
+    process::check_task_limit()?;
     let tid = process::new_id()?;
 
     let mut child_frame = frame.clone();
@@ -179,8 +180,9 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
         if has(CLONE_SIGHAND) {
             return Err(Errno::ENOSYS);
         }
+        let child = fork_process(c, p, tid)?;
         let child_mm = if has(CLONE_VM) { mm.join() } else { fork_mm(&mm)? };
-        (Arc::new(fork_process(c, p, tid)), child_mm)
+        (Arc::new(child), child_mm)
     };
 
     let child = match Task::user(tid, child_process.clone(), child_mm.clone(), &child_frame, fs, true) {
@@ -249,10 +251,10 @@ fn fork_mm(mm: &Arc<Mm>) -> Result<Arc<Mm>, Errno> {
     Ok(Mm::new(space, mm.exe.clone(), *brk, *mm.args.lock()))
 }
 
-fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Process {
+fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Process, Errno> {
     let has = |f| c.flags & f != 0;
     let parent = if has(CLONE_PARENT) { p.parent.lock().clone() } else { Arc::downgrade(p) };
-    let files = if has(CLONE_FILES) { p.files() } else { p.files().fork() };
+    let files = if has(CLONE_FILES) { p.files() } else { p.files().fork()? };
     let fs = if has(CLONE_FS) { p.fs() } else { Arc::new(p.fs().fork()) };
     let child = Process::new(pid, parent, files, fs);
     // Relaxed, all: published when the child is registered.
@@ -265,7 +267,7 @@ fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Process {
         signals.exec();
     }
     *child.signals.lock() = signals;
-    child
+    Ok(child)
 }
 
 /// `execve(2)`.
@@ -663,8 +665,16 @@ pub fn prctl(a: &Args) -> SysResult {
     const PR_SET_NAME: u32 = 15;
     const PR_GET_NAME: u32 = 16;
     const PR_SET_VMA: u32 = 0x5356_4d41;
+    /// Quire's own, with the boot option `inject`: let the so-manieth allocation of a frame from now on fail, and say
+    /// how far off the one asked for before was (0: it has failed). ASCII "FAIL".
+    const PR_FAIL_FRAME: u32 = 0x4641_494c;
     let me = task::current();
     match a.uint(0) {
+        PR_FAIL_FRAME if options::get().inject => {
+            let left = memory::frames().until_failure();
+            memory::frames().fail_nth(a.raw(1));
+            Ok(left as usize)
+        }
         PR_SET_NAME => {
             // At most 15 bytes count; a longer name is cut, as on Linux.
             let mut name = Vec::new();

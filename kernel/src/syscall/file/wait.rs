@@ -11,7 +11,7 @@ use crate::{
     signal::{self, SigSet},
     syscall::Args,
     task, usercopy,
-    wait::{self, WaitQueue, Woken},
+    wait::{self, Woken},
 };
 
 /// `struct pollfd`.
@@ -52,26 +52,32 @@ fn after(ns: u64) -> Option<u64> {
 /// Wait until one of `watched` has something to tell or the deadline (ns since boot) has passed; says what each has,
 /// and how many have something. RESTART_NO_HANDLER for a signal.
 fn wait_for(watched: &[Watched], deadline: Option<u64>) -> Result<(Vec<Events>, usize), Errno> {
-    let look = || {
-        let now: Vec<Events> = watched.iter().map(Watched::ready).collect();
-        let count = now.iter().filter(|e| !e.is_empty()).count();
-        (now, count)
+    let mut found = room_for(watched.len())?;
+    let mut look = || {
+        found.clear();
+        found.extend(watched.iter().map(Watched::ready));
+        found.iter().filter(|e| !e.is_empty()).count()
     };
-    let (now, count) = look();
-    if count > 0 || deadline.is_some_and(|d| d <= hw::timer::now()) {
-        return Ok((now, count));
+    let mut count = look();
+    if count == 0 && deadline.is_none_or(|d| d > hw::timer::now()) {
+        let mut queues = room_for(2 * watched.len())?;
+        for file in watched.iter().filter_map(|w| w.file.as_ref()) {
+            queues.extend(file.readiness().queues.into_iter().flatten());
+        }
+        match wait::wait_any(&queues, deadline, true, || Some(look()).filter(|&n| n > 0)) {
+            Ok(n) => count = n,
+            Err(Woken::TimedOut) => count = look(),
+            Err(Woken::Interrupted) => return Err(Errno::RESTART_NO_HANDLER),
+        }
     }
-    let readiness: Vec<_> = watched.iter().filter_map(|w| w.file.as_ref()).map(|f| f.readiness()).collect();
-    let queues: Vec<&WaitQueue> = readiness.iter().flat_map(|r| r.queues).flatten().collect();
-    let result = wait::wait_any(&queues, deadline, true, || {
-        let found = look();
-        (found.1 > 0).then_some(found)
-    });
-    match result {
-        Ok(found) => Ok(found),
-        Err(Woken::TimedOut) => Ok(look()),
-        Err(Woken::Interrupted) => Err(Errno::RESTART_NO_HANDLER),
-    }
+    Ok((found, count))
+}
+
+/// An empty list with room for `n`. ENOMEM.
+fn room_for<T>(n: usize) -> Result<Vec<T>, Errno> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(n).map_err(|_| Errno::ENOMEM)?;
+    Ok(list)
 }
 
 /// A time limit from a `struct timespec` at `addr`; None for no limit if that is 0. EINVAL.
@@ -132,8 +138,8 @@ fn poll_until(addr: u64, count: u32, deadline: Option<u64>) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let files = files();
-    let mut list = Vec::new();
-    let mut watched = Vec::new();
+    let mut list = room_for(count as usize)?;
+    let mut watched = room_for(count as usize)?;
     for i in 0..u64::from(count) {
         let p: PollFd = usercopy::read(addr.checked_add(8 * i).ok_or(Errno::EFAULT)?)?;
         // A negative descriptor is left out.
@@ -180,7 +186,11 @@ pub fn pselect6(a: &Args) -> SysResult {
 
 /// A set of descriptors at `addr`, as far as `words` words; no descriptors if it is 0.
 fn set_at(addr: u64, words: u64) -> Result<Vec<u64>, Errno> {
-    (0..words).map(|i| if addr == 0 { Ok(0) } else { usercopy::read(addr.wrapping_add(8 * i)) }).collect()
+    let mut set = room_for(words as usize)?;
+    for i in 0..words {
+        set.push(if addr == 0 { 0 } else { usercopy::read(addr.wrapping_add(8 * i))? });
+    }
+    Ok(set)
 }
 
 fn has(set: &[u64], fd: usize) -> bool {
@@ -200,8 +210,8 @@ fn select_until(a: &Args, deadline: Option<u64>) -> SysResult {
     let words = words.min(highest.max(1).div_ceil(64) as u64);
     let addrs = [a.raw(1), a.raw(2), a.raw(3)];
     let mut sets = [set_at(addrs[0], words)?, set_at(addrs[1], words)?, set_at(addrs[2], words)?];
-    let mut places = Vec::new();
-    let mut watched = Vec::new();
+    let mut places = room_for(highest)?;
+    let mut watched = room_for(highest)?;
     for fd in 0..count.min(64 * words as usize) {
         if sets.iter().any(|set| has(set, fd)) {
             let file = files.get(fd as i32)?;
@@ -214,9 +224,10 @@ fn select_until(a: &Args, deadline: Option<u64>) -> SysResult {
     }
     let (ready, _) = wait_for(&watched, deadline)?;
     let mut total = 0;
-    let asked = sets.clone();
-    for set in &mut sets {
-        set.fill(0);
+    let mut asked = [room_for(words as usize)?, room_for(words as usize)?, room_for(words as usize)?];
+    for (set, asked) in sets.iter_mut().zip(&mut asked) {
+        asked.append(set);
+        set.resize(asked.len(), 0);
     }
     for (&fd, events) in places.iter().zip(ready) {
         for ((set, asked), stays) in sets.iter_mut().zip(&asked).zip(SETS) {
@@ -230,8 +241,9 @@ fn select_until(a: &Args, deadline: Option<u64>) -> SysResult {
         }
     }
     for (set, addr) in sets.iter().zip(addrs).filter(|(_, addr)| *addr != 0) {
-        let bytes: Vec<u8> = set.iter().flat_map(|w| w.to_ne_bytes()).collect();
-        usercopy::copy_out(addr, &bytes)?;
+        for (i, word) in set.iter().enumerate() {
+            usercopy::write(addr + 8 * i as u64, word)?;
+        }
     }
     Ok(total)
 }
