@@ -388,6 +388,9 @@ fn died(status: Option<ExitStatus>, said: &str) -> End {
     let last = said.lines().rev().find(|line| !line.trim().is_empty());
     let status = status.map_or("killed".to_owned(), |s| s.to_string());
     End::Died(match (last, status_code) {
+        (Some(line), _) if line.contains("cannot set up guest memory") => {
+            "the host has not so much memory: say a smaller --mem".to_owned()
+        }
         (Some(line), _) => format!("the emulator ended without a result ({status}): {line}"),
         (None, Some(0)) => "the machine reset itself (a triple fault)".to_owned(),
         (None, Some(machine::STATUS_DONE)) => {

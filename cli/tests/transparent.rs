@@ -159,12 +159,14 @@ fn a_panic_is_125_and_shows_the_kernels_messages() {
 
 #[test]
 fn an_emulator_that_fails_says_why() {
-    let driver = Driver::new("echo 'qemu: cannot set up guest memory' >&2; exit 1");
+    let driver = Driver::new("echo 'qemu: no such machine' >&2; exit 1");
     let output = driver.run(&["run", &driver.program()]);
     assert_eq!(output.status.code(), Some(125));
-    let wanted =
-        "quire: the emulator ended without a result (exit status: 1): qemu: cannot set up guest memory\n";
+    let wanted = "quire: the emulator ended without a result (exit status: 1): qemu: no such machine\n";
     assert_eq!(text(&output.stderr), wanted);
+    let output = Driver::new("echo \"cannot set up guest memory 'pc.ram'\" >&2; exit 1")
+        .run(&["run", &driver.program()]);
+    assert_eq!(text(&output.stderr), "quire: the host has not so much memory: say a smaller --mem\n");
     let output = Driver::new("exit 0").run(&["run", &driver.program()]);
     assert_eq!(text(&output.stderr), "quire: the machine reset itself (a triple fault)\n");
 }
