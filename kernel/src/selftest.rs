@@ -7,7 +7,7 @@ use addr::PageRange;
 use tlb::Shootdown;
 
 use crate::{
-    hw, process, sched,
+    file, hw, process, sched,
     shootdown::Ipi,
     stats::{self, Counter},
     supervisor,
@@ -35,7 +35,7 @@ pub fn run(which: &str) -> u32 {
     if which == "overflow" {
         hw::selftest::overflow_stack();
     }
-    for (name, test) in hw::selftest::TESTS.iter().chain(TESTS) {
+    for (name, test) in hw::selftest::TESTS.iter().chain(TESTS).chain(file::selftest::TESTS) {
         if which != "all" && which != *name {
             continue;
         }

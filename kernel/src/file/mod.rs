@@ -48,6 +48,7 @@ mod poll;
 mod proc;
 mod proc_pid;
 mod random;
+pub mod selftest;
 mod startup;
 mod store;
 mod sys;
