@@ -7,7 +7,7 @@ use linux_raw_sys::general as c;
 use super::{files, opened};
 use crate::{
     errno::{Errno, SysResult},
-    file::{Kind, KernelBuffer, MAX_SIZE, MAX_TRANSFER, OpenFile, Seek, Sink, Source, UserBuffer},
+    file::{KernelBuffer, Kind, MAX_SIZE, MAX_TRANSFER, OpenFile, Seek, Sink, Source, UserBuffer},
     syscall::Args,
     usercopy,
 };
@@ -197,7 +197,10 @@ pub fn sendfile(a: &Args) -> SysResult {
     if let Some(end) = to.end() {
         end.pipe().check_readers()?;
     }
-    if to.flags() & c::O_APPEND != 0 || from.check_offset().is_err() || matches!(to.entry.inode.kind, Kind::Event(_)) {
+    if to.flags() & c::O_APPEND != 0
+        || from.check_offset().is_err()
+        || matches!(to.entry.inode.kind, Kind::Event(_))
+    {
         return Err(Errno::EINVAL);
     }
     let len = (a.raw(3) as usize).min(MAX_TRANSFER);
