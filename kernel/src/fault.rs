@@ -5,6 +5,7 @@ use aspace::{Access, Fault};
 use linux_raw_sys::general as abi;
 
 use crate::{
+    oom,
     signal::{SigInfo, code},
     stats::{self, Counter},
     task,
@@ -14,6 +15,9 @@ use crate::{
 const ERROR_WRITE: u64 = 1 << 1;
 const ERROR_RESERVED: u64 = 1 << 3;
 const ERROR_FETCH: u64 = 1 << 4;
+
+/// How often a fault asks for room at most: others may be quicker to use what was made.
+const ATTEMPTS: u32 = 64;
 
 /// What the access was that faulted with `error`.
 pub fn access(error: u64) -> Access {
@@ -37,7 +41,7 @@ impl Refused {
             Fault::NoMapping => (abi::SIGSEGV, code::SEGV_MAPERR),
             Fault::Denied => (abi::SIGSEGV, code::SEGV_ACCERR),
             Fault::BeyondObject => (abi::SIGBUS, code::BUS_ADRERR),
-            // Linux's out-of-memory killer ends the process.
+            // Nobody else could be ended for it, or this process is the one (`oom.rs`).
             Fault::NoMemory => (abi::SIGKILL, code::SI_KERNEL),
         };
         SigInfo::fault(signal, code, at)
@@ -47,7 +51,15 @@ impl Refused {
 /// Make the access at `at` possible, or say why not. May sleep; interrupts are on.
 pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
     let result = match (VirtAddr::user(at), task::current().mm()) {
-        (Some(va), Some(mm)) if error & ERROR_RESERVED == 0 => mm.aspace.fault(va, access, &task::unpinned()),
+        (Some(va), Some(mm)) if error & ERROR_RESERVED == 0 => {
+            let mut attempts = 0..ATTEMPTS;
+            loop {
+                match mm.aspace.fault(va, access, &task::unpinned()) {
+                    Err(Fault::NoMemory) if attempts.next().is_some() && oom::make_room() => {}
+                    result => break result,
+                }
+            }
+        }
         _ => Err(Fault::NoMapping),
     };
     stats::count(match (&result, access) {

@@ -16,6 +16,7 @@ mod file;
 mod futex;
 mod hw;
 mod memory;
+mod oom;
 mod options;
 mod panic;
 mod process;

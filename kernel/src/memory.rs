@@ -17,6 +17,13 @@
 //! threads with interrupts on fetch runs, with the heap's lock free; everybody else lives on a *spare* run that
 //! the next of those threads replaces. One allocation is at most 4 KiB less than 2 MiB, the
 //! largest run.
+//!
+//! # When memory is short
+//! `frames().low()` says so: only the reserve is left, or what is allocated from the heap is more than its share, a
+//! quarter of memory (the heap keeps its frames, so what one program made it take is lost to others for good). Calls that
+//! need a record of the kernel's then answer ENOMEM before they begin, so what still asks the heap is small, is needed to
+//! go on or to end, and has the rest of the reserve, and behind that the spare run. Larger pieces, whose size a program
+//! chooses, are asked for with `try_reserve`.
 #![allow(unsafe_code)] // hands out raw memory; each block says why it is sound
 
 use core::{
@@ -92,9 +99,18 @@ pub fn table_frame() -> Option<Frame> {
     kernel_frame(Use::Kernel)
 }
 
-/// A frame for a kernel stack, never given back.
+/// A frame for a kernel stack, given back only if it was never mapped.
 pub fn stack_frame() -> Option<Frame> {
     kernel_frame(Use::Stack)
+}
+
+/// Give a frame of [`stack_frame`] back, which nothing maps.
+pub fn free_stack_frame(frame: Frame) {
+    if EARLY.lock().is_none() {
+        // SAFETY: allocated for this use, with one share, which the caller gives up. (At boot it would not be counted.)
+        let owned = unsafe { OwnedFrame::from_raw(frame, Use::Stack) };
+        frames().free(&here(), owned);
+    }
 }
 
 fn kernel_frame(usage: Use) -> Option<Frame> {
@@ -150,6 +166,7 @@ pub fn init(info: &Info, cpus: usize) {
     }
     *early = None;
     drop(early);
+    HEAP.0.lock().share = frames().total() as usize * PAGE_SIZE as usize / HEAP_PART;
     let module = info.initramfs();
     if module.start < module.end {
         let range = frame_range(module);
@@ -215,12 +232,17 @@ pub fn release_initramfs() {
 
 // ---- heap --------------------------------------------------------------------------------------------------------
 
-/// Order of the smallest run that the heap asks for: 64 KiB.
-const MIN_ORDER: u32 = 4;
+/// Order of the smallest run that is good as a spare: 64 KiB.
+const SPARE_ORDER: u32 = 4;
 /// The largest allocation, in bytes.
 const LARGEST: usize = ((PAGE_SIZE as usize) << MAX_ORDER) - OVERHEAD;
+/// The part of memory that the heap may fill with what can be refused.
+const HEAP_PART: usize = 4;
 /// What `talc` may take of a run for itself, and of an allocation for its header, in bytes; generous.
 const OVERHEAD: usize = 4096;
+
+/// What the spare run is asked to hold, in bytes.
+const SPARE_BYTES: usize = ((PAGE_SIZE as usize) << SPARE_ORDER) - OVERHEAD;
 
 /// A run of frames that is not yet part of the heap.
 struct Run {
@@ -231,6 +253,10 @@ struct Run {
 struct Heap {
     talc: Talc<Manual, DefaultBinning>,
     spare: Option<Run>,
+    /// Bytes that are allocated.
+    used: usize,
+    /// How many may be before memory counts as short; see the module.
+    share: usize,
 }
 
 // SAFETY: it owns the memory that its pointers name.
@@ -239,6 +265,23 @@ unsafe impl Send for Heap {}
 impl Heap {
     /// Memory from what the heap has, and if `last` from the spare run.
     fn allocate(&mut self, layout: Layout, last: bool) -> Option<NonNull<u8>> {
+        let found = self.find(layout, last);
+        if found.is_some() {
+            self.count(0, layout.size());
+        }
+        found
+    }
+
+    /// `less` bytes fewer are in use, and `more` more.
+    fn count(&mut self, less: usize, more: usize) {
+        let was = self.used;
+        self.used = was - less + more;
+        if (was > self.share) != (self.used > self.share) {
+            frames().set_strained(self.used > self.share);
+        }
+    }
+
+    fn find(&mut self, layout: Layout, last: bool) -> Option<NonNull<u8>> {
         // SAFETY: the size isn't 0, by `GlobalAlloc`'s contract.
         let found = unsafe { self.talc.allocate(layout) };
         if found.is_some() || !last {
@@ -260,12 +303,13 @@ impl Heap {
 struct KernelHeap(irq::Lock<Heap>);
 
 #[global_allocator]
-static HEAP: KernelHeap = KernelHeap(irq::Lock::new(Heap { talc: Talc::new(Manual), spare: None }));
+static HEAP: KernelHeap =
+    KernelHeap(irq::Lock::new(Heap { talc: Talc::new(Manual), spare: None, used: 0, share: 0 }));
 
 /// A run for an allocation of `bytes`, and more if there is plenty. For threads with interrupts on, and at boot.
 fn fetch(bytes: usize) -> Option<Run> {
     let pages = (bytes + OVERHEAD).div_ceil(PAGE_SIZE as usize);
-    let least = pages.next_power_of_two().trailing_zeros().max(MIN_ORDER);
+    let least = pages.next_power_of_two().trailing_zeros();
     let run = (least..=MAX_ORDER).rev().find_map(|order| frames().alloc_run(&here(), order, Use::Kernel))?;
     let bytes = (PAGE_SIZE as usize) << run.order();
     let base = NonNull::new(dm().ptr(run.into_raw().base()))?;
@@ -289,7 +333,7 @@ unsafe impl GlobalAlloc for KernelHeap {
             };
             match found {
                 Some(found) => {
-                    if !spared && let Some(run) = fetch(0) {
+                    if !spared && let Some(run) = fetch(SPARE_BYTES) {
                         let mut heap = self.0.lock();
                         match heap.spare {
                             None => heap.spare = Some(run),
@@ -304,20 +348,27 @@ unsafe impl GlobalAlloc for KernelHeap {
                 }
             }
         }
-        ptr::null_mut()
+        // No frames, not even of the reserve, or not in one piece.
+        self.0.lock().allocate(layout, true).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        let mut heap = self.0.lock();
+        heap.count(layout.size(), 0);
         // SAFETY: the caller's: it came from `alloc` with this layout.
-        unsafe { self.0.lock().talc.deallocate(at, layout) }
+        unsafe { heap.talc.deallocate(at, layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller's: it came from `alloc` with this layout, and the new size isn't 0. The lock is free
         // again before the copy.
         unsafe {
-            if self.0.lock().talc.try_realloc_in_place(at, layout, new_size) {
-                return at;
+            {
+                let mut heap = self.0.lock();
+                if heap.talc.try_realloc_in_place(at, layout, new_size) {
+                    heap.count(layout.size(), new_size);
+                    return at;
+                }
             }
             let new = self.alloc(Layout::from_size_align_unchecked(new_size, layout.align()));
             if !new.is_null() {

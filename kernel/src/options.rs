@@ -17,6 +17,8 @@ pub struct Options {
     pub cols: u16,
     /// Run the kernel's own tests instead of a program: `all`, or a name.
     pub selftest: Option<String>,
+    /// Let programs choose an allocation of a frame that fails (`prctl`).
+    pub inject: bool,
 }
 
 static OPTIONS: Lock<Option<Options>> = Lock::new(None);
@@ -27,6 +29,7 @@ pub fn init(line: &str) {
     for word in line.split_ascii_whitespace() {
         let (key, value) = word.split_once('=').unwrap_or((word, "1"));
         match key {
+            "inject" => o.inject = value == "1",
             "stats" => o.stats = value == "1",
             "selftest" => o.selftest = Some(value.to_string()),
             "aspace" if value != "locked" => crate::log!("aspace={value} is not in this image; using locked"),

@@ -27,6 +27,7 @@ use crate::{
     errno::Errno,
     file::{FileTable, FsInfo},
     hw::irq::Lock,
+    memory,
     sched,
     signal::{self, ProcessSignals, SigInfo},
     task::{self, Task},
@@ -187,6 +188,8 @@ crate::pod!(Rlimit);
 pub const UNLIMITED: u64 = u64::MAX;
 /// `RLIMIT_STACK`.
 pub const RLIMIT_STACK: usize = 3;
+/// `RLIMIT_NPROC`: here it counts all threads of the machine, and root is no exception.
+pub const RLIMIT_NPROC: usize = 6;
 /// `RLIMIT_NOFILE`.
 pub const RLIMIT_NOFILE: usize = 7;
 /// `RLIMIT_AS`.
@@ -207,6 +210,8 @@ pub fn ceiling(which: usize) -> u64 {
 fn default_rlimits() -> [Rlimit; 16] {
     let mut r = [Rlimit { soft: UNLIMITED, hard: UNLIMITED }; 16];
     r[RLIMIT_STACK] = Rlimit { soft: 8 << 20, hard: UNLIMITED };
+    let tasks = task_limit() as u64 / 2;
+    r[RLIMIT_NPROC] = Rlimit { soft: tasks, hard: tasks };
     r[RLIMIT_NOFILE] = Rlimit { soft: 1024, hard: 4096 };
     r[RLIMIT_SIGPENDING] = Rlimit { soft: 1024, hard: 1024 };
     r[4] = Rlimit { soft: 0, hard: UNLIMITED }; // RLIMIT_CORE
@@ -249,6 +254,20 @@ pub fn find_task(tid: u32) -> Option<Arc<Task>> {
 pub fn all() -> Vec<Arc<Process>> {
     let t = TABLE.lock();
     t.processes.values().filter_map(Weak::upgrade).collect()
+}
+
+/// How many threads there may be: their kernel stacks can take a quarter of memory. Linux's formula for
+/// /proc/sys/kernel/threads-max.
+pub fn task_limit() -> usize {
+    const FRAMES_PER_TASK: u64 = 32;
+    (memory::frames().total() / FRAMES_PER_TASK).clamp(20, u64::from(PID_MAX)) as usize
+}
+
+/// Whether the calling process may make one more thread: EAGAIN beyond RLIMIT_NPROC or [`task_limit`].
+pub fn check_task_limit() -> Result<(), Errno> {
+    let soft = task::current().process.rlimit(RLIMIT_NPROC).map_or(UNLIMITED, |r| r.soft);
+    let tasks = task_count();
+    if tasks as u64 >= soft || tasks >= task_limit() { Err(Errno::EAGAIN) } else { Ok(()) }
 }
 
 /// Number of live threads.

@@ -125,6 +125,11 @@ pub fn wait_any<R>(
     result
 }
 
+/// Sleep until `deadline` (nanoseconds since boot), whatever signals come.
+pub fn pause_until(deadline: u64) {
+    let _ = wait_any(&[], Some(deadline), false, || None::<core::convert::Infallible>);
+}
+
 /// Sleep until `deadline` (nanoseconds since boot) or a signal.
 pub fn sleep_until(deadline: Option<u64>) -> Woken {
     match wait_any(&[], deadline, true, || None::<core::convert::Infallible>) {

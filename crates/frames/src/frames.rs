@@ -2,7 +2,7 @@
 
 use core::{
     fmt,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
 
 use addr::{DirectMap, Frame, PAGE_BYTES};
@@ -36,11 +36,20 @@ pub struct Frames {
     caches: &'static [Cache],
     sharers: &'static [AtomicU32],
     marks: Marks,
-    /// Whether the pool is down to the reserve. Every call reads it, so it has its own line, and is written only when
-    /// it changes.
-    low: Lines<AtomicBool>,
+    /// What makes allocation more than popping a cache, and what callers ask about: [`LOW`], [`FAILING`], [`STRAINED`]. Every call reads it, so it has its own
+    /// line, and is written only when it changes.
+    pressure: Lines<AtomicU8>,
+    /// How many allocations it is to the one that must fail; counts only while [`FAILING`] is set.
+    countdown: Lines<AtomicU64>,
     pool: Lines<SpinLock<Pool>>,
 }
+
+/// Pressure: the pool is down to the reserve.
+const LOW: u8 = 1;
+/// Pressure: an allocation is to fail, see [`Frames::fail_nth`].
+const FAILING: u8 = 2;
+/// Pressure: the kernel has taken its share, see [`Frames::set_strained`].
+const STRAINED: u8 = 4;
 
 /// How many frames are where. The sums are exact while nobody allocates or frees.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,7 +104,8 @@ impl Frames {
             caches: tables.caches,
             sharers: tables.sharers,
             marks: Marks(tables.marks),
-            low: Lines(AtomicBool::new(total <= reserve)),
+            pressure: Lines(AtomicU8::new(if total <= reserve { LOW } else { 0 })),
+            countdown: Lines(AtomicU64::new(0)),
             pool: Lines(SpinLock::new(pool)),
         }
     }
@@ -105,18 +115,17 @@ impl Frames {
         self.dm
     }
 
-    /// A frame with one owner, its bytes unspecified. `None` if there is none, or for the user's uses if only the
-    /// reserve is left.
+    /// A frame with one owner, its bytes unspecified. `None` if there is none, or only what `usage` may not take of the
+    /// reserve.
     #[inline]
     pub fn alloc(&self, pin: &Pinned<'_>, usage: Use) -> Option<OwnedFrame> {
         let cache = self.cache(pin);
-        let at = if usage.is_user() && self.low() {
-            self.refill(pin, cache, usage)?
-        } else {
-            match cache.pop(pin) {
+        let at = match self.pressure() {
+            0 => match cache.pop(pin) {
                 Some(at) => at,
                 None => self.refill(pin, cache, usage)?,
-            }
+            },
+            pressure => self.alloc_under(pressure, pin, cache, usage)?,
         };
         let frame = self.frame(at);
         self.marks.hand_out(at, frame, usage, self.dm);
@@ -134,17 +143,18 @@ impl Frames {
     }
 
     /// 2^`order` adjacent frames, the first a multiple of that, their bytes unspecified; `order` in
-    /// 0..=[`MAX_ORDER`]. `None` if there is no such run, or for the user's uses if it would cut into the reserve.
+    /// 0..=[`MAX_ORDER`]. `None` if there is no such run, or it would cut into what `usage` may not take of the reserve.
     pub fn alloc_run(&self, pin: &Pinned<'_>, order: u32, usage: Use) -> Option<OwnedRun> {
         if order > MAX_ORDER {
             return None;
         }
+        if self.pressure() & FAILING != 0 && self.must_fail() {
+            return None;
+        }
         let n = 1 << order;
         let cache = self.cache(pin);
-        let take = |pool: &mut Pool| {
-            let kept = if usage.is_user() { self.reserve } else { 0 };
-            if pool.free() < n + kept { None } else { pool.take_run(order) }
-        };
+        let kept = self.kept_from(usage);
+        let take = |pool: &mut Pool| if pool.free() < n + kept { None } else { pool.take_run(order) };
         let at = self.with_pool(pin, cache, take).or_else(|| {
             // Some of the missing frames may be in this CPU's cache.
             self.drain(pin);
@@ -205,7 +215,7 @@ impl Frames {
             self.give_back(pin, cache, self.batch);
         }
         cache.push(pin, at);
-        if self.low() {
+        if self.exhausted() {
             self.drain(pin);
         }
     }
@@ -239,11 +249,46 @@ impl Frames {
         self.sharers[self.index(frame)].load(Ordering::Acquire) != 0
     }
 
-    /// Whether the pool is down to the reserve, so that the user's allocations are about to fail.
+    /// Whether memory is short: the pool is down to the reserve, so that the user's allocations are about to fail, or
+    /// the kernel is [strained](Self::set_strained). Who is asked for something that needs a record refuses then.
     #[inline]
     pub fn low(&self) -> bool {
-        // Relaxed: a hint; whoever acts on it takes the pool's lock.
-        self.low.0.load(Ordering::Relaxed)
+        self.pressure() & (LOW | STRAINED) != 0
+    }
+
+    /// Whether the pool is down to the reserve.
+    #[inline]
+    pub fn exhausted(&self) -> bool {
+        self.pressure() & LOW != 0
+    }
+
+    /// Say whether the kernel's own records have grown to all that they may take. It keeps what it has taken, so without
+    /// this limit a program that makes it keep many records would leave no memory to anybody when it has gone.
+    pub fn set_strained(&self, strained: bool) {
+        // Relaxed, both: a hint, see `pressure`.
+        if strained {
+            self.pressure.0.fetch_or(STRAINED, Ordering::Relaxed);
+        } else {
+            self.pressure.0.fetch_and(!STRAINED, Ordering::Relaxed);
+        }
+    }
+
+    /// Let the `n`-th allocation from now on, of a frame or a run and by anyone, fail as if there were no memory; one
+    /// only. 0 takes that back. For tests of what callers do then; costs nothing while it isn't used.
+    pub fn fail_nth(&self, n: u64) {
+        // Relaxed, all: the flag only sends callers to the counter; a call at the same time is early or late.
+        self.countdown.0.store(n, Ordering::Relaxed);
+        if n > 0 {
+            self.pressure.0.fetch_or(FAILING, Ordering::Relaxed);
+        } else {
+            self.pressure.0.fetch_and(!FAILING, Ordering::Relaxed);
+        }
+    }
+
+    /// How many allocations it is to the one that [`Self::fail_nth`] asked for; 0 when it has failed.
+    pub fn until_failure(&self) -> u64 {
+        // Relaxed: see `fail_nth`.
+        self.countdown.0.load(Ordering::Relaxed)
     }
 
     /// Give all of this CPU's cached frames back to the pool.
@@ -252,6 +297,11 @@ impl Frames {
         if cache.height() > 0 {
             self.give_back(pin, cache, usize::MAX);
         }
+    }
+
+    /// Number of all frames.
+    pub fn total(&self) -> u64 {
+        self.total as u64
     }
 
     /// How many frames are where.
@@ -292,19 +342,57 @@ impl Frames {
         true
     }
 
+    #[inline]
+    fn pressure(&self) -> u8 {
+        // Relaxed: a hint; whoever acts on it takes the pool's lock.
+        self.pressure.0.load(Ordering::Relaxed)
+    }
+
+    /// One frame, when that takes more than popping the cache.
+    #[cold]
+    fn alloc_under(&self, pressure: u8, pin: &Pinned<'_>, cache: &Cache, usage: Use) -> Option<usize> {
+        if pressure & FAILING != 0 && self.must_fail() {
+            return None;
+        }
+        // What the caches hold counts towards the reserve, so it is not for those who may not have all of that.
+        let free_to_take = pressure & LOW == 0 || self.kept_from(usage) == 0;
+        free_to_take.then(|| cache.pop(pin)).flatten().or_else(|| self.refill(pin, cache, usage))
+    }
+
+    /// Count one allocation down; whether it is the one to fail.
+    fn must_fail(&self) -> bool {
+        // Relaxed: see `fail_nth`.
+        let counted = self.countdown.0.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        let last = counted == Ok(1);
+        if last {
+            self.pressure.0.fetch_and(!FAILING, Ordering::Relaxed);
+        }
+        last
+    }
+
+    /// How much of the reserve is closed to `usage`, in frames. Page tables and stacks stop half-way, since programs
+    /// can make many of them without a frame of their own; the rest is for the kernel's heap, which has to answer
+    /// while it refuses and ends whoever took so much.
+    fn kept_from(&self, usage: Use) -> usize {
+        match usage {
+            Use::Anonymous | Use::File => self.reserve,
+            Use::PageTable | Use::Stack => self.reserve / 2,
+            Use::Kernel => 0,
+        }
+    }
+
     /// Fetch a batch from the pool and take one frame of it.
     #[cold]
     fn refill(&self, pin: &Pinned<'_>, cache: &Cache, usage: Use) -> Option<usize> {
-        if self.low() {
+        if self.exhausted() {
             // What this CPU keeps counts towards the reserve.
             self.drain(pin);
         }
         self.with_pool(pin, cache, |pool| {
-            let above = pool.free().saturating_sub(self.reserve);
-            let n = match (above, usage.is_user()) {
-                // The reserve is the kernel's, one frame at a time, so that none of it gets into a cache.
-                (0, false) => 1,
-                (above, _) => above.min(self.batch),
+            let n = match pool.free().saturating_sub(self.reserve) {
+                // The reserve is given out one frame at a time, so that none of it gets into a cache.
+                0 => usize::from(pool.free() > self.kept_from(usage)),
+                above => above.min(self.batch),
             };
             pool.take(n, |at| cache.push(pin, at));
         });
@@ -328,9 +416,13 @@ impl Frames {
         let mut pool = self.pool.0.lock();
         let result = f(&mut pool);
         let low = pool.free() <= self.reserve;
-        if low != self.low() {
-            // Relaxed: a hint, see `low`; written under the lock, so that the last writer is right.
-            self.low.0.store(low, Ordering::Relaxed);
+        if low != self.exhausted() {
+            // Relaxed: a hint, see `pressure`; written under the lock, so that the last writer is right.
+            if low {
+                self.pressure.0.fetch_or(LOW, Ordering::Relaxed);
+            } else {
+                self.pressure.0.fetch_and(!LOW, Ordering::Relaxed);
+            }
         }
         result
     }

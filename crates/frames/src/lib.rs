@@ -28,8 +28,8 @@
 //!
 //! **Running low.** When the pool holds no more than the reserve, a flag goes up, and from then on (a) the user's
 //! allocations ([`Use::Anonymous`], [`Use::File`]) first give this CPU's cache back to the pool and fail if that
-//! leaves it at the reserve; (b) the kernel's may go to zero, one frame at a time, so that no cache carries the
-//! reserve off; (c) every free gives its CPU's cache back. A CPU can't touch another's cache: an allocation can fail
+//! leaves it at the reserve; (b) page tables and stacks stop at half of it in the same way, and the kernel's heap may go
+//! to zero, one frame at a time, so that no cache carries the reserve off; (c) every free gives its CPU's cache back. A CPU can't touch another's cache: an allocation can fail
 //! while CPUs that neither allocate nor free hold up to two batches each, which together are at most an eighth of
 //! all frames (or two frames a CPU, if that is more).
 //!
@@ -112,9 +112,4 @@ impl Use {
     pub const COUNT: usize = 5;
     /// All uses, in the order of [`Stats::owned`].
     pub const ALL: [Use; Use::COUNT] = [Use::Anonymous, Use::File, Use::PageTable, Use::Kernel, Use::Stack];
-
-    /// Whether the reserve is closed to it.
-    const fn is_user(self) -> bool {
-        matches!(self, Use::Anonymous | Use::File)
-    }
 }

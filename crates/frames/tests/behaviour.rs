@@ -65,7 +65,7 @@ fn the_frame_freed_last_is_handed_out_first() {
 }
 
 #[test]
-fn the_user_stops_at_the_reserve_and_the_kernel_at_zero() {
+fn the_user_stops_at_the_reserve_tables_at_half_and_the_kernel_at_zero() {
     alone(1000, |frames, pin| {
         let reserve = frames.stats().reserve;
         assert_eq!(reserve, 16);
@@ -75,19 +75,44 @@ fn the_user_stops_at_the_reserve_and_the_kernel_at_zero() {
         assert!(frames.low());
         assert!(frames.alloc(pin, Use::File).is_none());
         assert!(frames.alloc_run(pin, 0, Use::File).is_none());
-        let mut kernel = all(frames, pin, Use::PageTable);
-        assert_eq!(kernel.len() as u64, reserve);
+        let tables = all(frames, pin, Use::PageTable);
+        assert_eq!(tables.len() as u64, reserve / 2);
+        assert!(frames.alloc(pin, Use::Stack).is_none());
+        let mut kernel = all(frames, pin, Use::Kernel);
+        assert_eq!(kernel.len() as u64, reserve - reserve / 2);
         assert_identity(frames);
         // What the kernel gives back below the mark is the kernel's again.
         frames.free(pin, kernel.pop().unwrap());
         assert!(frames.alloc(pin, Use::Anonymous).is_none());
-        kernel.push(frames.alloc(pin, Use::Stack).unwrap());
-        assert!(frames.alloc(pin, Use::Stack).is_none());
+        assert!(frames.alloc(pin, Use::PageTable).is_none());
+        kernel.push(frames.alloc(pin, Use::Kernel).unwrap());
+        assert!(frames.alloc(pin, Use::Kernel).is_none());
         give(frames, pin, kernel);
+        give(frames, pin, tables);
         assert!(frames.low());
         give(frames, pin, user);
         assert!(!frames.low());
         assert_identity(frames);
+    });
+}
+
+#[test]
+fn the_chosen_allocation_fails_and_no_other() {
+    alone(1000, |frames, pin| {
+        for n in 1..20 {
+            frames.fail_nth(n);
+            let got: Vec<_> =
+                (1..25).map(|i| (i, frames.alloc(pin, Use::ALL[i as usize % Use::COUNT]))).collect();
+            assert!(got.iter().all(|(i, frame)| frame.is_none() == (*i == n)), "of {n}");
+            assert_eq!(frames.until_failure(), 0);
+            give(frames, pin, got.into_iter().filter_map(|(_, frame)| frame).collect());
+            assert_identity(frames);
+        }
+        frames.fail_nth(1);
+        assert!(frames.alloc_run(pin, 3, Use::Kernel).is_none());
+        frames.fail_nth(5);
+        frames.fail_nth(0);
+        give(frames, pin, (0..10).map(|_| frames.alloc(pin, Use::File).unwrap()).collect());
     });
 }
 

@@ -50,6 +50,7 @@ const ROOT: &[(&str, Item)] = &[
     ("loadavg", Item::Text(loadavg)),
     ("meminfo", Item::Text(meminfo)),
     ("mounts", Item::Link(|| "self/mounts".into())),
+    ("quire", Item::Directory(QUIRE)),
     ("self", Item::Link(|| format!("{}", task::current().process.pid))),
     ("stat", Item::Text(stat)),
     ("sys", Item::Directory(SYS)),
@@ -57,6 +58,8 @@ const ROOT: &[(&str, Item)] = &[
     ("uptime", Item::Text(uptime)),
     ("version", Item::Text(version)),
 ];
+
+const QUIRE: &[(&str, Item)] = &[("frames", Item::Text(frame_account))];
 
 const SYS: &[(&str, Item)] =
     &[("fs", Item::Directory(FS)), ("kernel", Item::Directory(KERNEL)), ("vm", Item::Directory(VM))];
@@ -208,6 +211,16 @@ pub fn mount(root: &Arc<Entry>) -> Result<()> {
 fn thread_self() -> String {
     let me = task::current();
     format!("{}/task/{}", me.process.pid, me.tid())
+}
+
+/// Where every page frame is: the sum of the rest is the first while nobody allocates or frees.
+fn frame_account() -> String {
+    let f = memory::frames().stats();
+    let mut s = format!("total {}\nfree {}\ncached {}\n", f.total, f.free, f.cached);
+    for (usage, n) in Use::ALL.iter().zip(f.owned) {
+        let _ = writeln!(s, "{usage:?} {n}");
+    }
+    s
 }
 
 fn version() -> String {

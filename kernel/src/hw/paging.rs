@@ -248,20 +248,35 @@ pub fn for_each_page(f: &mut dyn FnMut(VirtAddr, Pte, u32)) {
     walk(kernel_root(), 3, 0xffff_0000_0000_0000, f);
 }
 
-/// Map a new stack of `pages` pages (at most 8) below an unmapped guard, and return its top, a multiple of 64 KiB. None
+/// Map a new stack of `pages` pages (at most [`STACK_PAGES`]) below an unmapped guard, and return its top, a multiple of 64 KiB. None
 /// without memory.
 pub(super) fn map_stack(pages: usize) -> Option<VirtAddr> {
     static NEXT: AtomicU64 = AtomicU64::new(STACKS);
-    // Relaxed: only uniqueness counts.
-    let top = NEXT.fetch_add(STACK_SLOT, Ordering::Relaxed) + STACK_SLOT;
-    assert!(top <= STACKS_END, "the space for stacks is used up");
+    let mut frames = [None; STACK_PAGES];
+    let frames = &mut frames[..pages];
     let _tables = TABLES.lock();
-    for page in 1..=pages as u64 {
-        // What was mapped before memory ran out stays so, and is lost with its slot: it happens at most once for each
-        // failed thread creation, and a frame given back here would still be translated.
-        let frame = memory::stack_frame()?;
-        map_range(top - page * PAGE_SIZE, frame.base().as_u64(), PAGE_SIZE, DATA)?;
+    // Relaxed: the lock orders it.
+    let top = NEXT.load(Ordering::Relaxed) + STACK_SLOT;
+    if top > STACKS_END {
+        return None;
     }
+    let got = frames.iter_mut().try_for_each(|f| {
+        *f = Some(memory::stack_frame()?);
+        Some(())
+    });
+    // All frames before any is mapped, since a mapped one could not be given back: it would still be translated. And one
+    // leaf table holds the whole slot, so if the first page can be mapped, all can.
+    let mapped = got.and_then(|()| {
+        (1..).zip(&*frames).try_for_each(|(page, frame)| {
+            map_range(top - page * PAGE_SIZE, frame.as_ref()?.base().as_u64(), PAGE_SIZE, DATA)
+        })
+    });
+    if mapped.is_none() {
+        frames.iter().flatten().for_each(|f| memory::free_stack_frame(*f));
+        return None;
+    }
+    // Relaxed: as above.
+    NEXT.store(top, Ordering::Relaxed);
     VirtAddr::new(top)
 }
 
