@@ -63,18 +63,43 @@ pub fn cargo_test(report: &mut Report, name: &str, command: &mut Command, limit:
     Ok(counts)
 }
 
-/// The end of a failing command's output: enough to see why, without burying it.
+/// What a failing command's output says about why: the test harness's sections about failures and errors, or, if there
+/// are none, its end.
 pub fn tail(end: &Finished) -> String {
-    const LINES: usize = 60;
+    const LINES: usize = 80;
     let text = end.text();
-    let lines: Vec<_> =
-        text.lines().filter(|line| !line.starts_with("test ") || line.ends_with("FAILED")).collect();
+    let (mut section, mut message) = (false, false);
+    let told: Vec<_> = text
+        .lines()
+        .filter(|line| {
+            // "failures:" opens a list of messages and then one of names; the result line follows both. A process that
+            // aborts prints none of it, only the panic: a line for its place and one for its message.
+            section = (section || *line == "failures:") && !line.starts_with("test result:");
+            let panic = line.contains("panicked at ");
+            let shown = section || message || panic || line.starts_with("  process didn't exit");
+            message = panic;
+            shown
+        })
+        .collect();
+    let noise =
+        ["Checking", "Compiling", "Running", "Doc-tests", "Finished", "Downloaded", "running", "test "];
+    let quiet = |line: &&str| !noise.iter().any(|word| line.trim_start().starts_with(word));
+    let lines = if told.is_empty() { text.lines().filter(quiet).collect() } else { told };
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_are_found_among_everything_else() {
+        let text = "running 2 tests\ntest a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b stdout ----\nassertion\n\n\
+                    failures:\n    b\n\ntest result: FAILED. 1 passed; 1 failed\n\n   Doc-tests x\nrunning 0 tests\n";
+        let end = |text: &str| Finished { status: None, stdout: text.into(), stderr: Vec::new() };
+        assert_eq!(tail(&end(text)), "failures:\n\n---- b stdout ----\nassertion\n\nfailures:\n    b\n");
+        assert_eq!(tail(&end("   Compiling x\nerror: no\n --> y\n")), "error: no\n --> y");
+    }
 
     #[test]
     fn results_are_summed_over_binaries() {
