@@ -65,7 +65,7 @@ fn await_count(done: &AtomicU64, n: u64, seconds: u64) -> Result<(), String> {
         if hw::timer::now() > deadline {
             return Err(format!("{} of {n} after {seconds} s", done.load(Ordering::Relaxed)));
         }
-        wait::sleep_until(Some(hw::timer::now() + 1_000_000));
+        wait::pause_until(hw::timer::now() + 1_000_000);
     }
     Ok(())
 }
@@ -124,7 +124,7 @@ fn ping_pong() -> Result<(), String> {
 fn sleep_deadline() -> Result<(), String> {
     for ms in [1, 5, 20] {
         let start = hw::timer::now();
-        wait::sleep_until(Some(start + ms * 1_000_000));
+        wait::pause_until(start + ms * 1_000_000);
         let took = hw::timer::now() - start;
         if took < ms * 1_000_000 {
             return Err(format!("{ms} ms ended after {took} ns"));
@@ -165,7 +165,7 @@ fn idle_cpus_steal() -> Result<(), String> {
     for _ in 0..n {
         let done = done.clone();
         spawn(move || {
-            wait::sleep_until(Some(hw::timer::now() + 1_000_000));
+            wait::pause_until(hw::timer::now() + 1_000_000);
             done.fetch_add(1, Ordering::Release);
         })?;
     }

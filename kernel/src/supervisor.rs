@@ -131,6 +131,6 @@ fn account(before: &[u64; 5]) -> i64 {
             }
             return leaked;
         }
-        wait::sleep_until(Some(hw::timer::now() + 1_000_000));
+        wait::pause_until(hw::timer::now() + 1_000_000);
     }
 }

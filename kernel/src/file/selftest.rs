@@ -293,7 +293,7 @@ fn renames_leave_a_tree() -> Result<(), String> {
     // Acquire: see above.
     while done.load(Ordering::Acquire) < THREADS {
         check(hw::timer::now() < deadline, || "the threads did not end".into())?;
-        wait::sleep_until(Some(hw::timer::now() + 1_000_000));
+        wait::pause_until(hw::timer::now() + 1_000_000);
     }
     let mut left = vec![root.clone()];
     while let Some(at) = left.pop() {
