@@ -273,6 +273,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     *mm.args.lock() = bounds;
     me.set_comm(&comm);
     p.signals.lock().exec();
+    p.timers.clear();
     me.signals.lock().exec();
     // Relaxed: these words belong to the thread.
     me.clear_child_tid.store(0, Ordering::Relaxed);

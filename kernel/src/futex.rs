@@ -229,6 +229,31 @@ pub fn wait(word: Word, value: u32, bitset: u32, deadline: Option<u64>) -> SysRe
     }
 }
 
+/// `futex_waitv`: sleep while each word of the list is the value that goes with it: the index of one that was woken.
+/// EAGAIN if one isn't, ETIMEDOUT past the deadline (ns since boot).
+pub fn wait_for_any(words: &[(Word, u32)], deadline: Option<u64>) -> SysResult {
+    let keys: Vec<Key> = words.iter().map(|(word, _)| Key::new(*word)).collect::<Result<_, _>>()?;
+    let waiting: Vec<Waiting> = keys.into_iter().map(|key| Waiting::enter(key, ANY)).collect();
+    // Step W3, for each.
+    let check = words.iter().map(|(word, value)| match usercopy::read::<u32>(word.address) {
+        Ok(seen) if seen == *value => Ok(()),
+        Ok(_) => Err(Errno::EAGAIN),
+        Err(e) => Err(e),
+    });
+    let sleep =
+        || wait::wait_any(&[], deadline, true, || waiting.iter().any(|w| w.0.is_woken()).then_some(()));
+    let outcome = match check.collect::<Result<(), _>>() {
+        Ok(()) => {
+            sleep().map_err(|why| if why == Woken::TimedOut { Errno::ETIMEDOUT } else { Errno::RESTART })
+        }
+        Err(e) => Err(e),
+    };
+    // Each wake is told to the program if it can be: the last one is the call's result, as on Linux.
+    let woken =
+        waiting.iter().map(Waiting::leave).enumerate().filter(|(_, woken)| *woken).map(|(i, _)| i).last();
+    woken.map_or(Err(outcome.err().unwrap_or(Errno::EAGAIN)), Ok)
+}
+
 /// Take up to `count` waiters for `key` whose bits meet `bitset` out of their bucket and wake them: how many.
 fn wake_key(key: Key, count: usize, bitset: u32) -> usize {
     let mut woken = Vec::new();

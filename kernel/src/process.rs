@@ -27,9 +27,9 @@ use crate::{
     errno::Errno,
     file::{FileTable, FsInfo},
     hw::irq::Lock,
-    memory,
-    sched,
+    memory, sched,
     signal::{self, ProcessSignals, SigInfo},
+    syscall::posix_timer::PosixTimers,
     task::{self, Task},
     wait::WaitQueue,
 };
@@ -76,6 +76,12 @@ impl Mm {
         // Relaxed: the caller is a user itself, so the count can't reach 0 meanwhile.
         self.users.fetch_add(1, Ordering::Relaxed);
         self.clone()
+    }
+    /// As [`Self::join`] for a caller that is no user: false if there is none left.
+    pub fn join_if_used(&self) -> bool {
+        let one_more = |users: usize| (users > 0).then_some(users + 1);
+        // Relaxed: as in `join`; the count alone decides.
+        self.users.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
     /// One task fewer uses it; the last one gives everything in it back. May sleep.
     pub fn leave(&self) {
@@ -166,8 +172,11 @@ pub struct Process {
     pub vfork_wait: WaitQueue,
     /// The parent of a `vfork` waits until this is clear.
     pub vfork_busy: AtomicBool,
-    /// Woken when a thread ends: `execve` waits for the others.
+    /// Woken when a thread ends, and when the process has ended or been collected: `execve` waits for the others, and
+    /// whoever has a descriptor of the process for the rest.
     pub thread_wait: WaitQueue,
+    /// Its POSIX timers.
+    pub timers: PosixTimers,
     /// Since boot, in ns.
     pub started: u64,
     life: Lock<Life>,
@@ -297,6 +306,7 @@ impl Process {
             vfork_wait: WaitQueue::new(),
             vfork_busy: AtomicBool::new(false),
             thread_wait: WaitQueue::new(),
+            timers: PosixTimers::new(),
             started: crate::hw::timer::now(),
             life: Lock::new(Life::default()),
         }
@@ -529,6 +539,7 @@ pub fn forget(parent: &Process, child: &Arc<Process>) -> bool {
     let used = child.cpu_ns() + child.children_ns.load(Ordering::Relaxed);
     parent.children_ns.fetch_add(used, Ordering::Relaxed);
     TABLE.lock().processes.remove(&child.pid);
+    child.thread_wait.wake_all();
     true
 }
 

@@ -165,6 +165,7 @@ pub mod code {
     #![allow(missing_docs)] // The names of sigaction(2).
     pub const SI_USER: i32 = 0;
     pub const SI_KERNEL: i32 = 0x80;
+    pub const SI_TIMER: i32 = -2;
     pub const SI_TKILL: i32 = -6;
     pub const ILL_ILLOPN: i32 = 2;
     pub const SEGV_MAPERR: i32 = 1;
@@ -222,6 +223,54 @@ impl SigInfo {
     pub const fn given(mut self, signal: u32) -> Self {
         self.signo = signal as i32;
         self
+    }
+    /// An expiration of the POSIX timer `id`, which gives `value` with it.
+    pub const fn timer(signal: u32, id: u32, value: u64) -> Self {
+        let mut info = Self::new(signal, code::SI_TIMER);
+        info.fields[0] = id as u64;
+        info.fields[1] = value;
+        info
+    }
+    /// Say that `more` expirations of a timer came before this one was taken.
+    pub const fn with_overrun(mut self, more: u32) -> Self {
+        self.fields[0] = self.fields[0] & 0xffff_ffff | (more as u64) << 32;
+        self
+    }
+    /// The timer's id, for an expiration of a POSIX timer.
+    pub const fn timer_id(&self) -> Option<u32> {
+        if self.code == code::SI_TIMER { Some(self.fields[0] as u32) } else { None }
+    }
+    /// As `signalfd` tells it (signalfd(2)): which fields mean something depends on the signal and the code.
+    pub fn record(&self) -> [u8; 128] {
+        let mut out = [0; 128];
+        let mut put = |at: usize, value: u64, bytes: usize| {
+            for (to, from) in out.iter_mut().skip(at).zip(value.to_le_bytes()).take(bytes) {
+                *to = from;
+            }
+        };
+        put(0, self.signo as u64, 4);
+        put(4, self.errno as u64, 4);
+        put(8, self.code as u64, 4);
+        let [first, second, ..] = self.fields;
+        let synchronous = self.signal().is_some_and(|s| SigSet::SYNCHRONOUS.has(s));
+        if self.code == code::SI_TIMER {
+            put(24, first, 4); // ssi_tid
+            put(32, first >> 32, 4); // ssi_overrun
+            put(44, second, 4); // ssi_int
+            put(48, second, 8); // ssi_ptr
+        } else if self.code > 0 && synchronous {
+            put(72, first, 8); // ssi_addr
+        } else {
+            put(12, first, 4); // ssi_pid
+            put(16, first >> 32, 4); // ssi_uid
+            if self.code > 0 && self.signal() == Some(Signal::CHLD) {
+                put(40, second, 4); // ssi_status
+            } else if self.code < 0 {
+                put(44, second, 4); // ssi_int
+                put(48, second, 8); // ssi_ptr
+            }
+        }
+        out
     }
     /// Which signal.
     pub const fn signal(&self) -> Option<Signal> {
@@ -291,6 +340,7 @@ pub fn queue(process: &Process, target: Option<&Arc<Task>>, info: SigInfo) -> Re
     if let Some(task) = woken {
         task.interrupt();
     }
+    crate::file::signal_arrived();
     if continued {
         process.signals.resumed.wake_all();
         process::notify_parent(process, Status::CONTINUED);
@@ -375,6 +425,7 @@ pub fn thread_exit(task: &Arc<Task>) {
         SigSet(!t.blocked.0)
     };
     retarget(process, open);
+    process.timers.thread_ended(task);
     deliver::report_stop(process);
 }
 
@@ -382,6 +433,7 @@ pub fn thread_exit(task: &Arc<Task>) {
 pub fn process_exit(process: &Process) {
     let timer = process.signals.lock().alarm.take();
     drop(timer);
+    process.timers.clear();
 }
 
 /// A fault of the calling thread's own instruction: `info` is delivered before anything else. If the signal is blocked
@@ -497,6 +549,14 @@ pub fn blocked_and_pending() -> SigSet {
 /// forgotten.
 pub fn action(signal: Signal, new: Option<Action>) -> Action {
     let process = &task::current().process;
+    let old = exchange_action(process, signal, new);
+    if new.is_some() && old.ignores(signal) {
+        process.timers.action_changed(signal);
+    }
+    old
+}
+
+fn exchange_action(process: &Process, signal: Signal, new: Option<Action>) -> Action {
     let mut state = process.signals.lock();
     let old = state.action(signal);
     if let Some(new) = new {
@@ -511,6 +571,27 @@ pub fn action(signal: Signal, new: Option<Action>) -> Action {
         }
     }
     old
+}
+
+/// Take a signal of `set` that waits for the calling thread or its process, without acting on it.
+pub fn take_pending(set: SigSet) -> Option<SigInfo> {
+    let me = task::current();
+    let others = SigSet(!set.without(SigSet::UNBLOCKABLE).0);
+    let taken = {
+        let mut state = me.process.signals.lock();
+        let mut t = me.signals.lock();
+        let info = t.pending.take(others).or_else(|| state.pending.take(others));
+        me.signals.summarise(&state, &t);
+        info
+    };
+    taken.map(|info| time::taken(&me.process, info))
+}
+
+/// Whether [`take_pending`] would find one.
+pub fn has_pending(set: SigSet) -> bool {
+    let me = task::current();
+    let shared = me.process.signals.lock().pending.set();
+    !shared.or(me.signals.lock().pending.set()).and(set.without(SigSet::UNBLOCKABLE)).is_empty()
 }
 
 /// Take a signal of `set` without acting on it, waiting until `deadline` (ns since boot) for one to come.
@@ -531,10 +612,7 @@ pub fn await_one(set: SigSet, deadline: Option<u64>) -> Result<SigInfo, Woken> {
     me.signals.lock().awaited = SigSet::EMPTY;
     // One that came while the wait ended for another reason is taken, not lost sight of.
     let taken = taken.or_else(|why| take().ok_or(why));
-    if taken.is_ok_and(|i| i.signal() == Some(Signal::ALRM)) {
-        time::rearm(&me.process);
-    }
-    taken
+    taken.map(|info| time::taken(&me.process, info))
 }
 
 /// The rest of the call that was interrupted last, if it may still be continued.

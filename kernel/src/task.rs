@@ -32,6 +32,8 @@ pub struct Task {
     pub robust_list: AtomicU64,
     /// Where it may run.
     pub affinity: irq::Lock<CpuSet>,
+    /// What it was told about its priority and its powers.
+    pub attributes: irq::Lock<Attributes>,
     /// The scheduler's part.
     pub sched: Entity,
     /// The machine's part.
@@ -44,6 +46,47 @@ pub struct Task {
     ending: AtomicBool,
     /// What `exit` was given, for a last thread that nobody killed.
     exit_code: AtomicU32,
+}
+
+/// What a thread has been told about itself, and tells again. Nothing here acts on it: all threads are scheduled alike,
+/// and all run as root.
+#[derive(Clone, Copy)]
+pub struct Attributes {
+    /// `SCHED_OTHER` (0) and so on.
+    pub policy: u32,
+    /// Priority of a real-time policy; else 0.
+    pub priority: u32,
+    /// SCHED_RESET_ON_FORK.
+    pub reset_on_fork: bool,
+    /// -20..=19.
+    pub nice: i32,
+    /// Capabilities by bit: effective, permitted, inheritable.
+    pub capabilities: [u64; 3],
+    /// personality(2).
+    pub personality: u32,
+}
+
+impl Attributes {
+    /// All the capabilities that there are (CAP_LAST_CAP is 40).
+    pub const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
+    /// Those of the first program.
+    pub const FRESH: Attributes = Attributes {
+        policy: 0,
+        priority: 0,
+        reset_on_fork: false,
+        nice: 0,
+        capabilities: [Self::ALL_CAPABILITIES, Self::ALL_CAPABILITIES, 0],
+        personality: 0,
+    };
+
+    /// Those of a thread that this one makes.
+    pub fn for_clone(mut self) -> Self {
+        if self.reset_on_fork {
+            self.nice = if self.policy == 0 { self.nice.max(0) } else { 0 };
+            (self.policy, self.priority, self.reset_on_fork) = (0, 0, false);
+        }
+        self
+    }
 }
 
 enum Kind {
@@ -62,6 +105,7 @@ impl Task {
             clear_child_tid: AtomicU64::new(0),
             robust_list: AtomicU64::new(0),
             affinity: irq::Lock::new(sched::online()),
+            attributes: irq::Lock::new(Attributes::FRESH),
             sched: Entity::new(),
             thread,
             set_tid: AtomicU64::new(0),

@@ -7,19 +7,35 @@
 //!
 //! `wake_one` takes the sleeper out of the queue. A sleeper that was taken out but leaves for another reason (signal,
 //! deadline) passes the wake on.
+//!
+//! Besides tasks, a queue may have *watchers* ([`WaitQueue::watch`]): wakers that are called at every wake and stay. They
+//! are how `epoll` notices that a file has changed. A watcher is called with the queue locked, from any context; it may
+//! wake other queues, as long as those never lead back to this one.
 
-use alloc::{collections::VecDeque, sync::Arc};
+use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
+use core::{
+    sync::atomic::{AtomicBool, Ordering},
+    task::Waker,
+};
 
 use crate::{
+    errno::Errno,
     hw::{self, irq},
     sched, signal,
     task::{self, Task},
     timers,
 };
 
-/// Tasks that wait for something.
+/// Tasks that wait for something, and watchers.
 pub struct WaitQueue {
-    waiters: irq::Lock<VecDeque<Arc<Task>>>,
+    waiters: irq::Lock<Waiters>,
+    /// Whether there are watchers; for [`WaitQueue::notify`].
+    watched: AtomicBool,
+}
+
+struct Waiters {
+    tasks: VecDeque<Arc<Task>>,
+    watchers: Vec<Waker>,
 }
 
 /// Why a wait ended without its condition.
@@ -40,7 +56,8 @@ impl Default for WaitQueue {
 impl WaitQueue {
     /// Nobody waits.
     pub const fn new() -> Self {
-        Self { waiters: irq::Lock::new(VecDeque::new()) }
+        let waiters = Waiters { tasks: VecDeque::new(), watchers: Vec::new() };
+        Self { waiters: irq::Lock::new(waiters), watched: AtomicBool::new(false) }
     }
 
     /// Sleep until `cond` gives a value. `deadline` in nanoseconds since boot. `interruptible`: a pending signal ends
@@ -57,14 +74,20 @@ impl WaitQueue {
 
     /// Wake every waiter. From any context.
     pub fn wake_all(&self) {
-        for t in self.waiters.lock().iter() {
+        let w = self.waiters.lock();
+        for t in &w.tasks {
             t.wake();
         }
+        w.watchers.iter().for_each(Waker::wake_by_ref);
     }
 
     /// Wake the first waiter and take it out; false if nobody waits. From any context.
     pub fn wake_one(&self) -> bool {
-        let first = self.waiters.lock().pop_front();
+        let first = {
+            let mut w = self.waiters.lock();
+            w.watchers.iter().for_each(Waker::wake_by_ref);
+            w.tasks.pop_front()
+        };
         match first {
             Some(t) => {
                 t.wake();
@@ -74,18 +97,50 @@ impl WaitQueue {
         }
     }
 
+    /// Tell the watchers alone, of a change that no sleeper waits for (more of what there was already).
+    pub fn notify(&self) {
+        // SeqCst: the caller changed its state before; a watcher sets the flag before it looks at that state, so one of
+        // the two sees the other. Pairs with the store in `watch`.
+        if self.watched.load(Ordering::SeqCst) {
+            self.waiters.lock().watchers.iter().for_each(Waker::wake_by_ref);
+        }
+    }
+
+    /// Call `watcher` at every wake from now on. The caller looks at the state afterwards. ENOMEM.
+    pub fn watch(&self, watcher: Waker) -> Result<(), Errno> {
+        let mut w = self.waiters.lock();
+        w.watchers.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        w.watchers.push(watcher);
+        // SeqCst: pairs with the load in `notify`.
+        self.watched.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Take `watcher` out again. Once it has returned, the watcher is not in use by this queue.
+    pub fn unwatch(&self, watcher: &Waker) {
+        let taken = {
+            let mut w = self.waiters.lock();
+            let at = w.watchers.iter().position(|x| x.data() == watcher.data());
+            let taken = at.map(|at| w.watchers.swap_remove(at));
+            // SeqCst: as in `watch`.
+            self.watched.store(!w.watchers.is_empty(), Ordering::SeqCst);
+            taken
+        };
+        drop(taken); // outside the lock: it may be the last reference
+    }
+
     fn enter(&self, me: &Arc<Task>) {
         let mut w = self.waiters.lock();
-        if !w.iter().any(|t| Arc::ptr_eq(t, me)) {
-            w.push_back(me.clone());
+        if !w.tasks.iter().any(|t| Arc::ptr_eq(t, me)) {
+            w.tasks.push_back(me.clone());
         }
     }
 
     /// Leave the queue; false if a `wake_one` had taken us out already.
     fn leave(&self, me: &Arc<Task>) -> bool {
         let mut w = self.waiters.lock();
-        match w.iter().position(|t| Arc::ptr_eq(t, me)) {
-            Some(i) => w.remove(i).is_some(),
+        match w.tasks.iter().position(|t| Arc::ptr_eq(t, me)) {
+            Some(i) => w.tasks.remove(i).is_some(),
             None => false,
         }
     }

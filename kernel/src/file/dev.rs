@@ -66,6 +66,10 @@ pub const fn split(number: u64) -> (u32, u32) {
 }
 
 impl Device {
+    /// Whether it can be waited for: the terminal, and random bytes as on Linux.
+    pub fn is_waitable(self) -> bool {
+        self.is_terminal() || matches!(self, Device::Random | Device::Urandom)
+    }
     /// `st_rdev`, with Linux's numbers.
     pub fn number(self) -> u64 {
         match self {

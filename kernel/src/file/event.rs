@@ -17,13 +17,19 @@ const MAX: u64 = u64::MAX - 1;
 pub struct Event {
     count: SpinLock<u64>,
     semaphore: bool,
-    changed: WaitQueue,
+    readable: WaitQueue,
+    writable: WaitQueue,
 }
 
 impl Event {
     /// A counter at `count`. `semaphore`: a read takes one rather than all.
     pub fn new(count: u32, semaphore: bool) -> Self {
-        Self { count: SpinLock::new(u64::from(count)), semaphore, changed: WaitQueue::new() }
+        Self {
+            count: SpinLock::new(u64::from(count)),
+            semaphore,
+            readable: WaitQueue::new(),
+            writable: WaitQueue::new(),
+        }
     }
 
     fn take(&self) -> Option<u64> {
@@ -39,13 +45,20 @@ impl Event {
         Some(())
     }
 
-    fn retry<R>(&self, block: bool, mut attempt: impl FnMut() -> Option<R>) -> Result<R> {
+    /// What `attempt` gives once it gives something: then those who wait for `after` can go on.
+    fn retry<R>(
+        &self,
+        block: bool,
+        mut attempt: impl FnMut() -> Option<R>,
+        before: &WaitQueue,
+        after: &WaitQueue,
+    ) -> Result<R> {
         let result = match attempt() {
             Some(r) => r,
             None if !block => return Err(Errno::EAGAIN),
-            None => self.changed.wait(None, true, attempt).map_err(|_| Errno::RESTART)?,
+            None => before.wait(None, true, attempt).map_err(|_| Errno::RESTART)?,
         };
-        self.changed.wake_all();
+        after.wake_all();
         Ok(result)
     }
 
@@ -54,7 +67,7 @@ impl Event {
         if sink.room() < size_of::<u64>() {
             return Err(Errno::EINVAL);
         }
-        let taken = self.retry(block, || self.take())?;
+        let taken = self.retry(block, || self.take(), &self.readable, &self.writable)?;
         if sink.put(&taken.to_ne_bytes()) < size_of::<u64>() {
             Err(Errno::EFAULT)
         } else {
@@ -75,7 +88,7 @@ impl Event {
         if n > MAX {
             return Err(Errno::EINVAL);
         }
-        self.retry(block, || self.add(n))?;
+        self.retry(block, || self.add(n), &self.writable, &self.readable)?;
         Ok(bytes.len())
     }
 
@@ -85,7 +98,7 @@ impl Event {
         let mut events = Events::empty();
         events.set(Events::IN, count > 0);
         events.set(Events::OUT, count < MAX);
-        Readiness { events, queues: [Some(&self.changed), None] }
+        Readiness { events, queues: [Some(&self.readable), Some(&self.writable)] }
     }
 }
 

@@ -2,7 +2,11 @@
 //!
 //! An inode lives while a name, an open file or a mapping refers to it; so a removed file that is still open lives on.
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{
+    boxed::Box,
+    sync::{Arc, Weak},
+    vec::Vec,
+};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as c;
@@ -10,7 +14,7 @@ use sync::SpinLock;
 
 use super::{
     Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, pipe::Pipe,
-    proc::Text, store::Store, tty::Channel,
+    proc::Text, socket::Socket, special::Special, store::Store, tty::Channel,
 };
 use crate::hw;
 
@@ -128,6 +132,10 @@ pub enum Kind {
     Console(Channel),
     /// A counter of `eventfd`.
     Event(Event),
+    /// A socket, or another file that is neither bytes nor a name.
+    Special(Special),
+    /// The name of a socket in the tree.
+    SocketName(Weak<Socket>),
     /// A file of /proc or /sys.
     Text(Box<MakeText>),
     /// A directory of /proc or /sys.
@@ -146,6 +154,8 @@ impl Kind {
             Kind::Device(_) => c::S_IFCHR,
             Kind::Fifo(_) | Kind::Console(_) => c::S_IFIFO,
             Kind::Event(_) => 0,
+            Kind::Special(special) => special.type_bits(),
+            Kind::SocketName(_) => c::S_IFSOCK,
         }
     }
     /// The type as directories list it: `DT_DIR` and so on.

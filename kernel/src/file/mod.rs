@@ -10,6 +10,7 @@
 //!  open       open files: read, write, seek, list          entry      names and how they hang together
 //!  path       path resolution                              directory  create, link, unlink, rename
 //!  pipe       pipes, named and not     event   eventfd     cpio, unpack, startup   the boot image
+//!  special    what has no bytes at offsets: socket, epoll, timerfd, pidfd, signalfd
 //!  tty, line  the terminal             dev     /dev        proc, sys  what is made up when someone looks
 //! ```
 //!
@@ -35,6 +36,7 @@ mod cpio;
 mod dev;
 mod directory;
 mod entry;
+mod epoll;
 mod event;
 mod flock;
 mod inode;
@@ -43,16 +45,21 @@ mod line;
 mod open;
 mod page;
 mod path;
+mod pidfd;
 mod pipe;
 mod poll;
 mod proc;
 mod proc_pid;
 mod random;
 pub mod selftest;
+mod signalfd;
+mod socket;
+mod special;
 mod startup;
 mod store;
 mod sys;
 mod table;
+mod timerfd;
 pub mod tty;
 mod unpack;
 
@@ -65,17 +72,26 @@ use sync::SpinLock;
 pub use dev::{Device, node, split as split_device};
 pub use directory::{Directory, Existing, capacity as name_capacity, create, link, rename, rmdir, unlink};
 pub use entry::Entry;
+pub use epoll::{Epoll, Interest};
 pub use event::{Event, flags_are_known as event_flags_are_known};
 pub use inode::{Inode, Kind, Time, Volume};
 pub use io::{KernelBuffer, MAX_TRANSFER, Sink, Source, UserBuffer};
 pub use open::{Listed, OpenFile, Seek, access, truncate};
 pub use path::{Follow, Found, Last, read_link};
+pub use pidfd::ProcessFile;
 pub use pipe::{Pipe, PipeEnd};
 pub use poll::Events;
 pub use random::fill as random_bytes;
+pub use signalfd::{SignalFile, arrived as signal_arrived};
+pub use socket::{
+    AF_UNIX, Address, Credentials, Flags as SocketFlags, Number as SocketNumber, Received, Sent, Socket,
+    Style, collect_sockets, release_files,
+};
+pub use special::Special;
 pub use startup::Startup;
 pub use store::{MAX_SIZE, Store, capacity};
 pub use table::{FileTable, FsInfo};
+pub use timerfd::{Setting, TimerFile};
 
 use crate::{
     errno::Errno,
@@ -150,6 +166,8 @@ fn empty(entry: Arc<Entry>) {
 /// Give back everything that files hold: no program runs any more, and `kernel` is the last process.
 pub fn teardown(kernel: &Process) {
     kernel.files().clear();
+    // Rings of sockets that nobody closed another one after.
+    collect_sockets();
     let root = ROOT.lock().take();
     if let Some(root) = root {
         empty(root);

@@ -4,17 +4,21 @@
 //! file follow one another as POSIX asks. Page faults nest inside it. Pipes, devices and the like have no offset and
 //! do not take it, so a reader that waits does not keep a writer out.
 
-use alloc::sync::Arc;
+use alloc::{
+    sync::{Arc, Weak},
+    vec::Vec,
+};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use addr::Prot;
 use aspace::Object;
 use linux_raw_sys::general as c;
-use sync::RwLock;
+use sync::{RwLock, SpinLock};
 
 use super::{
     Result,
     entry::Entry,
+    epoll::{Item, Watches},
     inode::{Kind, Volume},
     io::{Sink, Source, moved},
     pipe::PipeEnd,
@@ -40,6 +44,8 @@ pub struct OpenFile {
     flags: AtomicU32,
     position: RwLock<Position>,
     end: Option<PipeEnd>,
+    /// What watches it in epolls.
+    watches: Watches,
 }
 
 struct Position {
@@ -86,6 +92,7 @@ impl OpenFile {
             flags: AtomicU32::new(flags & !OPENING),
             position: RwLock::new(Position { offset: 0, text: Text::default() }),
             end,
+            watches: SpinLock::new(Vec::new()),
         })
     }
 
@@ -101,6 +108,8 @@ impl OpenFile {
             Kind::Directory(_) | Kind::Listing(_) if writes || flags & c::O_CREAT != 0 => {
                 return Err(Errno::EISDIR);
             }
+            // A socket in the tree is a name to connect to; the others have none.
+            Kind::Special(_) | Kind::SocketName(_) => return Err(Errno::ENXIO),
             Kind::Device(device) => {
                 device.check_open()?;
                 None
@@ -168,7 +177,37 @@ impl OpenFile {
         if self.is_path() || !access(self.flags()).1 { Err(Errno::EBADF) } else { Ok(()) }
     }
 
-    fn blocks(&self) -> bool {
+    /// Whether it can be waited for, so that epoll takes it. EPERM.
+    pub fn check_waitable(&self) -> Result<()> {
+        let waitable = match &self.entry.inode.kind {
+            Kind::Fifo(_) | Kind::Console(_) | Kind::Event(_) | Kind::Special(_) => true,
+            Kind::Device(device) => device.is_waitable(),
+            _ => false,
+        };
+        if waitable { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    /// Note that `item` watches the file. ENOMEM.
+    pub fn watched_by(&self, item: &Arc<Item>) -> Result<()> {
+        let mut watches = self.watches.lock();
+        watches.retain(|w| w.strong_count() > 0);
+        watches.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        watches.push(Arc::downgrade(item));
+        Ok(())
+    }
+
+    /// Note that `item` watches it no more.
+    pub fn unwatched_by(&self, item: &Arc<Item>) {
+        self.watches.lock().retain(|w| w.as_ptr() != Arc::as_ptr(item));
+    }
+
+    /// What watches it.
+    pub fn watches(&self) -> Vec<Arc<Item>> {
+        self.watches.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether calls may wait.
+    pub fn blocks(&self) -> bool {
         self.flags() & c::O_NONBLOCK == 0
     }
 
@@ -203,6 +242,8 @@ impl OpenFile {
             Kind::Fifo(_) => self.end.as_ref().ok_or(Errno::EBADF)?.pipe().read(sink, block),
             Kind::Console(channel) => channel.read(sink, block),
             Kind::Event(event) => event.read(sink, block),
+            Kind::Special(special) => special.read(sink, block),
+            Kind::SocketName(_) => Err(Errno::ENXIO),
             Kind::Directory(_) | Kind::Listing(_) => Err(Errno::EISDIR),
             Kind::Symlink(_) | Kind::Link(_) => Err(Errno::EINVAL),
         }
@@ -212,7 +253,7 @@ impl OpenFile {
     pub fn check_offset(&self) -> Result<()> {
         match &self.entry.inode.kind {
             _ if self.is_path() => Err(Errno::EBADF),
-            Kind::Fifo(_) | Kind::Console(_) | Kind::Event(_) => Err(Errno::ESPIPE),
+            Kind::Fifo(_) | Kind::Console(_) | Kind::Event(_) | Kind::Special(_) => Err(Errno::ESPIPE),
             Kind::Device(device) if device.is_terminal() => Err(Errno::ESPIPE),
             _ => Ok(()),
         }
@@ -268,6 +309,8 @@ impl OpenFile {
             Kind::Fifo(_) => self.end.as_ref().ok_or(Errno::EBADF)?.pipe().write(source, self.blocks()),
             Kind::Console(channel) => channel.write(source),
             Kind::Event(event) => event.write(source, self.blocks()),
+            Kind::Special(special) => special.write(source, self.blocks()),
+            Kind::SocketName(_) => Err(Errno::ENXIO),
             Kind::Text(_) => Err(Errno::EIO),
             Kind::Directory(_) | Kind::Listing(_) => Err(Errno::EISDIR),
             Kind::Symlink(_) | Kind::Link(_) => Err(Errno::EINVAL),
@@ -307,6 +350,7 @@ impl OpenFile {
         match &self.entry.inode.kind {
             Kind::Device(device) if !device.is_terminal() => return Ok(0),
             Kind::Event(_) => return Ok(0),
+            Kind::Special(special) if special.seeks_nowhere() => return Ok(0),
             _ if !self.has_offset() => return Err(Errno::ESPIPE),
             _ => {}
         }
@@ -397,6 +441,7 @@ impl OpenFile {
             (Kind::Device(device), _) => device.readiness(),
             (Kind::Console(channel), _) => channel.readiness(),
             (Kind::Event(event), _) => event.readiness(),
+            (Kind::Special(special), _) => special.readiness(),
             _ => Readiness::ALWAYS,
         }
     }
@@ -424,6 +469,11 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         self.entry.inode.flock.unlock(self.number);
+        for item in core::mem::take(self.watches.get_mut()) {
+            if let Some(item) = item.upgrade() {
+                item.unregister(self);
+            }
+        }
     }
 }
 

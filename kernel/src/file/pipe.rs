@@ -194,6 +194,8 @@ impl Pipe {
         drop(ring);
         if done > 0 && before < PIPE_BUF {
             self.can_write.wake_all();
+        } else if done > 0 {
+            self.can_write.notify();
         }
         Ok(done)
     }
@@ -223,6 +225,8 @@ impl Pipe {
         drop(ring);
         if was_empty && done > 0 {
             self.can_read.wake_all();
+        } else if done > 0 {
+            self.can_read.notify();
         }
         Ok((done, fault))
     }
@@ -243,6 +247,20 @@ impl Pipe {
             }
             let ready = || (self.available() > 0 || self.writers.load(SeqCst) == 0).then_some(());
             self.can_read.wait(None, true, ready).map_err(|_| Errno::RESTART)?;
+        }
+    }
+
+    /// Wait until there is room for some bytes, unless `block` is false: for how many. EPIPE, EAGAIN.
+    pub fn await_room(&self, block: bool) -> Result<usize> {
+        loop {
+            self.check_readers()?;
+            match self.room() {
+                0 if !block => return Err(Errno::EAGAIN),
+                0 => {}
+                room => return Ok(room),
+            }
+            let ready = || (self.room() > 0 || self.readers.load(SeqCst) == 0).then_some(());
+            self.can_write.wait(None, true, ready).map_err(|_| Errno::RESTART)?;
         }
     }
 

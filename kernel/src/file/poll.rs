@@ -25,6 +25,8 @@ bitflags! {
         const RDNORM = c::POLLRDNORM as u16;
         /// As OUT.
         const WRNORM = c::POLLWRNORM as u16;
+        /// The other side of a socket will send no more.
+        const RDHUP = c::POLLRDHUP as u16;
     }
 }
 

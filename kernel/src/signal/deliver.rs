@@ -77,9 +77,7 @@ fn next() -> Step {
         let era = state.job.era;
         drop(t);
         drop(state);
-        if signal == Signal::ALRM {
-            time::rearm(&me.process);
-        }
+        let info = time::taken(&me.process, info);
         if action.ignores(signal) {
             continue;
         }

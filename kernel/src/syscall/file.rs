@@ -20,12 +20,12 @@ pub use wait::*;
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
-    file::{self, Device, Entry, FileTable, Follow, Found, FsInfo, Kind, OpenFile, Store},
+    file::{self, Device, Entry, FileTable, Follow, Found, FsInfo, Kind, OpenFile, Special, Store},
     task, usercopy,
 };
 
 /// The caller's descriptors.
-fn files() -> Arc<FileTable> {
+pub(super) fn files() -> Arc<FileTable> {
     task::current().process.files()
 }
 
@@ -35,7 +35,7 @@ fn fs() -> Arc<FsInfo> {
 }
 
 /// The open file behind argument `i`. EBADF.
-fn opened(a: &Args, i: usize) -> Result<Arc<OpenFile>, Errno> {
+pub(super) fn opened(a: &Args, i: usize) -> Result<Arc<OpenFile>, Errno> {
     files().get(a.int(i))
 }
 
@@ -238,6 +238,12 @@ pub fn ioctl(a: &Args) -> SysResult {
     }
     match &file.entry.inode.kind {
         Kind::Device(Device::Console | Device::Tty) => file::tty::ioctl(request, arg),
+        Kind::Special(Special::Socket(socket)) if request == io::FIONREAD => {
+            count_out(arg, socket.available()? as i64)
+        }
+        Kind::Special(Special::Socket(socket)) if request == io::TIOCOUTQ => {
+            count_out(arg, socket.unread() as i64)
+        }
         Kind::Fifo(pipe) if request == io::FIONREAD => count_out(arg, pipe.available() as i64),
         Kind::Console(channel) if request == io::FIONREAD => count_out(arg, channel.available() as i64),
         Kind::File(store) if request == io::FIONREAD => {

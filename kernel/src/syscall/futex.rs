@@ -97,3 +97,42 @@ pub fn get_robust_list(a: &Args) -> SysResult {
     usercopy::write(a.raw(1), &task.robust_list.load(Ordering::Relaxed))?;
     Ok(0)
 }
+
+/// `struct futex_waitv`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Waitv {
+    value: u64,
+    address: u64,
+    flags: u32,
+    reserved: u32,
+}
+crate::pod!(Waitv);
+
+/// `futex_waitv(2)`, on words of 32 bits.
+pub fn futex_waitv(a: &Args) -> SysResult {
+    const MOST: u32 = 128;
+    const SIZE_U32: u32 = 2;
+    let (at, count, flags, timeout) = (a.raw(0), a.uint(1), a.uint(2), a.raw(3));
+    if flags != 0 || count == 0 || count > MOST || at == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let deadline = match (timeout, a.int(4)) {
+        (0, _) => None,
+        (at, time::MONOTONIC) => deadline(at, true, false)?,
+        (at, time::REALTIME) => deadline(at, true, true)?,
+        _ => return Err(Errno::EINVAL),
+    };
+    let mut words = alloc::vec::Vec::new();
+    for i in 0..u64::from(count) {
+        let bytes = size_of::<Waitv>() as u64;
+        let w: Waitv = usercopy::read(at.checked_add(bytes * i).ok_or(Errno::EFAULT)?)?;
+        if w.flags & !(SIZE_U32 | PRIVATE) != 0 || w.flags & SIZE_U32 == 0 || w.reserved != 0 {
+            return Err(Errno::EINVAL);
+        }
+        // A word has 32 bits: the upper half of the value can't be met.
+        let value = u32::try_from(w.value).map_err(|_| Errno::EINVAL)?;
+        words.push((Word { address: w.address, private: w.flags & PRIVATE != 0 }, value));
+    }
+    futex::wait_for_any(&words, deadline)
+}

@@ -9,6 +9,7 @@ use super::Args;
 use crate::{
     errno::{Errno, SysResult},
     exec::{self, Program},
+    file::ProcessFile,
     hw::{self, TrapFrame, cpu},
     memory, options,
     process::{self, Mm, Process, Rlimit, Status},
@@ -30,6 +31,8 @@ struct CloneArgs {
     tls: u64,
     parent_tid: u64,
     child_tid: u64,
+    /// Where a descriptor of the child goes (CLONE_PIDFD).
+    pidfd: u64,
 }
 
 const fn flag(f: u32) -> u64 {
@@ -41,6 +44,7 @@ const CLONE_FS: u64 = flag(abi::CLONE_FS);
 const CLONE_FILES: u64 = flag(abi::CLONE_FILES);
 const CLONE_SIGHAND: u64 = flag(abi::CLONE_SIGHAND);
 const CLONE_VFORK: u64 = flag(abi::CLONE_VFORK);
+const CLONE_PIDFD: u64 = flag(abi::CLONE_PIDFD);
 const CLONE_PARENT: u64 = flag(abi::CLONE_PARENT);
 const CLONE_THREAD: u64 = flag(abi::CLONE_THREAD);
 const CLONE_SYSVSEM: u64 = flag(abi::CLONE_SYSVSEM);
@@ -59,6 +63,7 @@ const CLONE_KNOWN: u64 = CLONE_VM
     | CLONE_FILES
     | CLONE_SIGHAND
     | CLONE_VFORK
+    | CLONE_PIDFD
     | CLONE_PARENT
     | CLONE_THREAD
     | CLONE_SYSVSEM
@@ -91,7 +96,12 @@ pub fn clone(a: &Args, frame: &mut TrapFrame) -> Option<SysResult> {
         parent_tid: a.raw(2),
         child_tid: a.raw(3),
         tls: a.raw(4),
+        // The same word serves for one or the other.
+        pidfd: a.raw(2),
     };
+    if c.flags & CLONE_PIDFD != 0 && c.flags & CLONE_PARENT_SETTID != 0 {
+        return Some(Err(Errno::EINVAL));
+    }
     Some(do_clone(&c, frame))
 }
 
@@ -119,7 +129,7 @@ fn clone3_args(a: &Args) -> Result<CloneArgs, Errno> {
     if raw.iter().skip(88).any(|b| *b != 0) {
         return Err(Errno::E2BIG);
     }
-    let [flags, _pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, _] =
+    let [flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, _] =
         words;
     if set_tid != 0 || set_tid_size != 0 {
         return Err(Errno::EINVAL);
@@ -135,7 +145,7 @@ fn clone3_args(a: &Args) -> Result<CloneArgs, Errno> {
         return Err(Errno::EINVAL);
     }
     let top = stack.checked_add(stack_size).filter(|t| *t <= addr::USER_END).ok_or(Errno::EINVAL)?;
-    Ok(CloneArgs { flags, exit_signal: exit_signal as u32, stack: top, tls, parent_tid, child_tid })
+    Ok(CloneArgs { flags, exit_signal: exit_signal as u32, stack: top, tls, parent_tid, child_tid, pidfd })
 }
 
 fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
@@ -148,6 +158,9 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
         return Err(Errno::EINVAL);
     }
     if has(CLONE_SIGHAND) && has(CLONE_CLEAR_SIGHAND) {
+        return Err(Errno::EINVAL);
+    }
+    if has(CLONE_PIDFD) && has(CLONE_THREAD | CLONE_DETACHED) {
         return Err(Errno::EINVAL);
     }
     if has(CLONE_SETTLS) && c.tls >= addr::USER_END {
@@ -194,10 +207,22 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     };
     *child.name.lock() = *me.name.lock();
     *child.affinity.lock() = *me.affinity.lock();
+    *child.attributes.lock() = me.attributes.lock().for_clone();
     *child.signals.lock() = me.signals.lock().for_clone(has(CLONE_VM) && !has(CLONE_VFORK));
     if has(CLONE_CHILD_CLEARTID) {
         // Relaxed: published with the task.
         child.clear_child_tid.store(c.child_tid, Ordering::Relaxed);
+    }
+    // Before the child exists for others, so that a bad address or a full table leaves no trace.
+    let pidfd = match has(CLONE_PIDFD) {
+        true => Some(give_pidfd(&child_process, c.pidfd)),
+        false => None,
+    };
+    if let Some(Err(e)) = pidfd {
+        if let Some(mm) = child.set_mm(None) {
+            mm.leave();
+        }
+        return Err(e);
     }
     if has(CLONE_PARENT_SETTID) {
         // As on Linux, a bad address doesn't undo the child.
@@ -220,6 +245,9 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
         Ok(())
     };
     if let Err(e) = entered {
+        if let Some(Ok(fd)) = pidfd {
+            p.files().close(fd)?;
+        }
         if let Some(mm) = child.set_mm(None) {
             mm.leave();
         }
@@ -242,6 +270,14 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
             .wait(None, false, || (child_process.vfork_done() || me.is_ending() || killed()).then_some(()));
     }
     Ok(tid as usize)
+}
+
+/// A descriptor of `process` for the caller, stored at `at`.
+fn give_pidfd(process: &Arc<Process>, at: u64) -> Result<i32, Errno> {
+    let files = task::current().process.files();
+    let fd = files.insert(ProcessFile::open(process.clone(), 0)?, true)? as i32;
+    usercopy::write(at, &fd).or_else(|e| files.close(fd).and(Err(e)))?;
+    Ok(fd)
 }
 
 fn fork_mm(mm: &Arc<Mm>) -> Result<Arc<Mm>, Errno> {
@@ -425,7 +461,13 @@ pub fn waitid(a: &Args) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let me = task::current().process.clone();
+    let mut no_wait = false;
     let which = match kind {
+        abi::P_PIDFD if id >= 0 => {
+            let file = me.files().get(id)?;
+            no_wait = !file.blocks();
+            Which::Pid(super::event::process_of(&file)?.process().pid)
+        }
         abi::P_ALL => Which::Any,
         abi::P_PID if id > 0 => Which::Pid(id as u32),
         abi::P_PGID if id > 0 => Which::Group(id as u32),
@@ -436,10 +478,13 @@ pub fn waitid(a: &Args) -> SysResult {
         ended: options & abi::WEXITED != 0,
         stopped: options & abi::WSTOPPED != 0,
         continued: options & abi::WCONTINUED != 0,
-        no_hang: options & abi::WNOHANG != 0,
+        no_hang: options & abi::WNOHANG != 0 || no_wait,
         keep: options & abi::WNOWAIT != 0,
     };
     let found = collect(which, want)?;
+    if found.is_none() && no_wait && options & abi::WNOHANG == 0 {
+        return Err(Errno::EAGAIN);
+    }
     if info != 0 {
         // siginfo_t: signo, errno, code, pid, uid, status.
         let mut out = [0u32; 32];

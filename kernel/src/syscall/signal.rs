@@ -22,7 +22,7 @@ fn check_size(bytes: u64) -> Result<(), Errno> {
 }
 
 /// Signal number `n`, or `None` for 0, which only asks whether the target exists.
-fn signal_or_probe(n: i32) -> Result<Option<Signal>, Errno> {
+pub fn signal_or_probe(n: i32) -> Result<Option<Signal>, Errno> {
     match u64::try_from(n) {
         Ok(0) => Ok(None),
         Ok(n) => Signal::new(n).map(Some).ok_or(Errno::EINVAL),
@@ -190,7 +190,7 @@ pub fn tgkill(a: &Args) -> SysResult {
 
 /// The information at `at`, for `signal`. EPERM if it poses as the kernel's, or as another thread's `tkill`, to
 /// anybody but the caller's own process `own`.
-fn given_info(at: u64, signal: i32, own: bool) -> Result<SigInfo, Errno> {
+pub fn given_info(at: u64, signal: i32, own: bool) -> Result<SigInfo, Errno> {
     let info = usercopy::read::<SigInfo>(at)?.given(signal as u32);
     if !own && (info.code() >= 0 || info.code() == code::SI_TKILL) {
         return Err(Errno::EPERM);

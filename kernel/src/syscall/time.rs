@@ -22,16 +22,16 @@ use crate::{
     wait::{self, Woken},
 };
 
-const NS: u64 = 1_000_000_000;
-const REALTIME: i32 = 0;
-const MONOTONIC: i32 = 1;
-const PROCESS_CPUTIME: i32 = 2;
-const THREAD_CPUTIME: i32 = 3;
-const MONOTONIC_RAW: i32 = 4;
-const REALTIME_COARSE: i32 = 5;
-const MONOTONIC_COARSE: i32 = 6;
-const BOOTTIME: i32 = 7;
-const TAI: i32 = 11;
+pub const NS: u64 = 1_000_000_000;
+pub const REALTIME: i32 = 0;
+pub const MONOTONIC: i32 = 1;
+pub const PROCESS_CPUTIME: i32 = 2;
+pub const THREAD_CPUTIME: i32 = 3;
+pub const MONOTONIC_RAW: i32 = 4;
+pub const REALTIME_COARSE: i32 = 5;
+pub const MONOTONIC_COARSE: i32 = 6;
+pub const BOOTTIME: i32 = 7;
+pub const TAI: i32 = 11;
 
 /// The `timespec` at `at` in ns, or as many as there can be. EINVAL if negative or not normal.
 pub fn read_timespec(at: u64) -> Result<u64, Errno> {
@@ -39,7 +39,7 @@ pub fn read_timespec(at: u64) -> Result<u64, Errno> {
     from_parts(seconds, ns, NS)
 }
 
-fn from_parts(seconds: i64, part: i64, parts: u64) -> Result<u64, Errno> {
+pub fn from_parts(seconds: i64, part: i64, parts: u64) -> Result<u64, Errno> {
     let (s, p) = (u64::try_from(seconds).map_err(|_| Errno::EINVAL)?, part as u64);
     if p >= parts {
         return Err(Errno::EINVAL);
@@ -226,9 +226,18 @@ impl Alarm {
     }
 }
 
+/// `info` was taken from what is pending for `process`: timers that wait for that go on. Gives it as the program
+/// shall see it. With no lock held.
+pub fn taken(process: &Arc<Process>, info: SigInfo) -> SigInfo {
+    if info.signal() == Some(Signal::ALRM) {
+        rearm(process);
+    }
+    process.timers.taken(info)
+}
+
 /// A SIGALRM was taken: if it came from the process's interval timer, set that for the next time. Not by the timer
 /// itself, so that a program that doesn't keep up is not flooded, and handlers of interrupts need no memory.
-pub fn rearm(process: &Arc<Process>) {
+fn rearm(process: &Arc<Process>) {
     let now = hw::timer::now();
     let due = {
         let state = process.signals.lock();
@@ -300,4 +309,66 @@ pub fn alarm(a: &Args) -> SysResult {
     let (left, _) = set_alarm(u64::from(a.uint(0)) * NS, 0);
     let seconds = (left + NS / 2) / NS;
     Ok(if left != 0 { seconds.max(1) as usize } else { 0 })
+}
+
+/// `clock_settime(2)`: the time of day is the machine's, and nobody may change it.
+pub fn clock_settime(a: &Args) -> SysResult {
+    if a.int(0) != REALTIME {
+        return Err(Errno::EINVAL);
+    }
+    read_timespec(a.raw(1))?;
+    Err(Errno::EPERM)
+}
+
+/// `settimeofday(2)`: as [`clock_settime`].
+pub fn settimeofday(a: &Args) -> SysResult {
+    if a.raw(0) != 0 {
+        let [seconds, us]: [i64; 2] = usercopy::read(a.raw(0))?;
+        from_parts(seconds, us, 1_000_000)?;
+    }
+    if a.raw(1) != 0 {
+        usercopy::read::<[i32; 2]>(a.raw(1))?;
+    }
+    Err(Errno::EPERM)
+}
+
+/// `adjtimex(2)`.
+pub fn adjtimex(a: &Args) -> SysResult {
+    adjust(a.raw(0))
+}
+
+/// `clock_adjtime(2)`, of CLOCK_REALTIME.
+pub fn clock_adjtime(a: &Args) -> SysResult {
+    match a.int(0) {
+        REALTIME => adjust(a.raw(1)),
+        MONOTONIC | PROCESS_CPUTIME | THREAD_CPUTIME | MONOTONIC_RAW | REALTIME_COARSE | MONOTONIC_COARSE
+        | BOOTTIME | TAI => Err(Errno::EOPNOTSUPP),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `struct timex` at `at`: asking is answered, for a clock that nobody disciplines; changing is EPERM.
+fn adjust(at: u64) -> SysResult {
+    const TIME_ERROR: usize = 5;
+    const STA_UNSYNC: u64 = 0x40;
+    const STA_NANO: u64 = 0x2000;
+    /// Words of `struct timex`.
+    const WORDS: usize = 26;
+    let mut timex: [u64; WORDS] = usercopy::read(at)?;
+    if timex[0] as u32 != 0 {
+        return Err(Errno::EPERM);
+    }
+    let now = realtime();
+    timex = [0; WORDS];
+    // modes, offset, freq, maxerror, esterror, status, constant, precision, tolerance, time, tick, ...
+    timex[3] = 16_000_000;
+    timex[4] = 16_000_000;
+    timex[5] = STA_UNSYNC | STA_NANO;
+    timex[7] = 1;
+    timex[8] = 500 << 16;
+    timex[9] = now / NS;
+    timex[10] = now % NS;
+    timex[11] = 10_000;
+    usercopy::write(at, &timex)?;
+    Ok(TIME_ERROR)
 }

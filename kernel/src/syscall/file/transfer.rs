@@ -209,6 +209,77 @@ pub fn sendfile(a: &Args) -> SysResult {
     Ok(n)
 }
 
+/// `splice(2)`: between a pipe and a file, or two pipes: one piece, through the kernel.
+pub fn splice(a: &Args) -> SysResult {
+    /// As much as a pipe holds by default.
+    const PIECE: usize = 64 << 10;
+    const KNOWN: u32 = c::SPLICE_F_MOVE | c::SPLICE_F_NONBLOCK | c::SPLICE_F_MORE | c::SPLICE_F_GIFT;
+    let len = (a.raw(4) as usize).min(PIECE);
+    if len == 0 {
+        return Ok(0);
+    }
+    if a.uint(5) & !KNOWN != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (from, to) = (opened(a, 0)?, opened(a, 2)?);
+    from.check_readable()?;
+    to.check_writable()?;
+    let (source, target) = (from.end().map(|e| e.pipe()), to.end().map(|e| e.pipe()));
+    if source.is_some() && a.raw(1) != 0 || target.is_some() && a.raw(3) != 0 {
+        return Err(Errno::ESPIPE);
+    }
+    let same = matches!((source, target), (Some(x), Some(y)) if core::ptr::eq(x, y));
+    if source.is_none() && target.is_none() || same || to.flags() & c::O_APPEND != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (mut from_at, mut to_at) = (offset_at(a.raw(1))?, offset_at(a.raw(3))?);
+    let block = a.uint(5) & c::SPLICE_F_NONBLOCK == 0;
+    // What is taken from a pipe can't be put back, so there must be room for it first.
+    let len = match target {
+        Some(pipe) => len.min(pipe.await_room(block && to.blocks())?),
+        None => len,
+    };
+    let mut piece = alloc::vec::Vec::new();
+    piece.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
+    piece.resize(len, 0u8);
+    let mut room = KernelBuffer { free: &mut piece };
+    let n = match (source, from_at) {
+        (Some(pipe), _) => pipe.read(&mut room, block && from.blocks())?,
+        (None, Some(at)) => from.read_at(at, &mut room)?,
+        (None, None) => from.read(&mut room)?,
+    };
+    let mut bytes = piece.get(..n).unwrap_or_default();
+    let put = match to_at {
+        _ if n == 0 => 0,
+        Some(at) => to.write_at(at, &mut bytes)?,
+        None => to.write(&mut bytes)?,
+    };
+    for at in [&mut from_at, &mut to_at].into_iter().flatten() {
+        *at += put as u64;
+    }
+    store_offset(a.raw(1), from_at)?;
+    store_offset(a.raw(3), to_at)?;
+    Ok(put)
+}
+
+/// `vmsplice(2)`: by copying, as `readv` or `writev` of a pipe.
+pub fn vmsplice(a: &Args) -> SysResult {
+    if a.uint(3) & !(c::SPLICE_F_MOVE | c::SPLICE_F_NONBLOCK | c::SPLICE_F_MORE | c::SPLICE_F_GIFT) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = opened(a, 0)?;
+    let pipe = file.end().ok_or(Errno::EBADF)?.pipe();
+    let block = a.uint(3) & c::SPLICE_F_NONBLOCK == 0 && file.blocks();
+    let mut buffer = UserBuffer::vectored(a.raw(1), a.raw(2))?;
+    if buffer.room() == 0 {
+        Ok(0)
+    } else if file.check_writable().is_ok() {
+        pipe.write(&mut buffer, block)
+    } else {
+        pipe.read(&mut buffer, block)
+    }
+}
+
 /// `copy_file_range(2)`.
 pub fn copy_file_range(a: &Args) -> SysResult {
     let (from, to) = (opened(a, 0)?, opened(a, 2)?);

@@ -81,7 +81,7 @@ fn room_for<T>(n: usize) -> Result<Vec<T>, Errno> {
 }
 
 /// A time limit from a `struct timespec` at `addr`; None for no limit if that is 0. EINVAL.
-fn timespec_at(addr: u64) -> Result<Option<u64>, Errno> {
+pub(in crate::syscall) fn timespec_at(addr: u64) -> Result<Option<u64>, Errno> {
     if addr == 0 {
         return Ok(None);
     }
@@ -103,7 +103,7 @@ fn remaining_out(addr: u64, deadline: Option<u64>, unit: u64) {
 }
 
 /// Run `f` with the signal mask at `addr` (of `size` bytes), if there is one.
-fn with_mask(addr: u64, size: u64, f: impl FnOnce() -> SysResult) -> SysResult {
+pub(in crate::syscall) fn with_mask(addr: u64, size: u64, f: impl FnOnce() -> SysResult) -> SysResult {
     if addr == 0 {
         return f();
     }
@@ -112,7 +112,7 @@ fn with_mask(addr: u64, size: u64, f: impl FnOnce() -> SysResult) -> SysResult {
     }
     signal::mask_for_wait(SigSet(usercopy::read(addr)?));
     let result = f();
-    if result != Err(Errno::RESTART_NO_HANDLER) {
+    if !matches!(result, Err(Errno::RESTART_NO_HANDLER | Errno::EINTR)) {
         signal::unmask();
     }
     result
