@@ -6,7 +6,7 @@
 use alloc::{sync::Arc, vec, vec::Vec};
 
 use addr::{PAGE_SIZE, Page, PageRange, Prot};
-use aspace::{AddressSpace, Backing, Label, Mapping, Placement};
+use aspace::{AddressSpace, Backing, Mapping, Placement};
 use elf::{
     abi::{EM_X86_64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_INTERP, PT_LOAD},
     endian::LittleEndian,
@@ -50,6 +50,8 @@ pub struct Placed {
     pub header_count: u64,
     /// First byte after the last segment.
     pub end: u64,
+    /// Code and initialised data: start and end of each, as Linux reckons them.
+    pub image: [u64; 4],
     /// Parts of last pages that must read as zero: start and length.
     zero: Vec<(u64, u64)>,
 }
@@ -126,6 +128,7 @@ impl Image {
         let mut zero = Vec::new();
         let mut headers = 0;
         let mut end = 0;
+        let mut image = [u64::MAX, 0, 0, 0];
         let mut mapped_to = 0;
         for s in &self.segments {
             let start = s.p_vaddr.wrapping_add(bias);
@@ -134,6 +137,10 @@ impl Image {
             if memory_end > addr::USER_END {
                 return Err(Errno::ENOMEM);
             }
+            if s.p_flags & PF_X != 0 {
+                (image[0], image[1]) = (image[0].min(start), image[1].max(file_end));
+            }
+            (image[2], image[3]) = (image[2].max(start), image[3].max(file_end));
             let (oh, n) = self.headers;
             if s.p_offset <= oh && oh + u64::from(n) * 56 <= s.p_offset + s.p_filesz {
                 headers = start + (oh - s.p_offset);
@@ -171,6 +178,7 @@ impl Image {
             headers,
             header_count: self.headers.1.into(),
             end,
+            image,
             zero,
         })
     }
@@ -191,9 +199,8 @@ fn map_fixed(
     backing: Backing,
 ) -> Result<(), Errno> {
     let start = Page::new(from).ok_or(Errno::ENOMEM)?;
-    let mapping = Mapping { prot, max_prot: Prot::all(), backing, shared: false, label: Label::None };
     space
-        .map(Placement::FixedNoReplace(start), to - from, mapping, &task::unpinned())
+        .map(Placement::FixedNoReplace(start), to - from, Mapping::new(prot, backing), &task::unpinned())
         .map(|_: PageRange| ())
         .map_err(|_| Errno::ENOMEM)
 }

@@ -7,7 +7,7 @@ use alloc::{borrow::ToOwned, sync::Arc, vec, vec::Vec};
 use core::sync::atomic::Ordering;
 
 use addr::{PAGE_SIZE, Page, Prot, USER_END};
-use aspace::{AddressSpace, Backing, Error, Label, Locked, Machine, Mapping, Placement};
+use aspace::{AddressSpace, Error, Flags, Label, Locked, Machine, Mapping, Placement};
 use linux_raw_sys::{auxvec, general as abi};
 
 use crate::{
@@ -24,8 +24,10 @@ use crate::{
 
 /// First byte after the stack.
 const STACK_TOP: u64 = USER_END;
-/// The largest stack that is mapped, whatever the limit says, in bytes.
+/// The largest stack by which the room for arguments is reckoned, whatever the limit says, in bytes.
 const STACK_MAX: u64 = 64 << 20;
+/// How much of the stack is mapped below the arguments at first, in bytes.
+const STACK_AHEAD: u64 = 128 << 10;
 /// Arguments and environment together, with their pointers, in bytes: a quarter of the default stack, as on Linux.
 pub const MAX_ARGS: usize = 2 << 20;
 
@@ -47,6 +49,14 @@ struct Found {
     argv: Vec<Vec<u8>>,
     envp: Vec<Vec<u8>>,
     given: Vec<u8>,
+}
+
+impl Found {
+    /// What the strings on the new stack take, in bytes.
+    fn string_bytes(&self) -> u64 {
+        let all = self.argv.iter().chain(&self.envp).chain([&self.given]);
+        8 + all.map(|s| s.len() as u64 + 1).sum::<u64>()
+    }
 }
 
 impl Program {
@@ -114,14 +124,9 @@ fn build(found: &Found, space: &dyn AddressSpace, stack: u64) -> Result<Layout, 
     };
     let mut prot = Prot::READ | Prot::WRITE;
     prot.set(Prot::EXEC, found.image.executable_stack);
-    let mapping = Mapping {
-        prot,
-        max_prot: Prot::all(),
-        backing: Backing::Anonymous,
-        shared: false,
-        label: Label::Stack,
-    };
-    let pages = stack / PAGE_SIZE;
+    let mapping = Mapping { label: Label::Stack, flags: Flags::GROWS_DOWN, ..Mapping::anonymous(prot) };
+    // What the arguments take, and Linux's 128 KiB below them; the rest comes as it is used.
+    let pages = (found.string_bytes().div_ceil(PAGE_SIZE) + STACK_AHEAD / PAGE_SIZE).min(stack / PAGE_SIZE);
     let start = Page::new(STACK_TOP / PAGE_SIZE - pages).ok_or(Errno::ENOMEM)?;
     space
         .map(Placement::FixedNoReplace(start), pages, mapping, &task::unpinned())
@@ -252,6 +257,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     // The point of no return.
     let heap = layout.program.end.div_ceil(PAGE_SIZE) * PAGE_SIZE;
     let mm = Mm::new(space, found.exe.clone(), Brk { start: heap, end: heap }, [0; 4]);
+    *mm.image.lock() = layout.program.image;
     crate::futex::exit_robust_list(&me);
     let old = me.set_mm(Some(mm.clone()));
     sched::reload_space();
@@ -307,6 +313,7 @@ pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Proces
     };
     let heap = layout.program.end.div_ceil(PAGE_SIZE) * PAGE_SIZE;
     let mm = Mm::new(space, found.exe.clone(), Brk { start: heap, end: heap }, [0; 4]);
+    *mm.image.lock() = layout.program.image;
     // The supervisor borrows the new address space to fill the stack, before there is a thread.
     let me = task::current();
     me.set_mm(Some(mm.clone()));

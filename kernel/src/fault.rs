@@ -38,7 +38,7 @@ impl Refused {
     /// The signal that the program gets for a fault at `at`.
     pub fn signal(self, at: u64) -> SigInfo {
         let (signal, code) = match self.0 {
-            Fault::NoMapping => (abi::SIGSEGV, code::SEGV_MAPERR),
+            Fault::NoMapping | Fault::Guard => (abi::SIGSEGV, code::SEGV_MAPERR),
             Fault::Denied => (abi::SIGSEGV, code::SEGV_ACCERR),
             Fault::BeyondObject => (abi::SIGBUS, code::BUS_ADRERR),
             // Nobody else could be ended for it, or this process is the one (`oom.rs`).
@@ -55,6 +55,8 @@ pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
             let mut attempts = 0..ATTEMPTS;
             loop {
                 match mm.aspace.fault(va, access, &task::unpinned()) {
+                    // Below a stack: it grows, if it may.
+                    Err(Fault::NoMapping) if mm.grow(va) => {}
                     Err(Fault::NoMemory) if attempts.next().is_some() && oom::make_room() => {}
                     result => break result,
                 }

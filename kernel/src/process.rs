@@ -20,7 +20,8 @@ use alloc::{
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use aspace::AddressSpace;
+use addr::{PAGE_SIZE, VirtAddr};
+use aspace::{AddressSpace, Limits};
 use sync::RwLock;
 
 use crate::{
@@ -47,6 +48,10 @@ pub struct Mm {
     pub exe: Vec<u8>,
     /// Where the arguments and the environment lie in user memory: start and end of each, in bytes.
     pub args: Lock<[u64; 4]>,
+    /// Commands of `membarrier` that it has registered for.
+    pub barriers: AtomicU32,
+    /// Where the program's code and initialised data lie: start and end of each, in bytes.
+    pub image: Lock<[u64; 4]>,
     /// How many tasks use it.
     users: AtomicUsize,
 }
@@ -68,6 +73,8 @@ impl Mm {
             brk: RwLock::new(brk),
             exe,
             args: Lock::new(args),
+            barriers: AtomicU32::new(0),
+            image: Lock::new([0; 4]),
             users: AtomicUsize::new(1),
         })
     }
@@ -89,6 +96,11 @@ impl Mm {
         if self.users.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.aspace.clear(&task::unpinned());
         }
+    }
+    /// Make the stack above `va` grow down to it, within the calling process's limits. False if there is none, or it
+    /// may not.
+    pub fn grow(&self, va: VirtAddr) -> bool {
+        self.aspace.grow(va, &task::current().process.memory_limits(), &task::unpinned()).is_ok()
     }
     /// Whether more than one task uses it.
     pub fn is_shared(&self) -> bool {
@@ -195,12 +207,16 @@ crate::pod!(Rlimit);
 
 /// No limit.
 pub const UNLIMITED: u64 = u64::MAX;
+/// `RLIMIT_DATA`.
+pub const RLIMIT_DATA: usize = 2;
 /// `RLIMIT_STACK`.
 pub const RLIMIT_STACK: usize = 3;
 /// `RLIMIT_NPROC`: here it counts all threads of the machine, and root is no exception.
 pub const RLIMIT_NPROC: usize = 6;
 /// `RLIMIT_NOFILE`.
 pub const RLIMIT_NOFILE: usize = 7;
+/// `RLIMIT_MEMLOCK`. Linux's default, which holds for the superuser too here.
+pub const RLIMIT_MEMLOCK: usize = 8;
 /// `RLIMIT_AS`.
 pub const RLIMIT_AS: usize = 9;
 /// `RLIMIT_SIGPENDING`.
@@ -221,6 +237,7 @@ fn default_rlimits() -> [Rlimit; 16] {
     r[RLIMIT_STACK] = Rlimit { soft: 8 << 20, hard: UNLIMITED };
     let tasks = task_limit() as u64 / 2;
     r[RLIMIT_NPROC] = Rlimit { soft: tasks, hard: tasks };
+    r[RLIMIT_MEMLOCK] = Rlimit { soft: 8 << 20, hard: 8 << 20 };
     r[RLIMIT_NOFILE] = Rlimit { soft: 1024, hard: 4096 };
     r[RLIMIT_SIGPENDING] = Rlimit { soft: 1024, hard: 1024 };
     r[4] = Rlimit { soft: 0, hard: UNLIMITED }; // RLIMIT_CORE
@@ -337,6 +354,21 @@ impl Process {
     /// The limit `which`, or none for a number that doesn't exist.
     pub fn rlimit(&self, which: usize) -> Option<Rlimit> {
         self.rlimits.lock().get(which).copied()
+    }
+    /// The limits that concern an address space.
+    pub fn memory_limits(&self) -> Limits {
+        let limits = self.rlimits.lock();
+        let pages = |which: usize| match limits.get(which) {
+            Some(&Rlimit { soft: 0, hard }) if which == RLIMIT_DATA => hard / PAGE_SIZE, // as Linux, for Valgrind
+            Some(r) => r.soft / PAGE_SIZE,
+            None => u64::MAX,
+        };
+        Limits {
+            pages: pages(RLIMIT_AS),
+            data: pages(RLIMIT_DATA),
+            stack: pages(RLIMIT_STACK),
+            locked: pages(RLIMIT_MEMLOCK),
+        }
     }
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<Status> {

@@ -190,11 +190,9 @@ fn filled(bytes: &[u8], pin: &Pinned<'_>) -> OwnedFrame {
 pub fn map(space: &dyn AddressSpace, ctx: &Unpinned<'_>) -> Result<u64, Errno> {
     let image = IMAGE.lock().clone().ok_or(Errno::ENOMEM)?;
     let mapping = |prot: Prot, page: u64, label: Label| Mapping {
-        prot,
         max_prot: prot,
-        backing: Backing::Object { object: image.clone(), page },
-        shared: false,
         label,
+        ..Mapping::new(prot, Backing::Object { object: image.clone(), page })
     };
     let range = space
         .map(Placement::Anywhere, 2, mapping(Prot::READ, VVAR_PAGE, Label::Vvar), ctx)

@@ -5,7 +5,7 @@
 //!  NX  pkey    ignored  frame            ign  LOCK  SOFT   G  PS D  A  PCD PWT U  W  P
 //! ```
 //! `LOCK` and `SOFT` are bits that the hardware ignores: `LOCK` in an entry that points to a leaf table is that
-//! table's lock.
+//! table's lock; a leaf entry that is nothing but `SOFT` is a guard, which names no frame and lets nobody in.
 
 use crate::{Frame, Prot};
 
@@ -38,6 +38,9 @@ impl Pte {
     /// Instruction fetches fault.
     pub const NO_EXECUTE: u64 = 1 << 63;
     const FRAME: u64 = ((1 << 52) - 1) & !0xfff;
+
+    /// A guard: no frame, and none to come until the guard is taken away.
+    pub const GUARD: Pte = Pte(Self::SOFT);
 
     /// The entry with exactly these bits.
     pub const fn from_bits(bits: u64) -> Self {
@@ -80,6 +83,14 @@ impl Pte {
     /// Whether nothing at all is stored here.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
+    }
+    /// Whether it is a guard.
+    pub const fn is_guard(self) -> bool {
+        self.0 == Self::SOFT
+    }
+    /// Whether the hardware has used it.
+    pub const fn is_accessed(self) -> bool {
+        self.0 & Self::ACCESSED != 0
     }
     /// The frame it names.
     pub const fn frame(self) -> Frame {

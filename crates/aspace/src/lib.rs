@@ -24,7 +24,7 @@
 //! ```
 //! # #[cfg(not(loom))] {
 //! use addr::{PageRange, Prot};
-//! use aspace::{Access, AddressSpace, Backing, Error, Fault, Label, Locked, Machine, Mapping, Placement};
+//! use aspace::{Access, AddressSpace, Error, Fault, Locked, Machine, Mapping, Placement};
 //! use frames::testing;
 //!
 //! // Nobody caches translations on this machine, so there is nothing to shoot down.
@@ -38,13 +38,7 @@
 //! cpus.on(0, |ctx| {
 //!     let space = Locked::new(machine, &ctx).expect("there is memory");
 //!     let rw = Prot::READ | Prot::WRITE;
-//!     let area = Mapping {
-//!         prot: rw,
-//!         max_prot: Prot::all(),
-//!         backing: Backing::Anonymous,
-//!         shared: false,
-//!         label: Label::None,
-//!     };
+//!     let area = Mapping::anonymous(rw);
 //!     let range = space.map(Placement::Anywhere, 4, area, &ctx).expect("there is room");
 //!     let va = range.start().base();
 //!     assert_eq!(space.fault(va, Access::Write, &ctx), Ok(()));
@@ -65,6 +59,7 @@
 extern crate alloc;
 
 mod locked;
+mod mappers;
 mod mapping;
 pub mod model;
 pub mod page;
@@ -72,18 +67,21 @@ pub mod page;
 use alloc::sync::Arc;
 
 use addr::{Frame, Page, PageRange, Prot, VirtAddr};
-use frames::Frames;
+use frames::{Frames, Use};
 use percpu::{Pinned, Unpinned};
 use tlb::Shootdown;
 
 pub use locked::Locked;
-pub use mapping::{Backing, Label, Mapping, MappingInfo, Mappings, Object, ObjectError};
+pub use mappers::{Mapper, Mappers};
+pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Totals};
 
 /// Pages below this one are never mapped at a place that the caller dictates: Linux's default `mmap_min_addr`, 64 KiB.
 pub const LOWEST: u64 = 16;
 /// Where automatic placement begins and goes down from, as a page: 256 MiB below the end of user space, which leaves
 /// the top to the initial stack.
 pub const MMAP_TOP: u64 = 0x7fff_f000_0000 >> addr::PAGE_SHIFT;
+/// Pages that stay free below a mapping that grows down: Linux's `stack_guard_gap`, 1 MiB.
+pub const STACK_GAP: u64 = 256;
 /// Where `MAP_32BIT` places, as pages: 1 GiB to 2 GiB, bottom up, as Linux does.
 pub const LOW_WINDOW: core::ops::Range<u64> = 0x4_0000..0x8_0000;
 
@@ -116,6 +114,8 @@ pub enum Fault {
     NoMapping,
     /// The mapping does not allow the access: SIGSEGV, SEGV_ACCERR.
     Denied,
+    /// The page is a guard: SIGSEGV, SEGV_MAPERR, as for no mapping.
+    Guard,
     /// The page lies beyond the end of its object, or can't be read: SIGBUS, BUS_ADRERR.
     BeyondObject,
     /// There is no frame for the page or for a page table.
@@ -142,6 +142,40 @@ pub enum Error {
     TooLow,
     /// The object's page index would not fit into 64 bits: EOVERFLOW.
     Overflow,
+    /// More pages than [`Limits::pages`], [`Limits::data`] or [`Limits::stack`] allows: ENOMEM.
+    Limit,
+    /// More locked pages than [`Limits::locked`] allows: ENOMEM of `mlock`, EAGAIN of `mmap` and `mremap`.
+    LockLimit,
+    /// The object is sealed against writing: EPERM.
+    Sealed,
+}
+
+/// How much an address space may hold, in pages: the caller's resource limits at the time of a call. They are checked
+/// together with what the call does, under the same lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Mapped: RLIMIT_AS.
+    pub pages: u64,
+    /// Private and writable: RLIMIT_DATA.
+    pub data: u64,
+    /// In one mapping that grows down: RLIMIT_STACK.
+    pub stack: u64,
+    /// Locked: RLIMIT_MEMLOCK.
+    pub locked: u64,
+}
+
+impl Limits {
+    /// No limits.
+    pub const NONE: Limits = Limits { pages: u64::MAX, data: u64::MAX, stack: u64::MAX, locked: u64::MAX };
+
+    /// Whether a space that holds `now` may hold `more` pages of `mapping` too: `Limit`, `LockLimit`.
+    pub fn admit(&self, now: &Totals, mapping: &Mapping, more: u64) -> Result<(), Error> {
+        if mapping.flags.contains(Flags::LOCKED) && now.locked.saturating_add(more) > self.locked {
+            return Err(Error::LockLimit);
+        }
+        let data = mapping.is_data() && now.data.saturating_add(more) > self.data;
+        if data || now.pages.saturating_add(more) > self.pages { Err(Error::Limit) } else { Ok(()) }
+    }
 }
 
 /// Where a new mapping goes.
@@ -157,6 +191,8 @@ pub enum Placement {
     FixedNoReplace(Page),
     /// The lowest gap in [`LOW_WINDOW`].
     Below32Bit,
+    /// There if that is free and ends at or below [`LOW_WINDOW`]'s end, else the lowest gap in it.
+    HintBelow32Bit(Page),
 }
 
 /// Where [`AddressSpace::remap`] may put the pages.
@@ -168,28 +204,95 @@ pub enum RemapTo {
     MayMove,
     /// There; what was mapped there is unmapped in the same step.
     Fixed(Page),
+    /// There if that is free, else anywhere; only for pages that have to move.
+    Hint(Page),
 }
 
-/// What a program says about its future use of pages.
+/// What a program says about its future use of pages. Mappings are split where advice about them begins and ends.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Advice {
-    /// The contents are not needed: private pages read as fresh ones afterwards.
+    /// The contents are not needed: private pages read as fresh ones afterwards. `Invalid` for locked mappings.
     DontNeed,
+    /// The same, locked or not.
+    DontNeedLocked,
+    /// Private anonymous contents are not needed, and may or may not be there until the next store. Here they go at
+    /// once. `Invalid` for all other mappings, and for locked ones.
+    Free,
     /// The pages will be used soon. Nothing is read ahead, as no object of this system is slow.
     WillNeed,
+    /// The pages will not be used soon. Nothing is done, as there is nowhere else to keep them. `Invalid` for locked
+    /// mappings.
+    Cold,
+    /// Set the first and clear the second of these flags. WIPE_ON_FORK is `Invalid` but for private anonymous mappings.
+    Flags(Flags, Flags),
+    /// Drop the contents, and refuse every access from here on, mapped or not, without splitting the mapping.
+    /// `Invalid` for locked mappings.
+    InstallGuards,
+    /// Take guards away; what has none stays as it is.
+    RemoveGuards,
+}
+
+/// What `mlock` and its kin ask for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Lock {
+    /// Not locked.
+    Off,
+    /// Locked; the caller brings the pages in.
+    Now,
+    /// Locked once they are used.
+    OnFault,
+}
+
+impl Lock {
+    /// The flags of a mapping that is locked like this.
+    pub fn flags(self) -> Flags {
+        match self {
+            Lock::Off => Flags::empty(),
+            Lock::Now => Flags::LOCKED,
+            Lock::OnFault => Flags::LOCKED | Flags::ON_FAULT,
+        }
+    }
 }
 
 /// How much an address space holds.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Usage {
     /// Pages that are mapped.
     pub mapped_pages: u64,
     /// Pages that have a frame.
     pub resident_pages: u64,
+    /// The most that ever had one at once.
+    pub peak_resident: u64,
     /// Mappings, each as long as it can be.
     pub mappings: u64,
     /// Page-table pages, the root among them.
     pub table_pages: u64,
+    /// Mapped pages by what they count as.
+    pub totals: Totals,
+}
+
+/// A page that has a frame, or a guard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resident {
+    /// The frame; `None` for a guard.
+    pub frame: Option<Frame>,
+    /// For what the frame is counted: anonymous, or an object's.
+    pub usage: Use,
+    /// Whether the frame has other owners.
+    pub shared: bool,
+    /// Whether it was used since it was brought in.
+    pub accessed: bool,
+    /// Whether it was stored to.
+    pub dirty: bool,
+}
+
+/// What [`AddressSpace::inspect`] sees, in ascending order.
+#[derive(Debug)]
+pub enum Seen<'a> {
+    /// A mapping that has pages in the range; whole.
+    Mapping(&'a MappingInfo<'a>),
+    /// A page of that mapping with a frame or a guard.
+    Page(Page, Resident),
 }
 
 /// What an address space needs of the machine that it is part of.
@@ -211,39 +314,97 @@ pub struct Machine {
 ///
 /// [`Self::clear`] must be the last operation before the last reference is dropped.
 pub trait AddressSpace: Send + Sync {
-    /// Make `pages` new pages and say where.
+    /// Make `pages` new pages within `limits` and say where, and whether they are to be brought in (`mlockall` may have
+    /// asked for it).
     ///
     /// Errors: `Invalid` (no pages; shared without an object), `Overflow`, `Denied` (`prot` beyond `max_prot`),
-    /// `NoRoom`, `TooLow`, `Exists`, `NoMemory`.
+    /// `NoRoom`, `TooLow`, `Exists`, `LockLimit`, `Sealed`, `Limit`, `NoMemory`.
+    fn map_within(
+        &self,
+        at: Placement,
+        pages: u64,
+        mapping: Mapping,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(PageRange, bool), Error>;
+    /// As [`Self::map_within`], without limits.
     fn map(
         &self,
         at: Placement,
         pages: u64,
         mapping: Mapping,
         ctx: &Unpinned<'_>,
-    ) -> Result<PageRange, Error>;
+    ) -> Result<PageRange, Error> {
+        self.map_within(at, pages, mapping, &Limits::NONE, ctx).map(|(range, _)| range)
+    }
     /// Remove whatever of `range` is mapped.
     ///
     /// Errors: `Invalid`; `NoMemory` if memory is short and the range leaves a hole in the middle of a mapping.
     fn unmap(&self, range: PageRange, ctx: &Unpinned<'_>) -> Result<(), Error>;
-    /// Change the protection of `range`. Contents stay, also under an empty protection.
+    /// Change the protection of `range`. Contents stay, also under an empty protection. `down`: begin where the lowest
+    /// mapping of the range begins, which must grow down (PROT_GROWSDOWN).
     ///
-    /// Errors: `NoMapping` at the first hole and `Denied` at the first mapping whose `max_prot` is less; what lies
-    /// before stays changed. `Invalid` if the range is empty; `NoMemory` if memory is short and a mapping would have
-    /// to be split, with nothing changed.
-    fn protect(&self, range: PageRange, prot: Prot, ctx: &Unpinned<'_>) -> Result<(), Error>;
-    /// Make `old` be `new_pages` pages, perhaps elsewhere, as `mremap(2)`: contents move along, a new tail is fresh,
-    /// and says where the first page is now. An empty `old` in a shared mapping leaves that as it is and maps its
-    /// object once more, from that page on.
+    /// Errors: `NoMapping` at the first hole, `Denied` at the first mapping whose `max_prot` is less, `Limit` at the
+    /// first that would be too much data; what lies before stays changed. `Invalid` if the range is empty, or `down`
+    /// and the mapping doesn't grow; `NoMemory` if memory is short and a mapping would have to be split, with nothing
+    /// changed.
+    fn protect_within(
+        &self,
+        range: PageRange,
+        prot: Prot,
+        down: bool,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Error>;
+    /// As [`Self::protect_within`], without limits and `down`.
+    fn protect(&self, range: PageRange, prot: Prot, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        self.protect_within(range, prot, false, &Limits::NONE, ctx)
+    }
+    /// Make `old` be `new_pages` pages within `limits`, perhaps elsewhere, as `mremap(2)`: contents move along, a new
+    /// tail is fresh, and says where the first page is now. An empty `old` in a shared mapping leaves that as it is and
+    /// maps its object once more, from that page on. `keep`: pages that move leave their mapping behind, empty and not
+    /// locked (MREMAP_DONTUNMAP); the length stays.
     ///
     /// Errors: `Invalid` (no new pages; ranges that overlap; a dictated place beyond user space; an empty `old` in a
-    /// private mapping), `NoMapping` (unless the pages that remain lie in one mapping), `NoRoom`, `TooLow`,
-    /// `Overflow`, `NoMemory`.
-    fn remap(&self, old: PageRange, new_pages: u64, to: RemapTo, ctx: &Unpinned<'_>) -> Result<Page, Error>;
-    /// Take advice on `range`.
+    /// private mapping; `keep` with another length or in place), `NoMapping` (unless the pages that remain lie in one
+    /// mapping), `NoRoom`, `TooLow`, `Overflow`, `LockLimit`, `Limit`, `NoMemory`.
+    fn remap_within(
+        &self,
+        old: PageRange,
+        new_pages: u64,
+        to: RemapTo,
+        keep: bool,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<Page, Error>;
+    /// As [`Self::remap_within`], without limits and `keep`.
+    fn remap(&self, old: PageRange, new_pages: u64, to: RemapTo, ctx: &Unpinned<'_>) -> Result<Page, Error> {
+        self.remap_within(old, new_pages, to, false, &Limits::NONE, ctx)
+    }
+    /// Take advice on `range`, mapping by mapping.
     ///
-    /// Errors: `NoMapping` if there is a hole, after all mapped pages have been served; `Invalid`.
+    /// Errors: `Invalid` at the first mapping that the advice is not for; what lies before is done. `NoMapping` if there
+    /// is a hole, after all mapped pages have been served. `NoMemory`: a guard needs a page table, or memory is short
+    /// and a mapping would have to be split.
     fn advise(&self, range: PageRange, advice: Advice, ctx: &Unpinned<'_>) -> Result<(), Error>;
+    /// Lock or unlock `range`.
+    ///
+    /// Errors: `LockLimit`; `NoMapping` at the first hole, with what lies before done; `Invalid`; `NoMemory`.
+    fn lock(&self, range: PageRange, lock: Lock, limits: &Limits, ctx: &Unpinned<'_>) -> Result<(), Error>;
+    /// Lock or unlock everything that is mapped (`now`), and all that will be (`future`); `None` leaves that as it is.
+    ///
+    /// Errors: `LockLimit`.
+    fn lock_all(
+        &self,
+        now: Option<Lock>,
+        future: Option<Lock>,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Error>;
+    /// Make the stack above `va`, which no mapping covers, grow down to it.
+    ///
+    /// Errors: `NoMapping` if the next mapping is no stack, is too far away, or what is below is too near.
+    fn grow(&self, va: VirtAddr, limits: &Limits, ctx: &Unpinned<'_>) -> Result<(), Error>;
     /// Make it so that `access` to `va` succeeds, at least once, unless another thread interferes. The faulting
     /// processor has dropped the entry that it faulted on by itself (Intel SDM vol. 3A, 4.10.4.3), so there is
     /// nothing to flush here if rights were only raised.
@@ -260,7 +421,18 @@ pub trait AddressSpace: Send + Sync {
     /// This CPU leaves those that are flushed. It has loaded another root before.
     fn deactivate(&self, pin: &Pinned<'_>);
     /// Call `f` for each mapping, ascending. `f` must not use the address space nor touch user memory.
-    fn mappings(&self, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&MappingInfo<'_>));
+    fn mappings(&self, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&MappingInfo<'_>)) {
+        if let Some(all) = PageRange::new(Page::default(), addr::USER_END_PAGE) {
+            self.areas(all, ctx, f);
+        }
+    }
+    /// Call `f` for each mapping that has pages in `range`, each whole, ascending; as [`Self::mappings`].
+    fn areas(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&MappingInfo<'_>));
+    /// Call `f` for each mapping that has pages in `range`, and after it for each of its pages in `range` that has a
+    /// frame or a guard, ascending. `f` must not sleep, use the address space nor touch user memory.
+    fn inspect(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Seen<'_>));
+    /// The mapping that holds `page`, and its pages.
+    fn find(&self, page: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)>;
     /// What `page` shows of which object, if it lies in a shared mapping: the object's identity and the object's page.
     /// Two address spaces that answer the same share that memory. `None` for private mappings and holes.
     fn shared_page(&self, page: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)>;

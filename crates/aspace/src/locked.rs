@@ -83,22 +83,23 @@
 //! before it changes anything. The ordered map's nodes come from the kernel's heap, which can't fail cleanly; so
 //! operations that could add a mapping ask [`Frames::low`] first and refuse, which leaves the reserve to those nodes.
 
-use alloc::sync::Arc;
-use core::fmt;
+use alloc::sync::{Arc, Weak};
+use core::{fmt, ops::Range};
 
 use addr::{Frame, Page, PageRange, Prot, USER_END_PAGE, VirtAddr};
-use frames::OwnedFrame;
-use pagetable::{Full, PageTable, USER_PAGES};
+use frames::{OwnedFrame, Use};
+use pagetable::{Full, PageTable, USER_PAGES, Which, use_of};
 use percpu::{AtomicCpuSet, Pinned, Unpinned};
 use sync::{
     RwLock, SpinLock, mutant,
-    primitive::{AtomicBool, Ordering, fence},
+    primitive::{AtomicBool, AtomicU64, Ordering, fence},
 };
 use tlb::Gather;
 
 use crate::{
-    Access, AddressSpace, Advice, Backing, Error, Fault, LOWEST, Machine, Mapping, MappingInfo, Mappings,
-    Placement, RemapTo, Usage, page,
+    Access, AddressSpace, Advice, Backing, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper,
+    Mappers, Mapping, MappingInfo, Mappings, Placement, RemapTo, Resident, STACK_GAP, Seen, Totals, Usage,
+    page,
 };
 
 /// An address space under one reader-writer lock.
@@ -116,23 +117,46 @@ pub struct Locked {
 struct Space {
     mappings: Mappings,
     table: PageTable,
+    /// How mappings to come are locked.
+    future: Lock,
+    /// Entries with a frame; beside the lock's own word, which every fault writes anyway.
+    resident: AtomicU64,
+    /// The most there were, as of the last time that there were fewer.
+    peak_resident: AtomicU64,
+}
+
+impl Space {
+    // Relaxed, here and below: counts for reports.
+    fn gained(&self, pages: u64) {
+        self.resident.fetch_add(pages, Ordering::Relaxed);
+    }
+    fn lost(&self, pages: u64) {
+        if pages > 0 {
+            let before = self.resident.fetch_sub(pages, Ordering::Relaxed);
+            self.peak_resident.fetch_max(before, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Locked {
     /// An empty address space. Errors: `NoMemory`.
     pub fn new(machine: Machine, ctx: &Unpinned<'_>) -> Result<Arc<Self>, Error> {
-        Self::with_mappings(machine, Mappings::default(), ctx).map(Arc::new)
-    }
-    fn with_mappings(machine: Machine, mappings: Mappings, ctx: &Unpinned<'_>) -> Result<Self, Error> {
         let table = PageTable::new(machine.frames, &ctx.pin(), machine.kernel_root).ok_or(Error::NoMemory)?;
-        Ok(Self {
+        let root = table.root().ok_or(Error::NoMemory)?;
+        Ok(Arc::new_cyclic(|me: &Weak<Self>| Self {
             machine,
-            root: table.root().ok_or(Error::NoMemory)?,
+            root,
             active: AtomicCpuSet::new(),
-            space: RwLock::new(Space { mappings, table }),
+            space: RwLock::new(Space {
+                mappings: Mappings::new(me.clone()),
+                table,
+                future: Lock::Off,
+                resident: AtomicU64::new(0),
+                peak_resident: AtomicU64::new(0),
+            }),
             cleared: AtomicBool::new(false),
             retired: SpinLock::new(None),
-        })
+        }))
     }
     fn gather<'a>(&self, ctx: &Unpinned<'a>) -> Gather<'a> {
         Gather::new(self.machine.frames, *ctx)
@@ -146,15 +170,23 @@ impl Locked {
     fn evict(&self, space: &mut Space, range: PageRange, gather: &mut Gather<'_>, ctx: &Unpinned<'_>) {
         space.mappings.remove(range);
         let gap = space.mappings.gap_around(range);
-        self.take(space, range, gather, ctx);
+        self.take(space, range, Which::All, gather, ctx);
         while space.table.prune(range, gap, gather).is_err() {
             self.round(gather, ctx);
         }
     }
-    fn take(&self, space: &Space, range: PageRange, gather: &mut Gather<'_>, ctx: &Unpinned<'_>) {
+    fn take(
+        &self,
+        space: &Space,
+        range: PageRange,
+        which: Which,
+        gather: &mut Gather<'_>,
+        ctx: &Unpinned<'_>,
+    ) {
         let mut rest = Some(range);
+        let mut taken = 0;
         while let Some(r) = rest {
-            rest = match space.table.take(r, gather) {
+            rest = match space.table.take(r, which, gather, &mut taken) {
                 Ok(()) => None,
                 Err(Full(at)) => {
                     self.round(gather, ctx);
@@ -162,6 +194,7 @@ impl Locked {
                 }
             };
         }
+        space.lost(taken);
     }
     fn round(&self, gather: &mut Gather<'_>, ctx: &Unpinned<'_>) {
         let pin = ctx.pin();
@@ -183,24 +216,35 @@ impl Locked {
 }
 
 impl AddressSpace for Locked {
-    fn map(
+    fn map_within(
         &self,
         at: Placement,
         pages: u64,
-        mapping: Mapping,
+        mut mapping: Mapping,
+        limits: &Limits,
         ctx: &Unpinned<'_>,
-    ) -> Result<PageRange, Error> {
+    ) -> Result<(PageRange, bool), Error> {
         check(&mapping, pages)?;
         // Exclude.
         let mut space = self.space.write(ctx);
+        mapping.flags |= space.future.flags();
         let range = space.mappings.place(at, pages).ok_or(Error::NoRoom)?;
         dictated(at, range)?;
         let free = space.mappings.is_free(range);
         if matches!(at, Placement::FixedNoReplace(_)) && !free {
             return Err(Error::Exists);
         }
+        let now = space.mappings.totals();
+        limits.admit(
+            &Totals { locked: now.locked, ..space.mappings.totals_without(range) },
+            &mapping,
+            pages,
+        )?;
         if self.machine.frames.low() {
             return Err(Error::NoMemory);
+        }
+        if !space.mappings.announce(&mapping, pages) {
+            return Err(Error::Sealed);
         }
         // Take what was there, and make it unreachable, before the new mapping can be filled.
         let mut gather = self.gather(ctx);
@@ -208,9 +252,10 @@ impl AddressSpace for Locked {
             self.evict(&mut space, range, &mut gather, ctx);
             self.flush(&mut gather, &ctx.pin());
         }
+        let bring_in = mapping.flags.contains(Flags::LOCKED) && !mapping.flags.contains(Flags::ON_FAULT);
         space.mappings.insert(range, mapping);
         drop(space);
-        Ok(range)
+        Ok((range, bring_in))
     }
 
     fn unmap(&self, range: PageRange, ctx: &Unpinned<'_>) -> Result<(), Error> {
@@ -233,14 +278,22 @@ impl AddressSpace for Locked {
         Ok(())
     }
 
-    fn protect(&self, range: PageRange, prot: Prot, ctx: &Unpinned<'_>) -> Result<(), Error> {
+    fn protect_within(
+        &self,
+        range: PageRange,
+        prot: Prot,
+        down: bool,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Error> {
         if range.is_empty() {
             return Err(Error::Invalid);
         }
         // Exclude.
         let mut guard = self.space.write(ctx);
         let space = &mut *guard;
-        let (reach, result) = protectable(&space.mappings, range, prot);
+        let range = if down { down_to_start(&space.mappings, range)? } else { range };
+        let (reach, result) = protectable(&space.mappings, range, prot, limits);
         if space.mappings.splits(reach) > 0 && self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
@@ -264,97 +317,145 @@ impl AddressSpace for Locked {
         result
     }
 
-    fn remap(&self, old: PageRange, new_pages: u64, to: RemapTo, ctx: &Unpinned<'_>) -> Result<Page, Error> {
+    fn remap_within(
+        &self,
+        old: PageRange,
+        new_pages: u64,
+        to: RemapTo,
+        keep: bool,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<Page, Error> {
         // Exclude.
-        let mut guard = self.space.write(ctx);
-        let space = &mut *guard;
-        let plan = Remap::plan(&mut space.mappings, old, new_pages, to)?;
+        let mut space = self.space.write(ctx);
         let mut gather = self.gather(ctx);
-        if plan.needs_memory(&space.mappings) && self.machine.frames.low() {
-            return Err(Error::NoMemory);
-        }
-        // Make the tables at the destination: after this nothing fails.
-        let Remap { keep, source, target, ref mapping, .. } = plan;
-        if let (Some(target), false) = (target, keep.is_empty())
-            && !self.make_tables(space, keep, target.start(), ctx)
-        {
-            let holes = core::iter::successors(space.mappings.holes(target).next(), |last| {
-                PageRange::new(last.end(), target.end()).and_then(|rest| space.mappings.holes(rest).next())
-            });
-            for hole in holes {
-                let gap = space.mappings.gap_around(hole);
-                while space.table.prune(hole, gap, &mut gather).is_err() {
-                    self.round(&mut gather, ctx);
-                }
-            }
-            self.flush(&mut gather, &ctx.pin());
-            return Err(Error::NoMemory);
-        }
-        // Take what is cut off, and what was at the destination.
-        if let Some(tail) = plan.cut {
-            self.evict(space, tail, &mut gather, ctx);
-        }
-        let start = match target {
-            None => {
-                if let Some(grown) = plan.grown {
-                    space.mappings.insert(grown, mapping.advanced(grown.start().number() - source.number()));
-                }
-                self.flush(&mut gather, &ctx.pin());
-                old.start()
-            }
-            Some(target) => {
-                // Its tables stay: they are in use again in a moment (I3 holds again when the mapping is in).
-                space.mappings.remove(target);
-                self.take(space, target, &mut gather, ctx);
-                // The source loses all rights; flush; then the entries move.
-                if let Some(lost) = space.table.protect(keep, |_| Prot::empty()) {
-                    gather.add_range(lost);
-                }
-                self.flush(&mut gather, &ctx.pin());
-                let moved = mapping.advanced(old.start().number() - source.number());
-                space
-                    .table
-                    .relocate(keep, target.start(), |frame| page::rights(&moved, frame, self.machine.frames));
-                space.mappings.insert(target, moved);
-                if !keep.is_empty() {
-                    self.evict(space, keep, &mut gather, ctx);
-                    self.flush(&mut gather, &ctx.pin());
-                }
-                target.start()
-            }
+        let RemapTo::Fixed(target) = to else {
+            return self.remap_one(&mut space, old, new_pages, to, keep, limits, &mut gather, ctx);
         };
-        drop(guard);
-        Ok(start)
+        // Several mappings move one by one, and what lies between them stays.
+        let first = space.mappings.find(old.start()).map(|(area, _)| area);
+        let one = first.is_none_or(|area| area.contains_range(old));
+        if one || old.len() != new_pages {
+            return self.remap_one(&mut space, old, new_pages, to, keep, limits, &mut gather, ctx);
+        }
+        Remap::check_target(old, new_pages, target)?;
+        let mut next = Some(old.start());
+        while let Some((area, _)) = next.and_then(|at| space.mappings.find_from(at)) {
+            let Some(part) = area.intersect(old) else { break };
+            next = Some(part.end()).filter(|&end| end < old.end());
+            let there =
+                target.checked_add(part.start().number() - old.start().number()).ok_or(Error::Invalid)?;
+            let to = RemapTo::Fixed(there);
+            self.remap_one(&mut space, part, part.len(), to, keep, limits, &mut gather, ctx)?;
+        }
+        Ok(target)
     }
 
     fn advise(&self, range: PageRange, advice: Advice, ctx: &Unpinned<'_>) -> Result<(), Error> {
         if range.is_empty() {
             return Err(Error::Invalid);
         }
+        if let Advice::Flags(set, clear) = advice {
+            return self.advise_flags(range, set, clear, ctx);
+        }
         // Exclude those that change the mappings, not faults.
         let space = self.space.read(ctx);
-        let everything = PageRange::new(Page::default(), USER_END_PAGE).unwrap_or_default();
-        if let (Advice::DontNeed, Some(range)) = (advice, range.intersect(everything)) {
-            let mut gather = self.gather(ctx);
-            let pin = ctx.pin();
-            for (leaf, part) in space.table.leaves(range) {
-                let mut rest = Some(part);
-                while let Some(r) = rest {
-                    rest = match leaf.take_range(r, &mut gather) {
-                        Ok(()) => None,
-                        Err(Full(at)) => {
-                            self.flush(&mut gather, &pin);
-                            gather.release(&pin);
-                            PageRange::new(at, part.end())
-                        }
-                    };
+        let mut gather = self.gather(ctx);
+        for (area, mapping) in space.mappings.overlapping(range) {
+            let Some(part) = area.intersect(range) else { continue };
+            let locked = mapping.flags.contains(Flags::LOCKED);
+            let anonymous = matches!(mapping.backing, Backing::Anonymous);
+            match advice {
+                Advice::DontNeed | Advice::Cold | Advice::Free | Advice::InstallGuards if locked => {
+                    return Err(Error::Invalid);
                 }
-                self.flush(&mut gather, &pin);
-                drop(leaf);
-                gather.release(&pin);
+                Advice::Free if !anonymous => return Err(Error::Invalid),
+                Advice::DontNeed | Advice::DontNeedLocked | Advice::Free => {
+                    self.discard(&space, part, &mut gather, ctx);
+                }
+                Advice::InstallGuards => self.install_guards(&space, part, &mut gather, ctx)?,
+                Advice::RemoveGuards => {
+                    let _pin = ctx.pin();
+                    space
+                        .table
+                        .leaves(part)
+                        .for_each(|(leaf, part)| part.iter().for_each(|p| leaf.unguard(p)));
+                }
+                Advice::WillNeed | Advice::Cold | Advice::Flags(..) => {}
             }
         }
         if space.mappings.covers(range) { Ok(()) } else { Err(Error::NoMapping) }
+    }
+
+    fn lock(&self, range: PageRange, lock: Lock, limits: &Limits, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        if range.is_empty() {
+            return Err(Error::Invalid);
+        }
+        let mut space = self.space.write(ctx);
+        // Pages that are locked already count once.
+        let wanted = space.mappings.totals_without(range).locked.saturating_add(range.len());
+        if lock != Lock::Off && wanted > limits.locked {
+            return Err(Error::LockLimit);
+        }
+        let end = space.mappings.holes(range).next().map_or(range.end(), |hole| hole.start());
+        let reach = PageRange::new(range.start(), end).unwrap_or_default();
+        if space.mappings.splits(reach) > 0 && self.machine.frames.low() {
+            return Err(Error::NoMemory);
+        }
+        if !reach.is_empty() {
+            space.mappings.update(reach, |mapping| relock(mapping, lock));
+        }
+        if reach == range { Ok(()) } else { Err(Error::NoMapping) }
+    }
+
+    fn lock_all(
+        &self,
+        now: Option<Lock>,
+        future: Option<Lock>,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Error> {
+        let mut space = self.space.write(ctx);
+        let total = space.mappings.totals().pages;
+        if now.is_some_and(|lock| lock != Lock::Off) && total > limits.locked {
+            return Err(Error::LockLimit);
+        }
+        space.future = future.unwrap_or(space.future);
+        if let Some(lock) = now {
+            space.mappings.update_all(|mapping| relock(mapping, lock));
+        }
+        Ok(())
+    }
+
+    fn grow(&self, va: VirtAddr, limits: &Limits, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        let at = va.page();
+        // Exclude.
+        let mut space = self.space.write(ctx);
+        let (area, mapping) = space.mappings.find_from(at).ok_or(Error::NoMapping)?;
+        if area.start() <= at {
+            return Ok(());
+        }
+        if !mapping.is_stack() || at.number() < LOWEST {
+            return Err(Error::NoMapping);
+        }
+        // A mapping that nobody can use may be near, and so may a stack.
+        if let Some((below, other)) = space.mappings.find_below(area.start())
+            && !other.is_stack()
+            && !other.prot.is_empty()
+            && at.number() - below.end().number() < STACK_GAP
+        {
+            return Err(Error::NoMapping);
+        }
+        let added = area.start().number() - at.number();
+        if area.len().saturating_add(added) > limits.stack {
+            return Err(Error::Limit);
+        }
+        limits.admit(space.mappings.totals(), mapping, added)?;
+        if self.machine.frames.low() {
+            return Err(Error::NoMemory);
+        }
+        space.mappings.grow_down(area.start(), at);
+        Ok(())
     }
 
     fn fault(&self, va: VirtAddr, access: Access, ctx: &Unpinned<'_>) -> Result<(), Fault> {
@@ -371,6 +472,9 @@ impl AddressSpace for Locked {
         loop {
             // A frame may be needed: prepare it before the leaf lock.
             let entry = space.table.peek(at);
+            if entry.is_guard() {
+                return Err(Fault::Guard);
+            }
             if entry.is_empty() {
                 let (frame, rights) = page::ensure(mapping, offset, None, access, frames, ctx)?;
                 let pin = ctx.pin();
@@ -380,6 +484,7 @@ impl AddressSpace for Locked {
                 };
                 if leaf.peek(at).is_empty() || mutant!("leaf-race-lost") {
                     leaf.insert(at, frame, rights);
+                    space.gained(1);
                     return Ok(());
                 }
                 drop(leaf);
@@ -391,7 +496,7 @@ impl AddressSpace for Locked {
                 let _pin = ctx.pin();
                 let Some(leaf) = space.table.lock_leaf(at) else { continue };
                 let entry = leaf.peek(at);
-                if entry.is_empty() {
+                if use_of(entry).is_none() {
                     continue;
                 }
                 let rights = page::rights(mapping, entry.frame(), frames);
@@ -413,7 +518,9 @@ impl AddressSpace for Locked {
             };
             let pin = ctx.pin();
             let leaf = space.table.lock_leaf(at);
-            let Some(leaf) = leaf.filter(|leaf| leaf.peek(at).frame() == old.frame()) else {
+            let Some(leaf) =
+                leaf.filter(|leaf| use_of(leaf.peek(at)).is_some() && leaf.peek(at).frame() == old.frame())
+            else {
                 frames.free(&pin, new);
                 frames.free(&pin, old);
                 continue;
@@ -441,14 +548,26 @@ impl AddressSpace for Locked {
         if self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
-        let child = Self::with_mappings(self.machine, parent.mappings.clone(), ctx)?;
+        let child = Self::new(self.machine, ctx)?;
+        let mut into = child.space.write(ctx);
+        // Known to the objects before it has anything of theirs, so that what is cut off from now on is cut off here.
+        for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.contains(Flags::DONT_FORK)) {
+            let mut mapping = mapping.clone();
+            relock(&mut mapping, Lock::Off);
+            if !mutant!("fork-unannounced") {
+                // Whatever a shared mapping may write, the parent's may too: so it is not sealed.
+                let _ = into.mappings.announce(&mapping, area.len());
+            }
+            into.mappings.insert(area, mapping);
+        }
         let mut gather = self.gather(ctx);
-        let copied = self.share_private(&parent, &child, &mut gather, ctx);
+        let copied = self.share_private(&parent, &into, &mut gather, ctx);
         // Also if it failed half way: see the module's table of races.
         self.flush(&mut gather, &ctx.pin());
         drop(parent);
+        drop(into);
         if copied {
-            Ok(Arc::new(child))
+            Ok(child)
         } else {
             child.clear(ctx);
             Err(Error::NoMemory)
@@ -482,13 +601,41 @@ impl AddressSpace for Locked {
         self.free_root(pin);
     }
 
-    fn mappings(&self, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&MappingInfo<'_>)) {
+    fn areas(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&MappingInfo<'_>)) {
         let space = self.space.read(ctx);
-        let Some(everything) = PageRange::new(Page::default(), USER_END_PAGE) else { return };
-        space
-            .mappings
-            .overlapping(everything)
-            .for_each(|(range, mapping)| f(&MappingInfo { range, mapping }));
+        space.mappings.overlapping(range).for_each(|(range, mapping)| f(&MappingInfo { range, mapping }));
+    }
+    fn inspect(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Seen<'_>)) {
+        let space = self.space.read(ctx);
+        for (whole, mapping) in space.mappings.overlapping(range) {
+            f(Seen::Mapping(&MappingInfo { range: whole, mapping }));
+            let Some(part) = whole.intersect(range) else { continue };
+            let _pin = ctx.pin();
+            for (leaf, part) in space.table.leaves(part) {
+                for page in part {
+                    let entry = leaf.peek(page);
+                    if entry.is_empty() {
+                        continue;
+                    }
+                    let usage = use_of(entry);
+                    let frame = usage.map(|_| entry.frame());
+                    f(Seen::Page(
+                        page,
+                        Resident {
+                            frame,
+                            usage: usage.unwrap_or(Use::Anonymous),
+                            shared: frame.is_some_and(|frame| self.machine.frames.is_shared(frame)),
+                            accessed: entry.is_accessed(),
+                            dirty: entry.is_dirty(),
+                        },
+                    ));
+                }
+            }
+        }
+    }
+    fn find(&self, page: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
+        let space = self.space.read(ctx);
+        space.mappings.find(page).map(|(range, mapping)| (range, mapping.clone()))
     }
     fn shared_page(&self, page: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)> {
         let space = self.space.read(ctx);
@@ -503,39 +650,204 @@ impl AddressSpace for Locked {
     fn usage(&self, ctx: &Unpinned<'_>) -> Usage {
         let space = self.space.read(ctx);
         let (resident_pages, table_pages) = space.table.census();
+        // Relaxed: a count.
+        let peak = space.peak_resident.load(Ordering::Relaxed);
         Usage {
-            mapped_pages: space.mappings.pages(),
+            mapped_pages: space.mappings.totals().pages,
             mappings: space.mappings.len() as u64,
             resident_pages,
+            peak_resident: peak.max(resident_pages),
             table_pages,
+            totals: *space.mappings.totals(),
         }
     }
 }
 
 impl Locked {
-    /// The child's entries: the same frames as the parent's in private mappings, writable in neither. Shared mappings
-    /// are filled from their objects as the child uses them. False if a page table can't be made; what was made by
-    /// then is the child's.
+    /// One mapping of `remap_within`, with the space locked exclusively.
+    #[allow(clippy::too_many_arguments, reason = "the operation's own arguments, and what it holds")]
+    fn remap_one(
+        &self,
+        space: &mut Space,
+        old: PageRange,
+        new_pages: u64,
+        to: RemapTo,
+        keep: bool,
+        limits: &Limits,
+        gather: &mut Gather<'_>,
+        ctx: &Unpinned<'_>,
+    ) -> Result<Page, Error> {
+        let plan = Remap::plan(&mut space.mappings, old, new_pages, to, keep, limits)?;
+        if plan.needs_memory(&space.mappings) && self.machine.frames.low() {
+            return Err(Error::NoMemory);
+        }
+        // Make the tables at the destination: after this nothing fails.
+        let Remap { keep: kept, source, target, ref mapping, .. } = plan;
+        if let (Some(target), false) = (target, kept.is_empty())
+            && !self.make_tables(space, kept, target.start(), ctx)
+        {
+            let holes = core::iter::successors(space.mappings.holes(target).next(), |last| {
+                PageRange::new(last.end(), target.end()).and_then(|rest| space.mappings.holes(rest).next())
+            });
+            for hole in holes {
+                let gap = space.mappings.gap_around(hole);
+                while space.table.prune(hole, gap, gather).is_err() {
+                    self.round(gather, ctx);
+                }
+            }
+            self.flush(gather, &ctx.pin());
+            return Err(Error::NoMemory);
+        }
+        // Take what is cut off, and what was at the destination.
+        if let Some(tail) = plan.cut {
+            self.evict(space, tail, gather, ctx);
+        }
+        let Some(target) = target else {
+            if let Some(grown) = plan.grown {
+                let tail = mapping.advanced(grown.start().number() - source.number());
+                // It is more of a mapping that there is: nothing can forbid it.
+                let _ = space.mappings.announce(&tail, grown.len());
+                space.mappings.insert(grown, tail);
+            }
+            self.flush(gather, &ctx.pin());
+            return Ok(old.start());
+        };
+        // Its tables stay: they are in use again in a moment (I3 holds again when the mapping is in).
+        space.mappings.remove(target);
+        self.take(space, target, Which::All, gather, ctx);
+        // The source loses all rights; flush; then the entries move.
+        if let Some(lost) = space.table.protect(kept, |_| Prot::empty()) {
+            gather.add_range(lost);
+        }
+        self.flush(gather, &ctx.pin());
+        let moved = mapping.advanced(old.start().number() - source.number());
+        space.table.relocate(kept, target.start(), |frame| page::rights(&moved, frame, self.machine.frames));
+        // As above.
+        let _ = space.mappings.announce(&moved, target.len());
+        space.mappings.insert(target, moved);
+        if keep {
+            space.mappings.update(kept, |mapping| relock(mapping, Lock::Off));
+        } else if !kept.is_empty() {
+            self.evict(space, kept, gather, ctx);
+            self.flush(gather, &ctx.pin());
+        }
+        Ok(target.start())
+    }
+    /// DontNeed: the frames of `part` go, leaf by leaf; the lock of each is held over its flush.
+    fn discard(&self, space: &Space, part: PageRange, gather: &mut Gather<'_>, ctx: &Unpinned<'_>) {
+        let pin = ctx.pin();
+        let mut taken = 0;
+        for (leaf, part) in space.table.leaves(part) {
+            let mut rest = Some(part);
+            while let Some(r) = rest {
+                rest = match leaf.take_range(r, Which::Frames, gather, &mut taken) {
+                    Ok(()) => None,
+                    Err(Full(at)) => {
+                        self.flush(gather, &pin);
+                        gather.release(&pin);
+                        PageRange::new(at, part.end())
+                    }
+                };
+            }
+            self.flush(gather, &pin);
+            drop(leaf);
+            gather.release(&pin);
+        }
+        space.lost(taken);
+    }
+    /// Guards on every page of `part`, leaf by leaf; the lock of each is held over its flush.
+    fn install_guards(
+        &self,
+        space: &Space,
+        part: PageRange,
+        gather: &mut Gather<'_>,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Error> {
+        let pin = ctx.pin();
+        let mut at = part.start();
+        while at < part.end() {
+            let leaf = space.table.lock_leaf_or_make(self.machine.frames, &pin, at).ok_or(Error::NoMemory)?;
+            let served = PageRange::new(at, leaf.end().min(part.end())).unwrap_or_default();
+            let mut taken = 0;
+            for page in served {
+                if gather.room() == 0 {
+                    self.flush(gather, &pin);
+                    gather.release(&pin);
+                }
+                if let Some((frame, present)) = leaf.guard(page) {
+                    if let (true, Some(single)) =
+                        (present && !mutant!("guard-no-flush"), PageRange::single(page))
+                    {
+                        gather.add_range(single);
+                    }
+                    gather.take(frame);
+                    taken += 1;
+                }
+            }
+            self.flush(gather, &pin);
+            drop(leaf);
+            gather.release(&pin);
+            space.lost(taken);
+            at = served.end();
+        }
+        Ok(())
+    }
+    /// Advice that changes what mappings say.
+    fn advise_flags(
+        &self,
+        range: PageRange,
+        set: Flags,
+        clear: Flags,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Error> {
+        // Exclude.
+        let mut space = self.space.write(ctx);
+        let mut at = Some(range.start());
+        while let Some((area, mapping)) = at.and_then(|at| space.mappings.find_from(at)) {
+            let Some(part) = area.intersect(range) else { break };
+            let anonymous = matches!(mapping.backing, Backing::Anonymous) && !mapping.shared;
+            if set.contains(Flags::WIPE_ON_FORK) && !anonymous {
+                return Err(Error::Invalid);
+            }
+            if space.mappings.splits(part) > 0 && self.machine.frames.low() {
+                return Err(Error::NoMemory);
+            }
+            space.mappings.update(part, |mapping| mapping.flags = mapping.flags.difference(clear).union(set));
+            at = Some(part.end()).filter(|&end| end < range.end());
+        }
+        if space.mappings.covers(range) { Ok(()) } else { Err(Error::NoMapping) }
+    }
+    /// The child's entries: the same frames as the parent's in private mappings, writable in neither, and guards.
+    /// Shared mappings are filled from their objects as the child uses them. False if a page table can't be made; what
+    /// was made by then is the child's.
     fn share_private(
         &self,
         parent: &Space,
-        child: &Self,
+        into: &Space,
         gather: &mut Gather<'_>,
         ctx: &Unpinned<'_>,
     ) -> bool {
         let frames = self.machine.frames;
-        let into = child.space.read(ctx);
         let pin = ctx.pin();
-        for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.shared) {
+        let skipped = Flags::DONT_FORK | Flags::WIPE_ON_FORK;
+        for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.intersects(skipped)) {
             let rights = page::hardware(mapping.prot).difference(Prot::WRITE);
             for (from, part) in parent.table.leaves(area) {
-                if part.iter().all(|page| from.peek(page).is_empty()) {
+                let copied = |page| {
+                    let entry = from.peek(page);
+                    entry.is_guard() || !mapping.shared && !entry.is_empty()
+                };
+                if !part.iter().any(copied) {
                     continue;
                 }
                 let Some(to) = into.table.lock_leaf_or_make(frames, &pin, part.start()) else { return false };
-                for page in part {
-                    let Some(share) = from.share(page, frames) else { continue };
+                for page in part.iter().filter(|&page| copied(page)) {
+                    let Some(share) = from.share(page, frames) else {
+                        let _ = to.guard(page);
+                        continue;
+                    };
                     to.insert(page, share, rights);
+                    into.gained(1);
                     if from.protect(page, rights)
                         && !mutant!("fork-no-flush")
                         && let Some(single) = PageRange::single(page)
@@ -565,6 +877,38 @@ impl Locked {
     }
 }
 
+impl Mapper for Locked {
+    fn cut(&self, of: &Mappers, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
+        // Exclude: a fault that has asked the object before the cut has inserted its answer, or not yet asked.
+        let space = self.space.write(ctx);
+        let mut gather = self.gather(ctx);
+        let which = if copies { Which::Frames } else { Which::Objects };
+        for (area, mapping) in space.mappings.iter() {
+            let Some((_, first)) = mapping.object_page(0) else { continue };
+            if !mapping.mappers().is_some_and(|m| core::ptr::eq(m, of)) {
+                continue;
+            }
+            let (from, to) = (pages.start.max(first), pages.end.min(first.saturating_add(area.len())));
+            if from < to
+                && let Some(start) = area.start().checked_add(from - first)
+                && let Some(part) = PageRange::with_len(start, to - from)
+            {
+                self.take(&space, part, which, &mut gather, ctx);
+            }
+        }
+        if mutant!("cut-no-flush") {
+            gather.flush(&ctx.pin(), self.machine.shootdown, &AtomicCpuSet::new());
+        }
+        self.flush(&mut gather, &ctx.pin());
+        drop(space);
+    }
+    fn count(&self, of: &Mappers, ctx: &Unpinned<'_>) -> u64 {
+        let space = self.space.read(ctx);
+        let shows = |mapping: &Mapping| mapping.mappers().is_some_and(|m| core::ptr::eq(m, of));
+        space.mappings.iter().filter(|(_, mapping)| shows(mapping)).count() as u64
+    }
+}
+
 /// What a remap will do, found before anything changes.
 struct Remap {
     /// The pages whose contents stay or move.
@@ -581,18 +925,27 @@ struct Remap {
 }
 
 impl Remap {
+    /// Whether a dictated place makes sense.
+    fn check_target(old: PageRange, pages: u64, at: Page) -> Result<PageRange, Error> {
+        let target = PageRange::with_len(at, pages).filter(|t| t.end() <= USER_END_PAGE);
+        let target = target.filter(|t| t.intersect(old).is_none()).ok_or(Error::Invalid)?;
+        dictated(Placement::Fixed(at), target)?;
+        Ok(target)
+    }
     /// The checks of Linux's `mremap`, in its order (`mm/mremap.c`), but before anything is unmapped.
-    fn plan(mappings: &mut Mappings, old: PageRange, pages: u64, to: RemapTo) -> Result<Self, Error> {
-        if pages == 0 {
+    fn plan(
+        mappings: &mut Mappings,
+        old: PageRange,
+        pages: u64,
+        to: RemapTo,
+        keep: bool,
+        limits: &Limits,
+    ) -> Result<Self, Error> {
+        if pages == 0 || keep && (pages != old.len() || to == RemapTo::InPlace) {
             return Err(Error::Invalid);
         }
         let fixed = match to {
-            RemapTo::Fixed(at) => {
-                let target = PageRange::with_len(at, pages).filter(|t| t.end() <= USER_END_PAGE);
-                let target = target.filter(|t| t.intersect(old).is_none()).ok_or(Error::Invalid)?;
-                dictated(Placement::Fixed(at), target)?;
-                Some(target)
-            }
+            RemapTo::Fixed(at) => Some(Self::check_target(old, pages, at)?),
             _ => None,
         };
         let (area, mapping) = mappings.find(old.start()).ok_or(Error::NoMapping)?;
@@ -607,7 +960,7 @@ impl Remap {
             grown: None,
             target: fixed,
         };
-        if pages <= old.len() {
+        if pages <= old.len() && !keep {
             user(old)?;
             let kept = PageRange::with_len(old.start(), pages).ok_or(Error::Invalid)?;
             plan.keep = kept;
@@ -621,19 +974,29 @@ impl Remap {
         }
         let offset = old.start().number() - area.start().number();
         check(&mapping.advanced(offset), pages)?;
+        if pages > old.len() {
+            limits.admit(mappings.totals(), mapping, pages - old.len())?;
+        }
+        if keep {
+            let without = fixed.map_or(*mappings.totals(), |target| mappings.totals_without(target));
+            // The source unlocks as its pages go, so no more are locked than before.
+            Limits { locked: u64::MAX, ..*limits }.admit(&without, mapping, pages)?;
+        }
         if fixed.is_some() {
             return Ok(plan);
         }
         let whole = PageRange::with_len(old.start(), pages).filter(|w| w.end() <= USER_END_PAGE);
         let grown = whole.and_then(|w| PageRange::new(old.end(), w.end()));
-        if let Some(grown) = grown.filter(|&g| old.end() == area.end() && mappings.is_free(g)) {
+        if let Some(grown) = grown.filter(|&g| !keep && old.end() == area.end() && mappings.is_free(g)) {
             plan.grown = Some(grown);
             return Ok(plan);
         }
-        if to == RemapTo::InPlace {
-            return Err(Error::NoRoom);
-        }
-        plan.target = Some(mappings.place(Placement::Anywhere, pages).ok_or(Error::NoRoom)?);
+        let to = match to {
+            RemapTo::InPlace => return Err(Error::NoRoom),
+            RemapTo::Hint(at) => Placement::Hint(at),
+            RemapTo::MayMove | RemapTo::Fixed(_) => Placement::Anywhere,
+        };
+        plan.target = Some(mappings.place(to, pages).ok_or(Error::NoRoom)?);
         Ok(plan)
     }
     /// Whether there may be more mappings afterwards, or page tables have to be made.
@@ -671,20 +1034,57 @@ fn user(range: PageRange) -> Result<(), Error> {
     if range.is_empty() || range.end() > USER_END_PAGE { Err(Error::Invalid) } else { Ok(()) }
 }
 
+/// `range` from the start of the lowest mapping in it, which must grow down.
+fn down_to_start(mappings: &Mappings, range: PageRange) -> Result<PageRange, Error> {
+    let (area, mapping) = mappings.find_from(range.start()).ok_or(Error::NoMapping)?;
+    if area.start() >= range.end() {
+        return Err(Error::NoMapping);
+    }
+    if !mapping.is_stack() {
+        return Err(Error::Invalid);
+    }
+    PageRange::new(area.start(), range.end()).ok_or(Error::Invalid)
+}
+
 /// How far `range` may be given `prot`, and what is to be said of the rest.
-fn protectable(mappings: &Mappings, range: PageRange, prot: Prot) -> (PageRange, Result<(), Error>) {
-    let mut at = range.start();
+fn protectable(
+    mappings: &Mappings,
+    range: PageRange,
+    prot: Prot,
+    limits: &Limits,
+) -> (PageRange, Result<(), Error>) {
+    let upto = |at| PageRange::new(range.start(), at).unwrap_or_default();
+    let (mut at, mut data) = (range.start(), mappings.totals().data);
     for (area, mapping) in mappings.overlapping(range) {
         if area.start() > at {
             break;
         }
         if !mapping.max_prot.contains(prot) {
-            return (PageRange::new(range.start(), at).unwrap_or_default(), Err(Error::Denied));
+            return (upto(at), Err(Error::Denied));
         }
-        at = area.end().min(range.end());
+        let end = area.end().min(range.end());
+        // What becomes data is limited, unless there is so much mapped that as much again, of whatever kind, would be
+        // too much (Linux's mprotect_fixup asks whether the old kind had fitted).
+        let (was, is, pages) = (mapping.is_data(), mapping.is_data_under(prot), end.number() - at.number());
+        let fits = mappings.totals().pages.saturating_add(pages) <= limits.pages;
+        if is && !was && fits && data.saturating_add(pages) > limits.data {
+            return (upto(at), Err(Error::Limit));
+        }
+        data = if is && !was {
+            data + pages
+        } else if was && !is {
+            data - pages
+        } else {
+            data
+        };
+        at = end;
     }
-    let reach = PageRange::new(range.start(), at).unwrap_or_default();
-    (reach, if at == range.end() { Ok(()) } else { Err(Error::NoMapping) })
+    (upto(at), if at == range.end() { Ok(()) } else { Err(Error::NoMapping) })
+}
+
+/// Make `mapping` locked as `lock` says.
+fn relock(mapping: &mut Mapping, lock: Lock) {
+    mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT).union(lock.flags());
 }
 
 impl fmt::Debug for Locked {

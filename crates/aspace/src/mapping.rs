@@ -2,14 +2,18 @@
 //! mappings are split exactly where an operation begins or ends and joined wherever two neighbours say the same, as
 //! Linux does. So the list of mappings is a function of what each page is, whatever the history.
 
-use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
+use alloc::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    vec::Vec,
+};
 use core::fmt;
 
 use addr::{Page, PageRange, Prot};
 use frames::{Frames, OwnedFrame};
 use percpu::Unpinned;
 
-use crate::{LOW_WINDOW, LOWEST, MMAP_TOP, Placement};
+use crate::{LOW_WINDOW, LOWEST, MMAP_TOP, Mapper, Mappers, Placement, STACK_GAP};
 
 /// Why an object has no page to give.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -20,6 +24,8 @@ pub enum ObjectError {
     NoMemory,
     /// The page can't be read.
     Io,
+    /// The object is sealed against it.
+    Sealed,
 }
 
 /// Something with pages that can be mapped: a file, or memory shared by processes.
@@ -33,6 +39,54 @@ pub trait Object: Send + Sync {
     fn identity(&self) -> (u64, u64);
     /// Name, for `/proc/self/maps`.
     fn path(&self) -> Vec<u8>;
+    /// Who maps it, if its pages can go away while they are mapped.
+    fn mappers(&self) -> Option<&Mappers> {
+        None
+    }
+    /// Whether it is memory that processes share, rather than a file; for reports.
+    fn is_memory(&self) -> bool {
+        false
+    }
+    /// Whether page `index` needs no reading; for reports.
+    fn is_resident(&self, _index: u64, _ctx: &Unpinned<'_>) -> bool {
+        true
+    }
+    /// Make `pages` pages from `index` on read as zeros, and give their frames back. May sleep, and takes address
+    /// spaces' locks. The default can't: `Io`.
+    fn punch(&self, _index: u64, _pages: u64, _ctx: &Unpinned<'_>) -> Result<(), ObjectError> {
+        Err(ObjectError::Io)
+    }
+}
+
+bitflags::bitflags! {
+    /// What a mapping is told beside its protection: by `mmap`'s flags, `madvise` and `mlock`.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    pub struct Flags: u16 {
+        /// A fault below it, down to the gap above the next mapping, makes it longer.
+        const GROWS_DOWN = 1;
+        /// Counted as locked: its pages stay in memory (which all pages here do anyway).
+        const LOCKED = 1 << 1;
+        /// With `LOCKED`: pages are not brought in ahead.
+        const ON_FAULT = 1 << 2;
+        /// A forked child does not get it.
+        const DONT_FORK = 1 << 3;
+        /// A forked child gets it empty.
+        const WIPE_ON_FORK = 1 << 4;
+        /// No memory is set aside for it.
+        const NO_RESERVE = 1 << 5;
+        /// Not in core dumps.
+        const DONT_DUMP = 1 << 6;
+        /// Will be used in ascending order.
+        const SEQUENTIAL = 1 << 7;
+        /// Will be used in no order.
+        const RANDOM = 1 << 8;
+        /// Large pages are welcome.
+        const HUGE = 1 << 9;
+        /// Large pages are not.
+        const NO_HUGE = 1 << 10;
+        /// Pages that are the same as others may be shared.
+        const MERGEABLE = 1 << 11;
+    }
 }
 
 /// Where a page's first contents come from.
@@ -109,9 +163,20 @@ pub struct Mapping {
     pub shared: bool,
     /// What reports call it.
     pub label: Label,
+    /// What else it was told.
+    pub flags: Flags,
 }
 
 impl Mapping {
+    /// Zeros of this address space's own, which `prot` may be changed to anything.
+    pub fn anonymous(prot: Prot) -> Self {
+        Self::new(prot, Backing::Anonymous)
+    }
+    /// A private mapping without a label or flags.
+    pub fn new(prot: Prot, backing: Backing) -> Self {
+        let (max_prot, label) = (Prot::all(), Label::None);
+        Self { prot, max_prot, backing, shared: false, label, flags: Flags::empty() }
+    }
     /// What the mapping says of the pages from the one `pages` further on.
     pub fn advanced(&self, pages: u64) -> Self {
         Self { backing: self.backing.advanced(pages), ..*self }
@@ -122,7 +187,41 @@ impl Mapping {
             && self.max_prot == next.max_prot
             && self.shared == next.shared
             && self.label == next.label
+            && self.flags == next.flags
             && self.backing.continues(pages, &next.backing)
+    }
+}
+
+impl Mapping {
+    /// Whether it grows down.
+    pub fn is_stack(&self) -> bool {
+        self.flags.contains(Flags::GROWS_DOWN)
+    }
+    /// Whether it counts against RLIMIT_DATA: private, writable, no stack (Linux's `is_data_mapping`).
+    pub fn is_data(&self) -> bool {
+        self.is_data_under(self.prot)
+    }
+    /// Whether it would with the protection `prot`.
+    pub fn is_data_under(&self, prot: Prot) -> bool {
+        prot.contains(Prot::WRITE) && !self.shared && !self.is_stack()
+    }
+    /// Whether stores can ever reach the object.
+    pub fn may_write_object(&self) -> bool {
+        self.shared && self.max_prot.contains(Prot::WRITE)
+    }
+    /// Who has to know who maps the object.
+    pub fn mappers(&self) -> Option<&Mappers> {
+        match &self.backing {
+            Backing::Object { object, .. } => object.mappers(),
+            Backing::Anonymous => None,
+        }
+    }
+    /// The object's page that the page `offset` pages into the mapping shows.
+    pub fn object_page(&self, offset: u64) -> Option<(&Arc<dyn Object>, u64)> {
+        match &self.backing {
+            Backing::Object { object, page } => Some((object, page.checked_add(offset)?)),
+            Backing::Anonymous => None,
+        }
     }
 }
 
@@ -146,17 +245,65 @@ struct Area {
 /// Placement is by the highest gap that fits. So that a row of placements does not walk past the same mappings again
 /// and again, the search remembers that no gap from `searched` up to [`MMAP_TOP`] is larger than `largest` (Linux
 /// 2.6's `free_area_cache` and `cached_hole_size`); the answers are the same as without.
-#[derive(Clone, Debug)]
+///
+/// Below a mapping that grows down the search keeps clear of [`STACK_GAP`] pages.
+///
+/// The objects are told which of their pages are mapped ([`Mappers`]): whoever wants to [`insert`](Self::insert) a
+/// mapping has [`announce`](Self::announce)d it, and what is removed is taken back here.
 pub struct Mappings {
     areas: BTreeMap<Page, Area>,
-    pages: u64,
+    totals: Totals,
     searched: Page,
     largest: u64,
+    /// Whose they are.
+    owner: Weak<dyn Mapper>,
 }
 
-impl Default for Mappings {
-    fn default() -> Self {
-        Self { areas: BTreeMap::new(), pages: 0, searched: page(MMAP_TOP), largest: 0 }
+/// Pages by what they count as, and the most there ever were.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Totals {
+    /// Pages mapped.
+    pub pages: u64,
+    /// The most that were ever mapped at once.
+    pub peak: u64,
+    /// Of mappings that count against RLIMIT_DATA.
+    pub data: u64,
+    /// Of mappings that grow down.
+    pub stack: u64,
+    /// Of mappings that may be executed and not written.
+    pub code: u64,
+    /// Of locked mappings.
+    pub locked: u64,
+    /// Of shared mappings.
+    pub shared: u64,
+}
+
+impl Totals {
+    /// Count `pages` pages of `mapping`.
+    pub fn add(&mut self, mapping: &Mapping, pages: u64) {
+        self.each(mapping, |count| *count += pages);
+        self.peak = self.peak.max(self.pages);
+    }
+    fn sub(&mut self, mapping: &Mapping, pages: u64) {
+        self.each(mapping, |count| *count -= pages);
+    }
+    fn each(&mut self, mapping: &Mapping, mut change: impl FnMut(&mut u64)) {
+        let code = mapping.prot.contains(Prot::EXEC) && !mapping.prot.contains(Prot::WRITE);
+        let counts = [
+            (&mut self.pages, true),
+            (&mut self.data, mapping.is_data()),
+            (&mut self.stack, mapping.is_stack()),
+            (&mut self.code, code && !mapping.is_stack()),
+            (&mut self.locked, mapping.flags.contains(Flags::LOCKED)),
+            (&mut self.shared, mapping.shared),
+        ];
+        counts.into_iter().filter(|(_, counted)| *counted).for_each(|(count, _)| change(count));
+    }
+}
+
+impl fmt::Debug for Mappings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 
@@ -170,9 +317,38 @@ fn range(start: Page, end: Page) -> PageRange {
 }
 
 impl Mappings {
-    /// Pages mapped.
-    pub fn pages(&self) -> u64 {
-        self.pages
+    /// Nothing is mapped; what will be is `owner`'s.
+    pub fn new(owner: Weak<dyn Mapper>) -> Self {
+        Self {
+            areas: BTreeMap::new(),
+            totals: Totals::default(),
+            searched: page(MMAP_TOP),
+            largest: 0,
+            owner,
+        }
+    }
+    /// Pages by what they count as.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+    /// What [`Self::totals`] would be without `gone`.
+    pub fn totals_without(&self, gone: PageRange) -> Totals {
+        let mut totals = self.totals;
+        for (area, mapping) in self.overlapping(gone) {
+            totals.sub(mapping, area.intersect(gone).map_or(0, PageRange::len));
+        }
+        totals
+    }
+    /// Tell the object of `mapping` that `pages` of its pages will be mapped. False if it must not be written and the
+    /// mapping could.
+    pub fn announce(&self, mapping: &Mapping, pages: u64) -> bool {
+        mapping.mappers().is_none_or(|m| m.add(&self.owner, pages, mapping.may_write_object()))
+    }
+    /// Take back an announcement of what was not mapped after all.
+    pub fn retract(&self, mapping: &Mapping, pages: u64) {
+        if let Some(mappers) = mapping.mappers() {
+            mappers.sub(&self.owner, pages, mapping.may_write_object());
+        }
     }
     /// How many mappings there are.
     pub fn len(&self) -> usize {
@@ -223,6 +399,31 @@ impl Mappings {
         let end = self.areas.range(hole.end()..).next().map_or(page(pagetable::USER_PAGES), |(&s, _)| s);
         range(start, end)
     }
+    /// The lowest mapping that ends after `page`.
+    pub fn find_from(&self, page: Page) -> Option<(PageRange, &Mapping)> {
+        self.find(page).or_else(|| {
+            let (&start, area) = self.areas.range(page..).next()?;
+            Some((range(start, area.end), &area.mapping))
+        })
+    }
+    /// The highest mapping that ends at or before `page`.
+    pub fn find_below(&self, page: Page) -> Option<(PageRange, &Mapping)> {
+        let (&start, area) = self.areas.range(..page).rev().find(|(_, area)| area.end <= page)?;
+        Some((range(start, area.end), &area.mapping))
+    }
+    /// Where a search from below has to stop before the mapping at `start`.
+    fn clear_of(start: Page, mapping: &Mapping) -> Page {
+        if mapping.is_stack() { start.checked_sub(STACK_GAP).unwrap_or_default() } else { start }
+    }
+    /// Whether no page of `within` is mapped, nor does the gap below a stack reach into it.
+    pub fn is_clear(&self, within: PageRange) -> bool {
+        self.is_free(within)
+            && self
+                .areas
+                .range(within.end()..)
+                .next()
+                .is_none_or(|(&start, area)| within.end() <= Self::clear_of(start, &area.mapping))
+    }
     /// How many more mappings there are at most after changing `within`: the ends that lie inside of a mapping.
     pub fn splits(&self, within: PageRange) -> usize {
         let inside = |at: Page| self.find(at).is_some_and(|(r, _)| r.start() < at);
@@ -233,20 +434,38 @@ impl Mappings {
         self.find(within.start()).is_some_and(|(r, _)| r.start() < within.start() && within.end() < r.end())
     }
 
-    /// Map the pages of `at`, none of which is mapped.
+    /// Map the pages of `at`, none of which is mapped; [announced](Self::announce) before.
     pub fn insert(&mut self, at: PageRange, mapping: Mapping) {
         debug_assert!(!at.is_empty() && self.is_free(at));
+        self.totals.add(&mapping, at.len());
         self.areas.insert(at.start(), Area { end: at.end(), mapping });
-        self.pages += at.len();
         self.join(at);
+    }
+    /// The mapping that begins at `top` grows down to `at`, above which nothing is mapped up to there.
+    pub fn grow_down(&mut self, top: Page, at: Page) {
+        if let Some(area) = self.areas.remove(&top) {
+            let added = range(at, top);
+            debug_assert!(self.is_free(added) && matches!(area.mapping.backing, Backing::Anonymous));
+            self.totals.add(&area.mapping, added.len());
+            self.areas.insert(at, area);
+            self.join(added);
+        }
     }
     /// Unmap what is mapped of `gone`. Only if it [`punches`](Self::punches) there is one mapping more.
     pub fn remove(&mut self, gone: PageRange) {
+        let (totals, owner) = (&mut self.totals, &self.owner);
+        let mut forget = |mapping: &Mapping, start: Page, end: Page| {
+            let pages = end.min(gone.end()).number() - start.number();
+            totals.sub(mapping, pages);
+            if let Some(mappers) = mapping.mappers() {
+                mappers.sub(owner, pages, mapping.may_write_object());
+            }
+        };
         if let Some((&start, area)) = self.areas.range_mut(..gone.start()).next_back()
             && area.end > gone.start()
         {
             let end = core::mem::replace(&mut area.end, gone.start());
-            self.pages -= end.min(gone.end()).number() - gone.start().number();
+            forget(&area.mapping, gone.start(), end);
             if end > gone.end() {
                 let mapping = area.mapping.advanced(gone.end().number() - start.number());
                 self.areas.insert(gone.end(), Area { end, mapping });
@@ -254,7 +473,7 @@ impl Mappings {
         }
         while let Some((&start, _)) = self.areas.range(gone.start()..gone.end()).next() {
             let Some(area) = self.areas.remove(&start) else { break };
-            self.pages -= area.end.min(gone.end()).number() - start.number();
+            forget(&area.mapping, start, area.end);
             if area.end > gone.end() {
                 let mapping = area.mapping.advanced(gone.end().number() - start.number());
                 self.areas.insert(gone.end(), Area { end: area.end, mapping });
@@ -264,12 +483,24 @@ impl Mappings {
         let gap_end = self.gap_around(gone).end().min(page(MMAP_TOP));
         self.searched = self.searched.max(gap_end);
     }
-    /// Change what `within`, all of which is mapped, says.
+    /// Change what the mapped pages of `within` say.
     pub fn update(&mut self, within: PageRange, mut change: impl FnMut(&mut Mapping)) {
         self.split(within.start());
         self.split(within.end());
-        self.areas.range_mut(within.start()..within.end()).for_each(|(_, area)| change(&mut area.mapping));
+        for (&start, area) in self.areas.range_mut(within.start()..within.end()) {
+            let pages = area.end.number() - start.number();
+            self.totals.sub(&area.mapping, pages);
+            change(&mut area.mapping);
+            self.totals.add(&area.mapping, pages);
+        }
         self.join(within);
+    }
+    /// Change what every mapping says.
+    pub fn update_all(&mut self, change: impl FnMut(&mut Mapping)) {
+        let last = self.areas.last_key_value().map(|(_, area)| area.end);
+        if let (Some((&first, _)), Some(last)) = (self.areas.first_key_value(), last) {
+            self.update(range(first, last), change);
+        }
     }
 
     /// `pages` pages that are not mapped, where `at` wants them; `None` if there is no such place. A dictated place
@@ -278,10 +509,17 @@ impl Mappings {
         match at {
             Placement::Fixed(start) | Placement::FixedNoReplace(start) => PageRange::with_len(start, pages),
             Placement::Below32Bit => self.lowest_gap(pages),
+            Placement::HintBelow32Bit(start) => {
+                let hinted = PageRange::with_len(start.max(page(LOWEST)), pages);
+                match hinted.filter(|&r| r.end().number() <= LOW_WINDOW.end && self.is_clear(r)) {
+                    Some(r) => Some(r),
+                    None => self.lowest_gap(pages),
+                }
+            }
             Placement::Anywhere => self.highest_gap(pages),
             Placement::Hint(start) => {
                 let hinted = PageRange::with_len(start.max(page(LOWEST)), pages);
-                match hinted.filter(|&r| r.end() <= addr::USER_END_PAGE && self.is_free(r)) {
+                match hinted.filter(|&r| r.end() <= addr::USER_END_PAGE && self.is_clear(r)) {
                     Some(r) => Some(r),
                     None => self.highest_gap(pages),
                 }
@@ -301,6 +539,9 @@ impl Mappings {
     /// The highest `pages` free pages of `lowest..top`, and the largest gap that was passed over.
     fn gap_below(&self, mut top: Page, lowest: Page, pages: u64) -> (Option<PageRange>, u64) {
         let mut largest = 0;
+        if let Some((&start, area)) = self.areas.range(top..).next() {
+            top = Self::clear_of(start, &area.mapping).min(top);
+        }
         for (&start, area) in self.areas.range(..top).rev() {
             let bottom = area.end.max(lowest);
             if bottom < top {
@@ -310,7 +551,7 @@ impl Mappings {
                 }
                 largest = largest.max(gap);
             }
-            top = start.min(top);
+            top = Self::clear_of(start, &area.mapping).min(top);
             if top <= lowest {
                 return (None, largest);
             }
@@ -320,8 +561,9 @@ impl Mappings {
     }
     fn lowest_gap(&self, pages: u64) -> Option<PageRange> {
         let window = range(page(LOW_WINDOW.start), page(LOW_WINDOW.end));
-        let hole = self.holes(window).find(|h| h.len() >= pages)?;
-        PageRange::with_len(hole.start(), pages)
+        let fits =
+            |hole: &PageRange| PageRange::with_len(hole.start(), pages).filter(|&r| hole.contains_range(r));
+        self.holes(window).filter_map(|hole| fits(&hole)).find(|&r| self.is_clear(r))
     }
 
     /// Make a mapping begin at `at`, if one holds it.

@@ -9,7 +9,8 @@ use alloc::{collections::BTreeMap, vec::Vec};
 use addr::{Page, PageRange, Prot, USER_END_PAGE};
 
 use crate::{
-    Access, Advice, Backing, Error, Fault, LOW_WINDOW, LOWEST, Label, MMAP_TOP, Mapping, Placement, RemapTo,
+    Access, Advice, Backing, Error, Fault, Flags, LOW_WINDOW, LOWEST, Label, Limits, Lock, MMAP_TOP, Mapping,
+    Placement, RemapTo, STACK_GAP,
 };
 
 /// Device and inode number of an object.
@@ -28,10 +29,14 @@ pub struct State {
     pub shared: bool,
     /// What reports call it.
     pub label: Label,
+    /// What else it was told.
+    pub flags: Flags,
     /// The object and the page's index in it.
     pub object: Option<(ObjectId, u64)>,
     /// Contents of this address space's own, once it has some.
     pub own: Option<u64>,
+    /// Whether it is a guard. Reports do not tell.
+    pub guard: bool,
 }
 
 impl State {
@@ -42,15 +47,38 @@ impl State {
             (Some((a, i)), Some((b, j))) => a == b && i.checked_add(1) == Some(j),
             _ => false,
         };
-        let same = |s: &State| (s.prot, s.max_prot, s.shared, s.label);
+        let same = |s: &State| (s.prot, s.max_prot, s.shared, s.label, s.flags);
         follows && same(self) == same(next)
     }
 }
 
+impl State {
+    fn is_stack(&self) -> bool {
+        self.flags.contains(Flags::GROWS_DOWN)
+    }
+    fn is_data(&self) -> bool {
+        self.prot.contains(Prot::WRITE) && !self.shared && !self.is_stack()
+    }
+    fn is_locked(&self) -> bool {
+        self.flags.contains(Flags::LOCKED)
+    }
+    fn relock(&mut self, lock: Lock) {
+        self.flags.remove(Flags::LOCKED | Flags::ON_FAULT);
+        self.flags.insert(lock.flags());
+    }
+}
+
 /// An address space.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     pages: BTreeMap<u64, State>,
+    future: Lock,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { pages: BTreeMap::new(), future: Lock::Off }
+    }
 }
 
 /// Page number `n`; numbers here are below 2^36.
@@ -74,7 +102,7 @@ impl Model {
         for (&n, state) in &self.pages {
             match (last, list.last_mut()) {
                 (Some((before, s)), Some(run)) if before + 1 == n && s.continues(state) => run.1 = n + 1,
-                _ => list.push((n, n + 1, State { own: None, ..state.clone() })),
+                _ => list.push((n, n + 1, State { own: None, guard: false, ..state.clone() })),
             }
             last = Some((n, state));
         }
@@ -93,15 +121,20 @@ impl Model {
     fn remove(&mut self, r: PageRange) {
         self.pages.retain(|&n, _| !r.contains(page(n)));
     }
-    /// The runs of free pages in `low..high`, ascending.
+    /// The runs of free pages in `low..high` that are not in the gap below a stack, ascending.
     fn holes(&self, low: u64, high: u64) -> Vec<(u64, u64)> {
         let mut holes = Vec::new();
         let mut at = low;
-        for &n in self.pages.range(low..high).map(|(n, _)| n).chain([&high]) {
-            if at < n {
-                holes.push((at, n));
+        let stack = |n: u64| self.pages.get(&n).is_some_and(State::is_stack);
+        // What comes next after `high` matters too.
+        let beyond = self.pages.range(high..).next().map(|(&n, _)| n);
+        let ends = self.pages.range(low..high).map(|(&n, _)| n).chain([beyond.unwrap_or(u64::MAX)]);
+        for n in ends {
+            let end = if stack(n) { n.saturating_sub(STACK_GAP) } else { n }.min(high);
+            if at < end {
+                holes.push((at, end));
             }
-            at = n + 1;
+            at = n.saturating_add(1);
         }
         holes
     }
@@ -109,22 +142,51 @@ impl Model {
         let fits = |&(a, b): &(u64, u64)| b - a >= pages;
         let top = |low, high| self.holes(low, high).into_iter().rev().find(fits).map(|(_, b)| b - pages);
         let highest = || top(LOWEST, MMAP_TOP).or_else(|| top(MMAP_TOP, USER_END_PAGE.number()));
+        let lowest = || self.holes(LOW_WINDOW.start, LOW_WINDOW.end).into_iter().find(fits).map(|(a, _)| a);
+        // Whether `p..p + pages` lies in a hole below `end`; a hole begins after a page or at 0.
+        let clear = |p: u64, end: u64| {
+            let last = p.checked_add(pages).filter(|&last| last <= end);
+            last.is_some_and(|last| self.holes(0, end).iter().any(|&(a, b)| a <= p && last <= b))
+        };
         let start = match at {
             Placement::Fixed(p) | Placement::FixedNoReplace(p) => p.number(),
-            Placement::Below32Bit => self.holes(LOW_WINDOW.start, LOW_WINDOW.end).into_iter().find(fits)?.0,
+            Placement::Below32Bit => lowest()?,
             Placement::Anywhere => highest()?,
-            Placement::Hint(p) => {
+            Placement::Hint(p) | Placement::HintBelow32Bit(p) => {
+                let low = matches!(at, Placement::HintBelow32Bit(_));
                 let p = p.number().max(LOWEST);
-                let free = p + pages <= USER_END_PAGE.number()
-                    && PageRange::with_len(page(p), pages).is_some_and(|r| self.is_free(r));
-                if free { p } else { highest()? }
+                match clear(p, if low { LOW_WINDOW.end } else { USER_END_PAGE.number() }) {
+                    true => p,
+                    false if low => lowest()?,
+                    false => highest()?,
+                }
             }
         };
         PageRange::with_len(page(start), pages)
     }
+    /// How many pages outside of `gone` are like this.
+    fn count(&self, gone: Option<PageRange>, like: impl Fn(&State) -> bool) -> u64 {
+        let kept = |n: u64| gone.is_none_or(|gone| !gone.contains(page(n)));
+        self.pages.iter().filter(|&(&n, state)| kept(n) && like(state)).count() as u64
+    }
+    /// Whether `more` pages like `state` may be added once `gone` is: see [`Limits`].
+    fn admit(&self, limits: &Limits, gone: Option<PageRange>, state: &State, more: u64) -> Result<(), Error> {
+        if state.is_locked() && self.count(None, State::is_locked).saturating_add(more) > limits.locked {
+            return Err(Error::LockLimit);
+        }
+        let data = state.is_data() && self.count(gone, State::is_data).saturating_add(more) > limits.data;
+        let pages = self.count(gone, |_| true).saturating_add(more) > limits.pages;
+        if data || pages { Err(Error::Limit) } else { Ok(()) }
+    }
 
     /// See [`AddressSpace::map`](crate::AddressSpace::map).
-    pub fn map(&mut self, at: Placement, pages: u64, mapping: &Mapping) -> Result<PageRange, Error> {
+    pub fn map(
+        &mut self,
+        at: Placement,
+        pages: u64,
+        mapping: &Mapping,
+        limits: &Limits,
+    ) -> Result<PageRange, Error> {
         if pages == 0 {
             return Err(Error::Invalid);
         }
@@ -145,16 +207,20 @@ impl Model {
         if matches!(at, Placement::FixedNoReplace(_)) && !self.is_free(range) {
             return Err(Error::Exists);
         }
+        let first = State {
+            prot: mapping.prot,
+            max_prot: mapping.max_prot,
+            shared: mapping.shared,
+            label: mapping.label,
+            flags: mapping.flags | self.future.flags(),
+            object,
+            own: None,
+            guard: false,
+        };
+        self.admit(limits, Some(range), &first, pages)?;
         for (i, n) in numbers(range).enumerate() {
-            let state = State {
-                prot: mapping.prot,
-                max_prot: mapping.max_prot,
-                shared: mapping.shared,
-                label: mapping.label,
-                object: object.map(|(id, first)| (id, first + i as u64)),
-                own: None,
-            };
-            self.pages.insert(n, state);
+            let object = object.map(|(id, first)| (id, first + i as u64));
+            self.pages.insert(n, State { object, ..first.clone() });
         }
         Ok(range)
     }
@@ -166,46 +232,190 @@ impl Model {
         self.remove(range);
         Ok(())
     }
-    /// See [`AddressSpace::protect`](crate::AddressSpace::protect).
-    pub fn protect(&mut self, range: PageRange, prot: Prot) -> Result<(), Error> {
+    /// See [`AddressSpace::protect_within`](crate::AddressSpace::protect_within).
+    pub fn protect(
+        &mut self,
+        range: PageRange,
+        prot: Prot,
+        down: bool,
+        limits: &Limits,
+    ) -> Result<(), Error> {
         if range.is_empty() {
             return Err(Error::Invalid);
         }
-        for n in numbers(range) {
-            let state = self.pages.get_mut(&n).ok_or(Error::NoMapping)?;
-            if !state.max_prot.contains(prot) {
+        let mut range = range;
+        if down {
+            let (area, first) = self
+                .list()
+                .into_iter()
+                .find(|(r, _)| r.intersect(range).is_some())
+                .ok_or(Error::NoMapping)?;
+            if !first.is_stack() {
+                return Err(Error::Invalid);
+            }
+            range = PageRange::new(area.start(), range.end()).ok_or(Error::Invalid)?;
+        }
+        let total = self.count(None, |_| true);
+        for (area, first) in self.list() {
+            // Mapping by mapping, as the data limit is about all that one has in the range.
+            let Some(part) = area.intersect(range) else { continue };
+            let before = PageRange::new(range.start(), part.start()).unwrap_or_default();
+            if !self.covers(before) {
+                return Err(Error::NoMapping);
+            }
+            if !first.max_prot.contains(prot) {
                 return Err(Error::Denied);
             }
-            state.prot = prot;
+            let becomes = State { prot, ..first.clone() }.is_data() && !first.is_data();
+            let data = self.count(None, State::is_data).saturating_add(part.len());
+            if becomes && data > limits.data && total.saturating_add(part.len()) <= limits.pages {
+                return Err(Error::Limit);
+            }
+            self.pages.range_mut(numbers(part)).for_each(|(_, state)| state.prot = prot);
         }
-        Ok(())
+        if self.covers(range) { Ok(()) } else { Err(Error::NoMapping) }
     }
     /// See [`AddressSpace::advise`](crate::AddressSpace::advise).
     pub fn advise(&mut self, range: PageRange, advice: Advice) -> Result<(), Error> {
         if range.is_empty() {
             return Err(Error::Invalid);
         }
-        if advice == Advice::DontNeed {
-            self.pages.range_mut(numbers(range)).for_each(|(_, state)| state.own = None);
+        for (_, state) in self.pages.range_mut(numbers(range)) {
+            let (locked, anonymous) = (state.is_locked(), state.object.is_none());
+            match advice {
+                Advice::DontNeed | Advice::Cold | Advice::Free | Advice::InstallGuards if locked => {
+                    return Err(Error::Invalid);
+                }
+                Advice::Free if !anonymous => return Err(Error::Invalid),
+                Advice::DontNeed | Advice::DontNeedLocked | Advice::Free => state.own = None,
+                Advice::InstallGuards => (state.own, state.guard) = (None, true),
+                Advice::RemoveGuards => state.guard = false,
+                Advice::Flags(set, _) if set.contains(Flags::WIPE_ON_FORK) && !anonymous => {
+                    return Err(Error::Invalid);
+                }
+                Advice::Flags(set, clear) => state.flags = state.flags.difference(clear).union(set),
+                Advice::WillNeed | Advice::Cold => {}
+            }
         }
         if self.covers(range) { Ok(()) } else { Err(Error::NoMapping) }
     }
-    /// See [`AddressSpace::remap`](crate::AddressSpace::remap).
-    pub fn remap(&mut self, old: PageRange, pages: u64, to: RemapTo) -> Result<Page, Error> {
-        if pages == 0 {
+    /// See [`AddressSpace::lock`](crate::AddressSpace::lock).
+    pub fn lock(&mut self, range: PageRange, lock: Lock, limits: &Limits) -> Result<(), Error> {
+        if range.is_empty() {
+            return Err(Error::Invalid);
+        }
+        let others = self.count(Some(range), State::is_locked);
+        if lock != Lock::Off && others.saturating_add(range.len()) > limits.locked {
+            return Err(Error::LockLimit);
+        }
+        for n in numbers(range) {
+            self.pages.get_mut(&n).ok_or(Error::NoMapping)?.relock(lock);
+        }
+        Ok(())
+    }
+    /// See [`AddressSpace::lock_all`](crate::AddressSpace::lock_all).
+    pub fn lock_all(
+        &mut self,
+        now: Option<Lock>,
+        future: Option<Lock>,
+        limits: &Limits,
+    ) -> Result<(), Error> {
+        if now.is_some_and(|lock| lock != Lock::Off) && self.pages.len() as u64 > limits.locked {
+            return Err(Error::LockLimit);
+        }
+        self.future = future.unwrap_or(self.future);
+        if let Some(lock) = now {
+            self.pages.values_mut().for_each(|state| state.relock(lock));
+        }
+        Ok(())
+    }
+    /// See [`AddressSpace::grow`](crate::AddressSpace::grow).
+    pub fn grow(&mut self, at: Page, limits: &Limits) -> Result<(), Error> {
+        let n = at.number();
+        if self.pages.contains_key(&n) {
+            return Ok(());
+        }
+        let (&top, first) = self.pages.range(n..).next().ok_or(Error::NoMapping)?;
+        let first = State { own: None, guard: false, ..first.clone() };
+        if !first.is_stack() || n < LOWEST {
+            return Err(Error::NoMapping);
+        }
+        let below = self.pages.range(..n).next_back();
+        if below.is_some_and(|(&b, s)| !s.is_stack() && !s.prot.is_empty() && n - (b + 1) < STACK_GAP) {
+            return Err(Error::NoMapping);
+        }
+        let area = self.list().into_iter().find(|(r, _)| r.contains(page(top))).map_or(0, |(r, _)| r.len());
+        if area + (top - n) > limits.stack {
+            return Err(Error::Limit);
+        }
+        self.admit(limits, None, &first, top - n)?;
+        (n..top).for_each(|n| drop(self.pages.insert(n, first.clone())));
+        Ok(())
+    }
+    /// The child of a fork.
+    pub fn fork(&self) -> Self {
+        let mut child = Self { pages: self.pages.clone(), future: Lock::Off };
+        child.pages.retain(|_, state| !state.flags.contains(Flags::DONT_FORK));
+        for state in child.pages.values_mut() {
+            state.relock(Lock::Off);
+            if state.flags.contains(Flags::WIPE_ON_FORK) {
+                (state.own, state.guard) = (None, false);
+            }
+        }
+        child
+    }
+    /// Pages `pages` of the object are cut off (`copies`) or punched out.
+    pub fn cut(&mut self, id: ObjectId, pages: core::ops::Range<u64>, copies: bool) {
+        for state in self.pages.values_mut() {
+            if copies && state.object.is_some_and(|(o, index)| o == id && pages.contains(&index)) {
+                state.own = None;
+            }
+        }
+    }
+    /// See [`AddressSpace::remap_within`](crate::AddressSpace::remap_within).
+    pub fn remap(
+        &mut self,
+        old: PageRange,
+        pages: u64,
+        to: RemapTo,
+        keep: bool,
+        limits: &Limits,
+    ) -> Result<Page, Error> {
+        let RemapTo::Fixed(at) = to else { return self.remap_one(old, pages, to, keep, limits) };
+        let parts: Vec<_> = self.list().into_iter().filter_map(|(r, _)| r.intersect(old)).collect();
+        let starts = parts.first().is_some_and(|part| part.start() == old.start());
+        if !starts || pages != old.len() || parts.first() == Some(&old) {
+            return self.remap_one(old, pages, to, keep, limits);
+        }
+        Self::target(old, pages, at)?;
+        for part in parts {
+            let there = RemapTo::Fixed(page(at.number() + part.start().number() - old.start().number()));
+            self.remap_one(part, part.len(), there, keep, limits)?;
+        }
+        Ok(at)
+    }
+    fn target(old: PageRange, pages: u64, at: Page) -> Result<PageRange, Error> {
+        let there =
+            PageRange::with_len(at, pages).filter(|t| t.end() <= USER_END_PAGE).ok_or(Error::Invalid)?;
+        if there.intersect(old).is_some() {
+            return Err(Error::Invalid);
+        }
+        if at.number() < LOWEST { Err(Error::TooLow) } else { Ok(there) }
+    }
+    fn remap_one(
+        &mut self,
+        old: PageRange,
+        pages: u64,
+        to: RemapTo,
+        keep: bool,
+        limits: &Limits,
+    ) -> Result<Page, Error> {
+        if pages == 0 || keep && (pages != old.len() || to == RemapTo::InPlace) {
             return Err(Error::Invalid);
         }
         let mut target = None;
         if let RemapTo::Fixed(at) = to {
-            let there =
-                PageRange::with_len(at, pages).filter(|t| t.end() <= USER_END_PAGE).ok_or(Error::Invalid)?;
-            if there.intersect(old).is_some() {
-                return Err(Error::Invalid);
-            }
-            if at.number() < LOWEST {
-                return Err(Error::TooLow);
-            }
-            target = Some(there);
+            target = Some(Self::target(old, pages, at)?);
         }
         let first = self.state(old.start()).ok_or(Error::NoMapping)?.clone();
         if old.is_empty() && !first.shared {
@@ -213,10 +423,10 @@ impl Model {
         }
         let kept = PageRange::with_len(old.start(), pages.min(old.len())).ok_or(Error::Invalid)?;
         let cut = PageRange::new(kept.end(), old.end()).ok_or(Error::Invalid)?;
-        if pages <= old.len() && old.end() > USER_END_PAGE {
+        if pages <= old.len() && !keep && old.end() > USER_END_PAGE {
             return Err(Error::Invalid);
         }
-        if pages <= old.len() && target.is_none() {
+        if pages <= old.len() && !keep && target.is_none() {
             self.remove(cut);
             return Ok(old.start());
         }
@@ -228,28 +438,46 @@ impl Model {
         if first.object.is_some_and(|(_, index)| index.checked_add(pages).is_none()) {
             return Err(Error::Overflow);
         }
+        if pages > old.len() {
+            self.admit(limits, None, &first, pages - old.len())?;
+        }
+        if keep {
+            let mut unlocked = first.clone();
+            unlocked.relock(Lock::Off);
+            self.admit(limits, target, &unlocked, pages)?;
+        }
         let fresh = |i: u64| State {
             object: first.object.map(|(id, index)| (id, index + i)),
             own: None,
+            guard: false,
             ..first.clone()
         };
         if target.is_none() {
             let end = old.start().number() + pages;
             let grown = PageRange::new(old.end(), page(end)).filter(|_| end <= USER_END_PAGE.number());
-            if let Some(grown) = grown.filter(|&g| old.end() == whole.end() && self.is_free(g)) {
+            let fits = |g: &PageRange| !keep && old.end() == whole.end() && self.is_free(*g);
+            if let Some(grown) = grown.filter(fits) {
                 for n in numbers(grown) {
                     self.pages.insert(n, fresh(n - old.start().number()));
                 }
                 return Ok(old.start());
             }
-            if to == RemapTo::InPlace {
-                return Err(Error::NoRoom);
-            }
-            target = self.place(Placement::Anywhere, pages);
+            target = match to {
+                RemapTo::InPlace => return Err(Error::NoRoom),
+                RemapTo::Hint(at) => self.place(Placement::Hint(at), pages),
+                _ => self.place(Placement::Anywhere, pages),
+            };
         }
         let target = target.ok_or(Error::NoRoom)?;
         let moved: Vec<_> = numbers(kept).filter_map(|n| self.pages.remove(&n)).collect();
         self.remove(cut);
+        if keep {
+            for (i, n) in numbers(kept).enumerate() {
+                let mut left = fresh(i as u64);
+                left.relock(Lock::Off);
+                self.pages.insert(n, left);
+            }
+        }
         for (i, n) in numbers(target).enumerate() {
             let state = moved.get(i).cloned().unwrap_or_else(|| fresh(i as u64));
             self.pages.insert(n, state);
@@ -261,6 +489,9 @@ impl Model {
         let state = self.state(at).ok_or(Fault::NoMapping)?;
         if !access.allowed_by(state.prot) {
             return Err(Fault::Denied);
+        }
+        if state.guard {
+            return Err(Fault::Guard);
         }
         match state.object {
             Some((id, index)) if state.own.is_none() => {

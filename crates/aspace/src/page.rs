@@ -36,7 +36,7 @@ pub fn ensure(
     };
     let index = page.checked_add(offset).ok_or(Fault::BeyondObject)?;
     let theirs = object.page(index, frames, ctx).map_err(|e| match e {
-        ObjectError::BeyondEnd | ObjectError::Io => Fault::BeyondObject,
+        ObjectError::BeyondEnd | ObjectError::Io | ObjectError::Sealed => Fault::BeyondObject,
         ObjectError::NoMemory => Fault::NoMemory,
     })?;
     if mapping.shared {

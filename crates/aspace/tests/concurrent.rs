@@ -264,9 +264,10 @@ impl Cpu<'_> {
                         assert_eq!(got, page(to));
                         let span = (start, world.now());
                         for i in 0..pages {
+                            // A hole between several mappings is not moved: there the target stays as it was.
                             for kind in KINDS {
-                                let source = Value::From((kind, here, first + i));
-                                log.write((kind, here, to + i), span, source);
+                                let value = Value::From((kind, here, first + i));
+                                log.writes.push(((kind, here, to + i), Write { span, value, sure: false }));
                             }
                             log.write((Mapped, here, first + i), span, Value::Known(0));
                         }

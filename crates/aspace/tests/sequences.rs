@@ -7,7 +7,8 @@ use std::{cell::Cell, sync::Arc};
 
 use addr::{Page, PageRange, Prot, USER_END_PAGE};
 use aspace::{
-    Access, AddressSpace, Advice, LOWEST, MMAP_TOP, Placement, RemapTo,
+    Access, AddressSpace, Advice, Flags, LOWEST, Limits, Lock, MMAP_TOP, Placement, RemapTo, Resident,
+    STACK_GAP, Seen, Totals,
     model::{Model, Objects},
 };
 use frames::Use;
@@ -15,20 +16,44 @@ use machine::{Pages, Sim, anonymous, list, object, page, range};
 use percpu::Unpinned;
 use proptest::prelude::*;
 
-/// Where ranges begin: so that they cross the borders of tables of every level, and the ends of user space.
-const WINDOWS: [u64; 6] =
-    [LOWEST - 4, (1 << 9) - 8, (1 << 18) - 8, (1 << 27) - 8, MMAP_TOP - 24, USER_END_PAGE.number() - 16];
+/// Where ranges begin: so that they cross the borders of tables of every level, and the ends of user space; and a little
+/// more than the gap below a stack apart.
+const WINDOWS: [u64; 7] = [
+    LOWEST - 4,
+    (1 << 9) - 8,
+    (1 << 9) - 8 + STACK_GAP + 4,
+    (1 << 18) - 8,
+    (1 << 27) - 8,
+    MMAP_TOP - 24,
+    USER_END_PAGE.number() - 16,
+];
 const WINDOW: u64 = 24;
 /// Pages of each of two objects.
 const OBJECT: u64 = 20;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Map { at: At, start: u64, pages: u64, prot: Prot, backing: Option<(usize, u64)>, shared: bool },
+    Map {
+        at: At,
+        start: u64,
+        pages: u64,
+        prot: Prot,
+        backing: Option<(usize, u64)>,
+        shared: bool,
+        flags: Flags,
+    },
     Unmap(PageRange),
-    Protect(PageRange, Prot),
+    Protect(PageRange, Prot, bool),
     Advise(PageRange, Advice),
-    Remap(PageRange, u64, Option<Option<u64>>),
+    Remap(PageRange, u64, To, bool),
+    Lock(PageRange, Lock),
+    LockAll(Option<Lock>, Option<Lock>),
+    /// Limits for what follows.
+    Limit(Limits),
+    Grow(Page),
+    /// An object gets another length, or a hole.
+    Resize(usize, u64),
+    Punch(usize, u64),
     Load(Page),
     Store(Page),
     Fetch(Page),
@@ -44,6 +69,15 @@ enum At {
     Fixed,
     NoReplace,
     Low,
+    LowHint,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum To {
+    InPlace,
+    MayMove,
+    Hint(u64),
+    Fixed(u64),
 }
 
 fn a_page(windows: [u64; 2]) -> impl Strategy<Value = u64> {
@@ -59,20 +93,58 @@ fn a_prot() -> impl Strategy<Value = Prot> {
     (0u8..8).prop_map(Prot::from_bits_truncate)
 }
 fn an_op(windows: [u64; 2]) -> impl Strategy<Value = Op> {
-    let at =
-        prop::sample::select(&[At::Anywhere, At::Hint, At::Fixed, At::Fixed, At::NoReplace, At::Low][..]);
+    let at = prop::sample::select(
+        &[At::Anywhere, At::Hint, At::Fixed, At::Fixed, At::NoReplace, At::Low, At::LowHint][..],
+    );
     let backing = prop::option::weighted(0.5, (0usize..2, prop_oneof![0..OBJECT, Just(u64::MAX - 3)]));
     let prot = prop_oneof![Just(machine::RW), a_prot()];
-    let to = prop::option::of(prop::option::of(a_page(windows)));
-    let advice = prop_oneof![3 => Just(Advice::DontNeed), 1 => Just(Advice::WillNeed)];
+    let to = prop_oneof![
+        1 => Just(To::InPlace),
+        2 => Just(To::MayMove),
+        1 => a_page(windows).prop_map(To::Hint),
+        4 => a_page(windows).prop_map(To::Fixed),
+    ];
+    let remap = (a_range(windows), prop::option::weighted(0.6, 0..2 * WINDOW), to, prop::bool::weighted(0.3));
+    let few = Flags::DONT_FORK | Flags::WIPE_ON_FORK | Flags::SEQUENTIAL;
+    let told = (any::<u16>(), any::<u16>()).prop_map(move |(a, b)| {
+        Advice::Flags(Flags::from_bits_truncate(a) & few, Flags::from_bits_truncate(b) & few)
+    });
+    let advice = prop_oneof![
+        3 => Just(Advice::DontNeed),
+        1 => prop::sample::select(&[Advice::WillNeed, Advice::Cold, Advice::Free, Advice::DontNeedLocked][..]),
+        2 => Just(Advice::InstallGuards),
+        1 => Just(Advice::RemoveGuards),
+        2 => told,
+    ];
+    let flags = prop_oneof![
+        3 => Just(Flags::empty()),
+        2 => Just(Flags::GROWS_DOWN),
+        1 => Just(Flags::LOCKED),
+        1 => Just(Flags::NO_RESERVE),
+    ];
+    let lock = || prop::sample::select(&[Lock::Off, Lock::Now, Lock::OnFault][..]);
+    let limit = || prop_oneof![1 => 0..3 * WINDOW, 3 => Just(u64::MAX)];
+    let limits = (limit(), limit(), limit(), limit()).prop_map(|(pages, data, stack, locked)| Limits {
+        pages,
+        data,
+        stack,
+        locked,
+    });
     prop_oneof![
-        4 => (at, a_page(windows), a_length(), prot, backing, any::<bool>()).prop_map(
-            |(at, start, pages, prot, backing, shared)| Op::Map { at, start, pages, prot, backing, shared }
+        5 => (at, a_page(windows), a_length(), prot, backing, any::<bool>(), flags).prop_map(
+            |(at, start, pages, prot, backing, shared, flags)|
+                Op::Map { at, start, pages, prot, backing, shared, flags }
         ),
         2 => a_range(windows).prop_map(Op::Unmap),
-        3 => (a_range(windows), a_prot()).prop_map(|(r, p)| Op::Protect(r, p)),
-        1 => (a_range(windows), advice).prop_map(|(r, a)| Op::Advise(r, a)),
-        2 => (a_range(windows), 0..2 * WINDOW, to).prop_map(|(r, n, to)| Op::Remap(r, n, to)),
+        3 => (a_range(windows), a_prot(), prop::bool::weighted(0.2)).prop_map(|(r, p, d)| Op::Protect(r, p, d)),
+        3 => (a_range(windows), advice).prop_map(|(r, a)| Op::Advise(r, a)),
+        3 => remap.prop_map(|(r, n, to, keep)| Op::Remap(r, n.unwrap_or(r.len()), to, keep)),
+        1 => (a_range(windows), lock()).prop_map(|(r, l)| Op::Lock(r, l)),
+        1 => (prop::option::of(lock()), prop::option::of(lock())).prop_map(|(a, b)| Op::LockAll(a, b)),
+        1 => limits.prop_map(Op::Limit),
+        2 => a_page(windows).prop_map(|n| Op::Grow(page(n))),
+        1 => (0usize..2, 0..OBJECT).prop_map(|(o, n)| Op::Resize(o, n)),
+        1 => (0usize..2, 0..OBJECT).prop_map(|(o, n)| Op::Punch(o, n)),
         3 => a_page(windows).prop_map(|n| Op::Load(page(n))),
         5 => a_page(windows).prop_map(|n| Op::Store(page(n))),
         1 => a_page(windows).prop_map(|n| Op::Fetch(page(n))),
@@ -101,6 +173,7 @@ struct World {
     pairs: Vec<Pair>,
     current: usize,
     stamp: u64,
+    limits: Limits,
 }
 
 impl World {
@@ -111,7 +184,7 @@ impl World {
         let real = sim.space(ctx);
         sim.enter(&*real, ctx);
         let pairs = vec![Pair { real, model: Model::new() }];
-        World { sim, objects, contents, pairs, current: 0, stamp: 1 }
+        World { sim, objects, contents, pairs, current: 0, stamp: 1, limits: Limits::NONE }
     }
     /// Fork, exit, and switch between the address spaces that there are.
     fn step_between(&mut self, op: &Op, ctx: &Unpinned<'_>) {
@@ -120,7 +193,7 @@ impl World {
             Op::Fork if self.pairs.len() < 4 => {
                 let child = Pair {
                     real: self.pairs[here].real.fork(ctx).expect("memory"),
-                    model: self.pairs[here].model.clone(),
+                    model: self.pairs[here].model.fork(),
                 };
                 self.pairs.push(child);
             }
@@ -136,20 +209,34 @@ impl World {
                 self.current = to;
                 sim.enter(&*self.pairs[to].real, ctx);
             }
+            Op::Resize(o, pages) => {
+                self.objects[o].resize(sim, pages as usize, ctx);
+                let contents = self.contents.get_mut(&(1, o as u64)).expect("there are two objects");
+                contents.resize(pages as usize, 0);
+                self.pairs.iter_mut().for_each(|pair| pair.model.cut((1, o as u64), pages..u64::MAX, true));
+            }
+            Op::Punch(o, index) => {
+                self.objects[o].punch_page(sim, index as usize, ctx);
+                let contents = self.contents.get_mut(&(1, o as u64)).expect("there are two objects");
+                if let Some(value) = contents.get_mut(index as usize) {
+                    *value = 0;
+                }
+            }
             _ => {}
         }
     }
     fn step(&mut self, op: &Op, ctx: &Unpinned<'_>) {
-        let (sim, here) = (self.sim, self.current);
+        let (sim, here, limits) = (self.sim, self.current, self.limits);
         let Pair { real, model } = &mut self.pairs[here];
         match *op {
-            Op::Map { at, start, pages, prot, backing, shared } => {
+            Op::Map { at, start, pages, prot, backing, shared, flags } => {
                 let at = match at {
                     At::Anywhere => Placement::Anywhere,
                     At::Hint => Placement::Hint(page(start)),
                     At::Fixed => Placement::Fixed(page(start)),
                     At::NoReplace => Placement::FixedNoReplace(page(start)),
                     At::Low => Placement::Below32Bit,
+                    At::LowHint => Placement::HintBelow32Bit(page(start)),
                 };
                 let mut m = match backing {
                     None => anonymous(prot),
@@ -157,18 +244,37 @@ impl World {
                 };
                 m.shared = shared && (backing.is_some() || pages == 3);
                 m.max_prot = if pages == 5 { Prot::READ } else { Prot::all() };
-                assert_eq!(real.map(at, pages, m.clone(), ctx), model.map(at, pages, &m));
+                // Only memory of its own can grow down.
+                m.flags = if backing.is_none() { flags } else { flags - Flags::GROWS_DOWN };
+                let answer = real.map_within(at, pages, m.clone(), &limits, ctx);
+                assert_eq!(answer.map(|(range, _)| range), model.map(at, pages, &m, &limits));
             }
             Op::Unmap(r) => assert_eq!(real.unmap(r, ctx), model.unmap(r)),
-            Op::Protect(r, prot) => assert_eq!(real.protect(r, prot, ctx), model.protect(r, prot)),
+            Op::Protect(r, prot, down) => {
+                let answer = real.protect_within(r, prot, down, &limits, ctx);
+                assert_eq!(answer, model.protect(r, prot, down, &limits));
+            }
             Op::Advise(r, advice) => assert_eq!(real.advise(r, advice, ctx), model.advise(r, advice)),
-            Op::Remap(r, pages, to) => {
+            Op::Remap(r, pages, to, keep) => {
                 let to = match to {
-                    None => RemapTo::InPlace,
-                    Some(None) => RemapTo::MayMove,
-                    Some(Some(n)) => RemapTo::Fixed(page(n)),
+                    To::InPlace => RemapTo::InPlace,
+                    To::MayMove => RemapTo::MayMove,
+                    To::Hint(n) => RemapTo::Hint(page(n)),
+                    To::Fixed(n) => RemapTo::Fixed(page(n)),
                 };
-                assert_eq!(real.remap(r, pages, to, ctx), model.remap(r, pages, to));
+                let answer = real.remap_within(r, pages, to, keep, &limits, ctx);
+                assert_eq!(answer, model.remap(r, pages, to, keep, &limits));
+            }
+            Op::Lock(r, lock) => assert_eq!(real.lock(r, lock, &limits, ctx), model.lock(r, lock, &limits)),
+            Op::LockAll(now, future) => {
+                let answer = real.lock_all(now, future, &limits, ctx);
+                assert_eq!(answer, model.lock_all(now, future, &limits));
+            }
+            Op::Limit(limits) => self.limits = limits,
+            Op::Grow(at) => {
+                // The oracle has a node for each page: no stacks from one window to the next but one.
+                let limits = Limits { stack: limits.stack.min(2 * STACK_GAP), ..limits };
+                assert_eq!(real.grow(at.base(), &limits, ctx), model.grow(at, &limits));
             }
             Op::Load(at) => assert_eq!(sim.load(&**real, at, ctx), model.load(at, &self.contents)),
             Op::Store(at) => {
@@ -180,7 +286,9 @@ impl World {
                 let answer = model.access(at, Access::Exec, &self.contents).map(|_| ());
                 assert_eq!(sim.fetch(&**real, at, ctx), answer);
             }
-            Op::Fork | Op::Exit | Op::Switch(_) => self.step_between(op, ctx),
+            Op::Fork | Op::Exit | Op::Switch(_) | Op::Resize(..) | Op::Punch(..) => {
+                self.step_between(op, ctx)
+            }
         }
     }
     /// Mappings of every space are as the oracle says; contents too, which fills and copies pages as it looks.
@@ -188,7 +296,19 @@ impl World {
         for pair in &self.pairs {
             assert_eq!(list(&*pair.real, ctx), pair.model.list());
             let pages: u64 = pair.model.list().iter().map(|(r, _)| r.len()).sum();
-            assert_eq!(pair.real.usage(ctx).mapped_pages, pages);
+            let usage = pair.real.usage(ctx);
+            assert_eq!(usage.mapped_pages, pages);
+            // The totals are kept step by step; here they are counted.
+            let mut totals = Totals::default();
+            pair.real.mappings(ctx, &mut |info| totals.add(info.mapping, info.range.len()));
+            assert_eq!(usage.totals, Totals { peak: usage.totals.peak, ..totals });
+            assert!(usage.totals.peak >= pages);
+            let mut resident = 0;
+            let everything = range(0, USER_END_PAGE.number());
+            pair.real.inspect(everything, ctx, &mut |seen| {
+                resident += u64::from(matches!(seen, Seen::Page(_, Resident { frame: Some(_), .. })));
+            });
+            assert_eq!(usage.resident_pages, resident);
             for (range, first) in pair.model.list() {
                 let last = range.end().checked_sub(1).expect("mappings are not empty");
                 let shown =

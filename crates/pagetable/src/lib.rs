@@ -24,7 +24,8 @@
 //!
 //! **An entry** that is not empty names a frame, and owns a share of it until [`Leaf::take`] or [`Leaf::replace`]
 //! gives that back as a value. Without any right it is not present: the page keeps its frame under PROT_NONE. Bits
-//! 52 to 54, which the hardware ignores, say for which [`Use`] the frame is counted.
+//! 52 to 54, which the hardware ignores, say for which [`Use`] the frame is counted. A *guard* ([`Pte::GUARD`]) is an
+//! entry without a frame that keeps frames out; it moves with `relocate`, and goes when everything is taken.
 #![no_std]
 
 #[cfg(all(test, loom))]
@@ -43,6 +44,17 @@ use tlb::Gather;
 pub const ENTRIES: usize = 512;
 /// First page after the user half: level-3 entries from 256 on belong to the kernel.
 pub const USER_PAGES: u64 = 1 << 35;
+
+/// Which entries [`PageTable::take`] takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Which {
+    /// All of them, and guards.
+    All,
+    /// Those with a frame; guards stay.
+    Frames,
+    /// Those whose frame belongs to an object: not the copies of private mappings, and no guards.
+    Objects,
+}
 
 /// First bit of the use of an entry's frame.
 const USE_SHIFT: u32 = 52;
@@ -144,11 +156,17 @@ impl PageTable {
         Leaves { table: self, at: range.start(), end: range.end() }
     }
 
-    /// Take every frame under `range` into the gather, which is told of what was present. `Err` if the gather is
-    /// full: flush, release, and go on from there.
-    pub fn take(&self, range: PageRange, gather: &mut Gather<'_>) -> Result<(), Full> {
+    /// Take the entries `which` under `range`: their frames go into the gather, which is told of what was present,
+    /// and `taken` counts them. `Err` if the gather is full: flush, release, and go on from there.
+    pub fn take(
+        &self,
+        range: PageRange,
+        which: Which,
+        gather: &mut Gather<'_>,
+        taken: &mut u64,
+    ) -> Result<(), Full> {
         for (leaf, part) in self.leaves(range) {
-            leaf.take_range(part, gather)?;
+            leaf.take_range(part, which, gather, taken)?;
         }
         Ok(())
     }
@@ -160,7 +178,7 @@ impl PageTable {
         for (leaf, part) in self.leaves(range) {
             for page in part {
                 let entry = leaf.peek(page);
-                if !entry.is_empty() && leaf.protect(page, rights(entry.frame())) {
+                if names_frame(entry) && leaf.protect(page, rights(entry.frame())) {
                     lost = grow(lost, page);
                 }
             }
@@ -207,6 +225,13 @@ impl PageTable {
                     continue;
                 }
                 debug_assert!(!entry.is_present(), "an entry was moved while it could be used");
+                let moved = match names_frame(entry) {
+                    true => {
+                        let rights = rights(entry.frame());
+                        Pte::user_page(entry.frame(), rights).bits() | entry.bits() & KEPT_BITS
+                    }
+                    false => entry.bits(),
+                };
                 let target = to.checked_add(page.number() - from.start().number());
                 let slot = target.and_then(|p| {
                     // Acquire: as in `peek`.
@@ -217,11 +242,10 @@ impl PageTable {
                     debug_assert!(false, "no table where an entry is to be moved");
                     continue;
                 };
-                let moved = Pte::user_page(entry.frame(), rights(entry.frame()));
                 // Relaxed: the entry is not present and `&mut self` keeps software out, so nobody else writes it.
                 source.entry(page).store(0, Ordering::Relaxed);
                 // Release: as in `Leaf::insert`. The destination's lock is not needed: `&mut self`.
-                let old = slot.swap(moved.bits() | entry.bits() & USE_BITS, Ordering::Release);
+                let old = slot.swap(moved, Ordering::Release);
                 debug_assert!(old == 0, "an entry was moved onto another");
             }
         }
@@ -237,7 +261,8 @@ impl PageTable {
         let frames = links(1).map(|(slot, _)| {
             // Acquire: as in `peek`. Relaxed: a count.
             let leaf = Pte::from_bits(slot.load(Ordering::Acquire)).frame();
-            self.entries(leaf).iter().filter(|e| e.load(Ordering::Relaxed) != 0).count() as u64
+            let entries = self.entries(leaf).iter().map(|e| Pte::from_bits(e.load(Ordering::Relaxed)));
+            entries.filter(|&e| names_frame(e)).count() as u64
         });
         let tables = (1..=3).map(|level| links(level).count() as u64).sum::<u64>();
         (frames.sum(), tables + u64::from(self.root.is_some()))
@@ -331,6 +356,13 @@ impl<'t> Iterator for Leaves<'t> {
 }
 
 const USE_BITS: u64 = 7 << USE_SHIFT;
+/// What a change of rights leaves as it is.
+const KEPT_BITS: u64 = USE_BITS | Pte::ACCESSED | Pte::DIRTY;
+
+/// Whether an entry owns a share of a frame.
+fn names_frame(entry: Pte) -> bool {
+    !entry.is_empty() && !entry.is_guard()
+}
 
 /// A locked leaf table: 512 entries that nobody else changes, apart from the hardware's accessed and dirty bits.
 ///
@@ -350,6 +382,10 @@ impl<'t> Leaf<'t> {
         BitLock::lock(directory, Pte::LOCK);
         let first = Page::new(page.number() & !(span(1) - 1)).unwrap_or(page);
         Self { directory, entries, first }
+    }
+    /// The first page after those that the table serves.
+    pub fn end(&self) -> Page {
+        self.first.checked_add(span(1)).unwrap_or(self.first)
     }
     fn entry(&self, page: Page) -> &'t AtomicU64 {
         debug_assert!(
@@ -380,10 +416,22 @@ impl<'t> Leaf<'t> {
         let old = Pte::from_bits(self.entry(page).swap(0, Ordering::AcqRel));
         own(old).map(|frame| (frame, old.is_present()))
     }
-    /// Take every frame under `part` into the gather, which is told of what was present.
-    pub fn take_range(&self, part: PageRange, gather: &mut Gather<'_>) -> Result<(), Full> {
+    /// Take the entries `which` of `part`: see [`PageTable::take`].
+    pub fn take_range(
+        &self,
+        part: PageRange,
+        which: Which,
+        gather: &mut Gather<'_>,
+        taken: &mut u64,
+    ) -> Result<(), Full> {
         for page in part {
-            if self.peek(page).is_empty() {
+            let entry = self.peek(page);
+            let wanted = match which {
+                Which::All => !entry.is_empty(),
+                Which::Frames => names_frame(entry),
+                Which::Objects => use_of(entry).is_some_and(|usage| usage != Use::Anonymous),
+            };
+            if !wanted {
                 continue;
             }
             if gather.room() == 0 {
@@ -394,9 +442,23 @@ impl<'t> Leaf<'t> {
                     gather.add_range(range);
                 }
                 gather.take(frame);
+                *taken += 1;
             }
         }
         Ok(())
+    }
+    /// Make the entry of `page` a guard, and give back what [`Self::take`] would.
+    pub fn guard(&self, page: Page) -> Option<(OwnedFrame, bool)> {
+        // AcqRel: as in `take`.
+        let old = Pte::from_bits(self.entry(page).swap(Pte::GUARD.bits(), Ordering::AcqRel));
+        own(old).map(|frame| (frame, old.is_present()))
+    }
+    /// Empty the entry of `page` if it is a guard.
+    pub fn unguard(&self, page: Page) {
+        if self.peek(page).is_guard() {
+            // Relaxed: a guard has no frame and is not present, and the lock keeps other software out.
+            self.entry(page).store(0, Ordering::Relaxed);
+        }
     }
     /// Set the rights of `page`'s entry, if it has one; says whether a right was lost.
     pub fn protect(&self, page: Page, prot: Prot) -> bool {
@@ -404,10 +466,10 @@ impl<'t> Leaf<'t> {
         // Relaxed: the lock orders this thread after the last change; a hardware bit that is missed fails the CAS.
         let mut old = Pte::from_bits(entry.load(Ordering::Relaxed));
         loop {
-            if old.is_empty() {
+            if !names_frame(old) {
                 return false;
             }
-            let kept = old.bits() & (USE_BITS | Pte::ACCESSED | Pte::DIRTY);
+            let kept = old.bits() & KEPT_BITS;
             let new = Pte::user_page(old.frame(), prot).bits() | kept;
             if new == old.bits() {
                 return false;
@@ -451,9 +513,9 @@ fn own(entry: Pte) -> Option<OwnedFrame> {
     Some(unsafe { OwnedFrame::from_raw(entry.frame(), usage) })
 }
 
-/// For what the frame of an entry is counted; `None` if the entry is empty.
-fn use_of(entry: Pte) -> Option<Use> {
-    if entry.is_empty() {
+/// For what the frame of an entry is counted; `None` if the entry has none.
+pub fn use_of(entry: Pte) -> Option<Use> {
+    if !names_frame(entry) {
         return None;
     }
     let code = (entry.bits() & USE_BITS) >> USE_SHIFT;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use addr::{Page, PageRange, Prot};
 use frames::{Frames, Use, testing};
-use pagetable::{PageTable, USER_PAGES};
+use pagetable::{PageTable, USER_PAGES, Which};
 use percpu::{AtomicCpuSet, CpuSet, Pinned, Unpinned, testing::Machine};
 use proptest::prelude::*;
 use tlb::{Gather, Shootdown};
@@ -102,7 +102,7 @@ impl World<'_> {
     }
     fn take(&mut self, gone: PageRange) {
         let mut gather = Gather::new(self.frames, self.ctx);
-        assert_eq!(self.table.take(gone, &mut gather), Ok(()));
+        assert_eq!(self.table.take(gone, Which::All, &mut gather, &mut 0), Ok(()));
         self.model.retain(|&n, _| !gone.contains(page(n)));
         let before = self.model.range(..gone.start().number()).next_back().map_or(0, |(&n, _)| n + 1);
         let after = self.model.range(gone.end().number()..).next().map_or(USER_PAGES, |(&n, _)| n);

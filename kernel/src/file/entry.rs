@@ -9,7 +9,8 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::mem;
 
-use aspace::{Object, ObjectError};
+use addr::PAGE_SIZE;
+use aspace::{Mappers, Object, ObjectError};
 use frames::{Frames, OwnedFrame};
 use linux_raw_sys::general as c;
 use percpu::Unpinned;
@@ -19,6 +20,7 @@ use super::{
     Result,
     inode::{Inode, Kind, Volume},
     io::KernelBuffer,
+    store::{MAX_SIZE, Store},
 };
 use crate::errno::Errno;
 
@@ -193,6 +195,26 @@ impl Object for Entry {
     }
     fn path(&self) -> Vec<u8> {
         Entry::path(self)
+    }
+    fn mappers(&self) -> Option<&Mappers> {
+        self.inode.store().map(Store::mappers)
+    }
+    fn is_memory(&self) -> bool {
+        self.inode.store().is_some_and(Store::is_memory)
+    }
+    fn is_resident(&self, index: u64, _: &Unpinned<'_>) -> bool {
+        self.inode.store().is_some_and(|store| store.is_resident(index))
+    }
+    fn punch(&self, index: u64, pages: u64, _: &Unpinned<'_>) -> core::result::Result<(), ObjectError> {
+        let store = self.inode.store().ok_or(ObjectError::Io)?;
+        let bytes = |pages: u64| pages.saturating_mul(PAGE_SIZE).min(MAX_SIZE);
+        let (from, to) = (bytes(index), bytes(index.saturating_add(pages)));
+        store.punch(from, to - from).map_err(|e| match e {
+            Errno::EPERM => ObjectError::Sealed,
+            _ => ObjectError::NoMemory,
+        })?;
+        self.inode.touch();
+        Ok(())
     }
 }
 

@@ -456,8 +456,15 @@ impl OpenFile {
         if !reads || shared && prot.contains(Prot::WRITE) && !writes {
             return Err(Errno::EACCES);
         }
-        let most = if shared && !writes { Prot::READ | Prot::EXEC } else { Prot::all() };
+        let mut most = if shared && !writes { Prot::READ | Prot::EXEC } else { Prot::all() };
         match &self.entry.inode.kind {
+            Kind::File(store) if shared && store.seals() & (c::F_SEAL_WRITE | c::F_SEAL_FUTURE_WRITE) != 0 => {
+                if prot.contains(Prot::WRITE) {
+                    return Err(Errno::EPERM);
+                }
+                most.remove(Prot::WRITE);
+                Ok((self.entry.object(), most))
+            }
             Kind::File(_) => Ok((self.entry.object(), most)),
             // A mapping of zeros is memory of its own, shared with nobody but forked children.
             Kind::Device(super::dev::Device::Zero) => Ok((super::shared_memory(1 << 24)?, Prot::all())),

@@ -17,15 +17,22 @@
 //! Files may fill at most half of the memory, as on Linux's tmpfs; then writes fail with ENOSPC while programs still
 //! have memory to run in. Shared anonymous memory and `memfd` files are the programs' own and not limited so, nor are the pages of the boot image.
 //!
+//! Pages that are cut off, or punched out, go from every mapping before the call returns ([`Mappers`]): a translation to
+//! them is gone when the page is given back. The visit is made under `writer` and without `pages`, as it takes the
+//! locks of address spaces.
+//!
+//! Seals (`F_ADD_SEALS`) change under `writer`, so a call that changes the file sees them as they were when it began.
+//!
 //! Invariant: every byte after the end of the file, in pages that are present, is zero, except what a mapping writes
 //! into the rest of the last page; growing the file clears that.
 
-use alloc::collections::BTreeMap;
-use core::sync::atomic::{AtomicU64, Ordering};
+use alloc::{collections::BTreeMap, vec::Vec};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use addr::{PAGE_BYTES, PAGE_SIZE};
-use aspace::ObjectError;
+use aspace::{Mappers, ObjectError};
 use frames::OwnedFrame;
+use linux_raw_sys::general as c;
 use sync::RwLock;
 
 use super::{
@@ -37,6 +44,9 @@ use crate::{errno::Errno, memory, task};
 
 /// The greatest size of a file, in bytes.
 pub const MAX_SIZE: u64 = i64::MAX as u64;
+
+/// The seals that forbid writing.
+const WRITING: u32 = c::F_SEAL_WRITE | c::F_SEAL_FUTURE_WRITE;
 
 /// How many pages limited files hold in frames, and how many they may.
 static USED: AtomicU64 = AtomicU64::new(0);
@@ -148,6 +158,8 @@ pub struct Store {
     size: AtomicU64,
     pages: RwLock<Pages>,
     writer: RwLock<()>,
+    mappers: Mappers,
+    seals: AtomicU32,
 }
 
 impl Store {
@@ -163,7 +175,56 @@ impl Store {
 
     fn with(pages: Pages) -> Self {
         let size = AtomicU64::new(pages.image.len() as u64);
-        Self { size, pages: RwLock::new(pages), writer: RwLock::new(()) }
+        let seals = AtomicU32::new(c::F_SEAL_SEAL);
+        Self { size, pages: RwLock::new(pages), writer: RwLock::new(()), mappers: Mappers::new(), seals }
+    }
+
+    /// Who maps it.
+    pub fn mappers(&self) -> &Mappers {
+        &self.mappers
+    }
+
+    /// Whether it is memory of programs rather than a file of the tree.
+    pub fn is_memory(&self) -> bool {
+        !self.pages.read(&task::unpinned()).limited
+    }
+
+    /// Whether page `index` holds bytes.
+    pub fn is_resident(&self, index: u64) -> bool {
+        let pages = self.pages.read(&task::unpinned());
+        pages.present.contains_key(&index) || !pages.image_of(index).is_empty()
+    }
+
+    /// The seals.
+    pub fn seals(&self) -> u32 {
+        // Relaxed: who must not miss one holds `writer`, as does who adds one; mappings are counted by `mappers`.
+        self.seals.load(Ordering::Relaxed)
+    }
+
+    /// Start with these seals, before anybody else knows the file.
+    pub fn set_first_seals(&self, seals: u32) {
+        // Relaxed: published with the file.
+        self.seals.store(seals, Ordering::Relaxed);
+    }
+
+    /// Add seals. EPERM if that is sealed, EBUSY if writing is to be and a mapping could.
+    pub fn seal(&self, seals: u32) -> Result<()> {
+        let _writer = self.writer.write(&task::unpinned());
+        let old = self.seals();
+        if old & c::F_SEAL_SEAL != 0 {
+            return Err(Errno::EPERM);
+        }
+        if seals & !old & c::F_SEAL_WRITE != 0 && !self.mappers.seal() {
+            return Err(Errno::EBUSY);
+        }
+        // Relaxed: as in `seals`.
+        self.seals.fetch_or(seals, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// EPERM if one of `seals` is there. The caller holds `writer`.
+    fn unsealed(&self, seals: u32) -> Result<()> {
+        if self.seals() & seals != 0 { Err(Errno::EPERM) } else { Ok(()) }
     }
 
     /// The size in bytes.
@@ -228,6 +289,13 @@ impl Store {
         if start >= MAX_SIZE {
             return Err(Errno::EFBIG);
         }
+        self.unsealed(WRITING)?;
+        // What would be past the end of a file that may not grow is not written, if anything else is.
+        let most =
+            if self.seals() & c::F_SEAL_GROW != 0 { self.size().saturating_sub(start) } else { u64::MAX };
+        if most == 0 {
+            return Err(Errno::EPERM);
+        }
         if start > self.size() {
             self.clear_tail();
         }
@@ -236,7 +304,8 @@ impl Store {
             let offset = start + done as u64;
             let from = (offset % PAGE_SIZE) as usize;
             let ahead = usize::try_from(MAX_SIZE - offset).unwrap_or(usize::MAX);
-            let want = source.left().min(PAGE_BYTES - from).min(ahead);
+            let rest = usize::try_from(most - done as u64).unwrap_or(usize::MAX);
+            let want = source.left().min(PAGE_BYTES - from).min(ahead).min(rest);
             if want == 0 {
                 break;
             }
@@ -268,9 +337,13 @@ impl Store {
         let ctx = task::unpinned();
         let _writer = self.writer.write(&ctx);
         if size > self.size() {
+            self.unsealed(c::F_SEAL_GROW)?;
             self.clear_tail();
             self.publish_size(size);
             return Ok(());
+        }
+        if size < self.size() {
+            self.unsealed(c::F_SEAL_SHRINK)?;
         }
         let cut = {
             let mut pages = self.pages.write(&ctx);
@@ -280,6 +353,8 @@ impl Store {
             pages.image = pages.image.get(..keep).unwrap_or(&[]);
             pages.present.split_off(&size.div_ceil(PAGE_SIZE))
         };
+        // No page past the end comes into a mapping from here on; those that are there go, and copies of them.
+        self.mappers.cut(size.div_ceil(PAGE_SIZE)..u64::MAX, true, &ctx);
         drop(cut);
         self.clear_tail();
         Ok(())
@@ -301,6 +376,9 @@ impl Store {
         let end = offset.checked_add(len).filter(|&e| e <= MAX_SIZE).ok_or(Errno::EFBIG)?;
         let ctx = task::unpinned();
         let _writer = self.writer.write(&ctx);
+        if end > self.size() {
+            self.unsealed(c::F_SEAL_GROW)?;
+        }
         let limited = self.pages.read(&ctx).limited;
         let free = memory::frames().stats().free.min(if limited { capacity().1 } else { u64::MAX });
         if end.div_ceil(PAGE_SIZE) - offset / PAGE_SIZE > free {
@@ -321,6 +399,22 @@ impl Store {
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
         let ctx = task::unpinned();
         let _writer = self.writer.write(&ctx);
+        self.unsealed(WRITING)?;
+        // Pages are taken from the index first, then from the mappings, then given back; also if it ends half way.
+        let mut dropped = Vec::new();
+        let result = self.punch_index(offset, end, &mut dropped);
+        // Copies stay, as on Linux: only what shows the file shows the hole. Whole pages only.
+        let whole = offset.div_ceil(PAGE_SIZE)..end / PAGE_SIZE;
+        if whole.start < whole.end {
+            self.mappers.cut(whole, false, &ctx);
+        }
+        drop(dropped);
+        result
+    }
+
+    /// Make bytes `offset..end` holes or zeros; the pages that are no longer in the index go into `dropped`.
+    fn punch_index(&self, offset: u64, end: u64, dropped: &mut Vec<Present>) -> Result<()> {
+        let ctx = task::unpinned();
         let mut at = offset;
         while at < end {
             let index = at / PAGE_SIZE;
@@ -330,10 +424,9 @@ impl Store {
             let imaged = !pages.image_of(index).is_empty();
             if whole && !imaged {
                 // Jump to the next page that is there: the range may be far longer than the file.
-                let dropped = pages.present.remove(&index);
+                dropped.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                dropped.extend(pages.present.remove(&index));
                 let jump = pages.present.range(index..).next().map_or(end, |(&i, _)| i * PAGE_SIZE);
-                drop(pages);
-                drop(dropped);
                 at = jump.max(next);
             } else {
                 if imaged || pages.present.contains_key(&index) {

@@ -171,11 +171,15 @@ fn make_event(count: u32, flags: u32) -> SysResult {
     files().insert(file::new_event(count, flags)?, flags & c::EFD_CLOEXEC != 0)
 }
 
-/// `memfd_create(2)`: without huge pages or sealing (a sealing program asks by F_ADD_SEALS, which is EINVAL here).
+/// The seal on the permission to execute; `linux/fcntl.h`.
+const F_SEAL_EXEC: u32 = 0x20;
+
+/// `memfd_create(2)`: without huge pages.
 pub fn memfd_create(a: &Args) -> SysResult {
     const PREFIX: &[u8] = b"/memfd:";
     let flags = a.uint(1);
-    if flags & !(c::MFD_CLOEXEC | c::MFD_ALLOW_SEALING | c::MFD_NOEXEC_SEAL | c::MFD_EXEC) != 0 {
+    let executable = c::MFD_EXEC | c::MFD_NOEXEC_SEAL;
+    if flags & !(c::MFD_CLOEXEC | c::MFD_ALLOW_SEALING | executable) != 0 || flags & executable == executable {
         return Err(Errno::EINVAL);
     }
     let most = c::NAME_MAX as usize - (PREFIX.len() - 1);
@@ -186,7 +190,13 @@ pub fn memfd_create(a: &Args) -> SysResult {
     let mut name = PREFIX.to_vec();
     name.extend(given);
     let mode = if flags & c::MFD_NOEXEC_SEAL != 0 { 0o666 } else { 0o777 };
-    let file = OpenFile::open(file::unnamed_file(&name, mode, Store::unlimited())?, c::O_RDWR)?;
+    let store = Store::unlimited();
+    store.set_first_seals(match flags & (c::MFD_ALLOW_SEALING | c::MFD_NOEXEC_SEAL) {
+        0 => c::F_SEAL_SEAL,
+        c::MFD_ALLOW_SEALING => 0,
+        _ => F_SEAL_EXEC,
+    });
+    let file = OpenFile::open(file::unnamed_file(&name, mode, store)?, c::O_RDWR)?;
     files().insert(file, flags & c::MFD_CLOEXEC != 0)
 }
 
@@ -214,8 +224,27 @@ pub fn fcntl(a: &Args) -> SysResult {
         }
         c::F_GETPIPE_SZ => Ok(file.end().ok_or(Errno::EBADF)?.pipe().capacity()),
         c::F_SETPIPE_SZ => file.end().ok_or(Errno::EBADF)?.pipe().set_capacity(arg as u32 as usize),
+        c::F_GET_SEALS => Ok(sealable(&file)?.seals() as usize),
+        c::F_ADD_SEALS => {
+            file.check_writable().map_err(|_| Errno::EPERM)?;
+            let mut seals = arg as u32;
+            let writing = c::F_SEAL_SHRINK | c::F_SEAL_GROW | c::F_SEAL_WRITE | c::F_SEAL_FUTURE_WRITE;
+            if seals & !(writing | c::F_SEAL_SEAL | F_SEAL_EXEC) != 0 {
+                return Err(Errno::EINVAL);
+            }
+            if seals & F_SEAL_EXEC != 0 && file.entry.inode.mode() & 0o111 != 0 {
+                // What can be executed can't be written from here on.
+                seals |= writing;
+            }
+            sealable(&file)?.seal(seals).map(|()| 0)
+        }
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// The memory of a `memfd`. EINVAL for other files.
+fn sealable(file: &OpenFile) -> Result<&Store, Errno> {
+    file.entry.inode.store().filter(|store| store.is_memory()).ok_or(Errno::EINVAL)
 }
 
 /// `ioctl(2)`.

@@ -1,19 +1,30 @@
 //! Memory calls: they check what the program said, in Linux's order, and hand it to the address space.
+//!
+//! Limits are those of the calling process at the time of the call; the address space checks them together with what
+//! the call does.
+
+mod advice;
+mod locking;
+mod numa;
 
 use alloc::sync::Arc;
 
 use addr::{PAGE_SIZE, Page, PageRange, Prot, USER_END, VirtAddr};
-use aspace::{Access, Advice, Backing, Error, Label, Mapping, Placement, RemapTo};
+use aspace::{Access, Backing, Error, Fault, Flags, Label, Mapping, Placement, RemapTo, STACK_GAP};
 use linux_raw_sys::general as abi;
 
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
     file,
-    process::{Mm, RLIMIT_AS},
+    process::Mm,
     stats::{self, Counter},
     task,
 };
+
+pub use advice::{madvise, mincore, msync};
+pub use locking::{mlock, mlock2, mlockall, munlock, munlockall};
+pub use numa::{get_mempolicy, mbind, move_pages, set_mempolicy};
 
 fn mm() -> Result<Arc<Mm>, Errno> {
     task::current().mm().ok_or(Errno::ENOMEM)
@@ -22,26 +33,19 @@ fn mm() -> Result<Arc<Mm>, Errno> {
 /// As the man pages say: a hole is ENOMEM; only `mremap` calls it EFAULT.
 fn errno(e: Error) -> Errno {
     match e {
-        Error::NoMemory | Error::NoRoom | Error::NoMapping => Errno::ENOMEM,
+        Error::NoMemory | Error::NoRoom | Error::NoMapping | Error::Limit => Errno::ENOMEM,
         Error::Exists => Errno::EEXIST,
         Error::Invalid => Errno::EINVAL,
         Error::Denied => Errno::EACCES,
-        Error::TooLow => Errno::EPERM,
+        Error::TooLow | Error::Sealed => Errno::EPERM,
         Error::Overflow => Errno::EOVERFLOW,
+        Error::LockLimit => Errno::EAGAIN,
     }
 }
 
-fn prot(bits: u64) -> Result<Prot, Errno> {
-    // PROT_SEM is accepted and means nothing; PROT_GROWSDOWN and PROT_GROWSUP are not done.
-    if bits & !u64::from(abi::PROT_READ | abi::PROT_WRITE | abi::PROT_EXEC | abi::PROT_SEM) != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let mut p = Prot::from_bits_truncate((bits & 7) as u8);
-    if p.contains(Prot::WRITE) {
-        // x86-64 has no write-only pages.
-        p |= Prot::READ;
-    }
-    Ok(p)
+/// What a program asked for; bits that mean nothing are the caller's business.
+fn prot(bits: u64) -> Prot {
+    Prot::from_bits_truncate((bits & 7) as u8)
 }
 
 /// Whole pages that `len` bytes take; None on overflow.
@@ -59,15 +63,49 @@ fn range(addr: u64, len: u64) -> Option<PageRange> {
     PageRange::with_len(VirtAddr::new(addr)?.page(), n)
 }
 
-fn check_address_limit(mm: &Mm, more_pages: u64) -> Result<(), Errno> {
-    let limit = task::current().process.rlimit(RLIMIT_AS).map_or(u64::MAX, |r| r.soft);
-    if limit == u64::MAX {
-        return Ok(());
+/// Bring in what `range` maps, as the program itself would: stores to what is private, loads from the rest. Stops at
+/// the first page that can't be, among which all that may not be accessed are, and at holes.
+fn bring_in(mm: &Mm, range: PageRange) -> Result<(), Fault> {
+    let ctx = task::unpinned();
+    let mut at = range.start();
+    while at < range.end() {
+        let (area, mapping) = mm.aspace.find(at, &ctx).ok_or(Fault::NoMapping)?;
+        let part = PageRange::new(at, area.end().min(range.end())).ok_or(Fault::NoMapping)?;
+        let stores = mapping.prot.contains(Prot::WRITE) && !mapping.shared;
+        touch(mm, part, if stores { Access::Write } else { Access::Read })?;
+        at = part.end();
     }
-    let total =
-        mm.aspace.usage(&task::unpinned()).mapped_pages.saturating_add(more_pages).saturating_mul(PAGE_SIZE);
-    if total > limit { Err(Errno::ENOMEM) } else { Ok(()) }
+    Ok(())
 }
+
+/// Access each page of `range`. EINTR's place: a process that is to end does not go on.
+fn touch(mm: &Mm, range: PageRange, access: Access) -> Result<(), Fault> {
+    let ctx = task::unpinned();
+    range.iter().try_for_each(|p| {
+        if task::current().is_ending() {
+            Err(Fault::NoMemory)
+        } else {
+            mm.aspace.fault(p.base(), access, &ctx)
+        }
+    })
+}
+
+/// The flags of `mmap` that a shared mapping of a file is checked against (`LEGACY_MAP_MASK`).
+const KNOWN: u32 = abi::MAP_SHARED
+    | abi::MAP_PRIVATE
+    | abi::MAP_FIXED
+    | abi::MAP_ANONYMOUS
+    | abi::MAP_DENYWRITE
+    | abi::MAP_EXECUTABLE
+    | abi::MAP_UNINITIALIZED
+    | abi::MAP_GROWSDOWN
+    | abi::MAP_LOCKED
+    | abi::MAP_NORESERVE
+    | abi::MAP_POPULATE
+    | abi::MAP_NONBLOCK
+    | abi::MAP_STACK
+    | abi::MAP_HUGETLB
+    | abi::MAP_32BIT;
 
 /// `mmap(2)`.
 pub fn mmap(a: &Args) -> SysResult {
@@ -75,84 +113,85 @@ pub fn mmap(a: &Args) -> SysResult {
     if offset % PAGE_SIZE != 0 {
         return Err(Errno::EINVAL);
     }
-    let kind = flags & abi::MAP_TYPE;
-    let anonymous = flags & abi::MAP_ANONYMOUS != 0;
-    let file = if anonymous { None } else { Some(task::current().process.files().get(a.int(4))?) };
+    let has = |flag| flags & flag != 0;
+    let file = match has(abi::MAP_ANONYMOUS) {
+        true => None,
+        false => Some(task::current().process.files().get(a.int(4))?),
+    };
+    if has(abi::MAP_HUGETLB) {
+        // No pages are set aside for these.
+        return Err(if file.is_some() || len == 0 { Errno::EINVAL } else { Errno::ENOMEM });
+    }
     if len == 0 {
         return Err(Errno::EINVAL);
     }
     let n = pages(len).filter(|n| *n <= USER_END / PAGE_SIZE).ok_or(Errno::ENOMEM)?;
-    let shared = match kind {
-        abi::MAP_PRIVATE => false,
-        abi::MAP_SHARED => true,
-        abi::MAP_SHARED_VALIDATE => {
-            let known = abi::MAP_TYPE
-                | abi::MAP_FIXED
-                | abi::MAP_ANONYMOUS
-                | abi::MAP_NORESERVE
-                | abi::MAP_POPULATE
-                | abi::MAP_STACK
-                | abi::MAP_FIXED_NOREPLACE;
-            if flags & !known != 0 {
-                return Err(Errno::EOPNOTSUPP);
-            }
-            true
-        }
+    let fixed = has(abi::MAP_FIXED | abi::MAP_FIXED_NOREPLACE);
+    let placement = placement(addr, n, flags, fixed)?;
+    let locks = has(abi::MAP_LOCKED);
+    if locks {
+        locking::may_lock()?;
+    }
+    let prot = prot(a.raw(2));
+    let (shared, file_shared) = match flags & abi::MAP_TYPE {
+        abi::MAP_PRIVATE => (false, false),
+        abi::MAP_SHARED => (true, true),
+        abi::MAP_SHARED_VALIDATE if file.is_some() && flags & !KNOWN != 0 => return Err(Errno::EOPNOTSUPP),
+        abi::MAP_SHARED_VALIDATE if file.is_some() => (true, true),
         _ => return Err(Errno::EINVAL),
     };
-    if flags & abi::MAP_HUGETLB != 0 {
-        return Err(Errno::ENOMEM);
-    }
-    let prot = prot(a.raw(2))?;
-    let fixed = flags & (abi::MAP_FIXED | abi::MAP_FIXED_NOREPLACE) != 0;
-    if fixed && addr % PAGE_SIZE != 0 {
-        return Err(Errno::EINVAL);
-    }
     let (backing, max_prot) = match &file {
         Some(f) => {
             offset
                 .checked_add(n * PAGE_SIZE)
                 .filter(|end| *end <= i64::MAX as u64)
                 .ok_or(Errno::EOVERFLOW)?;
-            let (object, max_prot) = f.mapping(shared, prot)?;
+            let (object, max_prot) = f.mapping(file_shared, prot)?;
             (Backing::Object { object, page: offset / PAGE_SIZE }, max_prot)
         }
         None if shared => (Backing::Object { object: file::shared_memory(n)?, page: 0 }, Prot::all()),
         None => (Backing::Anonymous, Prot::all()),
     };
-    let placement = if fixed {
-        if addr.checked_add(n * PAGE_SIZE).is_none_or(|end| end > USER_END) {
-            return Err(Errno::ENOMEM);
-        }
-        let page = VirtAddr::user(addr).ok_or(Errno::ENOMEM)?.page();
-        if flags & abi::MAP_FIXED_NOREPLACE != 0 {
-            Placement::FixedNoReplace(page)
-        } else {
-            Placement::Fixed(page)
-        }
-    } else if flags & abi::MAP_32BIT != 0 {
-        Placement::Below32Bit
-    } else {
-        match VirtAddr::user(addr / PAGE_SIZE * PAGE_SIZE) {
-            Some(hint) if hint.as_u64() != 0 => Placement::Hint(hint.page()),
-            _ => Placement::Anywhere,
-        }
-    };
+    let mut told = Flags::empty();
+    told.set(Flags::GROWS_DOWN, has(abi::MAP_GROWSDOWN));
+    told.set(Flags::LOCKED, locks);
+    told.set(Flags::NO_RESERVE, has(abi::MAP_NORESERVE));
+    if told.contains(Flags::GROWS_DOWN) && (shared || file.is_some()) {
+        return Err(Errno::EINVAL);
+    }
     let mm = mm()?;
-    check_address_limit(&mm, n)?;
-    let mapping = Mapping { prot, max_prot, backing, shared, label: Label::None };
-    let placed = mm.aspace.map(placement, n, mapping, &task::unpinned()).map_err(errno)?;
+    let limits = task::current().process.memory_limits();
+    let mapping = Mapping { prot, max_prot, backing, shared, label: Label::None, flags: told };
+    let (placed, wanted) =
+        mm.aspace.map_within(placement, n, mapping, &limits, &task::unpinned()).map_err(errno)?;
     stats::count(Counter::Maps);
-    if flags & abi::MAP_POPULATE != 0 && flags & abi::MAP_NONBLOCK == 0 {
-        populate(&mm, placed, prot);
+    if wanted || has(abi::MAP_POPULATE) && !has(abi::MAP_NONBLOCK) {
+        // A failure to populate is not a failure of the call.
+        let _ = bring_in(&mm, placed);
     }
     Ok(placed.start().base().as_u64() as usize)
 }
 
-/// Fault all of `range` in. A failure to populate is not a failure of the call, so this ends at the first.
-fn populate(mm: &Mm, range: PageRange, prot: Prot) {
-    let access = if prot.contains(Prot::WRITE) { Access::Write } else { Access::Read };
-    let _ = range.iter().try_for_each(|p| mm.aspace.fault(p.base(), access, &task::unpinned()));
+fn placement(addr: u64, n: u64, flags: u32, fixed: bool) -> Result<Placement, Errno> {
+    if fixed {
+        if addr.checked_add(n * PAGE_SIZE).is_none_or(|end| end > USER_END) {
+            return Err(Errno::ENOMEM);
+        }
+        let page = VirtAddr::user(addr).ok_or(Errno::ENOMEM)?.page();
+        if addr % PAGE_SIZE != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let replaces = flags & abi::MAP_FIXED_NOREPLACE == 0;
+        return Ok(if replaces { Placement::Fixed(page) } else { Placement::FixedNoReplace(page) });
+    }
+    let hint =
+        VirtAddr::user(addr / PAGE_SIZE * PAGE_SIZE).filter(|hint| hint.as_u64() != 0).map(VirtAddr::page);
+    Ok(match (flags & abi::MAP_32BIT != 0, hint) {
+        (false, None) => Placement::Anywhere,
+        (false, Some(page)) => Placement::Hint(page),
+        (true, None) => Placement::Below32Bit,
+        (true, Some(page)) => Placement::HintBelow32Bit(page),
+    })
 }
 
 /// `munmap(2)`.
@@ -169,8 +208,9 @@ pub fn munmap(a: &Args) -> SysResult {
 
 /// `mprotect(2)`.
 pub fn mprotect(a: &Args) -> SysResult {
-    let (addr, len) = (a.raw(0), a.raw(1));
-    if addr % PAGE_SIZE != 0 {
+    let (addr, len, bits) = (a.raw(0), a.raw(1), a.raw(2));
+    let (down, up) = (u64::from(abi::PROT_GROWSDOWN), u64::from(abi::PROT_GROWSUP));
+    if bits & (down | up) == down | up || addr % PAGE_SIZE != 0 {
         return Err(Errno::EINVAL);
     }
     if len == 0 {
@@ -178,79 +218,120 @@ pub fn mprotect(a: &Args) -> SysResult {
     }
     let n = pages(len).ok_or(Errno::ENOMEM)?;
     addr.checked_add(n.checked_mul(PAGE_SIZE).ok_or(Errno::ENOMEM)?).ok_or(Errno::ENOMEM)?;
-    let prot = prot(a.raw(2))?;
-    let r = range(addr, len).ok_or(Errno::ENOMEM)?;
-    mm()?.aspace.protect(r, prot, &task::unpinned()).map_err(errno)?;
+    let known = u64::from(abi::PROT_READ | abi::PROT_WRITE | abi::PROT_EXEC | abi::PROT_SEM) | down | up;
+    if bits & !known != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mm = mm()?;
+    let ctx = task::unpinned();
+    // A range that leaves user space ends at a hole.
+    let clipped = range(addr, len).or_else(|| range(addr, USER_END.checked_sub(addr)?));
+    let r = clipped.filter(|r| !r.is_empty()).ok_or(Errno::ENOMEM)?;
+    if bits & up != 0 {
+        // Nothing grows up on this machine.
+        return Err(if mm.aspace.find(r.start(), &ctx).is_some() { Errno::EINVAL } else { Errno::ENOMEM });
+    }
+    let limits = task::current().process.memory_limits();
+    mm.aspace.protect_within(r, prot(bits), bits & down != 0, &limits, &ctx).map_err(errno)?;
     stats::count(Counter::Protects);
-    Ok(0)
+    if r.len() == n { Ok(0) } else { Err(Errno::ENOMEM) }
 }
 
-/// `mremap(2)`, without MREMAP_DONTUNMAP.
+/// `pkey_mprotect(2)`: without keys.
+pub fn pkey_mprotect(a: &Args) -> SysResult {
+    if a.int(3) != -1 && a.int(3) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    mprotect(a)
+}
+
+/// `pkey_alloc(2)`: there are no keys.
+pub fn pkey_alloc(a: &Args) -> SysResult {
+    let known = u64::from(abi::PKEY_DISABLE_ACCESS | abi::PKEY_DISABLE_WRITE);
+    Err(if a.raw(0) != 0 || a.raw(1) & !known != 0 { Errno::EINVAL } else { Errno::ENOSPC })
+}
+
+/// `pkey_free(2)`.
+pub fn pkey_free(_: &Args) -> SysResult {
+    Err(Errno::EINVAL)
+}
+
+/// `mremap(2)`.
 pub fn mremap(a: &Args) -> SysResult {
     let (addr, old_len, new_len, flags, new_addr) = (a.raw(0), a.raw(1), a.raw(2), a.uint(3), a.raw(4));
     let known = abi::MREMAP_MAYMOVE | abi::MREMAP_FIXED | abi::MREMAP_DONTUNMAP;
     if flags & !known != 0 || addr % PAGE_SIZE != 0 {
         return Err(Errno::EINVAL);
     }
-    if flags & abi::MREMAP_DONTUNMAP != 0 {
-        return Err(Errno::EINVAL);
-    }
-    if flags & abi::MREMAP_FIXED != 0 && flags & abi::MREMAP_MAYMOVE == 0 {
-        return Err(Errno::EINVAL);
-    }
-    let new_pages = pages(new_len).filter(|n| *n > 0).ok_or(Errno::EINVAL)?;
-    if new_pages > USER_END / PAGE_SIZE {
-        return Err(if flags & abi::MREMAP_FIXED != 0 { Errno::EINVAL } else { Errno::ENOMEM });
-    }
-    // An old length of 0 duplicates a shared mapping.
-    let old = range(addr, old_len).ok_or(Errno::EINVAL)?;
-    let to = if flags & abi::MREMAP_FIXED != 0 {
+    let has = |flag| flags & flag != 0;
+    let (fixed, keep) = (has(abi::MREMAP_FIXED), has(abi::MREMAP_DONTUNMAP));
+    let new_pages = pages(new_len).filter(|n| *n > 0 && *n < USER_END / PAGE_SIZE).ok_or(Errno::EINVAL)?;
+    let old_pages = pages(old_len).ok_or(Errno::EINVAL)?;
+    if fixed || keep {
         let end = new_addr.checked_add(new_pages * PAGE_SIZE).filter(|e| *e <= USER_END);
-        if new_addr % PAGE_SIZE != 0 || end.is_none() {
+        let overlaps = new_addr < addr.saturating_add(old_pages.saturating_mul(PAGE_SIZE))
+            && end.is_some_and(|end| addr < end);
+        if end.is_none()
+            || new_addr % PAGE_SIZE != 0
+            || keep && old_pages != new_pages
+            || !has(abi::MREMAP_MAYMOVE)
+            || overlaps
+        {
             return Err(Errno::EINVAL);
         }
-        let target = VirtAddr::user(new_addr).ok_or(Errno::EINVAL)?.page();
-        let moved = PageRange::with_len(target, new_pages).ok_or(Errno::EINVAL)?;
-        if moved.intersect(old).is_some() {
-            return Err(Errno::EINVAL);
-        }
-        RemapTo::Fixed(target)
-    } else if flags & abi::MREMAP_MAYMOVE != 0 {
-        RemapTo::MayMove
-    } else {
-        RemapTo::InPlace
-    };
+    }
     let mm = mm()?;
-    check_address_limit(&mm, new_pages.saturating_sub(old.len()))?;
-    let page = mm.aspace.remap(old, new_pages, to, &task::unpinned()).map_err(|e| match e {
+    let ctx = task::unpinned();
+    // A range that leaves user space is not mapped to its end.
+    let old = range(addr, old_len).ok_or_else(|| {
+        let mapped = VirtAddr::user(addr).is_some_and(|va| mm.aspace.find(va.page(), &ctx).is_some());
+        if mapped && !fixed && new_pages <= old_pages { Errno::EINVAL } else { Errno::EFAULT }
+    })?;
+    let target = VirtAddr::user(new_addr).map(VirtAddr::page);
+    let to = match (fixed, target) {
+        (true, target) => RemapTo::Fixed(target.ok_or(Errno::EINVAL)?),
+        (false, Some(target)) if keep && target.number() != 0 => RemapTo::Hint(target),
+        _ if has(abi::MREMAP_MAYMOVE) => RemapTo::MayMove,
+        _ => RemapTo::InPlace,
+    };
+    let limits = task::current().process.memory_limits();
+    let page = mm.aspace.remap_within(old, new_pages, to, keep, &limits, &ctx).map_err(|e| match e {
         Error::NoMapping => Errno::EFAULT,
+        Error::Overflow => Errno::EINVAL,
         e => errno(e),
     })?;
+    // What was added to locked memory is brought in.
+    if new_pages > old.len()
+        && let Some((_, mapping)) = mm.aspace.find(page, &ctx)
+        && mapping.flags & (Flags::LOCKED | Flags::ON_FAULT) == Flags::LOCKED
+        && let Some(added) =
+            page.checked_add(old.len()).and_then(|p| PageRange::with_len(p, new_pages - old.len()))
+    {
+        let _ = bring_in(&mm, added);
+    }
     Ok(page.base().as_u64() as usize)
 }
 
-/// `madvise(2)`: MADV_DONTNEED is done; advice that changes nothing but speed is accepted; what would change contents
-/// or inheritance and is not done is refused with EINVAL, as by a kernel configured without it.
-pub fn madvise(a: &Args) -> SysResult {
-    let (addr, len, advice) = (a.raw(0), a.raw(1), a.uint(2));
-    let advice = match advice {
-        abi::MADV_DONTNEED => Advice::DontNeed,
-        // What only changes speed changes nothing here, but a hole in the range is an error all the same.
-        abi::MADV_WILLNEED | abi::MADV_NORMAL | abi::MADV_RANDOM | abi::MADV_SEQUENTIAL => Advice::WillNeed,
-        abi::MADV_COLD | abi::MADV_PAGEOUT | abi::MADV_HUGEPAGE | abi::MADV_NOHUGEPAGE => Advice::WillNeed,
-        abi::MADV_DONTDUMP | abi::MADV_DODUMP => Advice::WillNeed,
-        _ => return Err(Errno::EINVAL),
-    };
-    if addr % PAGE_SIZE != 0 {
+/// `remap_file_pages(2)`, as Linux emulates it: the same object once more, from another page on.
+pub fn remap_file_pages(a: &Args) -> SysResult {
+    let (addr, len, bits, first, flags) = (a.raw(0), a.raw(1), a.raw(2), a.raw(3), a.uint(4));
+    let r = range(addr / PAGE_SIZE * PAGE_SIZE, len / PAGE_SIZE * PAGE_SIZE).filter(|r| !r.is_empty());
+    let r = r.filter(|_| bits == 0).ok_or(Errno::EINVAL)?;
+    first.checked_add(r.len()).ok_or(Errno::EINVAL)?;
+    let (mm, ctx) = (mm()?, task::unpinned());
+    let (area, mapping) = mm.aspace.find(r.start(), &ctx).ok_or(Errno::EINVAL)?;
+    let Backing::Object { object, .. } = &mapping.backing else { return Err(Errno::EINVAL) };
+    if !mapping.shared || !area.contains_range(r) {
         return Err(Errno::EINVAL);
     }
-    let n = pages(len).ok_or(Errno::EINVAL)?;
-    addr.checked_add(n.checked_mul(PAGE_SIZE).ok_or(Errno::EINVAL)?).ok_or(Errno::EINVAL)?;
-    if n == 0 {
-        return Ok(0);
+    let backing = Backing::Object { object: object.clone(), page: first };
+    let limits = task::current().process.memory_limits();
+    let mapping = Mapping { backing, ..mapping };
+    let at = Placement::Fixed(r.start());
+    let (placed, _) = mm.aspace.map_within(at, r.len(), mapping, &limits, &ctx).map_err(errno)?;
+    if flags & abi::MAP_NONBLOCK == 0 {
+        let _ = bring_in(&mm, placed);
     }
-    let r = range(addr, len).ok_or(Errno::ENOMEM)?;
-    mm()?.aspace.advise(r, advice, &task::unpinned()).map_err(errno)?;
     Ok(0)
 }
 
@@ -264,24 +345,45 @@ pub fn brk(a: &Args) -> SysResult {
     if want < brk.start || want >= USER_END {
         return unchanged;
     }
+    let process = &task::current().process;
+    let [.., data, data_end] = *mm.image.lock();
+    let data_limit = process.rlimit(crate::process::RLIMIT_DATA).map_or(u64::MAX, |r| r.soft);
+    if (want - brk.start).saturating_add(data_end.saturating_sub(data)) > data_limit {
+        return unchanged;
+    }
     let old_page = brk.end.div_ceil(PAGE_SIZE);
     let new_page = want.div_ceil(PAGE_SIZE);
     if new_page > old_page {
         let n = new_page - old_page;
         let Some(start) = Page::new(old_page) else { return unchanged };
-        let mapping = Mapping {
-            prot: Prot::READ | Prot::WRITE,
-            max_prot: Prot::all(),
-            backing: Backing::Anonymous,
-            shared: false,
-            label: Label::Heap,
-        };
-        if check_address_limit(&mm, n).is_err()
-            || mm.aspace.map(Placement::FixedNoReplace(start), n, mapping, &ctx).is_err()
+        // A page stays free above it, and the gap below a stack.
+        let above = PageRange::with_len(start, n + 1 + STACK_GAP).unwrap_or_default();
+        let mut next = None;
+        mm.aspace.areas(above, &ctx, &mut |info| {
+            next = next.or(Some((info.range.start().number(), info.mapping.is_stack())));
+        });
+        if next
+            .is_some_and(|(at, stack)| new_page + 1 > if stack { at.saturating_sub(STACK_GAP) } else { at })
         {
             return unchanged;
         }
-    } else if new_page < old_page {
+        let mapping = Mapping { label: Label::Heap, ..Mapping::anonymous(Prot::READ | Prot::WRITE) };
+        let placed = mm.aspace.map_within(
+            Placement::FixedNoReplace(start),
+            n,
+            mapping,
+            &process.memory_limits(),
+            &ctx,
+        );
+        let Ok((placed, wanted)) = placed else { return unchanged };
+        brk.end = want;
+        drop(brk);
+        if wanted {
+            let _ = bring_in(&mm, placed);
+        }
+        return Ok(want as usize);
+    }
+    if new_page < old_page {
         let range = Page::new(new_page).zip(Page::new(old_page)).and_then(|(s, e)| PageRange::new(s, e));
         let Some(range) = range else { return unchanged };
         if mm.aspace.unmap(range, &ctx).is_err() {

@@ -284,7 +284,11 @@ fn fork_mm(mm: &Arc<Mm>) -> Result<Arc<Mm>, Errno> {
     let ctx = task::unpinned();
     let brk = mm.brk.read(&ctx);
     let space = mm.aspace.fork(&ctx).map_err(|_| Errno::ENOMEM)?;
-    Ok(Mm::new(space, mm.exe.clone(), *brk, *mm.args.lock()))
+    let child = Mm::new(space, mm.exe.clone(), *brk, *mm.args.lock());
+    *child.image.lock() = *mm.image.lock();
+    // Relaxed: only threads of the process change it, and a racing one may come after the fork.
+    child.barriers.store(mm.barriers.load(Ordering::Relaxed), Ordering::Relaxed);
+    Ok(child)
 }
 
 fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Process, Errno> {

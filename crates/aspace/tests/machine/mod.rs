@@ -17,7 +17,7 @@ use std::{
 
 use addr::{Frame, Page, PageRange, Prot, Pte};
 use aspace::{
-    Access, AddressSpace, Backing, Error, Fault, Label, Locked, Machine, Mapping, Object, ObjectError,
+    Access, AddressSpace, Backing, Error, Fault, Locked, Machine, Mappers, Mapping, Object, ObjectError,
 };
 use frames::{Frames, OwnedFrame, Use, testing};
 use percpu::{CpuId, CpuSet, Pinned, Unpinned, testing::Machine as Cpus};
@@ -189,6 +189,7 @@ impl Shootdown for Sim {
 pub struct Pages {
     id: (u64, u64),
     frames: Mutex<Vec<OwnedFrame>>,
+    mappers: Mappers,
     /// Called before a page is given.
     pub on_page: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -201,7 +202,35 @@ impl Pages {
             sim.entries(frame.frame())[0].store(value, Ordering::SeqCst);
             frame
         });
-        Arc::new(Self { id: (1, inode), frames: Mutex::new(frames.collect()), on_page: Mutex::new(None) })
+        let (id, mappers) = ((1, inode), Mappers::new());
+        Arc::new(Self { id, frames: Mutex::new(frames.collect()), mappers, on_page: Mutex::new(None) })
+    }
+    /// Make it `pages` pages long; new ones are zero.
+    pub fn resize(&self, sim: &Sim, pages: usize, ctx: &Unpinned<'_>) {
+        let mut frames = self.frames.lock().unwrap();
+        let kept = pages.min(frames.len());
+        let cut = frames.split_off(kept);
+        let pin = ctx.pin();
+        while frames.len() < pages {
+            frames.push(sim.frames.alloc_zeroed(&pin, Use::File).expect("there is memory for the object"));
+        }
+        drop(frames);
+        drop(pin);
+        self.mappers.cut(pages as u64..u64::MAX, true, ctx);
+        cut.into_iter().for_each(|frame| sim.frames.free(&ctx.pin(), frame));
+    }
+    /// Make page `index` zero again, in a frame of its own.
+    pub fn punch_page(&self, sim: &Sim, index: usize, ctx: &Unpinned<'_>) {
+        let fresh = sim.frames.alloc_zeroed(&ctx.pin(), Use::File).expect("there is memory for the object");
+        let mut frames = self.frames.lock().unwrap();
+        let Some(slot) = frames.get_mut(index) else {
+            drop(frames);
+            return sim.frames.free(&ctx.pin(), fresh);
+        };
+        let old = std::mem::replace(slot, fresh);
+        drop(frames);
+        self.mappers.cut(index as u64..index as u64 + 1, false, ctx);
+        sim.frames.free(&ctx.pin(), old);
     }
     pub fn free(&self, sim: &Sim, ctx: &Unpinned<'_>) {
         let pin = ctx.pin();
@@ -225,14 +254,17 @@ impl Object for Pages {
     fn path(&self) -> Vec<u8> {
         b"/object".to_vec()
     }
+    fn mappers(&self) -> Option<&Mappers> {
+        Some(&self.mappers)
+    }
 }
 
 pub fn anonymous(prot: Prot) -> Mapping {
-    Mapping { prot, max_prot: Prot::all(), backing: Backing::Anonymous, shared: false, label: Label::None }
+    Mapping::anonymous(prot)
 }
 pub fn object(pages: &Arc<Pages>, page: u64, prot: Prot, shared: bool) -> Mapping {
     let backing = Backing::Object { object: pages.clone(), page };
-    Mapping { prot, max_prot: Prot::all(), backing, shared, label: Label::None }
+    Mapping { shared, ..Mapping::new(prot, backing) }
 }
 pub fn page(n: u64) -> Page {
     Page::new(n).expect("a page number")
@@ -254,8 +286,10 @@ pub fn list(space: &dyn AddressSpace, ctx: &Unpinned<'_>) -> Vec<(PageRange, asp
             max_prot: m.max_prot,
             shared: m.shared,
             label: m.label,
+            flags: m.flags,
             object,
             own: None,
+            guard: false,
         };
         list.push((info.range, state));
     });

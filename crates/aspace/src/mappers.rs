@@ -1,0 +1,134 @@
+//! Who maps an object: the way back from an object to the address spaces that show its pages, so that pages which are
+//! cut off a file, or punched out of it, go from every mapping too.
+//!
+//! **Claim.** When [`Mappers::cut`] returns, no CPU translates to a page of the object that was cut off before the call.
+//!
+//! **Idea.** An object keeps, for each address space, how many of its pages that space maps; a number that splits and
+//! joins of mappings do not change. A space is entered before its mapping can be used and removed when the last page
+//! is unmapped, both while it is locked exclusively. Cutting is: *publish the new size, so that the object gives out
+//! no such page any more; take the list; visit every space on it, locked exclusively.* A space that comes later asks
+//! for pages later, and gets none. A space that is on the list has either finished the fault that asked before, so that
+//! the visit finds the entry, or begins its fault after the visit (a fault holds the space's lock from asking to
+//! inserting). The spaces are visited one by one, each with a flush of its own; frames are dropped after it, as always.
+//!
+//! **Lock order**: an object's lock for writers > an address space's > this list's (spins, for a look-up at a time) >
+//! the object's pages. Whoever calls `cut` holds no address space's lock, and not the object's lock for pages.
+//!
+//! The list also counts the pages that could be written through shared mappings, and can forbid that there are any: what
+//! a seal against writing needs (`F_SEAL_WRITE`), decided under one lock.
+
+use alloc::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    vec::Vec,
+};
+use core::{fmt, ops::Range};
+
+use percpu::Unpinned;
+use sync::SpinLock;
+
+/// An address space as objects see it.
+pub trait Mapper: Send + Sync {
+    /// Remove the translations of the pages `pages` of the object whose mappers are `of`; with `copies` also the private
+    /// copies that were made of them, as Linux does for truncation but not for holes. The mappings stay.
+    fn cut(&self, of: &Mappers, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>);
+    /// How many mappings show the object whose mappers are `of`.
+    fn count(&self, of: &Mappers, ctx: &Unpinned<'_>) -> u64;
+}
+
+struct Entry {
+    mapper: Weak<dyn Mapper>,
+    pages: u64,
+    writable: u64,
+}
+
+#[derive(Default)]
+struct List {
+    /// By the mapper's address, which is nobody else's while there is a weak reference to it.
+    entries: BTreeMap<usize, Entry>,
+    /// Pages that shared mappings may write, or could be changed to.
+    writable: u64,
+    /// There must be none.
+    sealed: bool,
+}
+
+/// The address spaces that map an object.
+pub struct Mappers(SpinLock<List>);
+
+impl Default for Mappers {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn key(mapper: &Weak<dyn Mapper>) -> usize {
+    mapper.as_ptr().cast::<()>().addr()
+}
+
+impl Mappers {
+    /// Nobody.
+    pub fn new() -> Self {
+        let list = List { entries: BTreeMap::new(), writable: 0, sealed: false };
+        Self(SpinLock::new(list))
+    }
+    /// `mapper` maps `pages` pages more. False, and nothing done, if they may be written and must not be.
+    pub fn add(&self, mapper: &Weak<dyn Mapper>, pages: u64, writable: bool) -> bool {
+        let mut list = self.0.lock();
+        if writable && list.sealed {
+            return false;
+        }
+        let written = if writable { pages } else { 0 };
+        list.writable += written;
+        let fresh = || Entry { mapper: mapper.clone(), pages: 0, writable: 0 };
+        let entry = list.entries.entry(key(mapper)).or_insert_with(fresh);
+        entry.pages += pages;
+        entry.writable += written;
+        true
+    }
+    /// `mapper` maps `pages` pages fewer.
+    pub fn sub(&self, mapper: &Weak<dyn Mapper>, pages: u64, writable: bool) {
+        let mut list = self.0.lock();
+        let written = if writable { pages } else { 0 };
+        list.writable -= written;
+        let mut gone = None;
+        if let Some(entry) = list.entries.get_mut(&key(mapper)) {
+            entry.pages -= pages;
+            entry.writable -= written;
+            if entry.pages == 0 {
+                gone = list.entries.remove(&key(mapper));
+            }
+        }
+        drop(list);
+        drop(gone);
+    }
+    /// From now on no shared mapping may write. False, and nothing done, if one can.
+    pub fn seal(&self) -> bool {
+        let mut list = self.0.lock();
+        list.sealed |= list.writable == 0;
+        list.sealed
+    }
+    /// Make everybody forget `pages` of the object whose mappers these are; see the module.
+    pub fn cut(&self, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
+        for mapper in self.all() {
+            mapper.cut(self, pages.clone(), copies, ctx);
+        }
+    }
+    /// How many mappings there are.
+    pub fn count(&self, ctx: &Unpinned<'_>) -> u64 {
+        self.all().iter().map(|mapper| mapper.count(self, ctx)).sum()
+    }
+    /// Those that are on the list. One that has ended meanwhile has nothing to forget.
+    fn all(&self) -> Vec<Arc<dyn Mapper>> {
+        self.0.lock().entries.values().filter_map(|entry| entry.mapper.upgrade()).collect()
+    }
+}
+
+impl fmt::Debug for Mappers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = self.0.lock();
+        f.debug_struct("Mappers")
+            .field("spaces", &list.entries.len())
+            .field("writable", &list.writable)
+            .finish()
+    }
+}
