@@ -278,8 +278,8 @@ pub struct Resident {
     pub frame: Option<Frame>,
     /// For what the frame is counted: anonymous, or an object's.
     pub usage: Use,
-    /// Whether the frame has other owners.
-    pub shared: bool,
+    /// How many other owners the frame has: entries elsewhere, and its object if it belongs to one.
+    pub sharers: u64,
     /// Whether it was used since it was brought in.
     pub accessed: bool,
     /// Whether it was stored to.

@@ -624,7 +624,7 @@ impl AddressSpace for Locked {
                         Resident {
                             frame,
                             usage: usage.unwrap_or(Use::Anonymous),
-                            shared: frame.is_some_and(|frame| self.machine.frames.is_shared(frame)),
+                            sharers: frame.map_or(0, |frame| self.machine.frames.sharers(frame)),
                             accessed: entry.is_accessed(),
                             dirty: entry.is_dirty(),
                         },

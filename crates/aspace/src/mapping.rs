@@ -439,6 +439,10 @@ impl Mappings {
         debug_assert!(!at.is_empty() && self.is_free(at));
         self.totals.add(&mapping, at.len());
         self.areas.insert(at.start(), Area { end: at.end(), mapping });
+        if self.areas.range(at.end()..).next().is_some_and(|(_, above)| above.mapping.is_stack()) {
+            // What keeps clear of the stack above begins below the new mapping, no longer at the stack.
+            self.searched = self.searched.max(at.start().min(page(MMAP_TOP)));
+        }
         self.join(at);
     }
     /// The mapping that begins at `top` grows down to `at`, above which nothing is mapped up to there.
@@ -536,28 +540,28 @@ impl Mappings {
         }
         self.gap_below(addr::USER_END_PAGE, page(MMAP_TOP), pages).0
     }
-    /// The highest `pages` free pages of `lowest..top`, and the largest gap that was passed over.
-    fn gap_below(&self, mut top: Page, lowest: Page, pages: u64) -> (Option<PageRange>, u64) {
+    /// The highest `pages` free pages of `lowest..top`, and the largest gap that was passed over. The gap below a stack
+    /// matters only if no other mapping lies in it.
+    fn gap_below(&self, top: Page, lowest: Page, pages: u64) -> (Option<PageRange>, u64) {
         let mut largest = 0;
-        if let Some((&start, area)) = self.areas.range(top..).next() {
-            top = Self::clear_of(start, &area.mapping).min(top);
-        }
+        let next = self.areas.range(top..).next();
+        let mut end = next.map_or(top, |(&start, area)| Self::clear_of(start, &area.mapping).min(top));
         for (&start, area) in self.areas.range(..top).rev() {
             let bottom = area.end.max(lowest);
-            if bottom < top {
-                let gap = top.number() - bottom.number();
+            if bottom < end {
+                let gap = end.number() - bottom.number();
                 if gap >= pages {
                     break;
                 }
                 largest = largest.max(gap);
             }
-            top = Self::clear_of(start, &area.mapping).min(top);
-            if top <= lowest {
+            if start <= lowest {
                 return (None, largest);
             }
+            end = Self::clear_of(start, &area.mapping);
         }
-        let start = top.checked_sub(pages).filter(|&s| s >= lowest);
-        (start.map(|s| range(s, top)), largest)
+        let start = end.checked_sub(pages).filter(|&s| s >= lowest);
+        (start.map(|s| range(s, end)), largest)
     }
     fn lowest_gap(&self, pages: u64) -> Option<PageRange> {
         let window = range(page(LOW_WINDOW.start), page(LOW_WINDOW.end));

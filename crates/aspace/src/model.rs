@@ -349,7 +349,7 @@ impl Model {
             return Err(Error::Limit);
         }
         self.admit(limits, None, &first, top - n)?;
-        (n..top).for_each(|n| drop(self.pages.insert(n, first.clone())));
+        self.pages.extend((n..top).map(|n| (n, first.clone())));
         Ok(())
     }
     /// The child of a fork.

@@ -249,6 +249,12 @@ impl Frames {
         self.sharers[self.index(frame)].load(Ordering::Acquire) != 0
     }
 
+    /// How many shares `frame` has beside one; a report, which may be out of date.
+    pub fn sharers(&self, frame: Frame) -> u64 {
+        // Relaxed: nothing follows from it.
+        self.sharers[self.index(frame)].load(Ordering::Relaxed).into()
+    }
+
     /// Whether memory is short: the pool is down to the reserve, so that the user's allocations are about to fail, or
     /// the kernel is [strained](Self::set_strained). Who is asked for something that needs a record refuses then.
     #[inline]
