@@ -277,6 +277,8 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
         }
     };
     *mm.args.lock() = bounds;
+    // Relaxed: for reports.
+    mm.start_stack.store(sp, Ordering::Relaxed);
     me.set_comm(&comm);
     p.signals.lock().exec();
     p.timers.clear();
@@ -332,6 +334,8 @@ pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Proces
         }
     };
     *mm.args.lock() = bounds;
+    // Relaxed: for reports.
+    mm.start_stack.store(sp, Ordering::Relaxed);
     let frame = entry_frame(&layout, sp);
     let task = Task::user(pid, p.clone(), mm, &frame, 0, false)?;
     task.set_comm(&found.given);

@@ -20,6 +20,7 @@ mod oom;
 mod options;
 mod panic;
 mod process;
+mod rseq;
 mod sched;
 mod selftest;
 mod shootdown;

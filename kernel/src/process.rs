@@ -52,6 +52,8 @@ pub struct Mm {
     pub barriers: AtomicU32,
     /// Where the program's code and initialised data lie: start and end of each, in bytes.
     pub image: Lock<[u64; 4]>,
+    /// The stack pointer that the program began with.
+    pub start_stack: AtomicU64,
     /// How many tasks use it.
     users: AtomicUsize,
 }
@@ -75,6 +77,7 @@ impl Mm {
             args: Lock::new(args),
             barriers: AtomicU32::new(0),
             image: Lock::new([0; 4]),
+            start_stack: AtomicU64::new(0),
             users: AtomicUsize::new(1),
         })
     }

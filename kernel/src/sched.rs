@@ -287,6 +287,7 @@ fn schedule() {
         return;
     }
     stats::count(Counter::ContextSwitches);
+    me.rseq.set_due();
     // Relaxed: statistics of the thread that runs here, and its place, both published by `on_cpu`.
     me.sched.run_ns.fetch_add(now.saturating_sub(me.sched.since.load(Ordering::Relaxed)), Ordering::Relaxed);
     next.sched.since.store(now, Ordering::Relaxed);

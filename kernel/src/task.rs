@@ -11,6 +11,7 @@ use crate::{
     futex,
     hw::{TrapFrame, irq, thread::Thread},
     process::{self, Mm, Process},
+    rseq,
     sched::{self, Entity},
     signal::TaskSignals,
     trap, usercopy,
@@ -30,6 +31,8 @@ pub struct Task {
     pub clear_child_tid: AtomicU64,
     /// Head of the robust futex list; 0 for none.
     pub robust_list: AtomicU64,
+    /// Its restartable sequence.
+    pub rseq: rseq::State,
     /// Where it may run.
     pub affinity: irq::Lock<CpuSet>,
     /// What it was told about its priority and its powers.
@@ -104,6 +107,7 @@ impl Task {
             signals: TaskSignals::new(),
             clear_child_tid: AtomicU64::new(0),
             robust_list: AtomicU64::new(0),
+            rseq: rseq::State::new(),
             affinity: irq::Lock::new(sched::online()),
             attributes: irq::Lock::new(Attributes::FRESH),
             sched: Entity::new(),
@@ -132,6 +136,10 @@ impl Task {
             thread.copy_state_of_caller();
         }
         let task = Self::assemble(tid, process, thread, Kind::User);
+        let me = current();
+        if inherit && !me.mm().is_some_and(|mine| Arc::ptr_eq(&mine, &mm)) {
+            me.rseq.fork_to(&task.rseq, Arc::as_ptr(&mm).addr());
+        }
         *task.mm.lock() = Some(mm);
         Ok(Arc::new(task))
     }

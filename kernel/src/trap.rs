@@ -11,7 +11,7 @@ use addr::VirtAddr;
 use crate::{
     fault,
     hw::{self, TrapFrame, apic, cpu, irq},
-    panic, sched, shootdown,
+    panic, rseq, sched, shootdown,
     signal::{self, SigInfo, code},
     stats::{self, Counter},
     syscall as calls, task, usercopy,
@@ -154,7 +154,13 @@ pub fn leave_to_user(frame: &mut TrapFrame) {
             task::exit_now();
         }
         sched::reschedule();
-        if signal::pending() {
+        if task::current().rseq.is_due() {
+            irq::enable();
+            if rseq::update(frame).is_err() {
+                signal::force_fault(SigInfo::kernel(abi::SIGSEGV), 0, 0, 0);
+            }
+            irq::disable();
+        } else if signal::pending() {
             irq::enable();
             signal::deliver(frame);
             irq::disable();

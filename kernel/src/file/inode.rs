@@ -16,7 +16,7 @@ use super::{
     Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, pipe::Pipe,
     proc::Text, socket::Socket, special::Special, store::Store, tty::Channel,
 };
-use crate::hw;
+use crate::{hw, process::Mm};
 
 /// A time as programs see it: seconds and nanoseconds since 1970.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -138,6 +138,8 @@ pub enum Kind {
     SocketName(Weak<Socket>),
     /// A file of /proc or /sys.
     Text(Box<MakeText>),
+    /// /proc/N/pagemap.
+    Pages(Option<Arc<Mm>>),
     /// A directory of /proc or /sys.
     Listing(Box<dyn Listing>),
     /// A symbolic link of /proc.
@@ -148,7 +150,7 @@ impl Kind {
     /// The type bits of `st_mode`.
     pub fn type_bits(&self) -> u32 {
         match self {
-            Kind::File(_) | Kind::Text(_) => c::S_IFREG,
+            Kind::File(_) | Kind::Text(_) | Kind::Pages(_) => c::S_IFREG,
             Kind::Directory(_) | Kind::Listing(_) => c::S_IFDIR,
             Kind::Symlink(_) | Kind::Link(_) => c::S_IFLNK,
             Kind::Device(_) => c::S_IFCHR,

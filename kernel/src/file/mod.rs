@@ -49,6 +49,7 @@ mod pidfd;
 mod pipe;
 mod poll;
 mod proc;
+mod proc_memory;
 mod proc_pid;
 mod random;
 pub mod selftest;

@@ -24,6 +24,7 @@ use super::{
     pipe::PipeEnd,
     poll::{Events, Readiness},
     proc::Text,
+    proc_memory,
     store::{MAX_SIZE, Store, WriteAt},
 };
 use crate::{errno::Errno, task};
@@ -217,7 +218,10 @@ impl OpenFile {
 
     /// Whether it has an offset to move.
     fn has_offset(&self) -> bool {
-        matches!(self.entry.inode.kind, Kind::File(_) | Kind::Text(_) | Kind::Directory(_) | Kind::Listing(_))
+        matches!(
+            self.entry.inode.kind,
+            Kind::File(_) | Kind::Text(_) | Kind::Pages(_) | Kind::Directory(_) | Kind::Listing(_)
+        )
     }
 
     /// Read at the offset, and move it.
@@ -228,6 +232,12 @@ impl OpenFile {
             Kind::File(store) => {
                 let mut position = self.position.write(&task::unpinned());
                 let n = store.read(position.offset, sink)?;
+                position.offset += n as u64;
+                Ok(n)
+            }
+            Kind::Pages(mm) => {
+                let mut position = self.position.write(&task::unpinned());
+                let n = proc_memory::pagemap(mm.as_deref(), position.offset, sink)?;
                 position.offset += n as u64;
                 Ok(n)
             }
@@ -265,6 +275,7 @@ impl OpenFile {
         self.check_readable()?;
         match &self.entry.inode.kind {
             Kind::File(store) => store.read(offset, sink),
+            Kind::Pages(mm) => proc_memory::pagemap(mm.as_deref(), offset, sink),
             Kind::Text(_) => {
                 let mut position = self.position.write(&task::unpinned());
                 self.read_text(&mut position, offset, sink)
@@ -312,6 +323,7 @@ impl OpenFile {
             Kind::Special(special) => special.write(source, self.blocks()),
             Kind::SocketName(_) => Err(Errno::ENXIO),
             Kind::Text(_) => Err(Errno::EIO),
+            Kind::Pages(_) => Err(Errno::EINVAL),
             Kind::Directory(_) | Kind::Listing(_) => Err(Errno::EISDIR),
             Kind::Symlink(_) | Kind::Link(_) => Err(Errno::EINVAL),
         }
@@ -458,7 +470,9 @@ impl OpenFile {
         }
         let mut most = if shared && !writes { Prot::READ | Prot::EXEC } else { Prot::all() };
         match &self.entry.inode.kind {
-            Kind::File(store) if shared && store.seals() & (c::F_SEAL_WRITE | c::F_SEAL_FUTURE_WRITE) != 0 => {
+            Kind::File(store)
+                if shared && store.seals() & (c::F_SEAL_WRITE | c::F_SEAL_FUTURE_WRITE) != 0 =>
+            {
                 if prot.contains(Prot::WRITE) {
                     return Err(Errno::EPERM);
                 }

@@ -3,17 +3,16 @@
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{fmt::Write, sync::atomic::Ordering};
 
-use addr::{PAGE_SIZE, Prot};
-use aspace::{Backing, Label};
+use addr::PAGE_SIZE;
 use linux_raw_sys::general as c;
 
 use super::{
     Result,
-    dev::split,
     entry::Entry,
     inode::{Kind, Link, Listing, Name, Node, Target},
     open::{OpenFile, access},
     proc::{TICK, Text, number, text},
+    proc_memory,
 };
 use crate::{
     errno::Errno,
@@ -40,10 +39,12 @@ const FILES: &[(&str, Make)] = &[
     ("comm", |s| comm(s).map(Text::from)),
     ("environ", |s| strings(s, 2).map(Text::from)),
     ("limits", |s| limits(s).map(Text::from)),
-    ("maps", maps),
+    ("maps", |s| proc_memory::maps(memory(s).as_deref())),
     ("mounts", |_| Ok(MOUNTS.to_vec().into())),
+    ("smaps", |s| proc_memory::smaps(memory(s).as_deref())),
+    ("smaps_rollup", |s| proc_memory::rollup(memory(s).as_deref())),
     ("stat", |s| stat(s).map(Text::from)),
-    ("statm", |s| statm(s).map(Text::from)),
+    ("statm", |s| Ok(proc_memory::statm(memory(s).as_deref()).into())),
     ("status", |s| status(s).map(Text::from)),
 ];
 
@@ -88,6 +89,14 @@ impl Listing for ProcessDirectory {
             return Some(Node { kind: Kind::Link(Box::new(ProcessLink { process, target })), mode: 0o777 });
         }
         match name {
+            b"pagemap" => {
+                let thread = match tid {
+                    Some(tid) => thread_of(&process, tid),
+                    None => process.leader(),
+                };
+                let mm = thread.and_then(|t| t.mm());
+                Some(Node { kind: Kind::Pages(mm), mode: 0o400 })
+            }
             b"fd" => Some(directory(Descriptors { process })),
             b"task" if tid.is_none() => Some(directory(Threads { process })),
             _ => None,
@@ -98,7 +107,7 @@ impl Listing for ProcessDirectory {
         let files = FILES.iter().map(|(n, _)| (*n, c::DT_REG));
         let links = LINKS.iter().map(|(n, _)| (*n, c::DT_LNK));
         let task = self.tid.is_none().then_some(("task", c::DT_DIR));
-        let all = files.chain(links).chain([("fd", c::DT_DIR)]).chain(task);
+        let all = files.chain(links).chain([("fd", c::DT_DIR), ("pagemap", c::DT_REG)]).chain(task);
         (2..)
             .zip(all)
             .map(|(position, (n, kind))| Name { position, name: n.into(), kind: kind as u8 })
@@ -240,71 +249,12 @@ fn strings(s: &Subject, which: usize) -> Result<Vec<u8>> {
     Ok(if copied.is_ok() { bytes } else { Vec::new() })
 }
 
-fn maps(s: &Subject) -> Result<Text> {
-    let mut text = Text::default();
-    let Some(mm) = memory(s) else { return Ok(text) };
-    let mut out = String::new();
-    let mut bytes = Vec::new();
-    let mut result = Ok(());
-    mm.aspace.mappings(&task::unpinned(), &mut |info| {
-        if result.is_err() {
-            return;
-        }
-        let m = info.mapping;
-        let flag = |p, c| if m.prot.contains(p) { c } else { '-' };
-        let (offset, (device, inode)) = match &m.backing {
-            Backing::Object { object, page } => (page * PAGE_SIZE, object.identity()),
-            Backing::Anonymous => (0, (0, 0)),
-        };
-        let (major, minor) = split(device);
-        out.clear();
-        // Writing to a string does not fail.
-        let _ = write!(
-            out,
-            "{:08x}-{:08x} {}{}{}{} {offset:08x} {major:02x}:{minor:02x} {inode} ",
-            info.range.start().base().as_u64(),
-            info.range.end().base().as_u64(),
-            flag(Prot::READ, 'r'),
-            flag(Prot::WRITE, 'w'),
-            flag(Prot::EXEC, 'x'),
-            if m.shared { 's' } else { 'p' },
-        );
-        let name: Vec<u8> = match (&m.backing, m.label) {
-            (_, Label::Heap) => b"[heap]".into(),
-            (_, Label::Stack) => b"[stack]".into(),
-            (_, Label::Vdso) => b"[vdso]".into(),
-            (_, Label::Vvar) => b"[vvar]".into(),
-            (Backing::Object { object, .. }, _) => object.path(),
-            _ => Vec::new(),
-        };
-        if !name.is_empty() {
-            while out.len() < 73 {
-                out.push(' ');
-            }
-        }
-        bytes.clear();
-        bytes.extend_from_slice(out.as_bytes());
-        for b in name {
-            // A newline in a name would make it two lines.
-            if b == b'\n' { bytes.extend_from_slice(b"\\012") } else { bytes.push(b) }
-        }
-        bytes.push(b'\n');
-        result = text.push(&bytes);
-    });
-    result.map(|()| text)
-}
-
 /// Pages mapped, and pages in memory.
 fn usage(s: &Subject) -> (u64, u64) {
     memory(s).map_or((0, 0), |mm| {
         let u = mm.aspace.usage(&task::unpinned());
         (u.mapped_pages, u.resident_pages)
     })
-}
-
-fn statm(s: &Subject) -> Result<Vec<u8>> {
-    let (mapped, resident) = usage(s);
-    Ok(format!("{mapped} {resident} 0 0 0 {mapped} 0\n").into_bytes())
 }
 
 /// The state's letter and word.
@@ -336,10 +286,14 @@ fn stat(s: &Subject) -> Result<Vec<u8>> {
     let ticks = |ns: u64| ns / TICK;
     let cpu = s.thread.as_ref().map_or(0, |t| t.sched.cpu().index());
     let args = memory(s).map_or([0; 4], |mm| *mm.args.lock());
-    let brk = 0;
+    let ([code, code_end, data, data_end], brk, stack) = memory(s).map_or(([0; 4], 0, 0), |mm| {
+        let brk = mm.brk.read(&task::unpinned()).start;
+        // Relaxed: set once.
+        (*mm.image.lock(), brk, mm.start_stack.load(Ordering::Relaxed))
+    });
     let rest = format!(
         ") {} {} {} {sid} {tty} {foreground} 4194304 0 0 0 0 {} 0 {} 0 20 0 {threads} 0 {} {} {resident} {} \
-         0 0 0 0 0 0 0 0 0 0 0 0 {} {cpu} 0 0 0 0 0 0 0 {brk} {} {} {} {} 0\n",
+         {code} {code_end} {stack} 0 0 0 0 0 0 0 0 0 {} {cpu} 0 0 0 0 0 {data} {data_end} {brk} {} {} {} {} 0\n",
         state(s).0,
         p.ppid(),
         p.pgid.load(Ordering::Relaxed),
@@ -361,8 +315,6 @@ fn stat(s: &Subject) -> Result<Vec<u8>> {
 fn status(s: &Subject) -> Result<Vec<u8>> {
     let p = &s.process;
     let (letter, word) = state(s);
-    let (mapped, resident) = usage(s);
-    let kib = |pages: u64| pages * PAGE_SIZE / 1024;
     let mut out = b"Name:\t".to_vec();
     out.extend(s.thread.as_ref().map(|t| t.comm()).unwrap_or_default());
     let mut text = String::new();
@@ -377,8 +329,8 @@ fn status(s: &Subject) -> Result<Vec<u8>> {
         p.ppid(),
         p.files().descriptors().len().next_multiple_of(64),
     );
-    if memory(s).is_some() {
-        let _ = write!(text, "VmSize:\t{:8} kB\nVmRSS:\t{:8} kB\n", kib(mapped), kib(resident));
+    if let Some(mm) = memory(s) {
+        text += &proc_memory::status(&mm);
     }
     let _ = writeln!(text, "Threads:\t{}", p.threads.lock().len());
     if let Some(t) = &s.thread {

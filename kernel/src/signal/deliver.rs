@@ -8,6 +8,7 @@ use crate::{
     errno::Errno,
     hw::TrapFrame,
     process::{self, Process, Status},
+    rseq,
     syscall::time,
     task::{self, Task},
 };
@@ -39,7 +40,9 @@ pub fn deliver(frame: &mut TrapFrame) {
             Step::End(signal) => return process::group_exit(Status::killed(signal.number())),
             Step::Handle(signal, info, action) => {
                 interrupted_call(frame, &action);
-                if frame::push(frame, signal, &info, &action).is_err() {
+                // A handler doesn't return into a restartable sequence, but to where that starts again.
+                let restarted = rseq::update(frame).is_ok();
+                if !restarted || frame::push(frame, signal, &info, &action).is_err() {
                     // A handler for SIGSEGV can't be told that there is no stack to run it on.
                     super::force(SigInfo::kernel(Signal::SEGV.number()), signal == Signal::SEGV);
                 }

@@ -179,7 +179,8 @@ pub fn memfd_create(a: &Args) -> SysResult {
     const PREFIX: &[u8] = b"/memfd:";
     let flags = a.uint(1);
     let executable = c::MFD_EXEC | c::MFD_NOEXEC_SEAL;
-    if flags & !(c::MFD_CLOEXEC | c::MFD_ALLOW_SEALING | executable) != 0 || flags & executable == executable {
+    if flags & !(c::MFD_CLOEXEC | c::MFD_ALLOW_SEALING | executable) != 0 || flags & executable == executable
+    {
         return Err(Errno::EINVAL);
     }
     let most = c::NAME_MAX as usize - (PREFIX.len() - 1);

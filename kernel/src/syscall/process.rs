@@ -286,6 +286,8 @@ fn fork_mm(mm: &Arc<Mm>) -> Result<Arc<Mm>, Errno> {
     let space = mm.aspace.fork(&ctx).map_err(|_| Errno::ENOMEM)?;
     let child = Mm::new(space, mm.exe.clone(), *brk, *mm.args.lock());
     *child.image.lock() = *mm.image.lock();
+    // Relaxed: set once, before the program began.
+    child.start_stack.store(mm.start_stack.load(Ordering::Relaxed), Ordering::Relaxed);
     // Relaxed: only threads of the process change it, and a racing one may come after the fork.
     child.barriers.store(mm.barriers.load(Ordering::Relaxed), Ordering::Relaxed);
     Ok(child)

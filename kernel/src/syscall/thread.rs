@@ -48,6 +48,11 @@ pub fn arch_prctl(a: &Args) -> SysResult {
     Ok(0)
 }
 
+/// `rseq(2)`.
+pub fn rseq(a: &Args) -> SysResult {
+    crate::rseq::rseq(a.raw(0), a.uint(1), a.uint(2), a.uint(3))
+}
+
 /// `sched_yield(2)`.
 pub fn sched_yield(_: &Args) -> SysResult {
     sched::yield_now();
@@ -129,26 +134,52 @@ pub fn getrandom(a: &Args) -> SysResult {
     Ok(done)
 }
 
-/// `membarrier(2)`: the global command and the private expedited one, both by interrupting every other CPU.
+/// `membarrier(2)`, each barrier by interrupting every other CPU: an interrupt serialises the processor too. Of
+/// commands about restartable sequences there are none, as there are no such sequences.
 pub fn membarrier(a: &Args) -> SysResult {
-    const QUERY: i32 = 0;
-    const GLOBAL: i32 = 1;
-    const PRIVATE_EXPEDITED: i32 = 1 << 3;
-    const REGISTER_PRIVATE_EXPEDITED: i32 = 1 << 4;
+    const QUERY: u32 = 0;
+    const GLOBAL: u32 = 1;
+    const GLOBAL_EXPEDITED: u32 = 1 << 1;
+    const REGISTER_GLOBAL_EXPEDITED: u32 = 1 << 2;
+    const PRIVATE_EXPEDITED: u32 = 1 << 3;
+    const REGISTER_PRIVATE_EXPEDITED: u32 = 1 << 4;
+    const PRIVATE_EXPEDITED_SYNC_CORE: u32 = 1 << 5;
+    const REGISTER_PRIVATE_EXPEDITED_SYNC_CORE: u32 = 1 << 6;
+    const GET_REGISTRATIONS: u32 = 1 << 9;
+    const REGISTERING: u32 =
+        REGISTER_GLOBAL_EXPEDITED | REGISTER_PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED_SYNC_CORE;
+    const ALL: u32 = REGISTERING
+        | GLOBAL
+        | GLOBAL_EXPEDITED
+        | PRIVATE_EXPEDITED
+        | PRIVATE_EXPEDITED_SYNC_CORE
+        | GET_REGISTRATIONS;
     if a.uint(1) != 0 {
         return Err(Errno::EINVAL);
     }
-    match a.int(0) {
-        QUERY => Ok((GLOBAL | PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED) as usize),
-        REGISTER_PRIVATE_EXPEDITED => Ok(0),
-        GLOBAL | PRIVATE_EXPEDITED => {
-            // SeqCst: orders the caller's accesses before against those after. On every other CPU the interrupt that
-            // an empty flush sends, and waits for, is the barrier.
-            fence(Ordering::SeqCst);
-            Ipi.flush(&task::pinned(), &sched::online(), PageRange::default());
-            fence(Ordering::SeqCst);
-            Ok(0)
+    let mm = task::current().mm().ok_or(Errno::EINVAL)?;
+    // Relaxed, here and below: the registrations are the process's own, and order nothing.
+    let registered = mm.barriers.load(Ordering::Relaxed);
+    match a.uint(0) {
+        QUERY => return Ok(ALL as usize),
+        GET_REGISTRATIONS => return Ok(registered as usize),
+        command if command.is_power_of_two() && command & REGISTERING != 0 => {
+            mm.barriers.fetch_or(command, Ordering::Relaxed);
+            return Ok(0);
         }
-        _ => Err(Errno::EINVAL),
+        GLOBAL | GLOBAL_EXPEDITED => {}
+        command @ (PRIVATE_EXPEDITED | PRIVATE_EXPEDITED_SYNC_CORE) => {
+            // A command's registration is the next bit.
+            if registered & command << 1 == 0 {
+                return Err(Errno::EPERM);
+            }
+        }
+        _ => return Err(Errno::EINVAL),
     }
+    // SeqCst: orders the caller's accesses before against those after. On every other CPU the interrupt that an empty
+    // flush sends, and waits for, is the barrier.
+    fence(Ordering::SeqCst);
+    Ipi.flush(&task::pinned(), &sched::online(), PageRange::default());
+    fence(Ordering::SeqCst);
+    Ok(0)
 }
