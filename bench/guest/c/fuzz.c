@@ -1,0 +1,530 @@
+// Random system calls with random and boundary arguments, from several threads of several processes at once.
+//
+//   fuzz CALLS SEED [PROCESSES [THREADS]]
+//
+// The first process forks workers and replaces those that die; each worker runs a few thousand calls in THREADS threads
+// and ends. Arguments come from typed generators: addresses in and around mappings, descriptors, sizes near powers of
+// two and limits, flags from known sets, paths, pointers to plausible structures; one call in sixteen has a number and
+// arguments that mean nothing. A call may kill, stop, block or garble its worker; it may not reach the first process:
+// signals never go to it, its group or everybody. A timer interrupts what blocks, and the first process kills workers
+// that live too long.
+//
+// A pass proves only that the kernel is still there. That it lost no memory is seen in its own account at the end.
+//
+// Not for a Linux machine: it would run as whoever started it.
+#include "check.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdatomic.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+
+#define MAX_THREADS 16
+#define MAX_WORKERS 16
+#define CALLS_PER_LIFE 4000
+#define LIFE_MS 600
+
+// ------------------------------------------------------------------------------------------------------------- chance
+
+static __thread uint64_t state;
+
+static uint64_t rnd(void)
+{
+    // splitmix64 (Steele, Lea, Flood 2014).
+    uint64_t z = (state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static uint64_t below(uint64_t n) { return rnd() % n; }
+static int one_in(uint64_t n) { return below(n) == 0; }
+
+// --------------------------------------------------------------------------------------------------------- generators
+
+// Where workers map, unmap and touch. The first part is memory for arguments and holds plausible structures.
+#define ARENA ((char *)0x100000000)
+#define ARENA_PAGES 256UL
+#define ARGS_PAGES 16UL
+
+static struct {
+    _Atomic uint64_t calls, lives, deaths, killed;
+    _Atomic uint64_t by_number[512];
+} *shared;
+
+static pid_t first_process;
+// Opened at the start: workers remove and rename what is in /dev, too.
+static int null;
+
+static const uint64_t boundaries[] = {
+    0, 1, 2, 3, 7, 8, 15, 16, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 1024, 1025, 2047, 2048, 4095, 4096, 4097, 8191, 8192,
+    65535, 65536, 65537, 131072, (1 << 20) - 1, 1 << 20, (1 << 21) - 1, 1 << 21, (1 << 21) + 1, 1 << 24, 1u << 30, 0x7fffffff,
+    0x80000000u, 0xffffffffu, 0x100000000u, 0x7ffffffff000, 0x7fffffffffff, 0x800000000000, 0xffff800000000000u,
+    0x7fffffffffffffff, 0x8000000000000000u, 0xfffffffffffff000u, 0xffffffffffffffffu, 0xffffffffffffffffu - 4095,
+    0xffffffff80000000u, 999999999, 1000000000, 4194304, 4194303,
+};
+
+static uint64_t number(void)
+{
+    switch (below(6)) {
+    case 0: return boundaries[below(sizeof boundaries / sizeof *boundaries)];
+    case 1: return (1ull << below(64)) + below(3) - 1;
+    case 2: return below(16);
+    case 3: return below(4096);
+    case 4: return -below(5000);
+    default: return rnd() >> below(64);
+    }
+}
+
+static uint64_t length(void)
+{
+    if (one_in(20)) return number();
+    switch (below(4)) {
+    case 0: return below(ARENA_PAGES) * PAGE;
+    case 1:
+    case 2: return below(16) * PAGE;
+    case 3: return below(16) * PAGE + below(3) - 1;
+    default: return below(300);
+    }
+}
+
+static uint64_t address(void)
+{
+    switch (below(16)) {
+    case 0: return number();
+    case 1: return 0;
+    case 2: return (uint64_t)&shared & ~(PAGE - 1);
+    case 3: return (uint64_t)__builtin_frame_address(0) + below(1 << 16) - (1 << 15);
+    case 4: return 0x7ffffffff000 - below(4) * PAGE + below(9) - 4;
+    case 5: return (uint64_t)&address - below(4 * PAGE);
+    case 6: return (uint64_t)ARENA + ARENA_PAGES * PAGE - below(32);
+    case 7: return 0xffff800000000000u + below(1ull << 32);
+    case 8:
+    case 9: return (uint64_t)ARENA + below(ARGS_PAGES) * PAGE + below(PAGE) / 8 * 8;
+    case 10: return (uint64_t)ARENA + below(ARENA_PAGES * PAGE);
+    default: return (uint64_t)ARENA + below(ARENA_PAGES) * PAGE;
+    }
+}
+
+// A pointer to an argument: mostly into the argument pages, filled with what `bytes` holds.
+static uint64_t pointer_to(const void *bytes, size_t size)
+{
+    if (one_in(8)) return address();
+    char *at = ARENA + (1 + below(ARGS_PAGES - 3)) * PAGE + (one_in(4) ? -size : below(PAGE) / 8 * 8);
+    memcpy(at, bytes, size);
+    return (uint64_t)at;
+}
+
+static uint64_t words(void)
+{
+    uint64_t w[16];
+    for (int i = 0; i < 16; i++) w[i] = one_in(2) ? below(4) : number();
+    return pointer_to(w, sizeof w);
+}
+
+static uint64_t path(void)
+{
+    static const char *const names[] = {
+        "/tmp/fuzz/a", "/tmp/fuzz/b", "/tmp/fuzz/c", "/tmp/fuzz/d/a", "/tmp/fuzz/d/b", "/tmp/fuzz/d", "/tmp/fuzz/l", "/tmp/fuzz/l/a",
+        "/tmp/fuzz", "/tmp/fuzz/p", "a", "b", "./d", "../fuzz/a", "..", ".", "/", "", "/proc/self/maps", "/proc/self/status",
+        "/proc/self/fd", "/proc/self/fd/3", "/proc/meminfo", "/proc/self/stat", "/proc/self/cmdline", "/proc",
+        "/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/tty", "/dev", "/sys/devices/system/cpu/online", "/tmp/fuzz/a/",
+        "/proc/self/task", "/proc/self/cwd/a", "/proc/self/statm", "/proc/stat", "/proc/cpuinfo", "/tmp/fuzz//d/../a", "/proc/self/pagemap",
+        "/proc/self/smaps", "/proc/self/fdinfo/3", "/dev/shm/x", "/proc/mounts", "/proc/self/limits", "/proc/self/mem", "/proc/self/root/tmp",
+    };
+    char text[4200];
+    if (one_in(20)) {
+        size_t n = one_in(2) ? 255 + below(3) : 4094 + below(4);
+        memset(text, 'x', n);
+        text[0] = one_in(2) ? '/' : 'x';
+        text[n] = 0;
+        return pointer_to(text, n + 1);
+    }
+    const char *name = names[below(sizeof names / sizeof *names)];
+    return pointer_to(name, strlen(name) + 1);
+}
+
+static uint64_t fd(void)
+{
+    switch (below(12)) {
+    case 0: return number();
+    case 1: return (uint64_t)-100;
+    case 2: return (uint64_t)-1;
+    default: return below(24);
+    }
+}
+
+static uint64_t vectors(void)
+{
+    struct iovec v[8];
+    for (int i = 0; i < 8; i++) v[i] = (struct iovec){(void *)address(), one_in(6) ? length() : below(5000)};
+    return pointer_to(v, sizeof v);
+}
+
+static uint64_t times(void)
+{
+    struct timespec t[4];
+    for (int i = 0; i < 4; i++) t[i] = (struct timespec){one_in(3) ? (long)number() : 0, one_in(4) ? (long)number() : (long)below(2000000)};
+    return one_in(4) ? 0 : pointer_to(t, sizeof t);
+}
+
+static uint64_t pid(void)
+{
+    for (;;) {
+        uint64_t p;
+        switch (below(8)) {
+        case 0: p = number(); break;
+        case 1: p = 0; break;
+        case 2: p = below(3) + 1; break;
+        case 3: p = -(uint64_t)getpid(); break;
+        case 4: p = getpid() + below(8); break;
+        case 5: p = syscall(SYS_gettid); break;
+        default: p = getpid();
+        }
+        // Not the first process, its group or everybody.
+        int32_t q = (int32_t)p;
+        if (q != -1 && q != first_process && q != -first_process && q != 1 && q != -1) return p;
+    }
+}
+
+static void on_signal(int n) { (void)n; }
+
+static uint64_t action(void)
+{
+    // struct kernel_sigaction: handler, flags, restorer, mask.
+    uint64_t handlers[] = {0, 1, (uint64_t)on_signal, address()};
+    uint64_t w[4] = {handlers[below(one_in(8) ? 4 : 3)], rnd() & 0xdc000007, address(), one_in(2) ? 0 : rnd()};
+    if (!one_in(4)) w[1] &= ~(uint64_t)0x04000000;
+    return one_in(4) ? 0 : pointer_to(w, sizeof w);
+}
+
+static uint64_t flags(void)
+{
+    switch (below(4)) {
+    case 0: return 0;
+    case 1: return 1ull << below(32);
+    case 2: return (1ull << below(20)) | (1ull << below(20));
+    default: return number();
+    }
+}
+
+static uint64_t map_flags(void)
+{
+    uint64_t f = one_in(3) ? MAP_SHARED : one_in(20) ? MAP_SHARED_VALIDATE : MAP_PRIVATE;
+    if (!one_in(3)) f |= MAP_ANONYMOUS;
+    if (one_in(2)) f |= one_in(5) ? MAP_FIXED_NOREPLACE : MAP_FIXED;
+    if (one_in(8)) f |= MAP_GROWSDOWN;
+    if (one_in(8)) f |= MAP_NORESERVE;
+    if (one_in(20)) f |= MAP_POPULATE;
+    if (one_in(20)) f |= MAP_LOCKED;
+    if (one_in(20)) f |= MAP_32BIT;
+    if (one_in(40)) f |= flags();
+    return f;
+}
+
+// --------------------------------------------------------------------------------------------------------------- calls
+
+// a address, A address in the arena, l length, n number, s small number, f descriptor, p path, F flags, M mmap flags,
+// r protection, v vectors, t times, w words, i signal, P process, x action, o open flags, u a count of things at a pointer
+struct call {
+    int nr;
+    const char *args;
+};
+
+static const struct call calls[] = {
+    {SYS_mmap, "AlrMfl"}, {SYS_mmap, "AlrMfl"}, {SYS_mmap, "AlrMfl"}, {SYS_munmap, "Al"}, {SYS_mprotect, "Alr"}, {SYS_mprotect, "Alr"},
+    {SYS_mremap, "AllsA"}, {SYS_madvise, "Als"}, {SYS_madvise, "AlF"}, {SYS_brk, "a"}, {SYS_mincore, "Ala"}, {SYS_msync, "AlF"},
+    {SYS_mlock, "Al"}, {SYS_munlock, "Al"}, {SYS_mlock2, "Als"}, {SYS_mlockall, "s"}, {SYS_munlockall, ""}, {SYS_remap_file_pages, "AlslF"},
+    {SYS_membarrier, "Fss"}, {SYS_memfd_create, "pF"}, {SYS_read, "fal"}, {SYS_write, "fal"}, {SYS_readv, "fvs"}, {SYS_writev, "fvs"},
+    {SYS_pread64, "faln"}, {SYS_pwrite64, "fals"}, {SYS_preadv, "fvsn"}, {SYS_pwritev, "fvss"}, {SYS_open, "poF"}, {SYS_openat, "fpoF"},
+    {SYS_openat, "fpoF"}, {SYS_creat, "pF"}, {SYS_close, "f"}, {SYS_close_range, "ffF"}, {SYS_lseek, "fns"}, {SYS_dup, "f"}, {SYS_dup2, "ff"},
+    {SYS_dup3, "ffF"}, {SYS_fcntl, "fsa"}, {SYS_fcntl, "fFn"}, {SYS_fcntl, "fsw"}, {SYS_ioctl, "fIa"}, {SYS_pipe, "a"}, {SYS_pipe2, "aF"},
+    {SYS_stat, "pa"}, {SYS_fstat, "fa"}, {SYS_lstat, "pa"}, {SYS_newfstatat, "fpaF"}, {SYS_statx, "fpFna"}, {SYS_access, "ps"},
+    {SYS_faccessat2, "fpsF"}, {SYS_getdents64, "fal"}, {SYS_getdents, "fal"}, {SYS_mkdir, "pF"}, {SYS_mkdirat, "fpF"}, {SYS_rmdir, "p"},
+    {SYS_unlink, "p"}, {SYS_unlinkat, "fpF"}, {SYS_rename, "pp"}, {SYS_renameat2, "fpfpF"}, {SYS_link, "pp"}, {SYS_linkat, "fpfpF"},
+    {SYS_symlink, "pp"}, {SYS_symlinkat, "pfp"}, {SYS_readlink, "pal"}, {SYS_readlinkat, "fpal"}, {SYS_chmod, "pF"}, {SYS_fchmod, "fF"},
+    {SYS_fchmodat, "fpF"}, {SYS_chown, "pnn"}, {SYS_fchownat, "fpnnF"}, {SYS_umask, "F"}, {SYS_chdir, "p"}, {SYS_fchdir, "f"}, {SYS_getcwd, "al"},
+    {SYS_truncate, "pn"}, {SYS_ftruncate, "fn"}, {SYS_fallocate, "fFsl"}, {SYS_sendfile, "ffwl"}, {SYS_copy_file_range, "fwfwlF"},
+    {SYS_utimensat, "fptF"}, {SYS_statfs, "pa"}, {SYS_fstatfs, "fa"}, {SYS_fsync, "f"}, {SYS_mknodat, "fpFn"}, {SYS_poll, "wus"}, {SYS_ppoll, "wutwn"},
+    {SYS_select, "uwwwt"}, {SYS_pselect6, "uwwwtw"}, {SYS_flock, "fs"}, {SYS_eventfd2, "nF"}, {SYS_fadvise64, "fnns"},
+    {SYS_splice, "fwfwlF"}, {SYS_tee, "fflF"}, {SYS_vmsplice, "fvsF"}, {SYS_socket, "sss"}, {SYS_socketpair, "sssa"}, {SYS_socketpair, "1sza"},
+    {SYS_bind, "fwu"}, {SYS_listen, "fn"}, {SYS_accept4, "fwwF"}, {SYS_connect, "fwu"}, {SYS_getsockname, "fww"}, {SYS_getpeername, "fww"},
+    {SYS_sendto, "falFwu"}, {SYS_recvfrom, "falFww"}, {SYS_sendmsg, "fwF"}, {SYS_recvmsg, "fwF"}, {SYS_setsockopt, "fsswu"}, {SYS_getsockopt, "fssww"},
+    {SYS_shutdown, "fs"}, {SYS_epoll_create1, "F"}, {SYS_epoll_create, "n"}, {SYS_epoll_ctl, "fsfw"}, {SYS_epoll_wait, "faus"}, {SYS_epoll_pwait, "fauswn"},
+    {SYS_timerfd_create, "sF"}, {SYS_timerfd_settime, "fFtt"}, {SYS_timerfd_gettime, "fa"}, {SYS_signalfd4, "fwnF"}, {SYS_inotify_init1, "F"},
+    {SYS_pidfd_open, "PF"}, {SYS_futex, "asntaF"}, {SYS_futex, "aFntan"}, {SYS_futex, "Asstas"}, {SYS_set_robust_list, "an"}, {SYS_get_robust_list, "Paa"},
+    {SYS_rt_sigaction, "jxan"}, {SYS_rt_sigaction, "jx08"}, {SYS_rt_sigprocmask, "swan"}, {SYS_rt_sigprocmask, "sw08"}, {SYS_rt_sigpending, "an"},
+    {SYS_rt_sigsuspend, "w8"}, {SYS_rt_sigtimedwait, "wat8"}, {SYS_kill, "Pi"}, {SYS_kill, "P0"}, {SYS_tkill, "Pi"}, {SYS_tgkill, "PPi"},
+    {SYS_rt_sigqueueinfo, "Piw"}, {SYS_rt_tgsigqueueinfo, "PPiw"}, {SYS_sigaltstack, "wa"}, {SYS_clock_gettime, "na"}, {SYS_clock_gettime, "sa"},
+    {SYS_clock_getres, "sa"}, {SYS_gettimeofday, "aa"}, {SYS_nanosleep, "ta"}, {SYS_clock_nanosleep, "sFta"}, {SYS_setitimer, "sta"}, {SYS_getitimer, "sa"},
+    {SYS_timer_create, "swa"}, {SYS_timer_settime, "sFta"}, {SYS_timer_gettime, "sa"}, {SYS_timer_delete, "s"}, {SYS_timer_getoverrun, "s"},
+    {SYS_times, "a"}, {SYS_wait4, "PaFa"}, {SYS_wait4, "nasa"}, {SYS_waitid, "sPaFa"}, {SYS_getpgid, "P"}, {SYS_setpgid, "PP"}, {SYS_getsid, "P"},
+    {SYS_prlimit64, "Psww"}, {SYS_setrlimit, "sw"}, {SYS_getrlimit, "sa"}, {SYS_getrusage, "sa"}, {SYS_uname, "a"}, {SYS_sysinfo, "a"}, {SYS_prctl, "nannn"},
+    {SYS_prctl, "saaaa"}, {SYS_gettid, ""}, {SYS_set_tid_address, "a"}, {SYS_arch_prctl, "ga"}, {SYS_sched_yield, ""}, {SYS_sched_getaffinity, "Pla"},
+    {SYS_sched_setaffinity, "Plw"}, {SYS_getcpu, "aaa"}, {SYS_getrandom, "alF"}, {SYS_clone, "CaaaA"}, {SYS_clone3, "wn"}, {SYS_fork, ""}, {SYS_vfork, ""},
+    {SYS_execve, "pww"}, {SYS_execve, "p00"}, {SYS_rt_sigreturn, ""}, {SYS_exit, "n"}, {SYS_restart_syscall, ""}, {SYS_rseq, "alFn"}, {SYS_mbind, "AlswnF"},
+    {SYS_get_mempolicy, "aanaF"}, {SYS_process_vm_readv, "PvuvuF"}, {SYS_process_madvise, "fvusF"}, {SYS_userfaultfd, "F"}, {SYS_move_pages, "PuwwaF"},
+    {SYS_getgroups, "sa"}, {SYS_setresuid, "nnn"}, {SYS_setsid, ""}, {SYS_chroot, "p"}, {SYS_mount, "pppFp"}, {SYS_umount2, "pF"}, {SYS_alarm, "s"},
+};
+
+static uint64_t argument(char kind)
+{
+    static const int ioctls[] = {0x5401, 0x5402, 0x5403, 0x5404, 0x5405, 0x540e, 0x540f, 0x5410, 0x5413, 0x5414, 0x541b, 0x5421, 0x5422, 0x5450, 0x5451,
+                                 0x5452, 0x5429, 0x540b, 0x80045430};
+    switch (kind) {
+    case 'a': return address();
+    case 'A': return one_in(20) ? address() : (uint64_t)ARENA + (ARGS_PAGES + below(ARENA_PAGES - ARGS_PAGES)) * PAGE;
+    case 'l': return length();
+    case 'n': return number();
+    case 's': return one_in(16) ? number() : below(32);
+    case 'f': return fd();
+    case 'p': return path();
+    case 'F': return flags();
+    case 'M': return map_flags();
+    case 'r': return one_in(16) ? number() : one_in(2) ? 3 : below(8);
+    case 'v': return vectors();
+    case 't': return times();
+    case 'w': return one_in(5) ? 0 : words();
+    case 'i': return one_in(40) ? below(66) : one_in(8) ? number() : one_in(2) ? SIGCHLD : 35 + below(5);
+    case 'j': return one_in(40) ? below(66) : one_in(8) ? number() : 15 + below(50);
+    case 'P': return pid();
+    case 'x': return action();
+    case 'o': return one_in(8) ? flags() : (below(3) | (one_in(2) ? O_CREAT : 0) | (one_in(4) ? O_TRUNC : 0) | (one_in(4) ? O_NONBLOCK : 0) |
+                                            (one_in(6) ? O_APPEND : 0) | (one_in(6) ? O_DIRECTORY : 0) | (one_in(6) ? O_EXCL : 0) | (one_in(6) ? O_CLOEXEC : 0));
+    case 'u': return one_in(8) ? number() : below(9);
+    case 'C': return one_in(2) ? rnd() & 0xffffffff : (rnd() & 0x01fd3f00) | SIGCHLD;
+    case 'I': return one_in(4) ? number() : (uint64_t)ioctls[below(sizeof ioctls / sizeof *ioctls)];
+    case 'g': return 0x1001 + below(5);
+    case '8': return 8;
+    case '1': return 1;
+    default: return 0;
+    }
+}
+
+static long raw(long nr, const uint64_t *a)
+{
+    long result;
+    register uint64_t r10 __asm__("r10") = a[3];
+    register uint64_t r8 __asm__("r8") = a[4];
+    register uint64_t r9 __asm__("r9") = a[5];
+    __asm__ volatile("syscall" : "=a"(result) : "a"(nr), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
+    return result;
+}
+
+static int makes_a_child(long nr) { return nr == SYS_clone || nr == SYS_clone3 || nr == SYS_fork || nr == SYS_vfork; }
+
+static long one_call(void)
+{
+    uint64_t a[6] = {0};
+    long nr;
+    if (one_in(16)) {
+        nr = (long)(one_in(8) ? number() : below(470));
+        for (int i = 0; i < 6; i++) a[i] = one_in(2) ? number() : address();
+        // These take a process and may reach the first one.
+        if (nr == SYS_kill || nr == SYS_tkill || nr == SYS_tgkill || nr == SYS_rt_sigqueueinfo || nr == SYS_rt_tgsigqueueinfo || nr == SYS_exit_group ||
+            nr == SYS_prlimit64 || makes_a_child(nr) || nr == SYS_pidfd_send_signal)
+            return -1;
+    } else {
+        const struct call *c = &calls[below(sizeof calls / sizeof *calls)];
+        nr = c->nr;
+        for (int i = 0; c->args[i]; i++) a[i] = argument(c->args[i]);
+        if ((nr == SYS_exit || nr == SYS_execve || nr == SYS_rt_sigreturn) && !one_in(50)) return -1;
+        if (makes_a_child(nr) && !one_in(8)) return -1;
+    }
+    atomic_fetch_add_explicit(&shared->calls, 1, memory_order_relaxed);
+    if (nr >= 0 && nr < 512) atomic_fetch_add_explicit(&shared->by_number[nr], 1, memory_order_relaxed);
+    // A new process or thread has no business here.
+    long result = raw(nr, a);
+    if (result == 0 && makes_a_child(nr)) {
+        uint64_t none[6] = {0};
+        raw(SYS_getpid, none);
+        raw(SYS_exit_group, none);
+    }
+    return nr;
+}
+
+// -------------------------------------------------------------------------------------------------------------- worker
+
+static _Atomic int tids[MAX_THREADS];
+static _Atomic int thread_count;
+
+// What blocks is interrupted: the timer's signal reaches one thread, which passes it on.
+static void on_alarm(int n)
+{
+    (void)n;
+    uint64_t a[6] = {(uint64_t)getpid(), 0, 39};
+    for (int i = 0; i < MAX_THREADS; i++)
+        if ((a[1] = (uint64_t)tids[i])) raw(SYS_tgkill, a);
+}
+
+static void alarms(void)
+{
+    struct itimerval often = {{0, 4000}, {0, 4000}};
+    setitimer(ITIMER_REAL, &often, NULL);
+}
+
+static __thread sigjmp_buf after_fault;
+static __thread int may_jump;
+
+static void on_fault(int n)
+{
+    if (may_jump) siglongjmp(after_fault, n);
+    _exit(99);
+}
+
+static void touch(void)
+{
+    volatile char *p = (volatile char *)(one_in(8) ? address() : (uint64_t)ARENA + below(ARENA_PAGES * PAGE));
+    if (one_in(2)) *p = 1;
+    else (void)*p;
+}
+
+static void *work(void *seed)
+{
+    state = (uint64_t)seed;
+    tids[atomic_fetch_add(&thread_count, 1)] = (int)syscall(SYS_gettid);
+    volatile int faults = 0;
+    if (sigsetjmp(after_fault, 1) && ++faults > 2000) return NULL;
+    may_jump = 1;
+    for (volatile int i = 0; i < CALLS_PER_LIFE; i++) {
+        if (one_in(8)) touch();
+        // What would keep the timer's signal away lasts for one call, mostly.
+        switch (one_call()) {
+        case SYS_rt_sigprocmask: {
+            uint64_t none = 0, a[6] = {SIG_SETMASK, (uint64_t)&none, 0, 8};
+            raw(SYS_rt_sigprocmask, a);
+            break;
+        }
+        case SYS_alarm:
+        case SYS_setitimer: alarms();
+        }
+    }
+    return NULL;
+}
+
+static void worker(uint64_t seed, int threads)
+{
+    state = seed;
+    setpgid(0, 0);
+    for (int i = 0; i < 3; i++) dup2(null, i);
+    struct rlimit files = {64, 64}, size = {1 << 20, 1 << 20}, tasks = {256, 256};
+    setrlimit(RLIMIT_NOFILE, &files);
+    setrlimit(RLIMIT_FSIZE, &size);
+    setrlimit(RLIMIT_NPROC, &tasks);
+    mmap(ARENA, ARENA_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    mkdir("/tmp/fuzz", 0755);
+    mkdir("/tmp/fuzz/d", 0755);
+    (void)!symlink("d", "/tmp/fuzz/l");
+    (void)!chdir("/tmp/fuzz");
+    int ends[2];
+    (void)!pipe(ends);
+    open("/tmp/fuzz/a", O_RDWR | O_CREAT, 0644);
+    open("/tmp/fuzz", O_RDONLY | O_DIRECTORY);
+    struct sigaction act = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
+    sigaction(SIGSEGV, &act, NULL);
+    sigaction(SIGBUS, &act, NULL);
+    act = (struct sigaction){.sa_handler = on_alarm};
+    sigaction(SIGALRM, &act, NULL);
+    act.sa_handler = on_signal;
+    for (int i = 35; i < 40; i++) sigaction(i, &act, NULL);
+    alarms();
+    pthread_t t[MAX_THREADS];
+    int made = 0;
+    for (; made < threads - 1; made++)
+        if (pthread_create(&t[made], NULL, work, (void *)rnd())) break;
+    work((void *)rnd());
+    _exit(0);
+}
+
+// ------------------------------------------------------------------------------------------------------- first process
+
+static void clean(const char *directory)
+{
+    // What workers left may hold memory; what can't be removed is in use or not theirs.
+    static const char *const names[] = {"a", "b", "c", "d/a", "d/b", "l", "p", "d", NULL};
+    char text[64];
+    for (int i = 0; names[i]; i++) {
+        snprintf(text, sizeof text, "%s/%s", directory, names[i]);
+        if (unlink(text)) rmdir(text);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    uint64_t wanted = argc > 1 ? strtoull(argv[1], NULL, 0) : 100000;
+    uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
+    int workers = argc > 3 ? atoi(argv[3]) : 4;
+    int threads = argc > 4 ? atoi(argv[4]) : 4;
+    if (workers > MAX_WORKERS) workers = MAX_WORKERS;
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    if (access("/proc/quire", F_OK) && !getenv("FUZZ_ANYWAY")) {
+        fprintf(stderr, "fuzz: not for this machine\n");
+        return 2;
+    }
+    if (seed == 0) seed = now_ns();
+    printf("seed %llu\n", (unsigned long long)seed);
+    fflush(stdout);
+    first_process = getpid();
+    OK(null = open("/dev/null", O_RDWR));
+    // Far from everything else, since calls that write past the end of a mapping should not reach it.
+    shared = mmap((void *)0x234500000000, (sizeof *shared + PAGE - 1) & ~(PAGE - 1), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(shared != MAP_FAILED);
+    state = seed;
+    struct {
+        pid_t pid;
+        uint64_t born;
+    } slot[MAX_WORKERS] = {{0, 0}};
+    uint64_t said = now_ns();
+    int last = 0, by_signal[128] = {0};
+    for (;;) {
+        int done = shared->calls >= wanted, live = 0;
+        for (int i = 0; i < workers; i++) {
+            if (slot[i].pid) {
+                if (done || now_ns() - slot[i].born > LIFE_MS * 1000000ull) {
+                    if (!done) shared->killed++;
+                    kill(slot[i].pid, SIGKILL);
+                }
+                int status;
+                pid_t got = waitpid(slot[i].pid, &status, done ? 0 : WNOHANG);
+                if (got == slot[i].pid) {
+                    if (WIFSIGNALED(status)) shared->deaths++;
+                    last = status;
+                    if (WIFSIGNALED(status)) by_signal[WTERMSIG(status) & 127]++;
+                    slot[i].pid = 0;
+                }
+            }
+            if (!slot[i].pid && !done) {
+                uint64_t s = rnd();
+                if (one_in(16)) clean("/tmp/fuzz");
+                pid_t p = fork();
+                if (p == 0) worker(s, threads);
+                if (p > 0) {
+                    slot[i].pid = p;
+                    slot[i].born = now_ns();
+                    shared->lives++;
+                }
+            }
+            live += slot[i].pid != 0;
+        }
+        if (done && live == 0) break;
+        if (getenv("FUZZ_PROGRESS") && now_ns() - said > 2000000000u) {
+            said = now_ns();
+            fprintf(stderr, "%llu calls, %llu workers, %llu ended by a signal, %llu too old, last status %#x\n", (unsigned long long)shared->calls,
+                    (unsigned long long)shared->lives, (unsigned long long)shared->deaths, (unsigned long long)shared->killed, last);
+        }
+        sleep_ms(2);
+    }
+    clean("/tmp/fuzz");
+    for (int i = 0; getenv("FUZZ_PROGRESS") && i < 128; i++)
+        if (by_signal[i]) fprintf(stderr, "signal %d: %d\n", i, by_signal[i]);
+    int distinct = 0;
+    for (int i = 0; i < 512; i++) distinct += shared->by_number[i] != 0;
+    printf("%llu calls of %d numbers, %llu workers, %llu ended by a signal, %llu too old\n", (unsigned long long)shared->calls, distinct,
+           (unsigned long long)shared->lives, (unsigned long long)shared->deaths, (unsigned long long)shared->killed);
+    return finished("fuzz");
+}

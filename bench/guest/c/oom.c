@@ -1,0 +1,255 @@
+// Memory that runs out: a program that takes all there is ends by SIGKILL or is refused, and everybody else goes on.
+//
+//   oom ROUNDS
+//
+// Each round a child takes memory without end in one way, and the parent, which is small, must survive, see the child
+// end as expected, and then be able to do what it could before. Not for Linux: there it would drive the machine out of
+// memory.
+#include "check.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+// Touches anonymous pages until the kernel ends it.
+static void touch_for_ever(void)
+{
+    for (;;) {
+        char *p = mmap(NULL, 16 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) sleep_ms(1);
+        else
+            for (size_t i = 0; i < 16 << 20; i += PAGE) p[i] = 1;
+    }
+}
+
+// One page in each 2 MiB: as much for page tables as for pages.
+static void touch_sparsely(void)
+{
+    char *p = mmap(NULL, 1ul << 40, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(p != MAP_FAILED);
+    for (size_t i = 0;; i += 2 << 20) p[i] = 1;
+}
+
+// One page of a file, mapped in ever more places: page tables only.
+static void map_one_page_for_ever(void)
+{
+    int fd = memfd_create("one", 0);
+    OK(ftruncate(fd, PAGE));
+    char *first = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    *first = 1;
+    for (uint64_t at = 1ul << 40;; at += 2 << 20) {
+        char *p = mmap((void *)at, PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
+        if (p == MAP_FAILED) {
+            EQUAL(errno, ENOMEM);
+            _exit(7);
+        }
+        CHECK(*(volatile char *)p == 1);
+    }
+}
+
+// Mappings without pages: the kernel's own records of them. Alternating protections keep them apart.
+static void map_for_ever(void)
+{
+    for (uint64_t at = 1ul << 40;; at += 2 * PAGE) {
+        void *p = mmap((void *)at, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        if (p == MAP_FAILED) {
+            EQUAL(errno, ENOMEM);
+            _exit(7);
+        }
+    }
+}
+
+// Holes in one mapping.
+static void punch_for_ever(void)
+{
+    char *p = mmap(NULL, 1ul << 40, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(p != MAP_FAILED);
+    for (size_t i = PAGE;; i += 2 * PAGE)
+        if (munmap(p + i, PAGE) == -1) {
+            EQUAL(errno, ENOMEM);
+            _exit(7);
+        }
+}
+
+// Processes that wait.
+static void fork_for_ever(void)
+{
+    for (;;) {
+        pid_t p = fork();
+        if (p == -1) {
+            CHECK(errno == EAGAIN || errno == ENOMEM);
+            kill(0, SIGKILL);
+        }
+        if (p == 0)
+            for (;;) pause();
+    }
+}
+
+// Processes that fork as well.
+static void fork_bomb(void)
+{
+    uint64_t end = now_ns() + 300000000u;
+    while (now_ns() < end) (void)!fork();
+    kill(0, SIGKILL);
+    for (;;) pause();
+}
+
+// Pipes filled to the brim.
+static void fill_pipes(void)
+{
+    static char bytes[65536];
+    for (;;) {
+        int ends[2];
+        if (pipe2(ends, O_NONBLOCK) == -1) {
+            CHECK(errno == EMFILE || errno == ENFILE || errno == ENOMEM);
+            if (fork() == -1) _exit(7);
+            for (int i = 3; i < 1024; i++)
+                if (fcntl(i, F_SETFD, 0) == 0) break;
+            sleep_ms(50);
+            _exit(7);
+        }
+        while (write(ends[1], bytes, sizeof bytes) > 0) {}
+    }
+}
+
+// Files in memory.
+static void fill_files(void)
+{
+    static char bytes[65536];
+    for (int i = 0;; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "/tmp/oom.%d", i);
+        int fd = open(name, O_CREAT | O_WRONLY, 0644);
+        if (fd == -1) break;
+        for (int n = 0; n < 64; n++)
+            if (write(fd, bytes, sizeof bytes) <= 0) {
+                CHECK(errno == ENOSPC || errno == ENOMEM);
+                _exit(7);
+            }
+        close(fd);
+    }
+    CHECK(errno == ENOSPC || errno == ENOMEM || errno == EMFILE);
+    _exit(7);
+}
+
+// A file in memory without a name.
+static void fill_memfd(void)
+{
+    static char bytes[65536];
+    int fd = memfd_create("big", 0);
+    while (write(fd, bytes, sizeof bytes) > 0) {}
+    CHECK(errno == ENOSPC || errno == ENOMEM || errno == EFBIG);
+    _exit(7);
+}
+
+// Names.
+static void make_files(void)
+{
+    for (long i = 0; i < 10000000; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "/tmp/oom.d/%ld", i);
+        int fd = open(name, O_CREAT | O_WRONLY, 0644);
+        if (fd == -1) {
+            CHECK(errno == ENOSPC || errno == ENOMEM);
+            _exit(7);
+        }
+        close(fd);
+    }
+    _exit(1);
+}
+
+static const struct {
+    const char *name;
+    void (*run)(void);
+    // How it may end: a signal, or an exit status.
+    int signal, status;
+} ways[] = {
+    {"touch_for_ever", touch_for_ever, SIGKILL, -1},
+    {"touch_sparsely", touch_sparsely, SIGKILL, -1},
+    {"map_one_page_for_ever", map_one_page_for_ever, SIGKILL, 7},
+    {"map_for_ever", map_for_ever, SIGKILL, 7},
+    {"punch_for_ever", punch_for_ever, SIGKILL, 7},
+    {"fork_for_ever", fork_for_ever, SIGKILL, -1},
+    {"fork_bomb", fork_bomb, SIGKILL, -1},
+    {"fill_pipes", fill_pipes, SIGKILL, 7},
+    {"fill_files", fill_files, SIGKILL, 7},
+    {"fill_memfd", fill_memfd, SIGKILL, 7},
+    {"make_files", make_files, SIGKILL, 7},
+};
+
+static void remove_files(void)
+{
+    char name[64];
+    for (int i = 0;; i++) {
+        snprintf(name, sizeof name, "/tmp/oom.%d", i);
+        if (unlink(name)) break;
+    }
+    for (long i = 0;; i++) {
+        snprintf(name, sizeof name, "/tmp/oom.d/%ld", i);
+        if (unlink(name)) break;
+    }
+}
+
+// What a shell does: fork, map, a pipe, a file.
+static void still_works(void)
+{
+    int ends[2];
+    OK(pipe(ends));
+    pid_t p = fork();
+    CHECK(p != -1);
+    if (p == 0) {
+        char *m = pages_new(64);
+        memset(m, 7, 64 * PAGE);
+        _exit(write(ends[1], m, 1) == 1 ? 0 : 1);
+    }
+    EQUAL(wait_for(p), 0);
+    char c;
+    EQUAL(read(ends[0], &c, 1), 1);
+    close(ends[0]);
+    close(ends[1]);
+    int fd = open("/tmp/oom.works", O_CREAT | O_RDWR | O_TRUNC, 0644);
+    CHECK(fd != -1);
+    EQUAL(write(fd, "x", 1), 1);
+    close(fd);
+    OK(unlink("/tmp/oom.works"));
+}
+
+int main(int argc, char **argv)
+{
+    int rounds = argc > 1 ? atoi(argv[1]) : 1;
+    const char *only = argc > 2 ? argv[2] : NULL;
+    if (access("/proc/quire", F_OK)) {
+        fprintf(stderr, "oom: not for this machine\n");
+        return 2;
+    }
+    OK(mkdir("/tmp/oom.d", 0755));
+    for (int r = 0; r < rounds; r++)
+        for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+            if (only && strcmp(only, ways[i].name)) continue;
+            pid_t p = fork();
+            CHECK(p != -1);
+            if (p == 0) {
+                setpgid(0, 0);
+                ways[i].run();
+                _exit(1);
+            }
+            int status = wait_for(p);
+            kill(-p, SIGKILL);
+            if (WIFSIGNALED(status)) EQUAL(WTERMSIG(status), ways[i].signal);
+            else EQUAL(WEXITSTATUS(status), ways[i].status);
+            remove_files();
+            // Descendants that were killed with it are on their way out.
+            for (int tries = 0; tries < 200; tries++) {
+                pid_t q = fork();
+                if (q == 0) _exit(0);
+                if (q > 0) {
+                    wait_for(q);
+                    break;
+                }
+                sleep_ms(10);
+            }
+            still_works();
+            if (r == 0) passed(ways[i].name);
+        }
+    return finished("oom");
+}
