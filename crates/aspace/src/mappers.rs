@@ -6,10 +6,14 @@
 //! **Idea.** An object keeps, for each address space, how many of its pages that space maps; a number that splits and
 //! joins of mappings do not change. A space is entered before its mapping can be used and removed when the last page
 //! is unmapped, both while it is locked exclusively. Cutting is: *publish the new size, so that the object gives out
-//! no such page any more; take the list; visit every space on it, locked exclusively.* A space that comes later asks
-//! for pages later, and gets none. A space that is on the list has either finished the fault that asked before, so that
+//! no such page any more; take the list; visit every space on it, locked exclusively; look for spaces that have come
+//! since, until there are none.* A space that is on the list has either finished the fault that asked before, so that
 //! the visit finds the entry, or begins its fault after the visit (a fault holds the space's lock from asking to
-//! inserting). The spaces are visited one by one, each with a flush of its own; frames are dropped after it, as always.
+//! inserting). A space that comes later and maps the object itself asks for pages later, and gets none. But one that
+//! comes by fork has its parent's entries: if those were copied before the parent was visited, then the child was
+//! entered before that too (fork holds the parent's lock throughout), so it is found when the list is taken again; a
+//! child of a space that was visited has nothing to forget. The spaces are visited one by one, each with a flush of
+//! its own; frames are dropped after it, as always.
 //!
 //! **Lock order**: an object's lock for writers > an address space's > this list's (spins, for a look-up at a time) >
 //! the object's pages. Whoever calls `cut` holds no address space's lock, and not the object's lock for pages.
@@ -25,7 +29,7 @@ use alloc::{
 use core::{fmt, ops::Range};
 
 use percpu::Unpinned;
-use sync::SpinLock;
+use sync::{SpinLock, mutant};
 
 /// An address space as objects see it.
 pub trait Mapper: Send + Sync {
@@ -109,8 +113,18 @@ impl Mappers {
     }
     /// Make everybody forget `pages` of the object whose mappers these are; see the module.
     pub fn cut(&self, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
-        for mapper in self.all() {
-            mapper.cut(self, pages.clone(), copies, ctx);
+        // Kept until the end, so that no other space gets an address that stands for one that was visited.
+        let mut visited: BTreeMap<usize, Arc<dyn Mapper>> = BTreeMap::new();
+        loop {
+            let mut fresh = self.all();
+            fresh.retain(|mapper| !visited.contains_key(&key(&Arc::downgrade(mapper))));
+            for mapper in &fresh {
+                mapper.cut(self, pages.clone(), copies, ctx);
+            }
+            if fresh.is_empty() || mutant!("cut-forked-missed") {
+                return;
+            }
+            visited.extend(fresh.into_iter().map(|mapper| (key(&Arc::downgrade(&mapper)), mapper)));
         }
     }
     /// How many mappings there are.
