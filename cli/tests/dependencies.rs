@@ -3,7 +3,7 @@
 //! ```text
 //! addr, percpu  <-  sync  <-  frames  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
 //! ```
-//! The driver and the guest programs use none of these. `cargo metadata` says what the manifests really state.
+//! The driver and the guest programs use none of these; the driver may use the cost model, which uses nothing. `cargo metadata` says what the manifests really state.
 
 use std::{collections::BTreeMap, process::Command};
 
@@ -34,7 +34,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "quire-aspace",
         ],
     ),
-    ("quire-cli", &[]),
+    ("quire-cost", &[]),
+    ("quire-cli", &["quire-cost"]),
     ("quire-bench-guest", &[]),
 ];
 
