@@ -73,6 +73,9 @@ pub struct Run {
     /// Print counters on standard error at the end
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     pub stats: Option<StatsFormat>,
+    /// Add a word to the kernel's command line
+    #[arg(long, value_name = "WORD", value_parser = word)]
+    pub boot: Vec<String>,
     /// Print the kernel's messages and what the driver chose
     #[arg(long)]
     pub verbose: bool,
@@ -239,6 +242,13 @@ fn variable(text: &str) -> Result<String, String> {
     }
 }
 
+fn word(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(|c: char| !c.is_ascii_graphic()) {
+        return Err("say one word, as in inject or KEY=VALUE".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let wrong = || "say a number of seconds above 0".to_owned();
     let number: f64 = text.parse().map_err(|_| wrong())?;
@@ -318,6 +328,7 @@ mod tests {
         );
         assert!(mistake(&["--accel", "fast"]).ends_with("there is auto, kvm, tcg"));
         assert!(mistake(&["--env", "FOO"]).ends_with("say NAME=VALUE"));
+        assert!(mistake(&["--boot", "a b"]).ends_with("say one word, as in inject or KEY=VALUE"));
         assert!(mistake(&["--timeout", "0"]).ends_with("say a number of seconds above 0"));
         assert!(mistake(&["--stats=xml"]).ends_with("there is table, json"));
         assert!(mistake(&["--numa", "0"]).ends_with("from 1 to 64"));

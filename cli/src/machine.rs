@@ -188,6 +188,8 @@ pub struct Boot {
     pub selftest: Option<String>,
     /// Say more.
     pub verbose: bool,
+    /// Further words, as they are.
+    pub words: Vec<String>,
 }
 
 impl Boot {
@@ -210,6 +212,10 @@ impl Boot {
         if self.verbose {
             line += " verbose=1";
         }
+        for word in &self.words {
+            line += " ";
+            line += word;
+        }
         line
     }
 }
@@ -228,10 +234,11 @@ mod tests {
             size: Some((24, 80)),
             selftest: Some("all".into()),
             verbose: true,
+            words: vec!["inject".into()],
         };
         assert_eq!(
             boot.line(8),
-            "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all verbose=1"
+            "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all verbose=1 inject"
         );
     }
 

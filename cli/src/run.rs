@@ -56,6 +56,7 @@ pub fn run(options: &Run) -> Result<u8> {
         size: terminal::size(),
         selftest: None,
         verbose: options.verbose,
+        words: options.boot.clone(),
     };
     if options.verbose {
         ui::say(&format!("{cpus} CPUs, {} MiB, {why}", machine.memory >> 20));

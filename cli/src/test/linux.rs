@@ -35,6 +35,10 @@ struct Case {
     stdin: Vec<u8>,
     cpus: u32,
     timeout: Duration,
+    /// Bytes of memory of the machine, if not as by default.
+    memory: Option<u64>,
+    /// Words for the kernel's command line.
+    boot: Vec<String>,
     /// Compare standard output and status with a native run.
     compare: bool,
     /// Standard error too. A self-checking program uses it for remarks about the kernel that it finds.
@@ -54,23 +58,30 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     let kernel = kernel::build()?;
     let manifest = manifest::read()?;
     report.doing("building the guest programs");
-    let cases = cases(report, &manifest)?;
     let rounds = if full { 3 } else { 1 };
-    for round in 0..rounds {
-        for (i, case) in cases.iter().enumerate() {
-            report.begin(round * cases.len() + i, rounds * cases.len(), &case.name);
-            let machine = Machine::new(kernel.clone(), case.cpus);
+    // Long runs once, in the first round; the others take what `cargo quire test` takes.
+    let cases: Vec<_> =
+        (0..rounds).map(|round| cases(report, &manifest, full, full && round == 0)).collect::<Result<_>>()?;
+    let runs = cases.iter().map(Vec::len).sum();
+    let mut run = 0;
+    for (round, cases) in cases.iter().enumerate() {
+        for case in cases {
+            report.begin(run, runs, &case.name);
+            run += 1;
+            let mut machine = Machine::new(kernel.clone(), case.cpus);
+            machine.memory = case.memory.unwrap_or(machine.memory);
             // The other way takes long with many CPUs.
             let otherwise = round % 2 == 1 && case.cpus <= 8;
             let machine = if otherwise { machine.scheduled_otherwise() } else { machine };
             report.record(&case.name, case.check(&machine)?);
         }
     }
-    report.remark(format!("{} runs, each with its page frames accounted for", rounds * cases.len()));
+    report.remark(format!("{runs} runs, each with its page frames accounted for"));
     Ok(())
 }
 
-fn cases(report: &mut Report, manifest: &Manifest) -> Result<Vec<Case>> {
+/// All runs of a round: with `full`, those that `--full` adds; with `long`, long runs where there are any.
+fn cases(report: &mut Report, manifest: &Manifest, full: bool, long: bool) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for entry in &manifest.shell {
         for cpus in &entry.cpus {
@@ -83,12 +94,19 @@ fn cases(report: &mut Report, manifest: &Manifest) -> Result<Vec<Case>> {
                 stdin: entry.stdin.clone().into_bytes(),
                 cpus: *cpus,
                 timeout: entry.timeout,
+                memory: None,
+                boot: Vec::new(),
                 compare: true,
                 compare_stderr: true,
             });
         }
     }
-    for entry in &manifest.programs {
+    for entry in manifest.programs.iter().filter(|entry| full || !entry.only_full) {
+        let ordinary = (&entry.args, entry.timeout);
+        let (args, timeout) = match &entry.long {
+            Some((args, timeout)) if long => (args, *timeout),
+            _ => ordinary,
+        };
         for toolchain in &entry.toolchains {
             let name = format!("{} ({toolchain})", entry.name);
             let host = match build(entry, toolchain) {
@@ -100,7 +118,7 @@ fn cases(report: &mut Report, manifest: &Manifest) -> Result<Vec<Case>> {
             };
             let guest = format!("/bin/{}", entry.name).into_bytes();
             for cpus in &entry.cpus {
-                let arguments = entry.args.iter().map(|word| word.replace("{cpus}", &cpus.to_string()));
+                let arguments = args.iter().map(|word| word.replace("{cpus}", &cpus.to_string()));
                 cases.push(Case {
                     name: format!("{name}, {cpus} CPUs"),
                     program: Program { host: host.clone(), guest: guest.clone(), packed: false },
@@ -109,7 +127,9 @@ fn cases(report: &mut Report, manifest: &Manifest) -> Result<Vec<Case>> {
                     cwd: "/tmp",
                     stdin: Vec::new(),
                     cpus: *cpus,
-                    timeout: entry.timeout,
+                    timeout,
+                    memory: entry.memory,
+                    boot: entry.boot.clone(),
                     compare: entry.compare && entry.native,
                     compare_stderr: false,
                 });
@@ -169,7 +189,7 @@ impl Case {
             cwd: self.cwd.into(),
             path: self.program.guest.clone(),
         });
-        let boot = Boot { stats: true, ..Boot::default() };
+        let boot = Boot { stats: true, words: self.boot.clone(), ..Boot::default() };
         session::run(machine, &boot, image, Files::Captured(self.stdin.clone()), Some(self.timeout))
     }
 

@@ -16,8 +16,16 @@ pub struct Program {
     pub toolchains: Vec<String>,
     /// Arguments; `{cpus}` stands for the number of CPUs.
     pub args: Vec<String>,
+    /// Arguments of the long run of `--full`, and its limit.
+    pub long: Option<(Vec<String>, Duration)>,
+    /// Whether it runs with `--full` only.
+    pub only_full: bool,
     pub cpus: Vec<u32>,
     pub timeout: Duration,
+    /// Bytes of memory of the machine, if not as by default.
+    pub memory: Option<u64>,
+    /// Words for the kernel's command line.
+    pub boot: Vec<String>,
     /// Its output must equal that of a native run.
     pub compare: bool,
     /// Whether it may run natively.
@@ -75,10 +83,14 @@ fn program(table: &mut Table) -> Result<Program> {
     Ok(Program {
         name: string(table, "name")?.context("no name")?,
         source: string(table, "source")?.context("no source")?,
-        toolchains: strings(table, "toolchains")?,
-        args: strings(table, "args")?,
+        toolchains: strings(table, "toolchains")?.context("no toolchains")?,
+        args: strings(table, "args")?.context("no args")?,
+        long: long(table)?,
+        only_full: boolean(table, "only_full")?.unwrap_or(false),
         cpus: cpus(table)?.context("no cpus")?,
-        timeout: timeout(table)?.context("no timeout")?,
+        timeout: seconds(table, "timeout")?.context("no timeout")?,
+        memory: memory(table)?,
+        boot: strings(table, "boot")?.unwrap_or_default(),
         compare: boolean(table, "compare")?.context("no compare")?,
         native: boolean(table, "native")?.unwrap_or(true),
     })
@@ -90,7 +102,7 @@ fn shell(table: &mut Table) -> Result<Shell> {
         command: string(table, "command")?.context("no command")?,
         stdin: string(table, "stdin")?.unwrap_or_default(),
         cpus: cpus(table)?.unwrap_or_else(|| vec![2]),
-        timeout: timeout(table)?.unwrap_or(Duration::from_secs(30)),
+        timeout: seconds(table, "timeout")?.unwrap_or(Duration::from_secs(30)),
     })
 }
 
@@ -102,13 +114,14 @@ fn string(table: &mut Table, key: &str) -> Result<Option<String>> {
     }
 }
 
-fn strings(table: &mut Table, key: &str) -> Result<Vec<String>> {
-    let Some(Value::Array(values)) = table.remove(key) else { bail!("{key} is not an array") };
+fn strings(table: &mut Table, key: &str) -> Result<Option<Vec<String>>> {
+    let Some(value) = table.remove(key) else { return Ok(None) };
+    let Value::Array(values) = value else { bail!("{key} is not an array") };
     let string = |value| match value {
         Value::String(text) => Ok(text),
         _ => bail!("{key} has something else than strings"),
     };
-    values.into_iter().map(string).collect()
+    values.into_iter().map(string).collect::<Result<_>>().map(Some)
 }
 
 fn boolean(table: &mut Table, key: &str) -> Result<Option<bool>> {
@@ -127,10 +140,24 @@ fn cpus(table: &mut Table) -> Result<Option<Vec<u32>>> {
     counts.context("cpus is not an array of numbers from 1 to 255").map(Some)
 }
 
-fn timeout(table: &mut Table) -> Result<Option<Duration>> {
-    let Some(value) = table.remove("timeout") else { return Ok(None) };
+fn seconds(table: &mut Table, key: &str) -> Result<Option<Duration>> {
+    let Some(value) = table.remove(key) else { return Ok(None) };
     let seconds = value.as_integer().and_then(|n| u64::try_from(n).ok());
-    seconds.map(|n| Some(Duration::from_secs(n))).context("timeout is not a number of seconds")
+    seconds.map(|n| Some(Duration::from_secs(n))).with_context(|| format!("{key} is not a number of seconds"))
+}
+
+fn long(table: &mut Table) -> Result<Option<(Vec<String>, Duration)>> {
+    match (strings(table, "full_args")?, seconds(table, "full_timeout")?) {
+        (Some(args), Some(limit)) => Ok(Some((args, limit))),
+        (None, None) => Ok(None),
+        _ => bail!("full_args and full_timeout go together"),
+    }
+}
+
+fn memory(table: &mut Table) -> Result<Option<u64>> {
+    let Some(value) = table.remove("memory") else { return Ok(None) };
+    let mib = value.as_integer().and_then(|n| u64::try_from(n).ok()).filter(|n| (64..1 << 20).contains(n));
+    mib.map(|n| Some(n << 20)).context("memory is not a number of MiB from 64 on")
 }
 
 fn nothing_left(table: &Table) -> Result<()> {
@@ -153,6 +180,19 @@ mod tests {
         cpus = [1, 80]
         timeout = 60
         compare = true
+        [[program]]
+        name = "q"
+        source = "c/q.c"
+        toolchains = []
+        args = ["1"]
+        full_args = ["10"]
+        full_timeout = 600
+        only_full = true
+        cpus = [1]
+        timeout = 60
+        memory = 128
+        boot = ["inject"]
+        compare = false
         [[shell]]
         name = "s"
         command = "true"
@@ -163,6 +203,13 @@ mod tests {
         let manifest = parse(TEXT).unwrap();
         assert_eq!(manifest.programs[0].cpus, [1, 80]);
         assert!(manifest.programs[0].native);
+        let [p, q] = &manifest.programs[..] else { panic!("two programs") };
+        assert_eq!((p.memory, p.boot.len(), p.only_full, &p.long), (None, 0, false, &None));
+        assert_eq!(
+            (q.memory, q.boot.as_slice(), q.only_full),
+            (Some(128 << 20), &["inject".to_owned()][..], true)
+        );
+        assert_eq!(q.long, Some((vec!["10".to_owned()], Duration::from_secs(600))));
         assert_eq!((manifest.shell[0].cpus.as_slice(), manifest.shell[0].timeout.as_secs()), (&[2][..], 30));
     }
 
@@ -170,12 +217,19 @@ mod tests {
     fn mistakes_name_the_entry() {
         let error = |from: &str, to: &str| format!("{:#}", parse(&TEXT.replace(from, to)).unwrap_err());
         assert_eq!(
-            error("timeout = 60", "timeout = \"x\""),
+            error("[1, 80]\n        timeout = 60", "[1, 80]\n        timeout = \"x\""),
             "[[program]] p: timeout is not a number of seconds"
         );
         assert_eq!(error("command = ", "comand = "), "[[shell]] s: no command");
         assert_eq!(error("compare = true", "compare = true\nfrob = 1"), "[[program]] p: unknown key frob");
         assert!(error("[1, 80]", "[0]").contains("from 1 to 255"));
+        assert!(error("memory = 128", "memory = 63").ends_with("memory is not a number of MiB from 64 on"));
+        assert!(error("full_timeout = 600", "").ends_with("full_args and full_timeout go together"));
+        assert_eq!(
+            error("boot = [\"inject\"]", "boot = [1]"),
+            "[[program]] q: boot has something else than strings"
+        );
+        assert_eq!(error("args = [\"{cpus}\"]", ""), "[[program]] p: no args");
     }
 
     #[test]
