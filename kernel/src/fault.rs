@@ -13,6 +13,8 @@ use crate::{
 
 /// Bits of the page-fault error code (Intel SDM vol. 3A, 4.7).
 const ERROR_WRITE: u64 = 1 << 1;
+/// The access had user mode's rights.
+pub const ERROR_USER: u64 = 1 << 2;
 const ERROR_RESERVED: u64 = 1 << 3;
 const ERROR_FETCH: u64 = 1 << 4;
 

@@ -92,6 +92,14 @@ fn page_fault(frame: &mut TrapFrame) {
     }
     // What the exception interrupted had interrupts on: user mode always, copies by contract.
     irq::enable();
+    if frame.is_user() && frame.error & fault::ERROR_USER == 0 {
+        // What user code makes the processor read as the kernel is in the tables of segments, which are always there.
+        // But TCG (7.2) reads what IRET and a far RET pop like that too, which SMAP forbids at any user address:
+        // resolving the fault would repeat it for ever.
+        signal::force_fault(SigInfo::kernel(abi::SIGSEGV), frame.error, PAGE_FAULT, at);
+        irq::disable();
+        return;
+    }
     let outcome = fault::resolve(at, access, frame.error);
     match (outcome, fix) {
         (Ok(()), _) => {}

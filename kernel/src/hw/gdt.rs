@@ -138,6 +138,8 @@ pub unsafe fn init_cpu(cpu: CpuId) {
             "mov fs, {zero:x}",
             "mov gs, {zero:x}",
             "ltr {tss:x}",
+            // After a reset the local table lies at address 0 with a limit of 64 KiB, where a program could write it.
+            "lldt {zero:x}",
             pointer = in(reg) &pointer,
             cs = in(reg) u64::from(KERNEL_CS),
             ss = in(reg) KERNEL_SS,
