@@ -11,7 +11,7 @@ use aspace::{AddressSpace, Error, Flags, Label, Locked, Machine, Mapping, Placem
 use linux_raw_sys::{auxvec, general as abi};
 
 use crate::{
-    elf::{INTERPRETER_BASE, Image, PIE_BASE, Placed},
+    elf::{Failure, INTERPRETER_BASE, Image, PIE_BASE, Placed},
     errno::Errno,
     file::{self, FsInfo},
     hw::{self, TrapFrame},
@@ -28,6 +28,10 @@ const STACK_TOP: u64 = USER_END;
 const STACK_MAX: u64 = 64 << 20;
 /// How much of the stack is mapped below the arguments at first, in bytes.
 const STACK_AHEAD: u64 = 128 << 10;
+/// How many scripts may stand before the program, as on Linux.
+const SCRIPTS: usize = 5;
+/// What is read of a file to see whether it is a script, in bytes; a script's first line ends within it.
+const SCRIPT_LINE: usize = 256;
 /// Arguments and environment together, with their pointers, in bytes: a quarter of the default stack, as on Linux.
 pub const MAX_ARGS: usize = 2 << 20;
 
@@ -60,17 +64,20 @@ impl Found {
 }
 
 impl Program {
-    /// Find the file, follow `#!` lines (at most four, as Linux), check the headers.
+    /// Find the file, follow `#!` lines (at most five, as Linux), check the headers.
     fn find(self, fs: &FsInfo) -> Result<Found, Errno> {
         let Program { path, mut argv, envp } = self;
         let mut file = path.clone();
-        for _ in 0..5 {
+        for _ in 0..=SCRIPTS {
             let entry = file::open_exec(&file, fs)?;
-            let mut head = [0u8; 256];
-            let n = entry.read_at(0, &mut head)?;
-            let head = head.get(..n).unwrap_or_default();
+            let mut head = [0u8; SCRIPT_LINE];
+            entry.read_at(0, &mut head)?;
             if let Some(line) = head.strip_prefix(b"#!") {
                 let (program, argument) = script_line(line)?;
+                if program.is_empty() {
+                    // Linux opens the working directory then.
+                    return Err(Errno::EACCES);
+                }
                 let rest = argv.split_off(argv.len().min(1));
                 argv = vec![program.clone()];
                 argv.extend(argument);
@@ -82,7 +89,9 @@ impl Program {
             let exe = entry.path();
             let image = Image::read(entry)?;
             let interpreter = match &image.interpreter {
-                Some(p) => Some(Image::read(file::open_exec(p, fs)?)?),
+                // As with scripts.
+                Some(p) if p.is_empty() => return Err(Errno::EACCES),
+                Some(p) => Some(Image::read_interpreter(file::open_exec(p, fs)?)?),
                 None => None,
             };
             return Ok(Found { image, interpreter, exe, argv, envp, given: path });
@@ -91,17 +100,29 @@ impl Program {
     }
 }
 
-/// The interpreter and its one optional argument, from what follows `#!`.
-fn script_line(line: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), Errno> {
-    let line = line.split(|b| *b == b'\n').next().unwrap_or_default();
-    let line = line.trim_ascii();
-    let end = line.iter().position(|b| b.is_ascii_whitespace()).unwrap_or(line.len());
-    let (program, rest) = line.split_at(end);
-    if program.is_empty() {
-        return Err(Errno::ENOEXEC);
-    }
-    let rest = rest.trim_ascii();
-    Ok((program.to_owned(), (!rest.is_empty()).then(|| rest.to_owned())))
+/// The interpreter and its one optional argument, from what follows `#!` in a file's first bytes, which zeros follow if
+/// the file is shorter. A line without an end will do if the interpreter's name has one. ENOEXEC if there is no name.
+fn script_line(rest: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), Errno> {
+    let blank = |b: &u8| *b == b' ' || *b == b'\t';
+    let stop = |b: &u8| blank(b) || *b == 0;
+    let line = match rest.iter().position(|b| *b == b'\n') {
+        Some(end) => rest.get(..end),
+        None => {
+            let begun = rest.iter().position(|b| !blank(b)).ok_or(Errno::ENOEXEC)?;
+            rest.iter().skip(begun).position(stop).ok_or(Errno::ENOEXEC)?;
+            rest.get(..rest.len() - 1)
+        }
+    };
+    let line = line.unwrap_or_default();
+    let line =
+        line.get(..line.iter().rposition(|b| !blank(b)).map_or(0, |last| last + 1)).unwrap_or_default();
+    let from = line.iter().position(|b| !blank(b)).ok_or(Errno::ENOEXEC)?;
+    let line = line.get(from..).unwrap_or_default();
+    let (program, rest) = line.split_at(line.iter().position(stop).unwrap_or(line.len()));
+    // A NUL ends the line.
+    let rest = rest.split(|b| *b == 0).next().unwrap_or_default();
+    let argument = rest.iter().position(|b| !blank(b)).and_then(|from| rest.get(from..));
+    Ok((program.to_owned(), argument.map(<[u8]>::to_owned)))
 }
 
 /// An empty address space of the design chosen at boot.
@@ -116,7 +137,7 @@ pub fn new_space() -> Result<Arc<dyn AddressSpace>, Errno> {
 }
 
 /// Map a found program into an empty address space.
-fn build(found: &Found, space: &dyn AddressSpace, stack: u64) -> Result<Layout, Errno> {
+fn build(found: &Found, space: &dyn AddressSpace, stack: u64) -> Result<Layout, Failure> {
     let program = found.image.map(space, PIE_BASE)?;
     let interpreter = match &found.interpreter {
         Some(i) => Some(i.map(space, INTERPRETER_BASE)?),
@@ -127,11 +148,9 @@ fn build(found: &Found, space: &dyn AddressSpace, stack: u64) -> Result<Layout, 
     let mapping = Mapping { label: Label::Stack, flags: Flags::GROWS_DOWN, ..Mapping::anonymous(prot) };
     // What the arguments take, and Linux's 128 KiB below them; the rest comes as it is used.
     let pages = (found.string_bytes().div_ceil(PAGE_SIZE) + STACK_AHEAD / PAGE_SIZE).min(stack / PAGE_SIZE);
-    let start = Page::new(STACK_TOP / PAGE_SIZE - pages).ok_or(Errno::ENOMEM)?;
-    space
-        .map(Placement::FixedNoReplace(start), pages, mapping, &task::unpinned())
-        .map_err(|_| Errno::ENOMEM)?;
-    let vdso = vdso::map(space, &task::unpinned())?;
+    let start = Page::new(STACK_TOP / PAGE_SIZE - pages).ok_or(Failure::Unsound)?;
+    space.map(Placement::FixedNoReplace(start), pages, mapping, &task::unpinned())?;
+    let vdso = vdso::map(space, &task::unpinned()).map_err(|_| Failure::NoMemory)?;
     Ok(Layout { program, interpreter, vdso })
 }
 
@@ -235,9 +254,12 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     let space = new_space()?;
     let layout = match build(&found, &*space, stack) {
         Ok(l) => l,
-        Err(e) => {
+        Err(failure) => {
             space.clear(&task::unpinned());
-            return Err(e);
+            if failure == Failure::Unsound {
+                process::group_exit(Status::killed(abi::SIGSEGV));
+            }
+            return Err(Errno::ENOMEM);
         }
     };
     let files = p.files();
@@ -272,7 +294,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     let (sp, bounds) = match filled.and_then(|()| write_stack(&found, &layout)) {
         Ok(x) => x,
         Err(e) => {
-            process::group_exit(Status::killed(abi::SIGKILL));
+            process::group_exit(Status::killed(abi::SIGSEGV));
             return Err(e);
         }
     };
@@ -308,9 +330,9 @@ pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Proces
     let space = new_space()?;
     let layout = match build(&found, &*space, stack_bytes(&p)) {
         Ok(l) => l,
-        Err(e) => {
+        Err(failure) => {
             space.clear(&task::unpinned());
-            return Err(e);
+            return Err(if failure == Failure::Unsound { Errno::ENOEXEC } else { Errno::ENOMEM });
         }
     };
     let heap = layout.program.end.div_ceil(PAGE_SIZE) * PAGE_SIZE;
