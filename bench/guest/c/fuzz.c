@@ -565,8 +565,13 @@ static void alarms(void)
 static __thread sigjmp_buf after_fault;
 static __thread int may_jump;
 
-static void on_fault(int n)
+static void on_fault(int n, siginfo_t *info, void *context)
 {
+    (void)context;
+    // Without the pages for arguments there would be nothing but faults.
+    uint64_t page = (uint64_t)info->si_addr & ~(PAGE - 1);
+    uint64_t a[6] = {page, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, (uint64_t)-1, 0};
+    if (page - (uint64_t)ARENA < ARGS_PAGES * PAGE) raw(SYS_mmap, a);
     if (may_jump) siglongjmp(after_fault, n);
     _exit(99);
 }
@@ -625,7 +630,7 @@ static void *work(void *seed)
     state = (uint64_t)seed;
     tids[atomic_fetch_add(&thread_count, 1)] = (int)syscall(SYS_gettid);
     volatile int faults = 0;
-    if (sigsetjmp(after_fault, 1) && ++faults > 2000) return NULL;
+    if (sigsetjmp(after_fault, 1) && ++faults > 1000) return NULL;
     may_jump = 1;
     for (volatile int i = 0; i < CALLS_PER_LIFE; i++) {
         if (one_in(8)) touch();
@@ -660,13 +665,15 @@ static void worker(uint64_t seed, int threads)
     (void)!symlink("d", "/tmp/fuzz/l");
     (void)!chdir("/tmp/fuzz");
     open_some();
-    struct sigaction act = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
+    struct sigaction act = {.sa_sigaction = on_fault, .sa_flags = SA_NODEFER | SA_SIGINFO};
     sigaction(SIGSEGV, &act, NULL);
     sigaction(SIGBUS, &act, NULL);
-    act = (struct sigaction){.sa_handler = on_alarm};
+    act = (struct sigaction){.sa_handler = on_signal};
+    // All but a few are survived at first, so that lives are long.
+    for (int i = 1; i < 65; i++)
+        if (i != SIGSEGV && i != SIGBUS && (i > 31 || i % 8 != 4)) sigaction(i, &act, NULL);
+    act.sa_handler = on_alarm;
     sigaction(SIGALRM, &act, NULL);
-    act.sa_handler = on_signal;
-    for (int i = 35; i < 40; i++) sigaction(i, &act, NULL);
     alarms();
     pthread_t t[MAX_THREADS];
     int made = 0;
