@@ -86,7 +86,7 @@ impl Program {
                 file = program;
                 continue;
             }
-            let exe = entry.path();
+            let exe = entry.path().unwrap_or_else(|_| file.clone());
             let image = Image::read(entry)?;
             let interpreter = match &image.interpreter {
                 // As with scripts.

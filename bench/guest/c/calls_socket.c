@@ -549,6 +549,23 @@ static void rings_and_chains(void)
     OK(close(got[0])); OK(close(got[1])); OK(close(a[0])); OK(close(a[1]));
 }
 
+// All that was asked for can't be stored: what could be is the result, at once.
+static void partial_faults(void)
+{
+    int s[2];
+    OK(socketpair(AF_UNIX, SOCK_STREAM, 0, s));
+    char *p = pages_new(2), bytes[PAGE] = {1};
+    OK(munmap(p + PAGE, PAGE));
+    EQUAL(send(s[0], bytes, PAGE, 0), PAGE);
+    EQUAL(send(s[0], bytes, PAGE, 0), PAGE);
+    EQUAL(recv(s[1], p, 2 * PAGE, MSG_WAITALL), PAGE);
+    FAILS(recv(s[1], p + PAGE, PAGE, MSG_WAITALL), EFAULT);
+    EQUAL(recv(s[1], p, PAGE, MSG_WAITALL), PAGE);
+    OK(close(s[0]));
+    EQUAL(recv(s[1], p, PAGE, MSG_WAITALL), 0);
+    OK(close(s[1]));
+}
+
 static void options(void)
 {
     int s[2], v = -1;
@@ -636,6 +653,7 @@ int main(void)
     RUN(passing_files);
     RUN(credentials);
     RUN(rings_and_chains);
+    RUN(partial_faults);
     RUN(options);
     RUN(between_processes);
     return finished("calls_socket");

@@ -246,6 +246,32 @@ static void directories(void)
     FAILS(chdir("file"), ENOTDIR);
 }
 
+// Deeper than a path is long. The names come back one by one.
+static void deep_directories(void)
+{
+    enum { DEPTH = 40 };
+    char name[201] = {0}, here[4097];
+    memset(name, 'd', 200);
+    for (int i = 0; i < DEPTH; i++) {
+        OK(mkdir(name, 0755));
+        OK(chdir(name));
+    }
+    FAILS(syscall(SYS_getcwd, here, sizeof here), ENAMETOOLONG);
+    FAILS(readlink("/proc/self/cwd", here, sizeof here), ENAMETOOLONG);
+    int fd = open("file", O_CREAT | O_RDWR, 0644);
+    CHECK(fd != -1);
+    snprintf(here, sizeof here, "/proc/self/fd/%d", fd);
+    char text[4097];
+    FAILS(readlink(here, text, sizeof text), ENAMETOOLONG);
+    OK(close(fd));
+    OK(unlink("file"));
+    for (int i = 0; i < DEPTH; i++) {
+        OK(chdir(".."));
+        OK(rmdir(name));
+    }
+    CHECK(syscall(SYS_getcwd, here, sizeof here) > 0);
+}
+
 static void permission_bits(void)
 {
     mode_t old = umask(027);
@@ -427,6 +453,7 @@ int main(void)
     RUN(links_and_renames);
     RUN(open_but_unlinked);
     RUN(directories);
+    RUN(deep_directories);
     RUN(permission_bits);
     RUN(pipes_and_poll);
     RUN(devices);

@@ -80,8 +80,10 @@ impl Entry {
         drop(old); // outside the lock: it may be the last reference to a chain of directories
     }
 
-    /// The path from the root, with " (deleted)" for a removed name, as /proc shows it.
-    pub fn path(&self) -> Vec<u8> {
+    /// The path from the root, with " (deleted)" for a removed name, as /proc shows it. ENAMETOOLONG beyond PATH_MAX:
+    /// directories can be deeper than any path, and than memory is large.
+    pub fn path(&self) -> Result<Vec<u8>> {
+        let mut length = 0;
         let mut parts: Vec<Box<[u8]>> = Vec::new();
         let (mut parent, name, removed) = {
             let place = self.place.lock();
@@ -92,6 +94,10 @@ impl Entry {
         while let Some(entry) = parent {
             let place = entry.place.lock();
             if place.parent.is_some() {
+                length += place.name.len() + 1;
+                if length > c::PATH_MAX as usize {
+                    return Err(Errno::ENAMETOOLONG);
+                }
                 parts.push(place.name.clone());
             }
             let next = place.parent.clone();
@@ -108,7 +114,7 @@ impl Entry {
         if removed {
             path.extend_from_slice(b" (deleted)");
         }
-        path
+        Ok(path)
     }
 
     /// Whether `self` is `other` or a directory above it.
@@ -194,7 +200,8 @@ impl Object for Entry {
         (self.inode.volume.device(), self.inode.number)
     }
     fn path(&self) -> Vec<u8> {
-        Entry::path(self)
+        // One that is too long is shown by its end.
+        Entry::path(self).unwrap_or_else(|_| self.name().into())
     }
     fn mappers(&self) -> Option<&Mappers> {
         self.inode.store().map(Store::mappers)

@@ -178,7 +178,7 @@ impl DescriptorLink {
 
 impl Link for DescriptorLink {
     fn text(&self) -> Result<Vec<u8>> {
-        Ok(self.file()?.entry.path())
+        self.file()?.entry.path()
     }
     fn follow(&self) -> Result<Target> {
         Ok(Target::Entry(self.file()?.entry.clone()))
@@ -195,7 +195,7 @@ impl Link for ProcessLink {
     fn text(&self) -> Result<Vec<u8>> {
         Ok(match (self.target)(&self.process)? {
             Target::Path(path) => path,
-            Target::Entry(entry) => Entry::path(&entry),
+            Target::Entry(entry) => Entry::path(&entry)?,
         })
     }
     fn follow(&self) -> Result<Target> {

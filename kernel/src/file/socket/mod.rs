@@ -166,6 +166,8 @@ pub struct Received {
     pub credentials: Option<Credentials>,
     /// The message was longer than the room.
     pub cut: bool,
+    /// The room can't be written to from here on.
+    faulted: bool,
 }
 
 /// The other side of a connection.
@@ -716,6 +718,7 @@ impl Socket {
             let enough = self.style != Style::Stream
                 || received.bytes >= wanted
                 || !received.files.is_empty()
+                || received.faulted
                 || flags.contains(Flags::PEEK);
             if found && enough {
                 return Ok(received);
@@ -771,6 +774,7 @@ impl Socket {
             let got = sink.put(piece.get(..want).unwrap_or(piece));
             if got == 0 && want > 0 {
                 self.end.put_back(packet);
+                received.faulted = true;
                 return if received.bytes > 0 { Ok(true) } else { Err(Errno::EFAULT) };
             }
             any = true;

@@ -321,7 +321,7 @@ pub fn getcwd(a: &Args) -> SysResult {
     if cwd.is_removed() {
         return Err(Errno::ENOENT);
     }
-    let mut path = cwd.path();
+    let mut path = cwd.path()?;
     path.push(0);
     if path.len() > c::PATH_MAX as usize {
         return Err(Errno::ENAMETOOLONG);
