@@ -1,6 +1,6 @@
 // Random system calls with random and boundary arguments, from several threads of several processes at once.
 //
-//   fuzz CALLS SEED [PROCESSES [THREADS]]
+//   fuzz CALLS SEED [PROCESSES [THREADS [fail]]]
 //
 // The first process forks workers and replaces those that die; each worker runs a few thousand calls in THREADS threads
 // and ends. Arguments come from typed generators: addresses in and around mappings, descriptors, sizes near powers of
@@ -8,6 +8,8 @@
 // arguments that mean nothing. A call may kill, stop, block or garble its worker; it may not reach the first process:
 // signals never go to it, its group or everybody. A timer interrupts what blocks, and the first process kills workers
 // that live too long.
+//
+// With `fail` (and the boot option `inject`), one allocation of a page frame in a few hundred fails.
 //
 // A pass proves only that the kernel is still there. That it lost no memory is seen in its own account at the end.
 //
@@ -35,10 +37,15 @@
 #define SYS_futex_waitv 449
 #endif
 
+// Quire's own: the so-manieth allocation of a frame fails.
+#define PR_FAIL_FRAME 0x4641494c
+
 #define MAX_THREADS 16
 #define MAX_WORKERS 16
 #define CALLS_PER_LIFE 4000
 #define LIFE_MS 600
+// What SIGKILL takes at most, on a busy machine.
+#define DEATH_MS 60000
 
 // ------------------------------------------------------------------------------------------------------------- chance
 
@@ -702,6 +709,8 @@ int main(int argc, char **argv)
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
     int workers = argc > 3 ? atoi(argv[3]) : 4;
     int threads = argc > 4 ? atoi(argv[4]) : 4;
+    int fail = argc > 5 && !strcmp(argv[5], "fail");
+    if (fail) OK(prctl(PR_FAIL_FRAME, 0));
     if (workers > MAX_WORKERS) workers = MAX_WORKERS;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     if (access("/proc/quire", F_OK) && !getenv("FUZZ_ANYWAY")) {
@@ -734,6 +743,10 @@ int main(int argc, char **argv)
                     if (!done) shared->killed++;
                     kill(slot[i].pid, SIGKILL);
                 }
+                if (now_ns() - slot[i].born > (LIFE_MS + DEATH_MS) * 1000000ull) {
+                    fprintf(stderr, "worker %d was killed and does not end\n", (int)slot[i].pid);
+                    return 1;
+                }
                 int status;
                 pid_t got = waitpid(slot[i].pid, &status, done ? 0 : WNOHANG);
                 if (got == slot[i].pid) {
@@ -762,8 +775,10 @@ int main(int argc, char **argv)
             fprintf(stderr, "%llu calls, %llu workers, %llu ended by a signal, %llu too old, last status %#x\n", (unsigned long long)shared->calls,
                     (unsigned long long)shared->lives, (unsigned long long)shared->deaths, (unsigned long long)shared->killed, last);
         }
-        sleep_ms(2);
+        if (fail) prctl(PR_FAIL_FRAME, 1 + below(one_in(2) ? 10 : 300));
+        sleep_ms(fail ? 1 : 2);
     }
+    if (fail) prctl(PR_FAIL_FRAME, 0);
     clean("/tmp/fuzz");
     for (int i = 0; getenv("FUZZ_PROGRESS") && i < 128; i++)
         if (by_signal[i]) fprintf(stderr, "signal %d: %d\n", i, by_signal[i]);
