@@ -38,7 +38,7 @@ use sync::{SpinGuard, SpinLock};
 
 pub use name::{AF_UNIX, Address};
 use passing::Passed;
-pub use passing::{closed as collect_sockets, release as release_files};
+pub use passing::{collect_all as collect_sockets, release as release_files};
 use queue::{CLOSED, End, NO_RECEIVE, NO_SEND, OVERHEAD, Packet};
 
 use super::{

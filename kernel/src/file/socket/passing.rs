@@ -17,8 +17,11 @@
 //!
 //! The argument needs that nothing is received from a candidate's queue between steps 2 and 3: whoever takes files out of
 //! a queue to receive them holds [`PASSING`] shared, the collector exclusively. All else errs on the safe side: a file
-//! that is being used, sent or dropped has a reference that is in no candidate's queue. The next collection is after
-//! the next close of a socket, or when too many files are in flight. Nobody drops a file with [`PASSING`] held.
+//! that is being used, sent or dropped has a reference that is in no candidate's queue. Nobody drops a file with
+//! [`PASSING`] held.
+//!
+//! Only the close of a socket makes garbage. A collection looks at every socket in flight, so with many of them one has
+//! to do for several closes ([`CLOSES_SHARE`]); but before a message is refused, garbage is looked for.
 
 use alloc::{
     collections::BTreeMap,
@@ -42,6 +45,11 @@ use crate::{
 /// The most files in flight on the machine.
 const MOST: usize = 1 << 14;
 
+/// A collection is due after this part of as many closes as there are sockets in flight.
+const CLOSES_SHARE: usize = 64;
+
+/// Sockets that were closed since the last collection began.
+static CLOSES: AtomicUsize = AtomicUsize::new(0);
 /// Files in flight.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 /// See the module's text.
@@ -80,8 +88,11 @@ impl Passed {
     /// `files` set out. ETOOMANYREFS if too many are on their way already.
     pub fn new(files: Vec<Arc<OpenFile>>) -> Result<Self> {
         if !depart(files.len()) {
-            // Perhaps most of them are garbage.
-            closed();
+            // Perhaps most of them are garbage, if there can be any. Relaxed: a count.
+            if CLOSES.load(Ordering::Relaxed) > 0 {
+                WANTED.store(true, Ordering::SeqCst);
+                settle();
+            }
             if !depart(files.len()) {
                 return Err(Errno::ETOOMANYREFS);
             }
@@ -146,10 +157,18 @@ pub fn release(files: Vec<Arc<OpenFile>>) {
 
 /// A socket was closed, which may have left a ring behind.
 pub fn closed() {
-    if !SOCKETS.lock().is_empty() {
+    let in_flight = SOCKETS.lock().len();
+    // Relaxed: a count.
+    if in_flight > 0 && CLOSES.fetch_add(1, Ordering::Relaxed) >= in_flight / CLOSES_SHARE {
         WANTED.store(true, Ordering::SeqCst);
         settle();
     }
+}
+
+/// Free every ring that there is. For the end of the machine.
+pub fn collect_all() {
+    WANTED.store(true, Ordering::SeqCst);
+    settle();
 }
 
 /// Drop what is in limbo and collect what is garbage, until there is neither; if another thread is at it, leave it to
@@ -183,6 +202,8 @@ struct Candidate {
 
 /// Empty the queues of sockets that nobody can reach any more. With no lock held.
 fn collect() {
+    // Relaxed: a count. What is closed from here on may come too late for this collection, but not for the next.
+    CLOSES.store(0, Ordering::Relaxed);
     let mut garbage = Vec::new();
     let exclusive = PASSING.write(&task::unpinned());
     let mut candidates: BTreeMap<usize, Candidate> = BTreeMap::new();
@@ -195,10 +216,13 @@ fn collect() {
             garbage.push(file); // only to be dropped late
         }
     }
-    let inside: Vec<Vec<usize>> = candidates.values().map(|c| held(&c.file)).collect();
-    for at in inside.iter().flatten() {
-        if let Some(candidate) = candidates.get_mut(at) {
-            candidate.outside = candidate.outside.saturating_sub(1);
+    let addresses: Vec<usize> = candidates.keys().copied().collect();
+    for holder in &addresses {
+        let inside = candidates.get(holder).map_or(Vec::new(), |c| held(&c.file));
+        for at in inside {
+            if let Some(candidate) = candidates.get_mut(&at) {
+                candidate.outside = candidate.outside.saturating_sub(1);
+            }
         }
     }
     let mut reached: Vec<usize> =
@@ -216,7 +240,7 @@ fn collect() {
         if !candidate.alive
             && let Ok(socket) = candidate.file.socket()
         {
-            messages.extend(socket.take_messages());
+            socket.each_end(&mut |end| messages.push(end.take_all()));
         }
         garbage.push(candidate.file);
     }
@@ -244,12 +268,6 @@ pub fn receiving<R>(f: impl FnOnce() -> R) -> R {
 
 /// How the collector and the closing of sockets see a socket.
 impl Socket {
-    fn take_messages(&self) -> Vec<super::queue::Packet> {
-        let mut all = Vec::new();
-        self.each_end(&mut |end| all.extend(end.take_all()));
-        all
-    }
-
     fn each_passed(&self, each: &mut dyn FnMut(&Passed)) {
         self.each_end(&mut |end| end.each_passed(each));
     }
