@@ -189,13 +189,13 @@ impl Image {
         prot.set(Prot::WRITE, s.p_flags & PF_W != 0);
         prot.set(Prot::EXEC, s.p_flags & PF_X != 0);
         if s.p_filesz > 0 {
-            let offset = s.p_offset.checked_sub(in_page).filter(|o| o % PAGE_SIZE == 0);
+            let offset = s.p_offset.checked_sub(in_page).filter(|o| o.is_multiple_of(PAGE_SIZE));
             let offset = offset.ok_or(Failure::Unsound)?;
             // File positions are signed.
             offset.checked_add(s.p_filesz).filter(|end| *end <= i64::MAX as u64).ok_or(Failure::Unsound)?;
             let backing = Backing::Object { object: self.file.object(), page: offset / PAGE_SIZE };
             map_fixed(space, first_page, file_pages, first, Mapping::new(prot, backing))?;
-            if s.p_memsz > s.p_filesz && file_end % PAGE_SIZE != 0 && prot.contains(Prot::WRITE) {
+            if s.p_memsz > s.p_filesz && !file_end.is_multiple_of(PAGE_SIZE) && prot.contains(Prot::WRITE) {
                 placed.zero.push((file_end, file_pages * PAGE_SIZE - file_end));
             }
         }
