@@ -7,7 +7,7 @@ use alloc::{
     sync::{Arc, Weak},
     vec::Vec,
 };
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use linux_raw_sys::general as c;
 use sync::SpinLock;
@@ -203,6 +203,8 @@ pub struct Inode {
     pub kind: Kind,
     /// Locks by `flock`.
     pub flock: Flock,
+    /// A file that never had a name, and may get one.
+    linkable: AtomicBool,
     meta: SpinLock<Meta>,
 }
 
@@ -220,7 +222,20 @@ impl Inode {
         let links = if kind.is_directory() { 2 } else { 1 };
         let meta =
             Meta { mode: mode & 0o7777, uid: 0, gid: 0, links, accessed: now, modified: now, changed: now };
-        Arc::new(Self { number, volume, kind, flock: Flock::new(), meta: SpinLock::new(meta) })
+        let linkable = AtomicBool::new(false);
+        Arc::new(Self { number, volume, kind, flock: Flock::new(), linkable, meta: SpinLock::new(meta) })
+    }
+
+    /// Whether it may get a name although it has none (O_TMPFILE without O_EXCL).
+    pub fn set_linkable(&self, may: bool) {
+        // Relaxed: before the file is known to anybody else, or once it has a name, which its links tell.
+        self.linkable.store(may, Ordering::Relaxed);
+    }
+
+    /// Whether it may get another name: a removed file may not.
+    pub fn may_be_linked(&self) -> bool {
+        // Relaxed: as above.
+        self.meta().links > 0 || self.linkable.load(Ordering::Relaxed)
     }
 
     /// The metadata of now.

@@ -214,7 +214,7 @@ const CALLS: &[(u32, Handler)] = &[
     (nr::__NR_sync_file_range, Plain(file::sync_file_range)),
     (nr::__NR_syncfs, Plain(file::syncfs)),
     (nr::__NR_mount, Plain(file::mount)),
-    (nr::__NR_umount2, Plain(file::mount)),
+    (nr::__NR_umount2, Plain(file::umount2)),
     // Waiting by descriptor
     (nr::__NR_epoll_create, Plain(event::epoll_create)),
     (nr::__NR_epoll_create1, Plain(event::epoll_create1)),
