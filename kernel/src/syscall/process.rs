@@ -422,7 +422,7 @@ fn rusage(used: Used) -> [u64; 18] {
     r[0] = used.cpu_ns / 1_000_000_000;
     r[1] = used.cpu_ns % 1_000_000_000 / 1000;
     r[4] = used.peak_resident * (addr::PAGE_SIZE >> 10);
-    r[6] = used.faults;
+    r[8] = used.faults;
     r
 }
 
