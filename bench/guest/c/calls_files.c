@@ -3,6 +3,13 @@
 // Proves: the `*at` calls from a directory's descriptor, from a closed one and from a file's; owners, modes and times by
 // every call that sets them; what statfs and statx tell; space given and taken back; copies inside the kernel; locks of
 // whole files; ranges of descriptors; files without names, with seals, and opened as paths only.
+//
+// calls: access chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 eventfd eventfd2 faccessat
+// calls: faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync flock fstat
+// calls: fstatfs fsync ftruncate futimesat getcwd getdents getdents64 ioctl lchown linkat lseek lstat memfd_create
+// calls: mkdirat mknod mknodat mount newfstatat open pipe pread64 preadv pwrite64 pwritev read readlinkat renameat
+// calls: renameat2 sendfile stat statfs statx symlinkat sync sync_file_range syncfs truncate umask umount2 unlinkat
+// calls: utime utimensat utimes write
 #include "check.h"
 #include <dirent.h>
 #include <sys/eventfd.h>

@@ -3,6 +3,17 @@
 // Proves: ids, groups and sessions; limits, usage and names; policies and CPUs of a thread; how children are made and
 // waited for, and what is refused; queued signals and waiting for them; clocks, sleeps and interval timers; poll and
 // select in all their forms; sendmmsg and recvmmsg. Each call with good and with bad arguments.
+//
+// calls: alarm arch_prctl brk clock_adjtime clock_getres clock_gettime clock_nanosleep clone3 dup2 execve exit
+// calls: exit_group get_mempolicy get_robust_list getcpu getegid geteuid getgid getgroups getitimer getpgid getpgrp
+// calls: getpid getppid getrandom getresgid getresuid getrlimit getrusage getsid gettid gettimeofday getuid kill mbind
+// calls: membarrier mincore mlock mlock2 mlockall move_pages msync munlock munlockall munmap nanosleep pkey_alloc
+// calls: pkey_free pkey_mprotect poll ppoll prctl prlimit64 pselect6 recvmmsg remap_file_pages restart_syscall
+// calls: rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo
+// calls: sched_getaffinity sched_getattr sched_setaffinity sched_setattr sched_setparam sched_yield select sendmmsg
+// calls: set_mempolicy set_robust_list set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid setregid
+// calls: setresgid setreuid setrlimit setsid settimeofday setuid sigaltstack sysinfo tgkill time times tkill wait4
+// calls: waitid
 #include "check.h"
 #include <poll.h>
 #include <pthread.h>
@@ -200,6 +211,7 @@ struct policy { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t pr
 static void policies_and_cpus(void)
 {
     struct policy p = {0};
+    OK(setpriority(PRIO_PROCESS, 0, 0)); // whatever the caller's is
     OK(syscall(SYS_sched_getattr, 0, &p, sizeof p, 0));
     EQUAL(p.size, sizeof p);
     EQUAL(p.policy, SCHED_OTHER);
@@ -323,6 +335,67 @@ static void making_and_waiting(void)
     EQUAL(syscall(SYS_wait4, child, &status, WNOHANG, NULL), 0);
     OK(kill(child, SIGCONT));
     EQUAL(WEXITSTATUS(wait_for(child)), 3);
+}
+
+// ---- memory -------------------------------------------------------------------------------------------------------
+
+static void memory_by_name(void)
+{
+    char *p = pages_new(4), *hole = pages_new(2);
+    OK(munmap(hole + PAGE, PAGE));
+    FAILS(munmap(hole + 1, PAGE), EINVAL);
+    FAILS(munmap(hole, 0), EINVAL);
+    unsigned long at = syscall(SYS_brk, 0);
+    EQUAL(syscall(SYS_brk, 1), at); // a bad break changes nothing
+    EQUAL(syscall(SYS_brk, at + 2 * PAGE), at + 2 * PAGE);
+    *(volatile char *)(at + PAGE) = 1;
+    EQUAL(syscall(SYS_brk, at), at);
+    unsigned char in[4];
+    memset(p, 1, PAGE);
+    OK(syscall(SYS_mincore, p, PAGE, in));
+    EQUAL(in[0] & 1, 1);
+    FAILS(syscall(SYS_mincore, p + 1, PAGE, in), EINVAL);
+    FAILS(syscall(SYS_mincore, hole, 2 * PAGE, in), ENOMEM);
+    FAILS(syscall(SYS_mincore, p, PAGE, 8), EFAULT);
+    OK(syscall(SYS_msync, p, PAGE, MS_SYNC));
+    FAILS(syscall(SYS_msync, p, PAGE, MS_SYNC | MS_ASYNC), EINVAL);
+    FAILS(syscall(SYS_msync, hole, 2 * PAGE, MS_SYNC), ENOMEM);
+    OK(syscall(SYS_mlock, p, PAGE));
+    FAILS(syscall(SYS_mlock, hole, 2 * PAGE), ENOMEM);
+    OK(syscall(SYS_mlock2, p, PAGE, 1));
+    FAILS(syscall(SYS_mlock2, p, PAGE, 2), EINVAL);
+    OK(syscall(SYS_munlock, p, PAGE));
+    FAILS(syscall(SYS_munlock, hole, 2 * PAGE), ENOMEM);
+    FAILS(syscall(SYS_mlockall, 0), EINVAL);
+    FAILS(syscall(SYS_mlockall, 8), EINVAL);
+    OK(syscall(SYS_mlockall, MCL_FUTURE));
+    OK(syscall(SYS_munlockall));
+    FAILS(syscall(SYS_remap_file_pages, p, PAGE, 1, 0, 0), EINVAL);
+    FAILS(syscall(SYS_remap_file_pages, p, PAGE, 0, 0, 0), EINVAL); // private memory
+    FAILS(syscall(SYS_pkey_alloc, 1, 0), EINVAL);
+    FAILS(syscall(SYS_pkey_alloc, 0, 4), EINVAL);
+    FAILS(syscall(SYS_pkey_free, 99), EINVAL);
+    FAILS(syscall(SYS_pkey_mprotect, p, PAGE, PROT_READ, 99), EINVAL);
+    OK(syscall(SYS_pkey_mprotect, p, PAGE, PROT_READ, -1)); // no key: as mprotect
+    FAILS(syscall(SYS_pkey_mprotect, hole, 2 * PAGE, PROT_READ, -1), ENOMEM);
+    int mode = 9;
+    unsigned long nodes[16] = {0};
+    OK(syscall(SYS_get_mempolicy, &mode, nodes, 1024, NULL, 0));
+    EQUAL(mode, 0);
+    FAILS(syscall(SYS_get_mempolicy, &mode, NULL, 0, NULL, 99), EINVAL);
+    OK(syscall(SYS_set_mempolicy, 0, NULL, 0));
+    FAILS(syscall(SYS_set_mempolicy, 99, NULL, 0), EINVAL);
+    FAILS(syscall(SYS_set_mempolicy, 2, nodes, 1024), EINVAL); // bound to no node
+    OK(syscall(SYS_mbind, p, PAGE, 0, NULL, 0, 0));
+    FAILS(syscall(SYS_mbind, p + 1, PAGE, 0, NULL, 0, 0), EINVAL);
+    FAILS(syscall(SYS_mbind, p, PAGE, 99, NULL, 0, 0), EINVAL);
+    void *pages[1] = {p};
+    int status[1] = {-1};
+    OK(syscall(SYS_move_pages, 0, 1, pages, NULL, status, 0));
+    EQUAL(status[0], 0);
+    FAILS(syscall(SYS_move_pages, NOBODY, 1, pages, NULL, status, 0), ESRCH);
+    FAILS(syscall(SYS_move_pages, 0, 1, pages, NULL, status, 8), EINVAL);
+    OK(munmap(p, 4 * PAGE) + munmap(hole, PAGE));
 }
 
 // ---- signals ------------------------------------------------------------------------------------------------------
@@ -620,6 +693,7 @@ int main(void)
     RUN(names_and_habits);
     RUN(policies_and_cpus);
     RUN(making_and_waiting);
+    RUN(memory_by_name);
     RUN(sending_and_taking);
     RUN(pausing);
     RUN(clocks);

@@ -3,6 +3,8 @@
 // Proves: registration with all its errors; the CPU number in the structure is that of the thread, also after it moved;
 // a critical section is started again after a signal and after preemption, and is left alone outside of its addresses;
 // counters of their own for each CPU, incremented without atomic instructions by many threads, lose nothing.
+//
+// calls: rseq
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>

@@ -1,5 +1,7 @@
 // Every exception that user code can raise: the signal, its code, its address, the trap number and error code are
 // Linux's, for privileged instructions, bad jumps, odd flags, spoilt segments, and faults on the way into a handler.
+//
+// calls: rt_sigaction
 #include "check.h"
 
 #include <setjmp.h>
