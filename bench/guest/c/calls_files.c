@@ -665,6 +665,84 @@ static void locks_of_files(void)
     OK(close(b) + close(path));
 }
 
+static int lock(int fd, int command, short type, off_t start, off_t len)
+{
+    struct flock l = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
+    return fcntl(fd, command, &l);
+}
+
+// What stands in the way of a lock of this type, as "type start length who".
+static const char *obstacle(int fd, int command, short type, off_t start, off_t len, pid_t who)
+{
+    static char text[64];
+    struct flock l = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
+    OK(fcntl(fd, command, &l));
+    if (l.l_type == F_UNLCK) return "none";
+    snprintf(text, sizeof text, "%s %ld %ld %s", l.l_type == F_WRLCK ? "write" : "read", (long)l.l_start, (long)l.l_len,
+             l.l_pid == who ? "him" : l.l_pid == -1 ? "file" : "other");
+    return text;
+}
+#define OBSTACLE(want, ...) EQUAL(strcmp(obstacle(__VA_ARGS__), want), 0)
+
+static void locks_of_parts(void)
+{
+    int fd = open("one", O_RDWR), reader = open("one", O_RDONLY), p[2];
+    pid_t me = getpid();
+    OK(pipe(p));
+    OK(lock(fd, F_SETLK, F_WRLCK, 10, 10));
+    OK(lock(fd, F_SETLK, F_WRLCK, 20, 10)); // neighbours are one lock
+    OK(lock(fd, F_SETLK, F_RDLCK, 50, 0));  // to the end, wherever it is
+    OK(lock(fd, F_SETLK, F_UNLCK, 14, 2));  // two pieces are left
+    OBSTACLE("none", fd, F_GETLK, F_WRLCK, 0, 0, me); // its own are not in its way
+    pid_t child = fork();
+    OK(child);
+    if (child == 0) { // inherits no locks
+        OBSTACLE("write 10 4 him", fd, F_GETLK, F_RDLCK, 0, 0, me);
+        OBSTACLE("none", fd, F_GETLK, F_WRLCK, 14, 2, me);
+        OBSTACLE("write 16 14 him", fd, F_GETLK, F_WRLCK, 14, 100, me);
+        OBSTACLE("read 50 0 him", fd, F_GETLK, F_WRLCK, 1000, 1, me);
+        OBSTACLE("none", fd, F_GETLK, F_RDLCK, 1000, 1, me);
+        FAILS(lock(fd, F_SETLK, F_RDLCK, 13, 1), EAGAIN);
+        FAILS(lock(fd, F_SETLK, F_WRLCK, 50, 1), EAGAIN);
+        OK(lock(fd, F_SETLK, F_RDLCK, 60, 1));
+        EQUAL(write(p[1], "w", 1), 1);
+        OK(lock(fd, F_SETLKW, F_WRLCK, 16, 1)); // waits for the parent's close
+        _exit(0);
+    }
+    char c;
+    EQUAL(read(p[0], &c, 1), 1);
+    OBSTACLE("read 60 1 him", fd, F_GETLK, F_WRLCK, 0, 0, child);
+    FAILS(lock(fd, F_SETLK, F_WRLCK, 55, 10), EAGAIN);
+    sleep_ms(10);
+    OK(close(dup(fd))); // any descriptor of the file
+    EQUAL(wait_for(child), 0);
+    OBSTACLE("none", fd, F_GETLK, F_WRLCK, 0, 0, child);
+    FAILS(lock(reader, F_SETLK, F_WRLCK, 0, 1), EBADF);
+    OK(lock(reader, F_SETLK, F_RDLCK, 0, 1));
+    FAILS(lock(fd, F_SETLK, 7, 0, 1), EINVAL);
+    FAILS(lock(fd, F_SETLK, F_RDLCK, -1, 1), EINVAL);
+    FAILS(lock(fd, F_SETLK, F_RDLCK, 5, -6), EINVAL);
+    OK(lock(fd, F_SETLK, F_RDLCK, 5, -5)); // the five bytes before
+    FAILS(fcntl(fd, F_SETLK, 8), EFAULT);
+    FAILS(lock(99, F_SETLK, F_RDLCK, 0, 1), EBADF);
+    struct flock bad = {.l_type = F_RDLCK, .l_whence = 9};
+    FAILS(fcntl(fd, F_SETLK, &bad), EINVAL);
+    // Locks of open files: between those of one process too.
+    int other = open("one", O_RDWR);
+    OK(lock(other, 37 /* F_OFD_SETLK */, F_WRLCK, 100, 10));
+    FAILS(lock(fd, 37, F_WRLCK, 105, 1), EAGAIN);
+    FAILS(lock(fd, F_SETLK, F_WRLCK, 105, 1), EAGAIN);
+    OBSTACLE("write 100 10 file", fd, 36 /* F_OFD_GETLK */, F_WRLCK, 105, 1, me);
+    bad = (struct flock){.l_type = F_RDLCK, .l_pid = 1};
+    FAILS(fcntl(fd, 37, &bad), EINVAL);
+    int same = dup(other);
+    OK(close(other));
+    FAILS(lock(fd, 37, F_WRLCK, 105, 1), EAGAIN); // still open
+    OK(close(same));
+    OK(lock(fd, 37, F_WRLCK, 105, 1));
+    OK(close(fd) + close(reader) + close(p[0]) + close(p[1]));
+}
+
 static void files_without_names(void)
 {
     char text[300];
@@ -759,6 +837,7 @@ int main(void)
     RUN(listings);
     RUN(descriptors);
     RUN(locks_of_files);
+    RUN(locks_of_parts);
     RUN(files_without_names);
     RUN(mounts);
     OK(unlink("one"));

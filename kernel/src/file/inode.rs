@@ -14,7 +14,7 @@ use sync::SpinLock;
 
 use super::{
     Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, pipe::Pipe,
-    proc::Text, socket::Socket, special::Special, store::Store, tty::Channel,
+    proc::Text, record::Records, socket::Socket, special::Special, store::Store, tty::Channel,
 };
 use crate::{hw, process::Mm};
 
@@ -203,6 +203,8 @@ pub struct Inode {
     pub kind: Kind,
     /// Locks by `flock`.
     pub flock: Flock,
+    /// Locks by `fcntl`.
+    pub records: Records,
     /// A file that never had a name, and may get one.
     linkable: AtomicBool,
     meta: SpinLock<Meta>,
@@ -223,7 +225,8 @@ impl Inode {
         let meta =
             Meta { mode: mode & 0o7777, uid: 0, gid: 0, links, accessed: now, modified: now, changed: now };
         let linkable = AtomicBool::new(false);
-        Arc::new(Self { number, volume, kind, flock: Flock::new(), linkable, meta: SpinLock::new(meta) })
+        let (flock, records) = (Flock::new(), Records::new());
+        Arc::new(Self { number, volume, kind, flock, records, linkable, meta: SpinLock::new(meta) })
     }
 
     /// Whether it may get a name although it has none (O_TMPFILE without O_EXCL).
