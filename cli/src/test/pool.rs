@@ -54,6 +54,10 @@ pub fn in_order<T: Send>(
                     drop(turn);
                     let _ = news.send(News::Begun(i));
                     let result = run(i);
+                    if result.is_err() {
+                        // Relaxed: as above.
+                        stop.store(true, Ordering::Relaxed);
+                    }
                     drop(permit);
                     let _ = news.send(News::Done(i, result));
                 }
@@ -71,11 +75,7 @@ pub fn in_order<T: Send>(
                         wanted += 1;
                     }
                 }
-                News::Done(_, Err(error)) => {
-                    // Relaxed: as above.
-                    stop.store(true, Ordering::Relaxed);
-                    return Err(error);
-                }
+                News::Done(_, Err(error)) => return Err(error),
             }
         }
         (wanted == count).then_some(()).context("a run ended without a result")
@@ -148,6 +148,7 @@ mod tests {
         let ran = AtomicUsize::new(0);
         let run = |i: usize| {
             ran.fetch_add(1, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(1));
             if i == 3 { bail!("the third") } else { Ok(()) }
         };
         let error = in_order(1000, |_| 1, run, |_| (), |_, ()| ()).unwrap_err();

@@ -404,11 +404,11 @@ fn collect(which: Which, want: Wanted) -> Result<Option<Collected>, Errno> {
                 continue 'again;
             }
             let interesting = |s: Status| if s == Status::CONTINUED { want.continued } else { want.stopped };
-            if c.news(false).is_some_and(interesting) {
-                if let Some(status) = c.news(!want.keep) {
-                    let used = c.used().and(c.children_used());
-                    return Some(Ok(Some(Collected { pid: c.pid, status, used })));
-                }
+            if c.news(false).is_some_and(interesting)
+                && let Some(status) = c.news(!want.keep)
+            {
+                let used = c.used().and(c.children_used());
+                return Some(Ok(Some(Collected { pid: c.pid, status, used })));
             }
         }
         return want.no_hang.then_some(Ok(None));

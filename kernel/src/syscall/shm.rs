@@ -12,7 +12,7 @@ use alloc::{
     vec::Vec,
 };
 
-use addr::{PAGE_SIZE, Page, PageRange, Prot, USER_END, VirtAddr};
+use addr::{PAGE_SIZE, PageRange, Prot, USER_END, VirtAddr};
 use aspace::{Backing, Error, Flags, Label, Mappers, Mapping, Object, ObjectError, Placement};
 use frames::{Frames, OwnedFrame};
 use percpu::Unpinned;
