@@ -58,7 +58,9 @@ fn check(tool: Tool) -> Result<String, String> {
     }
     match tool {
         Tool::Qemu => qemu_version(),
-        Tool::Gcc => first_line(tool.program(), "--version").ok_or_else(|| needs::command(tool.packages())),
+        Tool::Gcc | Tool::Bash => {
+            first_line(tool.program(), "--version").ok_or_else(|| needs::command(tool.packages()))
+        }
         Tool::MuslGcc => Ok("found".to_owned()),
         Tool::Busybox => Ok(first_line(tool.program(), "--help").unwrap_or_else(|| "found".to_owned())),
     }

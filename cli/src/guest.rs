@@ -15,9 +15,17 @@ const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The binary `name` of the package, in Rust against the static glibc.
 pub fn rust(name: &str) -> Result<PathBuf> {
+    rust_with(name, &[])
+}
+
+/// As [`rust`], with features of the package.
+pub fn rust_with(name: &str, features: &[&str]) -> Result<PathBuf> {
     let mut command = cargo::command(workspace::target("guest"));
     // With an explicit target the flags stay away from build scripts and macros, which must be dynamic.
     command.args(["build", "--release", "-p", PACKAGE, "--bin", name, "--target", HOST_TARGET]);
+    if !features.is_empty() {
+        command.args(["--features", &features.join(",")]);
+    }
     cargo::flags(&mut command, &["-Ctarget-feature=+crt-static"]);
     cargo::build(&mut command, &format!("the guest program {name}"))?;
     Ok(workspace::target("guest").join(HOST_TARGET).join("release").join(name))

@@ -62,6 +62,11 @@ impl Machine {
         Self { one_host_thread: !self.one_host_thread, ..self.clone() }
     }
 
+    /// Threads of the host that its CPUs keep busy when all of them run.
+    pub fn host_threads(&self) -> usize {
+        if self.one_host_thread { 1 } else { self.cpus as usize }
+    }
+
     /// The machine's accelerator with its options.
     fn accelerator(&self) -> &'static str {
         if self.kvm {

@@ -21,11 +21,13 @@ pub enum Tool {
     MuslGcc,
     /// The shell and tools of the tests, static.
     Busybox,
+    /// Another shell of the tests, static.
+    Bash,
 }
 
 impl Tool {
     /// All of them, in the order in which `doctor` lists them.
-    pub const ALL: [Self; 4] = [Self::Qemu, Self::Gcc, Self::MuslGcc, Self::Busybox];
+    pub const ALL: [Self; 5] = [Self::Qemu, Self::Gcc, Self::MuslGcc, Self::Busybox, Self::Bash];
 
     /// The executable.
     pub fn program(self) -> &'static str {
@@ -34,6 +36,7 @@ impl Tool {
             Self::Gcc => "gcc",
             Self::MuslGcc => "musl-gcc",
             Self::Busybox => "busybox",
+            Self::Bash => "bash-static",
         }
     }
 
@@ -44,6 +47,7 @@ impl Tool {
             Self::Gcc => &["gcc", "libc6-dev"],
             Self::MuslGcc => &["musl-tools"],
             Self::Busybox => &["busybox-static"],
+            Self::Bash => &["bash-static"],
         }
     }
 
@@ -54,6 +58,7 @@ impl Tool {
             Self::Gcc => "builds C test programs, glibc",
             Self::MuslGcc => "builds C test programs, musl",
             Self::Busybox => "shell and tools of the tests",
+            Self::Bash => "another shell of the tests",
         }
     }
 
@@ -66,7 +71,7 @@ impl Tool {
         match self {
             Self::Qemu => std::env::var_os(crate::machine::EMULATOR).is_some() || on_path(self),
             Self::Busybox => busybox_is_static(),
-            Self::Gcc | Self::MuslGcc => on_path(self),
+            Self::Gcc | Self::MuslGcc | Self::Bash => on_path(self),
         }
     }
 }

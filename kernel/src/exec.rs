@@ -284,6 +284,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     let old = me.set_mm(Some(mm.clone()));
     sched::reload_space();
     if let Some(old) = old {
+        p.note_peak(&old);
         old.leave();
     }
     p.release_vfork();

@@ -66,6 +66,9 @@ pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
         }
         _ => Err(Fault::NoMapping),
     };
+    if result.is_ok() {
+        task::current().count_fault();
+    }
     stats::count(match (&result, access) {
         (Err(_), _) => Counter::BadFaults,
         (_, Access::Read) => Counter::ReadFaults,

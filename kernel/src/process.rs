@@ -179,10 +179,10 @@ pub struct Process {
     pub exit_signal: AtomicU32,
     /// Whether it has called `execve`.
     pub has_execed: AtomicBool,
-    /// Processor time of ended threads and of collected children, in ns.
-    pub ended_threads_ns: AtomicU64,
-    /// See above.
-    pub children_ns: AtomicU64,
+    /// What its ended threads have used.
+    ended_threads: Lock<Used>,
+    /// What its collected children have used, and theirs.
+    children_used: Lock<Used>,
     /// Woken when a `vfork` child lets go of its parent's memory.
     pub vfork_wait: WaitQueue,
     /// The parent of a `vfork` waits until this is clear.
@@ -195,6 +195,28 @@ pub struct Process {
     /// Since boot, in ns.
     pub started: u64,
     life: Lock<Life>,
+}
+
+/// What threads or processes have used, as `getrusage` tells it.
+#[derive(Clone, Copy, Default)]
+pub struct Used {
+    /// Processor time in ns.
+    pub cpu_ns: u64,
+    /// Page faults that were resolved.
+    pub faults: u64,
+    /// The most pages that were in memory at once.
+    pub peak_resident: u64,
+}
+
+impl Used {
+    /// Both together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            cpu_ns: self.cpu_ns + other.cpu_ns,
+            faults: self.faults + other.faults,
+            peak_resident: self.peak_resident.max(other.peak_resident),
+        }
+    }
 }
 
 /// A resource limit, as in `getrlimit`.
@@ -321,8 +343,8 @@ impl Process {
             rlimits: Lock::new(default_rlimits()),
             exit_signal: AtomicU32::new(linux_raw_sys::general::SIGCHLD),
             has_execed: AtomicBool::new(false),
-            ended_threads_ns: AtomicU64::new(0),
-            children_ns: AtomicU64::new(0),
+            ended_threads: Lock::new(Used::default()),
+            children_used: Lock::new(Used::default()),
             vfork_wait: WaitQueue::new(),
             vfork_busy: AtomicBool::new(false),
             thread_wait: WaitQueue::new(),
@@ -384,9 +406,22 @@ impl Process {
     }
     /// Processor time of all its threads, ended ones included, in ns.
     pub fn cpu_ns(&self) -> u64 {
-        let live: u64 = self.threads.lock().iter().map(|t| t.sched.run_ns()).sum();
-        // Relaxed: statistics.
-        live + self.ended_threads_ns.load(Ordering::Relaxed)
+        self.used().cpu_ns
+    }
+    /// What all its threads have used, ended ones included. Its memory counts when it has let go of it.
+    pub fn used(&self) -> Used {
+        let live = self.threads.lock().iter().map(|t| t.used()).fold(Used::default(), Used::and);
+        live.and(*self.ended_threads.lock())
+    }
+    /// What its collected children have used, and theirs.
+    pub fn children_used(&self) -> Used {
+        *self.children_used.lock()
+    }
+    /// Note how much of `mm`, which it is about to leave, was in memory. May sleep.
+    pub fn note_peak(&self, mm: &Mm) {
+        let used = Used { peak_resident: mm.aspace.peak_resident(&task::unpinned()), ..Used::default() };
+        let mut ended = self.ended_threads.lock();
+        *ended = ended.and(used);
     }
     /// Release a parent that waits in `vfork`.
     pub fn release_vfork(&self) {
@@ -483,8 +518,6 @@ pub fn end_other_threads() -> Result<(), Errno> {
 /// The last steps of a thread, called by itself.
 pub fn thread_ended(me: &Arc<Task>) {
     let p = &me.process;
-    // Relaxed: statistics.
-    p.ended_threads_ns.fetch_add(me.sched.run_ns(), Ordering::Relaxed);
     signal::thread_exit(me);
     // Out of the table before out of the process: whoever waits in `execve` to be alone takes over the process's id then,
     // and that entry must not go with a first thread that is late.
@@ -495,6 +528,8 @@ pub fn thread_ended(me: &Arc<Task>) {
         let last = threads.len() == 1;
         if !last {
             threads.retain(|t| !Arc::ptr_eq(t, me));
+            let mut ended = p.ended_threads.lock();
+            *ended = ended.and(me.used());
         }
         drop(threads);
         drop(life);
@@ -505,13 +540,21 @@ pub fn thread_ended(me: &Arc<Task>) {
         release_resources(p);
     }
     if let Some(mm) = me.set_mm(None) {
+        if last {
+            p.note_peak(&mm);
+        }
         // This CPU must not keep the tables of a space that may end now: nobody would ask it to let go later.
         sched::unload_space();
         mm.leave();
     }
     if last {
         p.release_vfork();
-        p.threads.lock().clear();
+        {
+            let mut threads = p.threads.lock();
+            threads.clear();
+            let mut ended = p.ended_threads.lock();
+            *ended = ended.and(me.used());
+        }
         // The last thread's code, as on Linux since 5.17, whichever thread it is.
         process_ended(p, Status::exited(me.exit_code()));
     }
@@ -570,9 +613,11 @@ pub fn forget(parent: &Process, child: &Arc<Process>) -> bool {
     let Some(i) = children.iter().position(|c| Arc::ptr_eq(c, child)) else { return false };
     children.swap_remove(i);
     drop(children);
-    // Relaxed: statistics.
-    let used = child.cpu_ns() + child.children_ns.load(Ordering::Relaxed);
-    parent.children_ns.fetch_add(used, Ordering::Relaxed);
+    let used = child.used().and(child.children_used());
+    {
+        let mut all = parent.children_used.lock();
+        *all = all.and(used);
+    }
     TABLE.lock().processes.remove(&child.pid);
     child.thread_wait.wake_all();
     true

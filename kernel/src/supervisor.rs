@@ -14,7 +14,7 @@ use crate::{
     file::{self, FileTable, Startup},
     hw, memory, options,
     process::{self, Process, Status},
-    sched, selftest, stats,
+    sched, selftest, stats, syscall,
     task::Task,
     wait,
 };
@@ -43,6 +43,7 @@ fn run(kernel: &Arc<Process>) {
         None => run_program(kernel, startup),
     };
     kill_the_rest(kernel);
+    syscall::shm::clear();
     file::teardown(kernel);
     sched::unload_space();
     let leaked = account(&before);

@@ -10,7 +10,7 @@ use crate::{
     errno::Errno,
     futex,
     hw::{TrapFrame, irq, thread::Thread},
-    process::{self, Mm, Process},
+    process::{self, Mm, Process, Used},
     rseq,
     sched::{self, Entity},
     signal::TaskSignals,
@@ -43,6 +43,8 @@ pub struct Task {
     pub thread: Thread,
     /// Where the thread stores its id when it first runs (CLONE_CHILD_SETTID); 0 for nowhere.
     set_tid: AtomicU64,
+    /// Page faults that were resolved for it.
+    faults: AtomicU64,
     mm: irq::Lock<Option<Arc<Mm>>>,
     kind: Kind,
     /// Asked to end: by `exit`, or since the process ends or executes another program.
@@ -67,6 +69,8 @@ pub struct Attributes {
     pub capabilities: [u64; 3],
     /// personality(2).
     pub personality: u32,
+    /// How many supplementary groups it has; all of them are 0.
+    pub groups: u32,
 }
 
 impl Attributes {
@@ -80,6 +84,7 @@ impl Attributes {
         nice: 0,
         capabilities: [Self::ALL_CAPABILITIES, Self::ALL_CAPABILITIES, 0],
         personality: 0,
+        groups: 0,
     };
 
     /// Those of a thread that this one makes.
@@ -113,6 +118,7 @@ impl Task {
             sched: Entity::new(),
             thread,
             set_tid: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
             mm: irq::Lock::new(None),
             kind,
             ending: AtomicBool::new(false),
@@ -166,6 +172,16 @@ impl Task {
     pub fn become_leader(&self) {
         // Relaxed: as in `tid`.
         self.tid.store(self.process.pid, Ordering::Relaxed);
+    }
+    /// Note that a page fault of this thread, which is the caller, was resolved.
+    pub fn count_fault(&self) {
+        // Relaxed: a count, and only the thread itself adds to it.
+        self.faults.store(self.faults.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+    /// What it has used.
+    pub fn used(&self) -> Used {
+        // Relaxed: a count.
+        Used { cpu_ns: self.sched.run_ns(), faults: self.faults.load(Ordering::Relaxed), peak_resident: 0 }
     }
     /// Whether this is an idle thread.
     pub fn is_idle(&self) -> bool {

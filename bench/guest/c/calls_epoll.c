@@ -2,6 +2,8 @@
 //
 // Proves: what create, ctl and wait accept and refuse; level, edge and one-shot reports; that closing a file takes it
 // out; nesting and its limit; time limits; the signal mask of pwait; many waiters and a waker in another thread.
+//
+// calls: epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait
 #include "check.h"
 #include <poll.h>
 #include <pthread.h>

@@ -2,6 +2,11 @@
 //
 // Proves: pidfd_open, pidfd_send_signal, pidfd_getfd, CLONE_PIDFD and P_PIDFD; process_vm_readv and writev;
 // futex_waitv; the sched_ calls and nice values; ids, capabilities, personality; clocks that nobody may set; splice.
+//
+// calls: adjtimex capget capset clock_settime clone futex_waitv getpriority personality pidfd_getfd pidfd_open
+// calls: pidfd_send_signal process_vm_readv process_vm_writev sched_get_priority_max sched_get_priority_min
+// calls: sched_getparam sched_getscheduler sched_rr_get_interval sched_setscheduler setfsuid setgroups setpriority
+// calls: setresgid setresuid setreuid splice vmsplice waitid
 #include "check.h"
 #include <poll.h>
 #include <pthread.h>
@@ -210,6 +215,7 @@ static void several_futexes(void)
 static void priorities(void)
 {
     struct sched_param s = {0};
+    OK(setpriority(PRIO_PROCESS, 0, 0)); // whatever the caller's is
     EQUAL(syscall(SYS_sched_getscheduler, 0), SCHED_OTHER);
     FAILS(syscall(SYS_sched_getscheduler, -1), EINVAL);
     FAILS(syscall(SYS_sched_getscheduler, 4000000), ESRCH);

@@ -2,6 +2,9 @@
 //
 // Proves: what each call accepts and refuses; pairs, named and abstract streams, datagrams and sequenced packets; waiting,
 // readiness, shutdown and closing, SIGPIPE; files and credentials in messages, also in rings and long chains; options.
+//
+// calls: accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmsg sendmsg sendto
+// calls: setsockopt shutdown socket socketpair
 #include "check.h"
 #include <poll.h>
 #include <pthread.h>

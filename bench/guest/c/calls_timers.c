@@ -2,6 +2,9 @@
 //
 // Proves: timerfd, timer_create and signalfd: what they accept and refuse, one shot and intervals, absolute times,
 // overruns, what is told of a setting, and that poll and epoll see them.
+//
+// calls: rt_sigtimedwait signalfd signalfd4 timer_create timer_delete timer_getoverrun timer_gettime timer_settime
+// calls: timerfd_create timerfd_gettime timerfd_settime
 #include "check.h"
 #include <poll.h>
 #include <sys/epoll.h>

@@ -3,6 +3,8 @@
 // Proves: CLOCK_MONOTONIC as read by many threads, through the vDSO and through the system call, never decreases even
 // from one thread to the next; both ways of asking agree; the clocks agree with one another; every kind of sleep lasts
 // at least as long as asked (and ends); coarse clocks and resolutions are sane; bad arguments give errno.
+//
+// calls: clock_getres clock_gettime gettimeofday nanosleep time
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>

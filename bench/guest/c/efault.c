@@ -4,6 +4,13 @@
 // anything, for each kind of bad pointer: null, unmapped, without permission, read-only where the call writes, in the
 // kernel's half, not canonical, and a range that starts well and runs into an unmapped page. Each call first succeeds
 // (or fails for another reason) with a good pointer, so that EFAULT is due to the pointer alone.
+//
+// calls: access arch_prctl chdir chmod clock_getres clock_gettime clock_nanosleep clone3 execve fstat futex
+// calls: get_robust_list getcwd getdents64 getrandom getrlimit getrusage gettimeofday ioctl link lstat mkdir nanosleep
+// calls: newfstatat open openat pipe pipe2 poll pread64 prlimit64 pwrite64 read readlink readv rename rmdir
+// calls: rt_sigaction rt_sigpending rt_sigprocmask rt_sigsuspend rt_sigtimedwait sched_getaffinity sched_setaffinity
+// calls: setitimer sigaltstack socketpair stat statfs symlink sysinfo time truncate uname unlink unlinkat wait4 write
+// calls: writev
 #include "check.h"
 #include <poll.h>
 #include <sched.h>

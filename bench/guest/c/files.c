@@ -3,6 +3,9 @@
 // Proves: open's flags, seeking and holes, O_APPEND, truncation, links and renames (over files and directories),
 // unlinking what is open, directories and their listing, permission bits and umask, the current directory, duplicates
 // that share an offset, pipes and poll, the /dev and /proc files that programs open, each with Linux's errno.
+//
+// calls: access chdir close dup2 ftruncate link lseek mkdir open openat pipe2 pread64 read readlink rename rmdir unlink
+// calls: write
 #include "check.h"
 #include <dirent.h>
 #include <poll.h>

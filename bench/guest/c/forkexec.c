@@ -4,6 +4,8 @@
 // passes arguments and environment, keeps what must be kept (pid, ignored signals, mask, open descriptors) and drops
 // what must go (handlers, close-on-exec descriptors, other threads), #! scripts name their interpreter, every way to end
 // gives the right wait status, orphans finish, and pipes join processes into a pipeline.
+//
+// calls: execve exit exit_group fcntl fork getppid kill vfork wait4
 #include "check.h"
 #include <poll.h>
 #include <pthread.h>

@@ -4,6 +4,8 @@
 // other word, WAIT_BITSET and WAKE_BITSET match masks and take absolute times on either clock, timeouts last at least
 // as long as asked, shared futexes join processes over one page, a private futex does not, signals interrupt, exiting
 // threads wake joiners through clear_child_tid and leave FUTEX_OWNER_DIED in the words of their robust list.
+//
+// calls: futex get_robust_list set_robust_list
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>

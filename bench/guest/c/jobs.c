@@ -1,6 +1,8 @@
 // A pass proves: stop signals stop every thread of a process and SIGCONT resumes all of them, however fast they follow
 // each other; the parent is told of each stop that lasts; waits go on across a stop; rt_sigreturn refuses frames that a
 // program has spoilt; a lock with an owner (FUTEX_LOCK_PI) excludes and hands over.
+//
+// calls: futex kill rt_sigreturn wait4
 #include "check.h"
 
 #include <pthread.h>

@@ -3,6 +3,8 @@
 // Proves: the number of mappings is bounded by memory alone. Linux refuses at vm.max_map_count (65,530 by default), and
 // guard allocators die of it; here every page of PAGES (100,000 by default) becomes a mapping of its own, each keeps
 // its bytes and its protection, and all are joined again.
+//
+// calls: mmap munmap
 #include "check.h"
 #include <setjmp.h>
 

@@ -6,6 +6,8 @@
 // thread forks in a loop, and each child checks that it has a snapshot: its own copy of the forker's page as of the
 // fork, and of every worker's page a state that the page really had (two counters, stored in order, differ by at most
 // one) and that no longer moves while the workers go on. What the child writes never reaches the parent.
+//
+// calls: fork mmap mprotect munmap
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>

@@ -4,6 +4,8 @@
 // must and merge where they may (the lines of /proc/self/maps in a range of our own are compared whole); private file
 // mappings copy on write and never reach the file; a failed call changes nothing and gives Linux's errno, for a table
 // of bad calls.
+//
+// calls: madvise mmap mprotect mremap munmap
 #include "check.h"
 #include <sys/stat.h>
 

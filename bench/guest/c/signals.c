@@ -4,6 +4,8 @@
 // and the edit takes effect; a stack overflow is survived on the alternate stack; masks, sigsuspend, pending signals,
 // queueing of real-time signals with their values, priority order, nesting, SA_NODEFER, SA_RESETHAND, SA_RESTART and
 // EINTR behave as signal(7) says; the floating-point and vector registers of the interrupted code come back.
+//
+// calls: kill pause rt_sigaction rt_sigqueueinfo rt_sigreturn rt_sigtimedwait setitimer sigaltstack
 #include "check.h"
 #include <immintrin.h>
 #include <pthread.h>

@@ -3,6 +3,8 @@
 // Proves: mutual exclusion and visibility (mutex, spin, read-write lock, condition variable, barrier, semaphore, once),
 // that each thread has its own TLS block, stack and keys, that create/join/detach give back what they took, that
 // cancellation and thread-directed signals reach exactly their target, and that a thread runs where its affinity says.
+//
+// calls: clone gettid sched_getaffinity sched_setaffinity sched_yield set_tid_address tgkill
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>

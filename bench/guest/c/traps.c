@@ -2,6 +2,8 @@
 // Linux's, for privileged instructions, bad jumps, odd flags, spoilt segments, and faults on the way into a handler.
 //
 // Emulated processors differ from real ones in a few: those are checked for what all of them may do, not told.
+//
+// calls: rt_sigaction
 #include "check.h"
 
 #include <setjmp.h>

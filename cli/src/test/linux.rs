@@ -1,13 +1,14 @@
 //! Linux programs: the same executables here and on Quire, with the same results, and every page frame accounted for
 //! afterwards.
 
-use std::{path::PathBuf, process::Command, time::Duration};
+use std::{cell::RefCell, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
 use super::{
     Report,
-    manifest::{self, Manifest},
+    manifest::{self, Interpreter, Manifest},
+    pool,
 };
 use crate::{
     child,
@@ -29,6 +30,8 @@ const NATIVE_LIMIT: Duration = Duration::from_secs(120);
 struct Case {
     name: String,
     program: Program,
+    /// Further programs that it calls.
+    helpers: Vec<PathBuf>,
     argv: Vec<String>,
     env: Vec<String>,
     cwd: &'static str,
@@ -54,7 +57,7 @@ struct Result3 {
 }
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
-    needs::ensure(&[Tool::Busybox, Tool::Gcc, Tool::MuslGcc])?;
+    needs::ensure(&[Tool::Busybox, Tool::Bash, Tool::Gcc, Tool::MuslGcc])?;
     let kernel = kernel::build()?;
     let manifest = manifest::read()?;
     report.doing("building the guest programs");
@@ -62,33 +65,47 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     // Long runs once, in the first round; the others take what `cargo quire test` takes.
     let cases: Vec<_> =
         (0..rounds).map(|round| cases(report, &manifest, full, full && round == 0)).collect::<Result<_>>()?;
-    let runs = cases.iter().map(Vec::len).sum();
-    let mut run = 0;
+    let mut runs: Vec<(&Case, Machine)> = Vec::new();
     for (round, cases) in cases.iter().enumerate() {
         for case in cases {
-            report.begin(run, runs, &case.name);
-            run += 1;
             let mut machine = Machine::new(kernel.clone(), case.cpus);
             machine.memory = case.memory.unwrap_or(machine.memory);
             // The other way takes long with many CPUs.
             let otherwise = round % 2 == 1 && case.cpus <= 8;
-            let machine = if otherwise { machine.scheduled_otherwise() } else { machine };
-            report.record(&case.name, case.check(&machine)?);
+            runs.push((case, if otherwise { machine.scheduled_otherwise() } else { machine }));
         }
     }
-    report.remark(format!("{runs} runs, each with its page frames accounted for"));
+    let shared = RefCell::new(report);
+    pool::in_order(
+        runs.len(),
+        |i| runs[i].1.host_threads(),
+        |i| runs[i].0.check(&runs[i].1),
+        |i| shared.borrow().begin(i, runs.len(), &runs[i].0.name),
+        |i, result| shared.borrow_mut().record(&runs[i].0.name, result),
+    )?;
+    let programs = manifest.programs.len() + manifest.shell.len();
+    let text = format!("{} runs of {programs} programs, each with its page frames accounted for", runs.len());
+    shared.into_inner().remark(text);
     Ok(())
 }
 
-/// All runs of a round: with `full`, those that `--full` adds; with `long`, long runs where there are any.
-fn cases(report: &mut Report, manifest: &Manifest, full: bool, long: bool) -> Result<Vec<Case>> {
+/// The runs of scripts.
+fn scripts(manifest: &Manifest) -> Result<Vec<Case>> {
+    let busybox = program::find("busybox".as_ref(), None)?.host;
     let mut cases = Vec::new();
     for entry in &manifest.shell {
+        let (words, host): (&[&str], _) = match entry.shell {
+            Interpreter::Busybox => (&["busybox", "sh", "-c"], busybox.clone()),
+            Interpreter::Bash => (&["bash", "-c"], program::find("bash-static".as_ref(), None)?.host),
+            Interpreter::Lua => (&["lua", "-e"], guest::rust_with("lua", &["lua"])?),
+        };
+        let guest = [b"/bin/", words[0].as_bytes()].concat();
         for cpus in &entry.cpus {
             cases.push(Case {
-                name: format!("sh {}, {cpus} CPUs", entry.name),
-                program: program::find("busybox".as_ref(), None)?,
-                argv: ["busybox", "sh", "-c", &entry.command].map(str::to_owned).to_vec(),
+                name: format!("{} {}, {cpus} CPUs", entry.shell.name(), entry.name),
+                program: Program { host: host.clone(), guest: guest.clone(), packed: false },
+                helpers: if guest == b"/bin/busybox" { Vec::new() } else { vec![busybox.clone()] },
+                argv: words.iter().chain([&&*entry.command]).map(|&word| word.to_owned()).collect(),
                 env: vec!["PATH=/bin".to_owned()],
                 cwd: "/tmp",
                 stdin: entry.stdin.clone().into_bytes(),
@@ -101,6 +118,12 @@ fn cases(report: &mut Report, manifest: &Manifest, full: bool, long: bool) -> Re
             });
         }
     }
+    Ok(cases)
+}
+
+/// All runs of a round: with `full`, those that `--full` adds; with `long`, long runs where there are any.
+fn cases(report: &mut Report, manifest: &Manifest, full: bool, long: bool) -> Result<Vec<Case>> {
+    let mut cases = scripts(manifest)?;
     for entry in manifest.programs.iter().filter(|entry| full || !entry.only_full) {
         let ordinary = (&entry.args, entry.timeout);
         let (args, timeout) = match &entry.long {
@@ -122,6 +145,7 @@ fn cases(report: &mut Report, manifest: &Manifest, full: bool, long: bool) -> Re
                 cases.push(Case {
                     name: format!("{name}, {cpus} CPUs"),
                     program: Program { host: host.clone(), guest: guest.clone(), packed: false },
+                    helpers: Vec::new(),
                     argv: std::iter::once(entry.name.clone()).chain(arguments).collect(),
                     env: vec!["PATH=/bin".to_owned()],
                     cwd: "/tmp",
@@ -182,6 +206,9 @@ impl Case {
     fn on_quire(&self, machine: &Machine) -> Result<Outcome> {
         let mut image = Image::default();
         run::add_program(&mut image, &self.program)?;
+        for host in &self.helpers {
+            run::add_program(&mut image, &program::find(host.as_os_str(), None)?)?;
+        }
         let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
         image.exec(&Exec {
             argv: bytes(&self.argv),

@@ -32,10 +32,35 @@ pub struct Program {
     pub native: bool,
 }
 
-/// A command for `busybox sh -c`.
+/// What runs a script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interpreter {
+    /// `busybox sh -c`.
+    Busybox,
+    /// `bash -c`.
+    Bash,
+    /// `lua -e`, of this package.
+    Lua,
+}
+
+impl Interpreter {
+    const ALL: [Self; 3] = [Self::Busybox, Self::Bash, Self::Lua];
+
+    /// As the file names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Busybox => "busybox",
+            Self::Bash => "bash",
+            Self::Lua => "lua",
+        }
+    }
+}
+
+/// A script.
 #[derive(Clone, Debug)]
 pub struct Shell {
     pub name: String,
+    pub shell: Interpreter,
     pub command: String,
     pub stdin: String,
     pub cpus: Vec<u32>,
@@ -99,10 +124,19 @@ fn program(table: &mut Table) -> Result<Program> {
 fn shell(table: &mut Table) -> Result<Shell> {
     Ok(Shell {
         name: string(table, "name")?.context("no name")?,
+        shell: interpreter(table)?,
         command: string(table, "command")?.context("no command")?,
         stdin: string(table, "stdin")?.unwrap_or_default(),
-        cpus: cpus(table)?.unwrap_or_else(|| vec![2]),
+        cpus: cpus(table)?.unwrap_or_else(|| vec![1, 4, 16]),
         timeout: seconds(table, "timeout")?.unwrap_or(Duration::from_secs(30)),
+    })
+}
+
+fn interpreter(table: &mut Table) -> Result<Interpreter> {
+    let Some(name) = string(table, "shell")? else { return Ok(Interpreter::Busybox) };
+    let known = Interpreter::ALL.into_iter().find(|interpreter| interpreter.name() == name);
+    known.with_context(|| {
+        format!("shell is {name}, not one of {}", Interpreter::ALL.map(Interpreter::name).join(", "))
     })
 }
 
@@ -210,7 +244,11 @@ mod tests {
             (Some(128 << 20), &["inject".to_owned()][..], true)
         );
         assert_eq!(q.long, Some((vec!["10".to_owned()], Duration::from_secs(600))));
-        assert_eq!((manifest.shell[0].cpus.as_slice(), manifest.shell[0].timeout.as_secs()), (&[2][..], 30));
+        assert_eq!(
+            (manifest.shell[0].cpus.as_slice(), manifest.shell[0].timeout.as_secs()),
+            (&[1, 4, 16][..], 30)
+        );
+        assert_eq!(manifest.shell[0].shell, Interpreter::Busybox);
     }
 
     #[test]
@@ -222,6 +260,10 @@ mod tests {
         );
         assert_eq!(error("command = ", "comand = "), "[[shell]] s: no command");
         assert_eq!(error("compare = true", "compare = true\nfrob = 1"), "[[program]] p: unknown key frob");
+        assert_eq!(
+            error("name = \"s\"", "name = \"s\"\nshell = \"fish\""),
+            "[[shell]] s: shell is fish, not one of busybox, bash, lua"
+        );
         assert!(error("[1, 80]", "[0]").contains("from 1 to 255"));
         assert!(error("memory = 128", "memory = 63").ends_with("memory is not a number of MiB from 64 on"));
         assert!(error("full_timeout = 600", "").ends_with("full_args and full_timeout go together"));
@@ -235,6 +277,9 @@ mod tests {
     #[test]
     fn the_workspaces_manifest_is_well_formed() {
         let manifest = read().unwrap();
-        assert!(manifest.shell.len() >= 12 && !manifest.programs.is_empty());
+        assert!(manifest.shell.len() + manifest.programs.len() >= 40);
+        for shell in Interpreter::ALL {
+            assert!(manifest.shell.iter().any(|entry| entry.shell == shell), "{shell:?} runs nothing");
+        }
     }
 }

@@ -10,6 +10,7 @@ mod loom;
 mod manifest;
 mod mutants;
 mod output;
+mod pool;
 
 use std::time::Duration;
 

@@ -438,4 +438,8 @@ pub trait AddressSpace: Send + Sync {
     fn shared_page(&self, page: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)>;
     /// How much it holds. Counts by walking, so for reports only.
     fn usage(&self, ctx: &Unpinned<'_>) -> Usage;
+    /// The most pages that were in memory at once, as [`Usage::peak_resident`].
+    fn peak_resident(&self, ctx: &Unpinned<'_>) -> u64 {
+        self.usage(ctx).peak_resident
+    }
 }

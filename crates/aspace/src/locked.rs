@@ -647,6 +647,11 @@ impl AddressSpace for Locked {
             _ => None,
         }
     }
+    fn peak_resident(&self, ctx: &Unpinned<'_>) -> u64 {
+        let space = self.space.read(ctx);
+        // Relaxed: counts for reports.
+        space.peak_resident.load(Ordering::Relaxed).max(space.resident.load(Ordering::Relaxed))
+    }
     fn usage(&self, ctx: &Unpinned<'_>) -> Usage {
         let space = self.space.read(ctx);
         let (resident_pages, table_pages) = space.table.census();

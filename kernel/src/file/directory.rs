@@ -169,11 +169,12 @@ pub fn link(old: &Arc<Entry>, parent: &Arc<Entry>, name: &[u8]) -> Result<()> {
         return Err(Errno::EPERM);
     }
     // A removed file can't come back under a new name, as on Linux.
-    if old.inode.meta().links == 0 {
+    if !old.inode.may_be_linked() {
         return Err(Errno::ENOENT);
     }
     create(parent, name, old.inode.clone())?;
     old.inode.relink(1);
+    old.inode.set_linkable(false);
     Ok(())
 }
 

@@ -60,6 +60,12 @@ impl Entry {
         self.place.lock().name.clone()
     }
 
+    /// Whether a volume begins here.
+    pub fn is_volume_root(self: &Arc<Self>) -> bool {
+        let parent = self.parent();
+        Arc::ptr_eq(self, &parent) && !self.is_removed() || parent.inode.volume != self.inode.volume
+    }
+
     /// Whether its name has been removed.
     pub fn is_removed(&self) -> bool {
         self.place.lock().removed

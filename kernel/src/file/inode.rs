@@ -7,14 +7,14 @@ use alloc::{
     sync::{Arc, Weak},
     vec::Vec,
 };
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use linux_raw_sys::general as c;
 use sync::SpinLock;
 
 use super::{
     Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, pipe::Pipe,
-    proc::Text, socket::Socket, special::Special, store::Store, tty::Channel,
+    proc::Text, record::Records, socket::Socket, special::Special, store::Store, tty::Channel,
 };
 use crate::{hw, process::Mm};
 
@@ -203,6 +203,10 @@ pub struct Inode {
     pub kind: Kind,
     /// Locks by `flock`.
     pub flock: Flock,
+    /// Locks by `fcntl`.
+    pub records: Records,
+    /// A file that never had a name, and may get one.
+    linkable: AtomicBool,
     meta: SpinLock<Meta>,
 }
 
@@ -220,7 +224,21 @@ impl Inode {
         let links = if kind.is_directory() { 2 } else { 1 };
         let meta =
             Meta { mode: mode & 0o7777, uid: 0, gid: 0, links, accessed: now, modified: now, changed: now };
-        Arc::new(Self { number, volume, kind, flock: Flock::new(), meta: SpinLock::new(meta) })
+        let linkable = AtomicBool::new(false);
+        let (flock, records) = (Flock::new(), Records::new());
+        Arc::new(Self { number, volume, kind, flock, records, linkable, meta: SpinLock::new(meta) })
+    }
+
+    /// Whether it may get a name although it has none (O_TMPFILE without O_EXCL).
+    pub fn set_linkable(&self, may: bool) {
+        // Relaxed: before the file is known to anybody else, or once it has a name, which its links tell.
+        self.linkable.store(may, Ordering::Relaxed);
+    }
+
+    /// Whether it may get another name: a removed file may not.
+    pub fn may_be_linked(&self) -> bool {
+        // Relaxed: as above.
+        self.meta().links > 0 || self.linkable.load(Ordering::Relaxed)
     }
 
     /// The metadata of now.

@@ -22,7 +22,7 @@
 //! 3. a store's `writer`, a pipe's ring, a console's `WRITERS` (sleeping). User memory may be touched here and above,
 //!    but not with a directory locked; so page faults, with the locks of the address space, come next
 //! 4. a store's `pages` (sleeping), taken by page faults for a look-up
-//! 5. descriptor tables, places of entries, metadata, `flock` (spinning)
+//! 5. descriptor tables, places of entries, metadata, `flock`, locks of `fcntl` (spinning)
 //! 6. the terminal's `STATE` and wait queues (spinning, interrupts off)
 //!
 //! Files are closed, and pages and entries dropped, with no lock of 5 or 6 held. There is no global lock on the way of
@@ -52,6 +52,7 @@ mod proc;
 mod proc_memory;
 mod proc_pid;
 mod random;
+mod record;
 pub mod selftest;
 mod signalfd;
 mod socket;
@@ -83,6 +84,7 @@ pub use pidfd::ProcessFile;
 pub use pipe::{Pipe, PipeEnd};
 pub use poll::Events;
 pub use random::fill as random_bytes;
+pub use record::{Owner, Record};
 pub use signalfd::{SignalFile, arrived as signal_arrived};
 pub use socket::{
     AF_UNIX, Address, Credentials, Flags as SocketFlags, Number as SocketNumber, Received, Sent, Socket,

@@ -25,6 +25,7 @@ use super::{
     poll::{Events, Readiness},
     proc::Text,
     proc_memory,
+    record::Owner,
     store::{MAX_SIZE, Store, WriteAt},
 };
 use crate::{errno::Errno, task};
@@ -490,6 +491,7 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         self.entry.inode.flock.unlock(self.number);
+        self.entry.inode.records.release(Owner::File(self.number));
         for item in core::mem::take(self.watches.get_mut()) {
             if let Some(item) = item.upgrade() {
                 item.unregister(self);

@@ -298,7 +298,7 @@ fn stat(s: &Subject) -> Result<Vec<u8>> {
         p.ppid(),
         p.pgid.load(Ordering::Relaxed),
         ticks(p.cpu_ns()),
-        ticks(p.children_ns.load(Ordering::Relaxed)),
+        ticks(p.children_used().cpu_ns),
         ticks(p.started),
         mapped * PAGE_SIZE,
         UNLIMITED,

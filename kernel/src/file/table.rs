@@ -3,7 +3,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{
     mem,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use linux_raw_sys::general as c;
@@ -14,6 +14,7 @@ use super::{
     entry::Entry,
     open::OpenFile,
     path::{self, Follow, Found},
+    record::Owner,
     stdio,
 };
 use crate::{errno::Errno, process::RLIMIT_NOFILE, task};
@@ -26,6 +27,8 @@ const MOST: u64 = 1 << 20;
 /// The lock is held for a look-up or a change, never while a file is opened, used or closed.
 pub struct FileTable {
     slots: SpinLock<Slots>,
+    /// The owner's number for `fcntl`'s locks.
+    number: u64,
 }
 
 struct Slots {
@@ -67,21 +70,35 @@ impl Slots {
     }
 }
 
+impl Drop for FileTable {
+    fn drop(&mut self) {
+        for slot in self.slots.get_mut().files.drain(..).flatten() {
+            slot.file.entry.inode.records.release(Owner::Table(self.number));
+        }
+    }
+}
+
 /// The calling process's limit on descriptors: the highest plus one.
 fn limit() -> u64 {
     task::current().process.rlimit(RLIMIT_NOFILE).map_or(MOST, |r| r.soft).min(MOST)
 }
 
 impl FileTable {
+    fn new(slots: Slots) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // Relaxed: only uniqueness matters.
+        Self { slots: SpinLock::new(slots), number: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
+
     /// No descriptors.
     pub fn empty() -> Arc<Self> {
-        Arc::new(Self { slots: SpinLock::new(Slots { files: Vec::new(), first_free: 0 }) })
+        Arc::new(Self::new(Slots { files: Vec::new(), first_free: 0 }))
     }
 
     /// Descriptors 0, 1 and 2: the command's standard files.
     pub fn with_stdio() -> Arc<Self> {
         let files = (0..3).map(|fd| Some(Slot { file: stdio(fd), close_on_exec: false })).collect();
-        Arc::new(Self { slots: SpinLock::new(Slots { files, first_free: 3 }) })
+        Arc::new(Self::new(Slots { files, first_free: 3 }))
     }
 
     /// A table of its own with the same files, for a new process. ENOMEM.
@@ -92,7 +109,7 @@ impl FileTable {
         files.extend(slots.files.iter().cloned());
         let copy = Slots { files, first_free: slots.first_free };
         drop(slots);
-        Ok(Arc::new(Self { slots: SpinLock::new(copy) }))
+        Ok(Arc::new(Self::new(copy)))
     }
 
     /// Close what is to be closed when another program is executed.
@@ -110,7 +127,7 @@ impl FileTable {
                 }
             }
         }
-        drop(closed); // outside the lock: closing may sleep
+        closed.into_iter().flatten().for_each(|slot| self.let_go(slot));
     }
 
     /// The open file behind `fd`. EBADF.
@@ -152,7 +169,9 @@ impl FileTable {
             slots.extend_to(at)?;
             slots.put(at, Slot { file, close_on_exec })
         };
-        drop(old); // outside the lock: closing may sleep
+        if let Some(slot) = old {
+            self.let_go(slot);
+        }
         Ok(at)
     }
 
@@ -160,7 +179,18 @@ impl FileTable {
     pub fn close(&self, fd: i32) -> Result<()> {
         let at = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
         let slot = self.slots.lock().take(at);
-        slot.map(drop).ok_or(Errno::EBADF)
+        slot.map(|slot| self.let_go(slot)).ok_or(Errno::EBADF)
+    }
+
+    /// Close what was taken out of the table. With its lock not held: closing may sleep. Any descriptor of a file that a
+    /// process closes takes the process's locks on it (fcntl(2)).
+    fn let_go(&self, slot: Slot) {
+        slot.file.entry.inode.records.release(Owner::Table(self.number));
+    }
+
+    /// What tells it from all other tables.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Close the descriptors `first..=last`, or, if `on_exec`, mark them to be closed on exec.

@@ -3,6 +3,7 @@
 //! `transfer`: reading, writing, seeking. `names`: calls that take paths and change the tree. `metadata`: what `stat`
 //! tells and `chmod` changes. `wait`: poll and select.
 
+mod lock;
 mod metadata;
 mod names;
 mod transfer;
@@ -222,6 +223,9 @@ pub fn fcntl(a: &Args) -> SysResult {
         c::F_SETFL => {
             file.set_flags(arg as u32);
             Ok(0)
+        }
+        c::F_GETLK | c::F_SETLK | c::F_SETLKW | c::F_OFD_GETLK | c::F_OFD_SETLK | c::F_OFD_SETLKW => {
+            lock::record_lock(fd, &file, command, arg)
         }
         c::F_GETPIPE_SZ => Ok(file.end().ok_or(Errno::EBADF)?.pipe().capacity()),
         c::F_SETPIPE_SZ => file.end().ok_or(Errno::EBADF)?.pipe().set_capacity(arg as u32 as usize),

@@ -42,6 +42,7 @@ pub fn setgroups(a: &Args) -> SysResult {
         let group: u32 = usercopy::read(a.raw(1).checked_add(4 * i).ok_or(Errno::EFAULT)?)?;
         check(&[group])?;
     }
+    task::current().attributes.lock().groups = a.uint(0);
     Ok(0)
 }
 

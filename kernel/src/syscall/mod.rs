@@ -9,6 +9,7 @@ pub mod posix_timer;
 pub mod process;
 mod remote;
 mod schedule;
+pub mod shm;
 pub mod signal;
 mod socket;
 mod table;

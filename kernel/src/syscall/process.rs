@@ -12,7 +12,7 @@ use crate::{
     file::ProcessFile,
     hw::{self, TrapFrame, cpu},
     memory, options,
-    process::{self, Mm, Process, Rlimit, Status},
+    process::{self, Mm, Process, Rlimit, Status, Used},
     sched,
     signal::Signal,
     task::{self, Task},
@@ -374,7 +374,7 @@ impl Which {
 struct Collected {
     pid: u32,
     status: Status,
-    cpu_ns: u64,
+    used: Used,
 }
 
 #[derive(Clone, Copy)]
@@ -396,18 +396,19 @@ fn collect(which: Which, want: Wanted) -> Result<Option<Collected>, Errno> {
         }
         for c in &children {
             if let Some(status) = c.ended().filter(|_| want.ended) {
-                let cpu_ns = c.cpu_ns();
+                let used = c.used().and(c.children_used());
                 if want.keep || process::forget(&me, c) {
-                    return Some(Ok(Some(Collected { pid: c.pid, status, cpu_ns })));
+                    return Some(Ok(Some(Collected { pid: c.pid, status, used })));
                 }
                 // Another thread was quicker. It wakes nobody, and what is left may be no child at all.
                 continue 'again;
             }
             let interesting = |s: Status| if s == Status::CONTINUED { want.continued } else { want.stopped };
-            if c.news(false).is_some_and(interesting) {
-                if let Some(status) = c.news(!want.keep) {
-                    return Some(Ok(Some(Collected { pid: c.pid, status, cpu_ns: c.cpu_ns() })));
-                }
+            if c.news(false).is_some_and(interesting)
+                && let Some(status) = c.news(!want.keep)
+            {
+                let used = c.used().and(c.children_used());
+                return Some(Ok(Some(Collected { pid: c.pid, status, used })));
             }
         }
         return want.no_hang.then_some(Ok(None));
@@ -415,11 +416,13 @@ fn collect(which: Which, want: Wanted) -> Result<Option<Collected>, Errno> {
     me.child_wait.wait(None, true, look).unwrap_or(Err(Errno::RESTART))
 }
 
-/// `struct rusage` with only the times known.
-fn rusage(user_ns: u64) -> [u64; 18] {
+/// `struct rusage`: all processor time counts as the user's, and every fault is a minor one.
+fn rusage(used: Used) -> [u64; 18] {
     let mut r = [0; 18];
-    r[0] = user_ns / 1_000_000_000;
-    r[1] = user_ns % 1_000_000_000 / 1000;
+    r[0] = used.cpu_ns / 1_000_000_000;
+    r[1] = used.cpu_ns % 1_000_000_000 / 1000;
+    r[4] = used.peak_resident * (addr::PAGE_SIZE >> 10);
+    r[8] = used.faults;
     r
 }
 
@@ -447,7 +450,7 @@ pub fn wait4(a: &Args) -> SysResult {
         usercopy::write(a.raw(1), &c.status.0)?;
     }
     if a.raw(3) != 0 {
-        usercopy::write(a.raw(3), &rusage(c.cpu_ns))?;
+        usercopy::write(a.raw(3), &rusage(c.used))?;
     }
     Ok(c.pid as usize)
 }
@@ -513,7 +516,7 @@ pub fn waitid(a: &Args) -> SysResult {
         usercopy::write(info, &out)?;
     }
     if a.raw(4) != 0 {
-        usercopy::write(a.raw(4), &rusage(found.map_or(0, |c| c.cpu_ns)))?;
+        usercopy::write(a.raw(4), &rusage(found.map_or(Used::default(), |c| c.used)))?;
     }
     Ok(0)
 }
@@ -614,9 +617,18 @@ pub fn set_id(a: &Args) -> SysResult {
     if a.uint(0) == 0 { Ok(0) } else { Err(Errno::EINVAL) }
 }
 
-/// `getgroups(2)`: no supplementary groups.
+/// `getgroups(2)`: all the supplementary groups that there are, are root's.
 pub fn getgroups(a: &Args) -> SysResult {
-    if a.int(0) < 0 { Err(Errno::EINVAL) } else { Ok(0) }
+    let count = task::current().attributes.lock().groups;
+    match u32::try_from(a.int(0)) {
+        Ok(0) => return Ok(count as usize),
+        Ok(room) if room >= count => {}
+        _ => return Err(Errno::EINVAL),
+    }
+    for i in 0..u64::from(count) {
+        usercopy::write(a.raw(1).checked_add(4 * i).ok_or(Errno::EFAULT)?, &0u32)?;
+    }
+    Ok(count as usize)
 }
 
 // ---- limits and use -----------------------------------------------------------------------------------------------
@@ -661,17 +673,19 @@ pub fn setrlimit(a: &Args) -> SysResult {
     Ok(0)
 }
 
-/// `getrusage(2)`: processor time; everything else reads 0.
+/// `getrusage(2)`: processor time, memory and faults; everything else reads 0.
 pub fn getrusage(a: &Args) -> SysResult {
     let me = task::current();
-    let ns = match a.int(0) {
-        0 => me.process.cpu_ns(),
-        // Relaxed: statistics.
-        -1 => me.process.children_ns.load(Ordering::Relaxed),
-        1 => me.sched.run_ns(),
+    let mut used = match a.int(0) {
+        0 => me.process.used(),
+        -1 => me.process.children_used(),
+        1 => me.used(),
         _ => return Err(Errno::EINVAL),
     };
-    usercopy::write(a.raw(1), &rusage(ns))?;
+    if let Some(mm) = me.mm().filter(|_| a.int(0) >= 0) {
+        used.peak_resident = used.peak_resident.max(mm.aspace.peak_resident(&task::unpinned()));
+    }
+    usercopy::write(a.raw(1), &rusage(used))?;
     Ok(0)
 }
 

@@ -4,7 +4,8 @@ use linux_raw_sys::general as nr;
 
 use super::{
     Handler::{self, Frame, Plain},
-    event, file, futex, identity, mm, posix_timer, process, remote, schedule, signal, socket, thread, time,
+    event, file, futex, identity, mm, posix_timer, process, remote, schedule, shm, signal, socket, thread,
+    time,
 };
 
 const SIZE: usize = 512;
@@ -214,7 +215,7 @@ const CALLS: &[(u32, Handler)] = &[
     (nr::__NR_sync_file_range, Plain(file::sync_file_range)),
     (nr::__NR_syncfs, Plain(file::syncfs)),
     (nr::__NR_mount, Plain(file::mount)),
-    (nr::__NR_umount2, Plain(file::mount)),
+    (nr::__NR_umount2, Plain(file::umount2)),
     // Waiting by descriptor
     (nr::__NR_epoll_create, Plain(event::epoll_create)),
     (nr::__NR_epoll_create1, Plain(event::epoll_create1)),
@@ -278,6 +279,11 @@ const CALLS: &[(u32, Handler)] = &[
     (nr::__NR_setgroups, Plain(identity::setgroups)),
     (nr::__NR_setfsuid, Plain(identity::set_fs_id)),
     (nr::__NR_setfsgid, Plain(identity::set_fs_id)),
+    // System V shared memory
+    (nr::__NR_shmget, Plain(shm::shmget)),
+    (nr::__NR_shmat, Plain(shm::shmat)),
+    (nr::__NR_shmdt, Plain(shm::shmdt)),
+    (nr::__NR_shmctl, Plain(shm::shmctl)),
     // Other processes' memory
     (nr::__NR_process_vm_readv, Plain(remote::process_vm_readv)),
     (nr::__NR_process_vm_writev, Plain(remote::process_vm_writev)),

@@ -113,6 +113,7 @@ fn open_unnamed(directory: Arc<Entry>, flags: u32, mode: u32) -> Result<Arc<Open
         _ => return Err(Errno::ENOTDIR),
     }
     let file = file::unnamed_file(b"/#unnamed", mode, Store::new(&[]))?;
+    file.inode.set_linkable(flags & c::O_EXCL == 0);
     OpenFile::open(file, flags & !(c::O_TMPFILE | c::O_CREAT))
 }
 
@@ -403,7 +404,27 @@ fn list(a: &Args, form: Form) -> SysResult {
     Ok(out.len())
 }
 
-/// `mount(2)`, `umount2(2)`: the tree is what it is, and nobody may change that.
-pub fn mount(_: &Args) -> SysResult {
+/// `mount(2)`: the tree is what it is, and nobody may change that.
+pub fn mount(a: &Args) -> SysResult {
+    // Type, then source, then place, as Linux reads them; each of the first two may be NULL.
+    for name in [a.raw(2), a.raw(0)] {
+        if name != 0 {
+            path_at(name)?;
+        }
+    }
+    lookup(c::AT_FDCWD, a.raw(1), true)?;
     Err(Errno::EPERM)
+}
+
+/// `umount2(2)`: as [`mount`]. EINVAL where nothing is mounted.
+pub fn umount2(a: &Args) -> SysResult {
+    /// MNT_FORCE, MNT_DETACH, MNT_EXPIRE.
+    const KNOWN: u32 = 7;
+    const UMOUNT_NOFOLLOW: u32 = 8;
+    let flags = a.uint(1);
+    if flags & !(KNOWN | UMOUNT_NOFOLLOW) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let entry = lookup(c::AT_FDCWD, a.raw(0), flags & UMOUNT_NOFOLLOW == 0)?;
+    Err(if entry.is_volume_root() { Errno::EPERM } else { Errno::EINVAL })
 }

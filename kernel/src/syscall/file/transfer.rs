@@ -331,11 +331,16 @@ pub fn fdatasync(a: &Args) -> SysResult {
 
 /// `sync_file_range(2)`.
 pub fn sync_file_range(a: &Args) -> SysResult {
-    let _known = (offset(a, 1)?, offset(a, 2)?);
-    if a.uint(3) & !7 != 0 {
+    let file = opened(a, 0)?;
+    if file.is_path() {
+        return Err(Errno::EBADF);
+    }
+    let (from, len) = (offset(a, 1)?, offset(a, 2)?);
+    if a.uint(3) & !7 != 0 || from + len > MAX_SIZE {
         return Err(Errno::EINVAL);
     }
-    fsync(a)
+    let kept = file.entry.inode.store().is_some() || file.entry.inode.kind.is_directory();
+    if kept { Ok(0) } else { Err(Errno::ESPIPE) }
 }
 
 /// `syncfs(2)`.
