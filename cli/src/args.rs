@@ -73,6 +73,9 @@ pub struct Run {
     /// Print counters on standard error at the end
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     pub stats: Option<StatsFormat>,
+    /// Take the sanitized kernel: it checks its memory accesses, and is several times slower
+    #[arg(long)]
+    pub sanitize: bool,
     /// Print the kernel's messages and what the driver chose
     #[arg(long)]
     pub verbose: bool,
@@ -149,6 +152,8 @@ pub enum Group {
     Linux,
     /// Planted faults that the tests must catch
     Mutants,
+    /// Programs and random calls on the sanitized kernel; by name or with --full
+    Sanitize,
     /// All of them
     All,
 }

@@ -13,7 +13,7 @@ use crate::{
     child,
     guest::{self, Toolchain},
     image::{Exec, Image},
-    kernel,
+    kernel::{self, Build},
     machine::{Boot, Machine},
     needs::{self, Tool},
     program::{self, Program},
@@ -26,15 +26,15 @@ use crate::{
 const NATIVE_LIMIT: Duration = Duration::from_secs(120);
 
 /// One run of a program on Quire.
-struct Case {
-    name: String,
+pub struct Case {
+    pub name: String,
     program: Program,
     argv: Vec<String>,
     env: Vec<String>,
     cwd: &'static str,
     stdin: Vec<u8>,
-    cpus: u32,
-    timeout: Duration,
+    pub cpus: u32,
+    pub timeout: Duration,
     /// Compare standard output and status with a native run.
     compare: bool,
     /// Standard error too. A self-checking program uses it for remarks about the kernel that it finds.
@@ -51,7 +51,7 @@ struct Result3 {
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
     needs::ensure(&[Tool::Busybox, Tool::Gcc, Tool::MuslGcc])?;
-    let kernel = kernel::build()?;
+    let kernel = kernel::build(Build::Ordinary)?;
     let manifest = manifest::read()?;
     report.doing("building the guest programs");
     let cases = cases(report, &manifest)?;
@@ -63,7 +63,7 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
             // The other way takes long with many CPUs.
             let otherwise = round % 2 == 1 && case.cpus <= 8;
             let machine = if otherwise { machine.scheduled_otherwise() } else { machine };
-            report.record(&case.name, case.check(&machine)?);
+            report.record(&case.name, case.check(&machine)?.0);
         }
     }
     report.remark(format!("{} runs, each with its page frames accounted for", rounds * cases.len()));
@@ -88,6 +88,13 @@ fn cases(report: &mut Report, manifest: &Manifest) -> Result<Vec<Case>> {
             });
         }
     }
+    cases.extend(programs(report, manifest)?);
+    Ok(cases)
+}
+
+/// The self-checking programs among the manifest's.
+pub fn programs(report: &mut Report, manifest: &Manifest) -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
     for entry in &manifest.programs {
         for toolchain in &entry.toolchains {
             let name = format!("{} ({toolchain})", entry.name);
@@ -130,14 +137,43 @@ fn build(entry: &manifest::Program, toolchain: &str) -> Result<PathBuf> {
 }
 
 impl Case {
-    fn check(&self, machine: &Machine) -> Result<std::result::Result<(), String>> {
+    /// A run of the program at `host` that compares nothing, for at most `limit` seconds.
+    pub fn alone(
+        name: String,
+        host: PathBuf,
+        program: &str,
+        arguments: &[String],
+        cpus: u32,
+        limit: u64,
+    ) -> Self {
+        let guest = format!("/bin/{program}").into_bytes();
+        Self {
+            name,
+            program: Program { host, guest, packed: false },
+            argv: std::iter::once(program.to_owned()).chain(arguments.iter().cloned()).collect(),
+            env: vec!["PATH=/bin".to_owned()],
+            cwd: "/tmp",
+            stdin: Vec::new(),
+            cpus,
+            timeout: Duration::from_secs(limit),
+            compare: false,
+            compare_stderr: false,
+        }
+    }
+
+    /// Run it on `machine`: whether all is as it should be, and what the run left.
+    pub fn check(&self, machine: &Machine) -> Result<(std::result::Result<(), String>, Outcome)> {
         let outcome = self.on_quire(machine)?;
+        Ok((self.judge(&outcome)?, outcome))
+    }
+
+    fn judge(&self, outcome: &Outcome) -> Result<std::result::Result<(), String>> {
         let End::Exited(status) = outcome.end else {
             let end = match &outcome.end {
                 End::TimedOut => format!("no end after {} s", self.timeout.as_secs()),
                 other => format!("{other:?}"),
             };
-            return Ok(Err(format!("{end}\n{}", self.output(&outcome))));
+            return Ok(Err(format!("{end}\n{}", self.output(outcome))));
         };
         let ours =
             Result3 { status: status.into(), stdout: outcome.stdout.clone(), stderr: outcome.stderr.clone() };
@@ -150,7 +186,7 @@ impl Case {
                 return Ok(Err(difference(&native, &ours)));
             }
         } else if status != 0 {
-            return Ok(Err(format!("exit status {status}\n{}", self.output(&outcome))));
+            return Ok(Err(format!("exit status {status}\n{}", self.output(outcome))));
         }
         let accounts = match &outcome.stats {
             Some(json) => stats::accounting_error(json),
