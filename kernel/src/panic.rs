@@ -107,6 +107,7 @@ pub fn on_nmi() {
 }
 
 /// Whether some CPU panics.
+#[cfg(feature = "sanitize")]
 pub fn has_begun() -> bool {
     // Relaxed: who sees it late stops by the interrupt.
     PANICKING.load(Ordering::Relaxed) != NOBODY

@@ -88,14 +88,14 @@ fn cases(report: &mut Report, manifest: &Manifest) -> Result<Vec<Case>> {
             });
         }
     }
-    cases.extend(programs(report, manifest)?);
+    cases.extend(programs(report, manifest.programs.iter()));
     Ok(cases)
 }
 
-/// The self-checking programs among the manifest's.
-pub fn programs(report: &mut Report, manifest: &Manifest) -> Result<Vec<Case>> {
+/// A case for each toolchain and number of CPUs of these programs.
+pub fn programs<'a>(report: &mut Report, entries: impl Iterator<Item = &'a manifest::Program>) -> Vec<Case> {
     let mut cases = Vec::new();
-    for entry in &manifest.programs {
+    for entry in entries {
         for toolchain in &entry.toolchains {
             let name = format!("{} ({toolchain})", entry.name);
             let host = match build(entry, toolchain) {
@@ -123,7 +123,7 @@ pub fn programs(report: &mut Report, manifest: &Manifest) -> Result<Vec<Case>> {
             }
         }
     }
-    Ok(cases)
+    cases
 }
 
 fn build(entry: &manifest::Program, toolchain: &str) -> Result<PathBuf> {

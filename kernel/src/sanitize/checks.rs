@@ -218,6 +218,29 @@ pub fn check(at: u64, bytes: u64, write: bool) {
     unsafe { quire_check(at, bytes, write.into()) }
 }
 
+// What the compiler puts into the shadow of a frame: around and between its variables, and for those out of scope.
+const STACK_LEFT: u8 = 0xf1;
+const STACK_MIDDLE: u8 = 0xf2;
+const STACK_RIGHT: u8 = 0xf3;
+const OUT_OF_SCOPE: u8 = 0xf8;
+/// Behind a static.
+const GLOBAL: u8 = 0xf9;
+
+/// What is wrong with an access to memory whose shadow is `value`.
+fn describe(value: u8) -> &'static str {
+    match value {
+        STACK_LEFT | STACK_MIDDLE | STACK_RIGHT => "out of bounds of a variable on the stack",
+        OUT_OF_SCOPE => "use of a variable out of its scope",
+        GLOBAL => "out of bounds of a static",
+        shadow::HEAP_LEFT => "out of bounds of the heap, before an allocation",
+        shadow::HEAP_RIGHT => "out of bounds of the heap, behind an allocation",
+        shadow::HEAP_UNUSED => "use of heap memory that was never allocated",
+        shadow::HEAP_FREED => "use after free",
+        1..8 => "out of bounds",
+        _ => "use of poisoned memory",
+    }
+}
+
 /// A static as the compiler describes it.
 #[repr(C)]
 struct Global {
@@ -239,7 +262,7 @@ unsafe extern "C" fn __asan_register_globals(globals: *const Global, n: usize) {
         let g = unsafe { &*globals.add(i) };
         let end = g.at + g.bytes.next_multiple_of(shadow::GRANULE);
         shadow::allow(g.at, g.bytes);
-        shadow::fill(end, g.at + g.whole - end, shadow::GLOBAL);
+        shadow::fill(end, g.at + g.whole - end, GLOBAL);
     }
 }
 
@@ -291,5 +314,5 @@ extern "C" fn failed(at: u64, bytes: u64, write: u32) {
     };
     let access = if write != 0 { "store" } else { "load" };
     heap::tell_about(bad);
-    panic!("sanitizer: {}: {access} of {bytes} bytes at {at:#x}, shadow {value:#x}", shadow::describe(value));
+    panic!("sanitizer: {}: {access} of {bytes} bytes at {at:#x}, shadow {value:#x}", describe(value));
 }

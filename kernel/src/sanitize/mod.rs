@@ -4,7 +4,7 @@
 //!
 //! # Shadow
 //! Each 8 bytes of the kernel's half of the address space have a byte of *shadow*, at `(address >> 3) + OFFSET`: 0 if all
-//! of them may be accessed, 1 to 7 if only so many of the first, and one of the values in [`shadow`] if none. This is the
+//! of them may be accessed, 1 to 7 if only so many of the first, and if none, a value that says why. This is the
 //! scheme of AddressSanitizer (Serebryany and others, USENIX ATC 2012), and what LLVM emits for kernels.
 //! ```text
 //!  ffff_8000_0000_0000 ..  direct map   checked      shadow  ffff_e000_0000_0000 ..

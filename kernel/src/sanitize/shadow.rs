@@ -11,14 +11,6 @@ const END: u64 = 0xffff_f000_0000_0000;
 /// Bytes that have one byte of shadow.
 pub const GRANULE: u64 = 8;
 
-// The compiler's values: around and between the variables of a frame, and those out of scope.
-const STACK_LEFT: u8 = 0xf1;
-const STACK_MIDDLE: u8 = 0xf2;
-const STACK_RIGHT: u8 = 0xf3;
-const OUT_OF_SCOPE: u8 = 0xf8;
-// Ours.
-/// Behind a static.
-pub const GLOBAL: u8 = 0xf9;
 /// Before an allocation.
 pub const HEAP_LEFT: u8 = 0xfa;
 /// Behind it.
@@ -59,20 +51,5 @@ pub fn allow(at: u64, bytes: u64) {
     let left = bytes % GRANULE;
     if left > 0 {
         fill(at + bytes - left, left, left as u8);
-    }
-}
-
-/// What is wrong with an access to memory that has the shadow `value`, for a report.
-pub fn describe(value: u8) -> &'static str {
-    match value {
-        STACK_LEFT | STACK_MIDDLE | STACK_RIGHT => "out of bounds of a variable on the stack",
-        OUT_OF_SCOPE => "use of a variable out of its scope",
-        GLOBAL => "out of bounds of a static",
-        HEAP_LEFT => "out of bounds of the heap, before an allocation",
-        HEAP_RIGHT => "out of bounds of the heap, behind an allocation",
-        HEAP_UNUSED => "use of heap memory that was never allocated",
-        HEAP_FREED => "use after free",
-        1..8 => "out of bounds",
-        _ => "use of poisoned memory",
     }
 }
