@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What the kernel can be told to do wrong, and what its report must say.
-const MISTAKES: [(&str, &str); 5] = [
+const MISTAKES: [(&str, &str); 6] = [
     ("use-after-free", "sanitizer: use after free: load of 8 bytes at 0x"),
     (
         "out-of-bounds-read",
@@ -26,6 +26,7 @@ const MISTAKES: [(&str, &str); 5] = [
     ),
     ("double-free", "is freed, and is no allocation"),
     ("stack-variable-overrun", "sanitizer: out of bounds of a variable on the stack: load of 4 bytes at 0x"),
+    ("store-to-free-frame", "was written while free"),
     ("stack-smash", "sanitizer: a function's frame was overwritten past its variables"),
 ];
 /// Guest programs, by the beginning of their names in the manifest.

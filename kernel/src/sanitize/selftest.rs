@@ -3,6 +3,10 @@
 use alloc::{boxed::Box, vec::Vec};
 use core::{arch::asm, hint::black_box};
 
+use frames::Use;
+
+use crate::{memory, task};
+
 /// The mistakes by name.
 pub const MISTAKES: &[(&str, fn())] = &[
     ("use-after-free", use_after_free),
@@ -10,6 +14,7 @@ pub const MISTAKES: &[(&str, fn())] = &[
     ("double-free", double_free),
     ("stack-variable-overrun", stack_variable_overrun),
     ("stack-smash", stack_smash),
+    ("store-to-free-frame", store_to_free_frame),
 ];
 
 fn use_after_free() {
@@ -55,4 +60,18 @@ fn stack_smash() {
         asm!("rep stosb", inout("rdi") to => _, inout("rcx") 512 => _, in("al") 0x5au8, options(nostack));
     }
     black_box(&bytes);
+}
+
+/// Free frames have no shadow of their own; the allocator looks at them when it hands them out again.
+fn store_to_free_frame() {
+    let (pin, frames) = (task::pinned(), memory::frames());
+    let Some(owned) = frames.alloc(&pin, Use::Kernel) else { return };
+    let at = memory::dm().ptr(owned.frame().base());
+    frames.free(&pin, owned);
+    // SAFETY: the direct map reaches it; that it is free is the test.
+    unsafe { at.write_volatile(1) };
+    // What was freed last is handed out first.
+    if let Some(again) = frames.alloc(&pin, Use::Kernel) {
+        frames.free(&pin, again);
+    }
 }
