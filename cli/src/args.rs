@@ -76,6 +76,9 @@ pub struct Run {
     /// Add a word to the kernel's command line
     #[arg(long, value_name = "WORD", value_parser = word)]
     pub boot: Vec<String>,
+    /// Take the sanitized kernel: it checks its memory accesses, and is several times slower
+    #[arg(long)]
+    pub sanitize: bool,
     /// Print the kernel's messages and what the driver chose
     #[arg(long)]
     pub verbose: bool,
@@ -152,6 +155,8 @@ pub enum Group {
     Linux,
     /// Planted faults that the tests must catch
     Mutants,
+    /// Programs and random calls on the sanitized kernel; by name or with --full
+    Sanitize,
     /// All of them
     All,
 }

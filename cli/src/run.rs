@@ -15,7 +15,7 @@ use crate::{
     failure::{BROKEN, TIMED_OUT, USAGE, failure},
     guest,
     image::{Exec, Image},
-    kernel,
+    kernel::{self, Build},
     machine::{self, Boot, Machine},
     needs::{self, Tool},
     program::{self, GUEST_PATH, Program},
@@ -42,7 +42,7 @@ pub fn run(options: &Run) -> Result<u8> {
     let (kvm, why) = machine::choose_kvm(options.accel)?;
     machine::emulator()?;
     let machine = Machine {
-        kernel: kernel::build()?,
+        kernel: kernel::build(if options.sanitize { Build::Sanitized } else { Build::Ordinary })?,
         cpus,
         memory: options.mem.unwrap_or_else(|| machine::default_memory(cpus)),
         nodes: options.numa,

@@ -1,7 +1,7 @@
 //! The counters that the kernel sends at the end of a run, as a table.
 //!
 //! The record is `{"cpus": N, "counters": {name: [one a CPU]}, "unknown_syscalls": {number: times}, "frames": {kind:
-//! number}}`. Names are the kernel's and shown as they come, so that a new counter needs no change here.
+//! number}}`, and from the sanitized kernel `"edges": {"covered": N, "total": N}`. Names are the kernel's and shown as they come, so that a new counter needs no change here.
 
 use std::fmt::Write;
 
@@ -21,6 +21,9 @@ pub fn table(json: &str) -> Result<String> {
         let calls: Vec<_> = unknown.iter().map(|(nr, times)| format!("{nr} x{times}")).collect();
         // Writing to a String cannot fail, here and below.
         let _ = writeln!(text, "unknown system calls by number: {}", calls.join(", "));
+    }
+    if let Some((covered, total)) = edges(&stats) {
+        let _ = writeln!(text, "edges of the kernel's control flow: {covered} of {total} taken");
     }
     let frames: Vec<_> = object(&stats, "frames")?.iter().map(|(name, n)| format!("{name} {n}")).collect();
     let _ = write!(text, "page frames: {}", frames.join(", "));
@@ -71,6 +74,16 @@ pub fn accounting_error(json: &str) -> Option<String> {
     (leaked != 0).then(|| format!("{leaked} page frames are owned by programs that have ended"))
 }
 
+/// How many edges of its control flow the sanitized kernel took, and how many there are.
+pub fn edges_taken(json: &str) -> Option<(u64, u64)> {
+    edges(&serde_json::from_str(json).ok()?)
+}
+
+fn edges(stats: &Value) -> Option<(u64, u64)> {
+    let edges = stats.get("edges")?;
+    Some((edges.get("covered")?.as_u64()?, edges.get("total")?.as_u64()?))
+}
+
 fn object<'a>(stats: &'a Value, name: &str) -> Result<&'a Map<String, Value>> {
     stats
         .get(name)
@@ -93,6 +106,14 @@ mod tests {
         assert_eq!(words(1), ["faults_read", "7", "3", "4"]);
         assert!(text.contains("unknown system calls by number: 318 x2\n"));
         assert!(text.ends_with("page frames: cached 15, free 80, leaked 0, owned 5, total 100"));
+    }
+
+    #[test]
+    fn the_sanitized_kernel_counts_edges() {
+        let json = JSON.replace(r#""frames""#, r#""edges":{"covered":12,"total":34},"frames""#);
+        assert_eq!((edges_taken(&json), edges_taken(JSON)), (Some((12, 34)), None));
+        assert!(table(&json).unwrap().contains("edges of the kernel's control flow: 12 of 34 taken\n"));
+        assert!(!table(JSON).unwrap().contains("edges"));
     }
 
     #[test]

@@ -44,6 +44,14 @@ impl BareMetal {
             Self::Sources(rustc) => format!("{} and the library's sources", rustc.display()),
         }
     }
+
+    /// The same compiler, with the library built from its sources if it has them.
+    pub fn with_sources(self) -> Self {
+        match self {
+            Self::Installed if has_sources(Path::new("rustc")) => Self::Sources(PathBuf::from("rustc")),
+            other => other,
+        }
+    }
 }
 
 /// What is there already.
@@ -111,12 +119,14 @@ fn add_target() -> bool {
 /// A compiler that is new enough and has the sources: cargo's own, or the system's.
 pub fn with_sources() -> Option<BareMetal> {
     let candidates = [PathBuf::from("rustc"), PathBuf::from("/usr/bin/rustc")];
-    let usable = |rustc: &&PathBuf| {
-        sysroot(rustc).is_some_and(|root| root.join("lib/rustlib/src/rust/library/core").is_dir())
-            && minor_version(&ask(rustc, &["--version"]).unwrap_or_default()) >= Some(OLDEST_MINOR)
-            && workspace::which("ld").is_some()
-    };
-    candidates.iter().find(usable).map(|rustc| BareMetal::Sources(rustc.clone()))
+    candidates.iter().find(|rustc| has_sources(rustc)).map(|rustc| BareMetal::Sources(rustc.clone()))
+}
+
+/// Whether `rustc` is new enough, has the sources, and a linker.
+fn has_sources(rustc: &Path) -> bool {
+    sysroot(rustc).is_some_and(|root| root.join("lib/rustlib/src/rust/library/core").is_dir())
+        && minor_version(&ask(rustc, &["--version"]).unwrap_or_default()) >= Some(OLDEST_MINOR)
+        && workspace::which("ld").is_some()
 }
 
 fn sysroot(rustc: &Path) -> Option<PathBuf> {

@@ -226,7 +226,7 @@ fn mistakes_are_one_line_with_a_status() {
         (&["run", "/"], 126, "is a directory"),
         (&["run", plain], 126, "is not executable: chmod +x"),
         (&["run", "/bin/sh"], 126, "is dynamically linked"),
-        (&["test", "frob"], 2, "host, loom, kernel, linux, mutants, all"),
+        (&["test", "frob"], 2, "host, loom, kernel, linux, mutants, sanitize, all"),
     ];
     for (arguments, status, words) in cases {
         let output = driver.run(arguments);

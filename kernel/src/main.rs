@@ -21,6 +21,7 @@ mod options;
 mod panic;
 mod process;
 mod rseq;
+mod sanitize;
 mod sched;
 mod selftest;
 mod shootdown;

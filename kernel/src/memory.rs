@@ -24,6 +24,8 @@
 //! need a record of the kernel's then answer ENOMEM before they begin, so what still asks the heap is small, is needed to
 //! go on or to end, and has the rest of the reserve, and behind that the spare run. Larger pieces, whose size a program
 //! chooses, are asked for with `try_reserve`.
+//!
+//! In the sanitized build (`sanitize`) allocations have redzones, and what is freed stays in quarantine for a while.
 #![allow(unsafe_code)] // hands out raw memory; each block says why it is sound
 
 use core::{
@@ -40,9 +42,15 @@ use frames::{FrameRange, Frames, MAX_ORDER, OwnedFrame, Use};
 use percpu::Pinned;
 use talc::{DefaultBinning, base::Talc, source::Manual};
 
-use crate::hw::{
-    boot::{Info, PhysRange},
-    cpu, irq, paging,
+use crate::{
+    hw::{
+        boot::{Info, PhysRange},
+        cpu, irq, paging,
+    },
+    sanitize::{
+        self, exempt,
+        heap::{Quarantine, claimed, expect_allocated, open, with_redzones},
+    },
 };
 
 /// Below this is the firmware's.
@@ -238,6 +246,8 @@ const SPARE_ORDER: u32 = 4;
 const LARGEST: usize = ((PAGE_SIZE as usize) << MAX_ORDER) - OVERHEAD;
 /// The part of memory that the heap may fill with what can be refused.
 const HEAP_PART: usize = 4;
+/// The part of the heap's share that may be in quarantine.
+const QUARANTINE_PART: usize = 16;
 /// What `talc` may take of a run for itself, and of an allocation for its header, in bytes; generous.
 const OVERHEAD: usize = 4096;
 
@@ -253,7 +263,9 @@ struct Run {
 struct Heap {
     talc: Talc<Manual, DefaultBinning>,
     spare: Option<Run>,
-    /// Bytes that are allocated.
+    /// What was freed a short while ago; empty but in the sanitized build.
+    quarantine: Quarantine,
+    /// Bytes that are allocated, redzones included.
     used: usize,
     /// How many may be before memory counts as short; see the module.
     share: usize,
@@ -265,11 +277,29 @@ unsafe impl Send for Heap {}
 impl Heap {
     /// Memory from what the heap has, and if `last` from the spare run.
     fn allocate(&mut self, layout: Layout, last: bool) -> Option<NonNull<u8>> {
-        let found = self.find(layout, last);
-        if found.is_some() {
-            self.count(0, layout.size());
+        let outer = with_redzones(layout)?;
+        let found = self.find(outer, last)?;
+        self.count(0, outer.size());
+        Some(open(found, layout))
+    }
+
+    /// Take back what [`Self::allocate`] gave.
+    fn free(&mut self, at: NonNull<u8>, layout: Layout) {
+        self.count(with_redzones(layout).map_or(0, |outer| outer.size()), 0);
+        if !sanitize::ON {
+            // SAFETY: it came from `allocate` with this layout.
+            return unsafe { self.talc.deallocate(at.as_ptr(), layout) };
         }
-        found
+        self.quarantine.push(at, layout);
+        while self.quarantine.bytes() > self.share / QUARANTINE_PART && self.release() {}
+    }
+
+    /// Take what has been in quarantine longest out of it; false if there is nothing.
+    fn release(&mut self) -> bool {
+        let Some((block, outer)) = self.quarantine.pop() else { return false };
+        // SAFETY: the block came from `talc` with this layout, and its owner has freed it.
+        exempt(|| unsafe { self.talc.deallocate(block.as_ptr(), outer) });
+        true
     }
 
     /// `less` bytes fewer are in use, and `more` more.
@@ -282,20 +312,23 @@ impl Heap {
     }
 
     fn find(&mut self, layout: Layout, last: bool) -> Option<NonNull<u8>> {
-        // SAFETY: the size isn't 0, by `GlobalAlloc`'s contract.
-        let found = unsafe { self.talc.allocate(layout) };
-        if found.is_some() || !last {
-            return found;
+        loop {
+            // SAFETY: the size isn't 0, by `GlobalAlloc`'s contract.
+            let found = exempt(|| unsafe { self.talc.allocate(layout) });
+            if found.is_some() || !last {
+                return found;
+            }
+            if !self.release() {
+                let spare = self.spare.take()?;
+                self.claim(spare);
+            }
         }
-        let spare = self.spare.take()?;
-        self.claim(spare);
-        // SAFETY: as above.
-        unsafe { self.talc.allocate(layout) }
     }
 
     fn claim(&mut self, run: Run) {
+        claimed(run.base.as_ptr(), run.bytes);
         // SAFETY: the run is ours alone and stays so; it may be too small to be of use, then it is lost.
-        unsafe { self.talc.claim(run.base.as_ptr(), run.bytes) };
+        exempt(|| unsafe { self.talc.claim(run.base.as_ptr(), run.bytes) });
     }
 }
 
@@ -303,8 +336,13 @@ impl Heap {
 struct KernelHeap(irq::Lock<Heap>);
 
 #[global_allocator]
-static HEAP: KernelHeap =
-    KernelHeap(irq::Lock::new(Heap { talc: Talc::new(Manual), spare: None, used: 0, share: 0 }));
+static HEAP: KernelHeap = KernelHeap(irq::Lock::new(Heap {
+    talc: Talc::new(Manual),
+    spare: None,
+    quarantine: Quarantine::new(),
+    used: 0,
+    share: 0,
+}));
 
 /// A run for an allocation of `bytes`, and more if there is plenty. For threads with interrupts on, and at boot.
 fn fetch(bytes: usize) -> Option<Run> {
@@ -319,7 +357,9 @@ fn fetch(bytes: usize) -> Option<Run> {
 // SAFETY: `talc` keeps the contract of memory that is handed out once, under the lock; null when there is none.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if layout.size().saturating_add(layout.align()) > LARGEST {
+        let bytes =
+            with_redzones(layout).map_or(usize::MAX, |outer| outer.size().saturating_add(outer.align()));
+        if bytes > LARGEST {
             return ptr::null_mut();
         }
         if !may_use_frames() {
@@ -343,7 +383,7 @@ unsafe impl GlobalAlloc for KernelHeap {
                     return found.as_ptr();
                 }
                 None => {
-                    let Some(run) = fetch(layout.size() + layout.align()) else { break };
+                    let Some(run) = fetch(bytes) else { break };
                     self.0.lock().claim(run);
                 }
             }
@@ -353,17 +393,19 @@ unsafe impl GlobalAlloc for KernelHeap {
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        let mut heap = self.0.lock();
-        heap.count(layout.size(), 0);
-        // SAFETY: the caller's: it came from `alloc` with this layout.
-        unsafe { heap.talc.deallocate(at, layout) }
+        expect_allocated(at, layout);
+        // The caller's: it came from `alloc` with this layout, so it isn't null.
+        if let Some(at) = NonNull::new(at) {
+            self.0.lock().free(at, layout);
+        }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller's: it came from `alloc` with this layout, and the new size isn't 0. The lock is free
         // again before the copy.
         unsafe {
-            {
+            // Sanitized, every block moves, so that pointers to where it was are seen to be stale.
+            if !sanitize::ON {
                 let mut heap = self.0.lock();
                 if heap.talc.try_realloc_in_place(at, layout, new_size) {
                     heap.count(layout.size(), new_size);

@@ -12,7 +12,10 @@ use core::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use crate::hw::{self, TrapFrame, apic, cpu, irq, paging, serial};
+use crate::{
+    hw::{self, TrapFrame, apic, cpu, irq, paging, serial},
+    sanitize,
+};
 
 /// Frames shown at most.
 const DEPTH: usize = 64;
@@ -84,9 +87,14 @@ pub fn die(frame: &TrapFrame, why: fmt::Arguments<'_>) -> ! {
 /// [`die`] of an exception that no one handles; `at` is the address of a page fault.
 pub fn fatal(frame: &TrapFrame, at: u64) -> ! {
     // The frame's vector is what it was only for exceptions in the kernel, which these are.
-    match frame.orig_rax {
-        14 => die(frame, format_args!("page fault in the kernel at {at:#x}, error {:#x}", frame.error)),
-        vector => die(frame, format_args!("exception {vector} in the kernel, error {:#x}", frame.error)),
+    match (frame.orig_rax, sanitize::shadow::origin(at)) {
+        (14, Some(wild)) => {
+            die(frame, format_args!("sanitizer: access at {wild:#x}, where the kernel maps nothing"))
+        }
+        (14, None) => {
+            die(frame, format_args!("page fault in the kernel at {at:#x}, error {:#x}", frame.error))
+        }
+        (vector, _) => die(frame, format_args!("exception {vector} in the kernel, error {:#x}", frame.error)),
     }
 }
 
@@ -96,6 +104,13 @@ pub fn on_nmi() {
     if PANICKING.load(Ordering::Acquire) != NOBODY {
         stop();
     }
+}
+
+/// Whether some CPU panics.
+#[cfg(feature = "sanitize")]
+pub fn has_begun() -> bool {
+    // Relaxed: who sees it late stops by the interrupt.
+    PANICKING.load(Ordering::Relaxed) != NOBODY
 }
 
 /// Stop this CPU for good.

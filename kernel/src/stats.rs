@@ -10,7 +10,7 @@ use percpu::MAX_CPUS;
 
 use crate::{
     hw::{cpu, irq},
-    memory,
+    memory, sanitize,
 };
 
 macro_rules! counters {
@@ -93,7 +93,7 @@ pub fn total(what: Counter) -> u64 {
 }
 
 /// Everything as one line of JSON: `counters` by name as an array over CPUs, `unknown_syscalls` by number, and where
-/// every page frame is. `leaked`: frames owned by programs or files after all of them are gone.
+/// every page frame is; in the sanitized build `edges` of the control flow too. `leaked`: frames owned by programs or files after all of them are gone.
 pub fn json(leaked: i64) -> String {
     let mut s = String::new();
     let cpus = cpu::count();
@@ -111,10 +111,14 @@ pub fn json(leaked: i64) -> String {
     for (i, (nr, n)) in UNKNOWN.lock().iter().enumerate() {
         let _ = write!(s, "{}\"{nr}\":{n}", if i > 0 { "," } else { "" });
     }
+    s.push('}');
+    if let Some((covered, total)) = sanitize::edges() {
+        let _ = write!(s, ",\"edges\":{{\"covered\":{covered},\"total\":{total}}}");
+    }
     let f = memory::frames().stats();
     let _ = write!(
         s,
-        "}},\"frames\":{{\"total\":{},\"free\":{},\"cached\":{},\"owned\":{},\"anonymous\":{},\"file\":{},\
+        ",\"frames\":{{\"total\":{},\"free\":{},\"cached\":{},\"owned\":{},\"anonymous\":{},\"file\":{},\
          \"page_table\":{},\"kernel\":{},\"stack\":{},\"leaked\":{leaked}}}}}",
         f.total,
         f.free,

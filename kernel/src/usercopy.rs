@@ -20,7 +20,7 @@ use addr::USER_END;
 use crate::{
     errno::Errno,
     hw::{clac, stac},
-    memory,
+    memory, sanitize,
 };
 
 global_asm!(
@@ -114,12 +114,14 @@ fn copy(to: u64, from: u64, bytes: u64) -> Result<(), Errno> {
 /// Fill `to` from user memory at `addr`. On EFAULT part of it may have been filled.
 pub fn copy_in(addr: u64, to: &mut [u8]) -> Result<(), Errno> {
     check(addr, to.len() as u64)?;
+    sanitize::check(to.as_ptr() as u64, to.len() as u64, true);
     copy(to.as_mut_ptr() as u64, addr, to.len() as u64)
 }
 
 /// Store `from` in user memory at `addr`. On EFAULT part of it may have been stored.
 pub fn copy_out(addr: u64, from: &[u8]) -> Result<(), Errno> {
     check(addr, from.len() as u64)?;
+    sanitize::check(from.as_ptr() as u64, from.len() as u64, false);
     copy(addr, from.as_ptr() as u64, from.len() as u64)
 }
 

@@ -112,7 +112,8 @@ static void a_signal_restarts(void)
     OK(sigaction(SIGALRM, &action, NULL));
     for (int i = 0; i < 5; i++) {
         alarms = 0;
-        ualarm(2000, 2000); // again and again: on a busy machine the first may come before the spin
+        // Again and again, since the first may come before the sequence begins.
+        ualarm(2000, 2000);
         // Preemption may end it before the alarm does; either way it ends only by its abort address.
         EQUAL(spin(&s), 1);
         EQUAL(s.cs, 0);

@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use super::{Report, output};
 use crate::{
-    cargo, child, kernel,
+    cargo, child,
+    kernel::{self, Build},
     toolchain::{self, BareMetal},
     workspace,
 };
@@ -26,8 +27,11 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     if let BareMetal::Installed = toolchain::obtain()? {
         // With another compiler than cargo's own there is no clippy to match.
         let way = BareMetal::Installed;
-        let mut command = kernel::command(&way);
-        command.args(["clippy", "--release"]).args(kernel::arguments(&way)).args(["--", "-Dwarnings"]);
+        let mut command = kernel::command(&way, Build::Ordinary);
+        command
+            .args(["clippy", "--release"])
+            .args(kernel::arguments(&way, Build::Ordinary))
+            .args(["--", "-Dwarnings"]);
         check(report, "cargo clippy for the kernel", &mut command)?;
     }
     if full {

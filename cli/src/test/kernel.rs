@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::Report;
 use crate::{
     image::{Exec, Image},
-    kernel,
+    kernel::{self, Build},
     machine::{Boot, Machine},
     needs::{self, Tool},
     program, run,
@@ -24,7 +24,7 @@ const STATUSES: [(&str, u8); 5] =
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
     needs::ensure(&[Tool::Busybox])?;
-    let kernel = kernel::build()?;
+    let kernel = kernel::build(Build::Ordinary)?;
     let counts: &[u32] = if full { &[1, 2, 8, 80, 255] } else { &[1, 2, 8] };
     let mut machines: Vec<_> = counts.iter().map(|cpus| Machine::new(kernel.clone(), *cpus)).collect();
     machines.push(Machine::new(kernel.clone(), 8).scheduled_otherwise());
@@ -46,7 +46,8 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     Ok(())
 }
 
-fn selftest(report: &mut Report, machine: &Machine) -> Result<()> {
+/// All of the kernel's own tests on `machine`.
+pub fn selftest(report: &mut Report, machine: &Machine) -> Result<()> {
     let outcome = boot_selftest(machine, "all")?;
     let cpus = machine.cpus;
     for (name, result) in &outcome.tests {
@@ -60,7 +61,8 @@ fn selftest(report: &mut Report, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-fn boot_selftest(machine: &Machine, name: &str) -> Result<Outcome> {
+/// The kernel's own test `name`.
+pub fn boot_selftest(machine: &Machine, name: &str) -> Result<Outcome> {
     let mut image = Image::default();
     image.skeleton();
     let boot = Boot { selftest: Some(name.to_owned()), ..Boot::default() };

@@ -1,7 +1,12 @@
 //! Linux programs: the same executables here and on Quire, with the same results, and every page frame accounted for
 //! afterwards.
 
-use std::{cell::RefCell, path::PathBuf, process::Command, time::Duration};
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -14,7 +19,7 @@ use crate::{
     child,
     guest::{self, Toolchain},
     image::{Exec, Image},
-    kernel,
+    kernel::{self, Build},
     machine::{Boot, Machine},
     needs::{self, Tool},
     program::{self, Program},
@@ -27,8 +32,8 @@ use crate::{
 const NATIVE_LIMIT: Duration = Duration::from_secs(120);
 
 /// One run of a program on Quire.
-struct Case {
-    name: String,
+pub struct Case {
+    pub name: String,
     program: Program,
     /// Further programs that it calls.
     helpers: Vec<PathBuf>,
@@ -36,8 +41,8 @@ struct Case {
     env: Vec<String>,
     cwd: &'static str,
     stdin: Vec<u8>,
-    cpus: u32,
-    timeout: Duration,
+    pub cpus: u32,
+    pub timeout: Duration,
     /// Bytes of memory of the machine, if not as by default.
     memory: Option<u64>,
     /// Words for the kernel's command line.
@@ -58,7 +63,7 @@ struct Result3 {
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
     needs::ensure(&[Tool::Busybox, Tool::Bash, Tool::Gcc, Tool::MuslGcc])?;
-    let kernel = kernel::build()?;
+    let kernel = kernel::build(Build::Ordinary)?;
     let manifest = manifest::read()?;
     report.doing("building the guest programs");
     let rounds = if full { 3 } else { 1 };
@@ -68,8 +73,7 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     let mut runs: Vec<(&Case, Machine)> = Vec::new();
     for (round, cases) in cases.iter().enumerate() {
         for case in cases {
-            let mut machine = Machine::new(kernel.clone(), case.cpus);
-            machine.memory = case.memory.unwrap_or(machine.memory);
+            let machine = case.machine(&kernel);
             // The other way takes long with many CPUs.
             let otherwise = round % 2 == 1 && case.cpus <= 8;
             runs.push((case, if otherwise { machine.scheduled_otherwise() } else { machine }));
@@ -79,7 +83,7 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     pool::in_order(
         runs.len(),
         |i| runs[i].1.host_threads(),
-        |i| runs[i].0.check(&runs[i].1),
+        |i| Ok(runs[i].0.check(&runs[i].1)?.0),
         |i| shared.borrow().begin(i, runs.len(), &runs[i].0.name),
         |i, result| shared.borrow_mut().record(&runs[i].0.name, result),
     )?;
@@ -124,7 +128,19 @@ fn scripts(manifest: &Manifest) -> Result<Vec<Case>> {
 /// All runs of a round: with `full`, those that `--full` adds; with `long`, long runs where there are any.
 fn cases(report: &mut Report, manifest: &Manifest, full: bool, long: bool) -> Result<Vec<Case>> {
     let mut cases = scripts(manifest)?;
-    for entry in manifest.programs.iter().filter(|entry| full || !entry.only_full) {
+    let wanted = manifest.programs.iter().filter(|entry| full || !entry.only_full);
+    cases.extend(programs(report, wanted, long));
+    Ok(cases)
+}
+
+/// A case for each toolchain and number of CPUs of these programs; with `long`, long runs where there are any.
+pub fn programs<'a>(
+    report: &mut Report,
+    entries: impl Iterator<Item = &'a manifest::Program>,
+    long: bool,
+) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for entry in entries {
         let ordinary = (&entry.args, entry.timeout);
         let (args, timeout) = match &entry.long {
             Some((args, timeout)) if long => (args, *timeout),
@@ -160,7 +176,7 @@ fn cases(report: &mut Report, manifest: &Manifest, full: bool, long: bool) -> Re
             }
         }
     }
-    Ok(cases)
+    cases
 }
 
 fn build(entry: &manifest::Program, toolchain: &str) -> Result<PathBuf> {
@@ -174,14 +190,52 @@ fn build(entry: &manifest::Program, toolchain: &str) -> Result<PathBuf> {
 }
 
 impl Case {
-    fn check(&self, machine: &Machine) -> Result<std::result::Result<(), String>> {
+    /// A run of the program at `host` that compares nothing, for at most `limit` seconds.
+    pub fn alone(
+        name: String,
+        host: PathBuf,
+        program: &str,
+        arguments: &[String],
+        cpus: u32,
+        limit: u64,
+    ) -> Self {
+        let guest = format!("/bin/{program}").into_bytes();
+        Self {
+            name,
+            program: Program { host, guest, packed: false },
+            helpers: Vec::new(),
+            argv: std::iter::once(program.to_owned()).chain(arguments.iter().cloned()).collect(),
+            env: vec!["PATH=/bin".to_owned()],
+            cwd: "/tmp",
+            stdin: Vec::new(),
+            cpus,
+            timeout: Duration::from_secs(limit),
+            memory: None,
+            boot: Vec::new(),
+            compare: false,
+            compare_stderr: false,
+        }
+    }
+
+    /// The machine that it wants, with this kernel.
+    pub fn machine(&self, kernel: &Path) -> Machine {
+        let machine = Machine::new(kernel.to_owned(), self.cpus);
+        Machine { memory: self.memory.unwrap_or(machine.memory), ..machine }
+    }
+
+    /// Run it on `machine`: whether all is as it should be, and what the run left.
+    pub fn check(&self, machine: &Machine) -> Result<(std::result::Result<(), String>, Outcome)> {
         let outcome = self.on_quire(machine)?;
+        Ok((self.judge(&outcome)?, outcome))
+    }
+
+    fn judge(&self, outcome: &Outcome) -> Result<std::result::Result<(), String>> {
         let End::Exited(status) = outcome.end else {
             let end = match &outcome.end {
                 End::TimedOut => format!("no end after {} s", self.timeout.as_secs()),
                 other => format!("{other:?}"),
             };
-            return Ok(Err(format!("{end}\n{}", self.output(&outcome))));
+            return Ok(Err(format!("{end}\n{}", self.output(outcome))));
         };
         let ours =
             Result3 { status: status.into(), stdout: outcome.stdout.clone(), stderr: outcome.stderr.clone() };
@@ -194,7 +248,7 @@ impl Case {
                 return Ok(Err(difference(&native, &ours)));
             }
         } else if status != 0 {
-            return Ok(Err(format!("exit status {status}\n{}", self.output(&outcome))));
+            return Ok(Err(format!("exit status {status}\n{}", self.output(outcome))));
         }
         let accounts = match &outcome.stats {
             Some(json) => stats::accounting_error(json),

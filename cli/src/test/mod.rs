@@ -11,6 +11,7 @@ mod manifest;
 mod mutants;
 mod output;
 mod pool;
+mod sanitize;
 
 use std::time::Duration;
 
@@ -20,7 +21,11 @@ use crate::{args::Group as Name, args::Test, ui};
 
 /// Run the groups that the options name; the exit status is 1 if a test failed.
 pub fn run(options: &Test) -> Result<u8> {
-    let wanted = |name: Name| options.groups.iter().any(|group| [name, Name::All].contains(group));
+    let wanted = |name: Name| {
+        // This one takes long as a whole.
+        let among_all = name != Name::Sanitize || options.full;
+        options.groups.iter().any(|group| *group == name || *group == Name::All && among_all)
+    };
     let (mut passed, mut failed) = (0, 0);
     for (name, group) in GROUPS.iter().filter(|(name, _)| wanted(*name)) {
         let mut report = Report::new(label(*name));
@@ -38,12 +43,13 @@ pub fn run(options: &Test) -> Result<u8> {
 /// A group: runs its tests, `full` or in the usual time.
 type RunGroup = fn(&mut Report, full: bool) -> Result<()>;
 
-const GROUPS: [(Name, RunGroup); 5] = [
+const GROUPS: [(Name, RunGroup); 6] = [
     (Name::Host, host::run),
     (Name::Loom, loom::run),
     (Name::Kernel, kernel::run),
     (Name::Linux, linux::run),
     (Name::Mutants, mutants::run),
+    (Name::Sanitize, sanitize::run),
 ];
 
 fn label(name: Name) -> &'static str {
@@ -53,6 +59,7 @@ fn label(name: Name) -> &'static str {
         Name::Kernel => "kernel",
         Name::Linux => "linux",
         Name::Mutants => "mutants",
+        Name::Sanitize => "sanitize",
         Name::All => "all",
     }
 }

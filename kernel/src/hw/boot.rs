@@ -13,7 +13,7 @@ use core::{arch::global_asm, cell::UnsafeCell, mem::MaybeUninit, slice, str};
 use addr::PhysAddr;
 
 use super::{acpi, apic, cpu, fpu, gdt, idt, paging, timer};
-use crate::memory;
+use crate::{memory, sanitize};
 
 /// Where the image is mapped: virtual address less physical address.
 pub const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
@@ -147,7 +147,7 @@ boot_gdtr:
     .global boot_stack_guard
 boot_stack_guard:                       # not mapped in the kernel's tables
     .skip 4096
-    .skip 65536
+    .skip {stack}
 boot_stack_top:
     .text
     "#,
@@ -159,6 +159,7 @@ boot_stack_top:
     expected = sym super::smp::EXPECTED,
     stacks = sym super::smp::STACK_TOPS,
     root = sym paging::ROOT,
+    stack = const paging::BOOT_STACK_BYTES,
     options(att_syntax)
 );
 
@@ -330,6 +331,7 @@ extern "C" fn start(info: u32) -> ! {
     unsafe { gdt::init_cpu(percpu::CpuId::default()) };
     cpu::init();
     let machine = acpi::init(info.rsdp());
+    sanitize::start();
     memory::init(info, cpu::count());
     gdt::prepare_others();
     apic::init(machine);

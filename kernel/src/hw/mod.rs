@@ -16,6 +16,7 @@
 //!  ffff_8000_0000_0000 ..                       direct map of all RAM: writable, never executable
 //!  ffff_c000_0000_0000 ..                       kernel stacks, one per 64 KiB, the rest of it guard
 //!  ffff_d000_0000_0000 ..                       device registers, uncached
+//!  ffff_e000_0000_0000 ..                       shadow, in the sanitized build only (`sanitize`)
 //!  ffff_ffff_8020_0000 .. image_end             the image at KERNEL_BASE + physical: text r-x, rodata r--, data rw-
 //! ```
 //! The 256 upper entries of the root table are filled at boot and never change, so a copy of them in a user address

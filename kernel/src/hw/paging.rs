@@ -21,7 +21,10 @@ use super::{
     cpu::{self, Features},
     irq,
 };
-use crate::memory;
+use crate::{
+    memory,
+    sanitize::{self, shadow},
+};
 
 /// Where physical address 0 is mapped.
 pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
@@ -31,10 +34,12 @@ const STACKS_END: u64 = STACKS + (1 << 40);
 /// Where device registers are.
 const DEVICES: u64 = 0xffff_d000_0000_0000;
 
-/// Every stack ends at a multiple of this, and is at most half of it; the rest is guard.
-const STACK_SLOT: u64 = 64 << 10;
-/// Pages of a thread's stack: 32 KiB.
-const STACK_PAGES: usize = 8;
+/// Every stack ends at a multiple of this, and is at most half of it; the rest is guard. Sanitized frames are larger.
+const STACK_SLOT: u64 = if sanitize::ON { 128 << 10 } else { 64 << 10 };
+/// Pages of a thread's stack: 32 KiB, or 64.
+pub(super) const STACK_PAGES: usize = (STACK_SLOT / 2 / PAGE_SIZE) as usize;
+/// Bytes of the stack on which the boot CPU boots.
+pub(super) const BOOT_STACK_BYTES: u64 = 64 << 10;
 
 const WRITE_THROUGH: u64 = 1 << 3;
 const UNCACHED: u64 = 1 << 4;
@@ -105,6 +110,7 @@ pub fn init(info: &Info) {
     let [text, rodata, data, end] = image();
     let direct = |from: u64, to: u64, flags: u64| {
         map_range(DIRECT_MAP + from, from, to.saturating_sub(from), flags)
+            .and_then(|()| cover(DIRECT_MAP + from, to.saturating_sub(from)))
             .expect("no memory for the direct map");
     };
     // The first MiB whatever it is: the loader's data, the trampoline and ACPI's root are there.
@@ -129,8 +135,24 @@ pub fn init(info: &Info) {
     for (from, to, flags) in sections {
         map_range(KERNEL_BASE + from, from, to - from, flags).expect("no memory for the image's tables");
     }
+    cover(KERNEL_BASE + text, end - text).expect("no memory for the image's shadow");
     cpu::enable_nx();
     cpu::load_cr3(kernel_root());
+}
+
+/// Map the shadow of `bytes` bytes from `at` on, where it isn't mapped yet; nothing but in the sanitized build. None
+/// without memory. The caller holds `TABLES`, or is alone.
+fn cover(at: u64, bytes: u64) -> Option<()> {
+    if !sanitize::ON || bytes == 0 {
+        return Some(());
+    }
+    let last = shadow::of(at + (bytes - 1));
+    for page in (shadow::of(at) & !(PAGE_SIZE - 1)..=last).step_by(PAGE_SIZE as usize) {
+        if translate(page).is_none() {
+            map_range(page, memory::table_frame()?.base().as_u64(), PAGE_SIZE, DATA)?;
+        }
+    }
+    Some(())
 }
 
 /// A link to a table of the kernel: the entries below decide.
@@ -192,7 +214,9 @@ pub(super) fn ensure_direct(at: u64, bytes: u64) -> *mut u8 {
     let from = at & !(PAGE_SIZE - 1);
     for page in (from..at + bytes).step_by(PAGE_SIZE as usize) {
         if translate(DIRECT_MAP + page).is_none() {
-            map_range(DIRECT_MAP + page, page, PAGE_SIZE, DATA).expect("no memory to map firmware tables");
+            map_range(DIRECT_MAP + page, page, PAGE_SIZE, DATA)
+                .and_then(|()| cover(DIRECT_MAP + page, PAGE_SIZE))
+                .expect("no memory to map firmware tables");
         }
     }
     core::ptr::with_exposed_provenance_mut((DIRECT_MAP + at) as usize)
@@ -248,8 +272,8 @@ pub fn for_each_page(f: &mut dyn FnMut(VirtAddr, Pte, u32)) {
     walk(kernel_root(), 3, 0xffff_0000_0000_0000, f);
 }
 
-/// Map a new stack of `pages` pages (at most [`STACK_PAGES`]) below an unmapped guard, and return its top, a multiple of 64 KiB. None
-/// without memory.
+/// Map a new stack of `pages` pages (at most [`STACK_PAGES`]) below an unmapped guard, and return its top, a multiple of
+/// [`STACK_SLOT`]. None without memory.
 pub(super) fn map_stack(pages: usize) -> Option<VirtAddr> {
     static NEXT: AtomicU64 = AtomicU64::new(STACKS);
     let mut frames = [None; STACK_PAGES];
@@ -260,6 +284,8 @@ pub(super) fn map_stack(pages: usize) -> Option<VirtAddr> {
     if top > STACKS_END {
         return None;
     }
+    // The guard's too, so that what runs into the guard fails there and not in a check.
+    cover(top - STACK_SLOT, STACK_SLOT)?;
     let got = frames.iter_mut().try_for_each(|f| {
         *f = Some(memory::stack_frame()?);
         Some(())
@@ -286,7 +312,17 @@ pub fn is_stack_guard(at: u64) -> bool {
     ((STACKS..STACKS_END).contains(&at) || (boot..boot + PAGE_SIZE).contains(&at)) && !is_mapped(at)
 }
 
-/// A thread's kernel stack, 32 KiB above a guard. Dropping it, which nobody on it may do, keeps it for the next
+/// The top of the kernel stack that `at` lies in, if it lies in one.
+pub fn stack_top(at: u64) -> Option<u64> {
+    let boot = (&raw const boot_stack_guard) as u64 + PAGE_SIZE;
+    if (STACKS..STACKS_END).contains(&at) {
+        Some((at + 1).next_multiple_of(STACK_SLOT))
+    } else {
+        (boot..boot + BOOT_STACK_BYTES).contains(&at).then_some(boot + BOOT_STACK_BYTES)
+    }
+}
+
+/// A thread's kernel stack, [`STACK_PAGES`] above a guard. Dropping it, which nobody on it may do, keeps it for the next
 /// thread.
 pub struct KernelStack {
     top: VirtAddr,
@@ -317,7 +353,7 @@ impl KernelStack {
     pub(super) fn containing(at: u64) -> Option<Self> {
         VirtAddr::new(at.next_multiple_of(STACK_SLOT)).map(|top| Self { top })
     }
-    /// The first byte above it, a multiple of 64 KiB.
+    /// The first byte above it, a multiple of [`STACK_SLOT`].
     pub fn top(&self) -> VirtAddr {
         self.top
     }
@@ -325,6 +361,11 @@ impl KernelStack {
 
 impl Drop for KernelStack {
     fn drop(&mut self) {
+        if sanitize::ON {
+            // Whoever used it last may have left frames that were never returned from.
+            let bytes = STACK_PAGES as u64 * PAGE_SIZE;
+            shadow::fill(self.top.as_u64() - bytes, bytes, 0);
+        }
         let mut unused = UNUSED.lock();
         // SAFETY: the stack is mapped, and its owner says that nobody uses it.
         unsafe { next_unused(self.top.as_u64()).write(*unused) };

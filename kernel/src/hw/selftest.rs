@@ -79,13 +79,15 @@ fn protections_are_on() -> Result<(), String> {
 fn stacks_end_in_a_guard() -> Result<(), String> {
     let stack = paging::KernelStack::new().ok_or("no memory")?;
     let top = stack.top().as_u64();
-    let mapped = (1..=16).take_while(|n| paging::is_mapped(top - n * PAGE_SIZE)).count();
-    check(mapped == 8, || format!("{mapped} pages are mapped"))?;
-    check((9..=16).all(|n| paging::is_stack_guard(top - n * PAGE_SIZE)), || "no guard".into())?;
+    let pages = paging::STACK_PAGES as u64;
+    let mapped = (1..=2 * pages).take_while(|n| paging::is_mapped(top - n * PAGE_SIZE)).count() as u64;
+    check(mapped == pages, || format!("{mapped} pages are mapped"))?;
+    let is_guard = |n| paging::is_stack_guard(top - n * PAGE_SIZE);
+    check((pages + 1..=2 * pages).all(is_guard), || "no guard".into())?;
     check(paging::is_mapped(top - 1) && !paging::is_mapped(top), || "the top is off".into())?;
     let here = 0u8;
     let mut at = (&raw const here).addr() as u64 & !(PAGE_SIZE - 1);
-    for _ in 0..20 {
+    for _ in 0..=pages {
         if !paging::is_mapped(at) {
             return check(paging::is_stack_guard(at), || format!("below this stack is {at:#x}"));
         }
