@@ -2,7 +2,8 @@
 //!
 //! A q35 board with as many processors as asked for, the kernel booted directly, and five channels to the driver:
 //! standard output, standard error and the control channel by a debug console each (a port that takes one byte a write
-//! and needs no driver), input by the first serial line, and a port that ends the machine.
+//! and needs no driver), input by the first serial line, and a port that ends the machine. Linux gets the same machine,
+//! so that what is measured on both differs by the kernel alone; its own messages come out of the serial line.
 
 use std::{
     ffi::OsString,
@@ -15,6 +16,7 @@ use anyhow::{Result, bail};
 use crate::{
     args::{Accel, Aspace},
     failure::{USAGE, failure},
+    linux,
     needs::{self, Tool},
     workspace,
 };
@@ -27,11 +29,22 @@ pub const STATUS_DONE: i32 = 1;
 /// QEMU's exit status after a kernel panic: 2 * 0x30 + 1.
 pub const STATUS_PANIC: i32 = 97;
 
+/// Kernels that a machine can boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    /// This workspace's.
+    Quire,
+    /// Linux, with a first process of ours.
+    Linux,
+}
+
 /// A machine to be started.
 #[derive(Clone)]
 pub struct Machine {
-    /// The kernel's ELF file.
+    /// The kernel's file: Quire's ELF file, or Linux's compressed image.
     pub kernel: PathBuf,
+    /// What it is.
+    pub system: System,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Bytes of memory.
@@ -49,6 +62,7 @@ impl Machine {
     pub fn new(kernel: PathBuf, cpus: u32) -> Self {
         Self {
             kernel,
+            system: System::Quire,
             cpus,
             memory: default_memory(cpus),
             nodes: 1,
@@ -60,6 +74,14 @@ impl Machine {
     /// The same machine with its CPUs scheduled in the other way, which shows other interleavings.
     pub fn scheduled_otherwise(&self) -> Self {
         Self { one_host_thread: !self.one_host_thread, ..self.clone() }
+    }
+
+    /// The kernel's command line. `shared`: the program's standard output and error are one file.
+    pub fn command_line(&self, boot: &Boot, shared: bool) -> String {
+        match self.system {
+            System::Quire => boot.line(self.cpus),
+            System::Linux => linux::command_line(boot, shared),
+        }
     }
 
     /// The machine's accelerator with its options.
@@ -173,10 +195,10 @@ fn why_no_kvm(modules: &Path, device: &Path) -> Option<String> {
     (!writable).then(|| format!("{} is not writable", device.display()))
 }
 
-/// The kernel's command line.
+/// What the kernel is told at boot.
 #[derive(Clone, Default)]
 pub struct Boot {
-    /// The design of the address space.
+    /// The design of Quire's address space.
     pub aspace: Option<Aspace>,
     /// Send the counters at the end.
     pub stats: bool,
@@ -184,33 +206,41 @@ pub struct Boot {
     pub terminals: Vec<u8>,
     /// The terminal's rows and columns.
     pub size: Option<(u16, u16)>,
-    /// Run these tests of the kernel's instead of a program.
+    /// Run these tests of Quire's instead of a program.
     pub selftest: Option<String>,
+    /// Print Linux's symbols instead of running a program.
+    pub kallsyms: bool,
     /// Say more.
     pub verbose: bool,
 }
 
 impl Boot {
-    /// As `key=value` words.
+    /// As `key=value` words for Quire.
     pub fn line(&self, cpus: u32) -> String {
         let mut line = format!("cpus={cpus} aspace={}", self.aspace.unwrap_or(Aspace::Locked).name());
-        let terminals: Vec<_> = self.terminals.iter().map(u8::to_string).collect();
-        let terminals = if terminals.is_empty() { "none".to_owned() } else { terminals.join(",") };
-        // Writing to a String cannot fail.
-        let _ = write!(line, " tty={terminals}");
-        if let Some((rows, columns)) = self.size {
-            let _ = write!(line, " rows={rows} cols={columns}");
-        }
-        if self.stats {
-            line += " stats=1";
-        }
+        line += &self.files();
         if let Some(name) = &self.selftest {
+            // Writing to a String cannot fail, here and below.
             let _ = write!(line, " selftest={name}");
         }
         if self.verbose {
             line += " verbose=1";
         }
         line
+    }
+
+    /// What both kernels are told of the standard files and the counters, with a space before each word.
+    pub fn files(&self) -> String {
+        let terminals: Vec<_> = self.terminals.iter().map(u8::to_string).collect();
+        let terminals = if terminals.is_empty() { "none".to_owned() } else { terminals.join(",") };
+        let mut words = format!(" tty={terminals}");
+        if let Some((rows, columns)) = self.size {
+            let _ = write!(words, " rows={rows} cols={columns}");
+        }
+        if self.stats {
+            words += " stats=1";
+        }
+        words
     }
 }
 
@@ -227,6 +257,7 @@ mod tests {
             terminals: vec![0, 2],
             size: Some((24, 80)),
             selftest: Some("all".into()),
+            kallsyms: false,
             verbose: true,
         };
         assert_eq!(

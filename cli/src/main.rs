@@ -3,6 +3,7 @@
 //! The driver uses nothing of the other crates: it runs them, as programs. `run` is transparent, so everything of its
 //! own (progress, notes, mistakes) goes to standard error, starts with `quire:` and is one line each.
 
+mod apt;
 mod args;
 mod cargo;
 mod child;
@@ -12,6 +13,7 @@ mod failure;
 mod guest;
 mod image;
 mod kernel;
+mod linux;
 mod machine;
 mod needs;
 mod program;

@@ -1,4 +1,4 @@
-//! `cargo quire run`: a program of the host's, on Quire, as if it ran here.
+//! `cargo quire run`: a program of the host's, on Quire or on Linux beside it, as if it ran here.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -10,12 +10,12 @@ use anyhow::Result;
 use signal_hook::consts::SIGPIPE;
 
 use crate::{
-    args::{Run, StatsFormat},
+    args::{Linux, Run, StatsFormat},
     child,
     failure::{BROKEN, TIMED_OUT, USAGE, failure},
     guest,
     image::{Exec, Image},
-    kernel,
+    kernel, linux,
     machine::{self, Boot, Machine},
     needs::{self, Tool},
     program::{self, GUEST_PATH, Program},
@@ -38,30 +38,39 @@ pub fn run(options: &Run) -> Result<u8> {
         return Err(failure(USAGE, line));
     }
     // Mistakes show before anything is built or started.
-    let image = image(options)?;
+    let linux = options.system.linux()?;
+    let mut image = image(options)?;
     let (kvm, why) = machine::choose_kvm(options.accel)?;
     machine::emulator()?;
-    let machine = Machine {
-        kernel: kernel::build()?,
-        cpus,
-        memory: options.mem.unwrap_or_else(|| machine::default_memory(cpus)),
-        nodes: options.numa,
-        kvm,
-        one_host_thread: machine::one_host_thread(cpus),
+    let booted = match linux {
+        Some(choice) => boot_linux(choice, &mut image, cpus, options.verbose)?,
+        None => Machine::new(kernel::build()?, cpus),
     };
+    let memory = options.mem.unwrap_or(booted.memory);
+    let machine = Machine { memory, nodes: options.numa, kvm, ..booted };
     let boot = Boot {
         aspace: Some(options.aspace),
         stats: options.stats.is_some(),
         terminals: terminal::standard_files(),
         size: terminal::size(),
-        selftest: None,
         verbose: options.verbose,
+        ..Boot::default()
     };
     if options.verbose {
         ui::say(&format!("{cpus} CPUs, {} MiB, {why}", machine.memory >> 20));
     }
     let outcome = session::run(&machine, &boot, image, Files::Ours, options.timeout)?;
     report(options, &outcome)
+}
+
+/// A machine for this Linux, and in the image what it needs.
+fn boot_linux(choice: Linux, image: &mut Image, cpus: u32, verbose: bool) -> Result<Machine> {
+    let linux = linux::Linux::obtain(choice)?;
+    linux::furnish(image)?;
+    if verbose {
+        ui::say(&format!("Linux {} (Debian {}), mitigations off", linux.release, linux.version));
+    }
+    Ok(linux.machine(cpus))
 }
 
 /// Say what there is to say about how the run ended; the exit status.

@@ -1,7 +1,7 @@
 //! One run of a machine, from QEMU's start to its end.
 //!
-//! Threads move bytes: a pump for each output, a reader of the control channel, one of QEMU's own messages, one for
-//! input. The main thread takes their events, keeps the time, and decides how the run ended. The machine has ended when
+//! Threads move bytes: a pump for each output, a reader of the control channel, one of what Linux prints on the serial
+//! line, one of QEMU's own messages, one for input. The main thread takes their events, keeps the time, and decides how the run ended. The machine has ended when
 //! the control channel has: QEMU alone holds its other end.
 
 use std::{
@@ -9,9 +9,9 @@ use std::{
     io::{self, BufRead, BufReader, PipeReader, PipeWriter},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, ExitStatus, Stdio},
-    sync::mpsc::{self, RecvTimeoutError, Sender},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -24,7 +24,8 @@ use crate::{
     child::Guarded,
     console::{self, Escape, Input},
     image::Image,
-    machine::{self, Boot, Machine},
+    linux,
+    machine::{self, Boot, Machine, System},
     record::{self, Line},
     symbols::Symbols,
     terminal, ui,
@@ -116,9 +117,11 @@ pub fn run(
     let raw = matches!(files, Files::Ours).then(terminal::Raw::enter).flatten();
 
     let mut command = Command::new(machine::emulator()?);
-    command.args(machine.arguments(&descriptor(initramfs.as_raw_fd()), &channels, &boot.line(machine.cpus)));
+    let line = machine.command_line(boot, shared);
+    command.args(machine.arguments(&descriptor(initramfs.as_raw_fd()), &channels, &line));
     let (messages, messages_writer) = io::pipe()?;
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(messages_writer);
+    let (serial, serial_writer) = io::pipe()?;
+    command.stdin(Stdio::piped()).stdout(serial_writer).stderr(messages_writer);
     let inherited: Vec<_> = vec![
         initramfs.as_raw_fd(),
         out_writer.as_raw_fd(),
@@ -136,6 +139,7 @@ pub fn run(
     let outputs = pump_outputs(&files, out, err, &events);
     let messages = thread::spawn(move || console::collect(messages, CAPTURE_LIMIT));
     read_control(control, events.clone());
+    let serial = read_serial(serial, events.clone());
     let source = match files {
         Files::Ours => Source::Ours { raw: raw.is_some() },
         Files::Captured(bytes) => Source::Bytes(bytes),
@@ -143,9 +147,10 @@ pub fn run(
     let mut watch = Watch {
         deadline: limit.map(|limit| began + limit),
         input: Some((input, source, events)),
+        more: None,
         verbose: boot.verbose,
         symbols: None,
-        kernel: &machine.kernel,
+        machine,
         panicked: false,
         last_word: None,
         outcome: Outcome::new(),
@@ -158,6 +163,9 @@ pub fn run(
     // The pumps end when QEMU has: what they had is written now, before the terminal is given back.
     let [stdout, stderr] = outputs.map(|pump| pump.join().unwrap_or_default());
     drop(raw);
+    // Linux's last words may come after the end of the control channel.
+    let _ = serial.join();
+    watch.take_the_rest(&inbox);
     let said = messages.join().unwrap_or_default();
     let mut outcome = watch.outcome;
     (outcome.stdout, outcome.stderr, outcome.took) = (stdout, stderr, began.elapsed());
@@ -190,9 +198,11 @@ struct Watch<'a> {
     deadline: Option<Instant>,
     /// Until input may be sent.
     input: Option<(Input, Source, Sender<Event>)>,
+    /// Tells the input's thread that it may send a frame, on Linux; Quire holds the emulator back by itself.
+    more: Option<Sender<()>>,
     verbose: bool,
     symbols: Option<Symbols>,
-    kernel: &'a Path,
+    machine: &'a Machine,
     panicked: bool,
     /// When the machine said that it was ending.
     last_word: Option<Instant>,
@@ -201,7 +211,7 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     /// Take events until the control channel ends (`None`) or the run is to be ended.
-    fn until_the_end(&mut self, inbox: &mpsc::Receiver<Event>) -> Option<End> {
+    fn until_the_end(&mut self, inbox: &Receiver<Event>) -> Option<End> {
         loop {
             let grace = self.last_word.map(|at| at + GRACE);
             let until = [self.deadline, grace].into_iter().flatten().min();
@@ -219,14 +229,23 @@ impl Watch<'_> {
         }
     }
 
+    fn take_the_rest(&mut self, inbox: &Receiver<Event>) {
+        for event in inbox.try_iter() {
+            if let Event::Line(line) = event {
+                self.line(line);
+            }
+        }
+    }
+
     fn line(&mut self, line: Line) {
         match line {
             Line::Ready(ns) => {
                 self.outcome.ready = Some(ns);
                 if let Some((input, source, events)) = self.input.take() {
-                    source.send_to(input, events);
+                    source.send_to(input, events, self.turns());
                 }
             }
+            Line::More => self.may_send(),
             Line::Exit(status) => {
                 self.outcome.end = End::Exited(status);
                 self.last_word = Some(Instant::now());
@@ -241,9 +260,34 @@ impl Watch<'_> {
         }
     }
 
+    /// Where the input's thread waits for its turn to send a frame; the first turn is there.
+    fn turns(&mut self) -> Option<Receiver<()>> {
+        if self.machine.system == System::Quire {
+            return None;
+        }
+        let (more, turns) = mpsc::channel();
+        self.more = Some(more);
+        self.may_send();
+        Some(turns)
+    }
+
+    fn may_send(&mut self) {
+        if let Some(more) = &self.more {
+            // The input may have ended before.
+            let _ = more.send(());
+        }
+    }
+
     fn message(&mut self, text: String) {
-        let lines = match record::backtrace_address(&text) {
-            Some(address) => self.symbols.get_or_insert_with(|| Symbols::new(self.kernel)).describe(address),
+        let quire = self.machine.system == System::Quire;
+        if !quire && text.contains(linux::PANIC) {
+            self.panicked = true;
+            self.last_word = Some(Instant::now());
+        }
+        let lines = match record::backtrace_address(&text).filter(|_| quire) {
+            Some(address) => {
+                self.symbols.get_or_insert_with(|| Symbols::new(&self.machine.kernel)).describe(address)
+            }
             None => vec![text],
         };
         for line in lines {
@@ -264,10 +308,12 @@ enum Source {
 }
 
 impl Source {
-    fn send_to(self, input: Input, events: Sender<Event>) {
+    /// Send it all from a thread; each frame waits for its turn, if there are turns.
+    fn send_to(self, input: Input, events: Sender<Event>, turns: Option<Receiver<()>>) {
+        let turn = move || turns.as_ref().is_none_or(|turns| turns.recv().is_ok());
         match self {
             Self::Bytes(bytes) => {
-                thread::spawn(move || input.pump(&bytes[..], |_| true));
+                thread::spawn(move || input.pump(&bytes[..], |_| turn()));
             }
             Self::Ours { raw } => {
                 watch_window(input.clone());
@@ -278,7 +324,7 @@ impl Source {
                             let _ = events.send(Event::Escape);
                             return false;
                         }
-                        true
+                        turn()
                     });
                 });
             }
@@ -313,6 +359,18 @@ fn read_control(control: PipeReader, events: Sender<Event>) {
         }
         let _ = events.send(Event::Ended);
     });
+}
+
+/// Each line that Linux prints on the serial line is a message.
+fn read_serial(serial: PipeReader, events: Sender<Event>) -> JoinHandle<()> {
+    thread::spawn(move || {
+        for line in BufReader::new(serial).split(b'\n').map_while(Result::ok) {
+            let text = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+            if events.send(Event::Line(Line::Message(text))).is_err() {
+                return;
+            }
+        }
+    })
 }
 
 /// A thread for each output, which yields what it captured.

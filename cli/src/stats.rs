@@ -23,7 +23,10 @@ pub fn table(json: &str) -> Result<String> {
         let _ = writeln!(text, "unknown system calls by number: {}", calls.join(", "));
     }
     let frames: Vec<_> = object(&stats, "frames")?.iter().map(|(name, n)| format!("{name} {n}")).collect();
-    let _ = write!(text, "page frames: {}", frames.join(", "));
+    // Linux keeps no such account.
+    if !frames.is_empty() {
+        let _ = write!(text, "page frames: {}", frames.join(", "));
+    }
     Ok(text)
 }
 

@@ -13,8 +13,8 @@ use crate::{
     child,
     guest::{self, Toolchain},
     image::{Exec, Image},
-    kernel,
-    machine::{Boot, Machine},
+    kernel, linux,
+    machine::{Boot, Machine, System},
     needs::{self, Tool},
     program::{self, Program},
     run,
@@ -25,20 +25,20 @@ use crate::{
 /// A native run takes at most this long.
 const NATIVE_LIMIT: Duration = Duration::from_secs(120);
 
-/// One run of a program on Quire.
-struct Case {
-    name: String,
-    program: Program,
-    argv: Vec<String>,
-    env: Vec<String>,
-    cwd: &'static str,
-    stdin: Vec<u8>,
-    cpus: u32,
-    timeout: Duration,
+/// One run of a program in the machine.
+pub(super) struct Case {
+    pub name: String,
+    pub program: Program,
+    pub argv: Vec<String>,
+    pub env: Vec<String>,
+    pub cwd: &'static str,
+    pub stdin: Vec<u8>,
+    pub cpus: u32,
+    pub timeout: Duration,
     /// Compare standard output and status with a native run.
-    compare: bool,
+    pub compare: bool,
     /// Standard error too. A self-checking program uses it for remarks about the kernel that it finds.
-    compare_stderr: bool,
+    pub compare_stderr: bool,
 }
 
 /// What is compared.
@@ -74,18 +74,9 @@ fn cases(report: &mut Report, manifest: &Manifest) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for entry in &manifest.shell {
         for cpus in &entry.cpus {
-            cases.push(Case {
-                name: format!("sh {}, {cpus} CPUs", entry.name),
-                program: program::find("busybox".as_ref(), None)?,
-                argv: ["busybox", "sh", "-c", &entry.command].map(str::to_owned).to_vec(),
-                env: vec!["PATH=/bin".to_owned()],
-                cwd: "/tmp",
-                stdin: entry.stdin.clone().into_bytes(),
-                cpus: *cpus,
-                timeout: entry.timeout,
-                compare: true,
-                compare_stderr: true,
-            });
+            let stdin = entry.stdin.clone().into_bytes();
+            let name = format!("sh {}, {cpus} CPUs", entry.name);
+            cases.push(Case { timeout: entry.timeout, ..Case::shell(name, &entry.command, stdin, *cpus)? });
         }
     }
     for entry in &manifest.programs {
@@ -130,8 +121,25 @@ fn build(entry: &manifest::Program, toolchain: &str) -> Result<PathBuf> {
 }
 
 impl Case {
-    fn check(&self, machine: &Machine) -> Result<std::result::Result<(), String>> {
-        let outcome = self.on_quire(machine)?;
+    /// A command for busybox's shell, which must do the same here.
+    pub fn shell(name: String, command: &str, stdin: Vec<u8>, cpus: u32) -> Result<Self> {
+        Ok(Self {
+            name,
+            program: program::find("busybox".as_ref(), None)?,
+            argv: ["busybox", "sh", "-c", command].map(str::to_owned).to_vec(),
+            env: vec!["PATH=/bin".to_owned()],
+            cwd: "/tmp",
+            stdin,
+            cpus,
+            timeout: Duration::from_secs(60),
+            compare: true,
+            compare_stderr: true,
+        })
+    }
+
+    /// Run it in `machine`, and here if it is to be compared.
+    pub fn check(&self, machine: &Machine) -> Result<std::result::Result<(), String>> {
+        let outcome = self.in_machine(machine)?;
         let End::Exited(status) = outcome.end else {
             let end = match &outcome.end {
                 End::TimedOut => format!("no end after {} s", self.timeout.as_secs()),
@@ -152,16 +160,20 @@ impl Case {
         } else if status != 0 {
             return Ok(Err(format!("exit status {status}\n{}", self.output(&outcome))));
         }
-        let accounts = match &outcome.stats {
-            Some(json) => stats::accounting_error(json),
-            None => Some("no counters at the end".to_owned()),
+        let accounts = match (&outcome.stats, machine.system) {
+            (Some(json), System::Quire) => stats::accounting_error(json),
+            (Some(json), System::Linux) => stats::table(json).err().map(|error| format!("{error:#}")),
+            (None, _) => Some("no counters at the end".to_owned()),
         };
         Ok(accounts.map_or(Ok(()), Err))
     }
 
-    fn on_quire(&self, machine: &Machine) -> Result<Outcome> {
+    fn in_machine(&self, machine: &Machine) -> Result<Outcome> {
         let mut image = Image::default();
         run::add_program(&mut image, &self.program)?;
+        if machine.system == System::Linux {
+            linux::furnish(&mut image)?;
+        }
         let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
         image.exec(&Exec {
             argv: bytes(&self.argv),

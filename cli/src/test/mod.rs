@@ -10,6 +10,7 @@ mod loom;
 mod manifest;
 mod mutants;
 mod output;
+mod peer;
 
 use std::time::Duration;
 
@@ -37,11 +38,12 @@ pub fn run(options: &Test) -> Result<u8> {
 /// A group: runs its tests, `full` or in the usual time.
 type RunGroup = fn(&mut Report, full: bool) -> Result<()>;
 
-const GROUPS: [(Name, RunGroup); 5] = [
+const GROUPS: [(Name, RunGroup); 6] = [
     (Name::Host, host::run),
     (Name::Loom, loom::run),
     (Name::Kernel, kernel::run),
     (Name::Linux, linux::run),
+    (Name::Peer, peer::run),
     (Name::Mutants, mutants::run),
 ];
 
@@ -51,6 +53,7 @@ fn label(name: Name) -> &'static str {
         Name::Loom => "loom",
         Name::Kernel => "kernel",
         Name::Linux => "linux",
+        Name::Peer => "peer",
         Name::Mutants => "mutants",
         Name::All => "all",
     }
