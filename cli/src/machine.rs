@@ -80,7 +80,7 @@ impl Machine {
     pub fn command_line(&self, boot: &Boot, shared: bool) -> String {
         match self.system {
             System::Quire => boot.line(self.cpus),
-            System::Linux => linux::command_line(boot, shared),
+            System::Linux => linux::command_line(boot, shared, false),
         }
     }
 

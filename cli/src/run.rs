@@ -39,6 +39,10 @@ pub fn run(options: &Run) -> Result<u8> {
     }
     // Mistakes show before anything is built or started.
     let linux = options.system.linux()?;
+    if linux.is_some() && options.mem.is_some_and(|bytes| bytes < linux::MIN_MEMORY) {
+        let mib = linux::MIN_MEMORY >> 20;
+        return Err(failure(USAGE, format!("Linux needs {mib} MiB: say --mem {mib}M or more")));
+    }
     let mut image = image(options)?;
     let (kvm, why) = machine::choose_kvm(options.accel)?;
     machine::emulator()?;

@@ -52,7 +52,7 @@ fn cases() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for (name, command, cpus) in COMMANDS {
         // More than the guest's pipe and all buffers on the way hold at once.
-        let stdin = (0..60_000).flat_map(|n: u32| format!("{n} ").into_bytes()).collect();
+        let stdin = (0..30_000).flat_map(|n: u32| format!("{n} ").into_bytes()).collect();
         cases.push(Case::shell(name.to_owned(), command, stdin, cpus)?);
     }
     cases.push(Case {
