@@ -23,7 +23,7 @@ const COMMANDS: [(&str, &str, u32); 5] = [
 ];
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
-    needs::ensure(&[Tool::Busybox, Tool::MuslGcc])?;
+    needs::ensure(&[Tool::Busybox])?;
     if !needs::is_debian() {
         report.remark("not run: Debian's kernels come with apt-get, which is not here".to_owned());
         return Ok(());
