@@ -79,6 +79,11 @@ impl Linux {
         }
     }
 
+    /// The kernel of this choice, if it was fetched before.
+    pub fn find(choice: Choice) -> Option<Self> {
+        Self::open(&workspace::target("quire").join("linux").join(choice.name()))
+    }
+
     /// The kernel in `directory`, which may be a link to it.
     fn open(directory: &Path) -> Option<Self> {
         let directory = directory.canonicalize().ok()?;

@@ -131,7 +131,7 @@ impl Case {
             cwd: "/tmp",
             stdin,
             cpus,
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_secs(120),
             compare: true,
             compare_stderr: true,
         })

@@ -63,7 +63,7 @@ fn cases() -> Result<Vec<Case>> {
         },
         argv: ["mapfork", "4", "10"].map(str::to_owned).to_vec(),
         stdin: Vec::new(),
-        timeout: Duration::from_secs(120),
+        timeout: Duration::from_secs(240),
         ..Case::shell("mapfork".to_owned(), "", Vec::new(), 4)?
     });
     Ok(cases)
