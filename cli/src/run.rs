@@ -10,8 +10,8 @@ use anyhow::Result;
 use signal_hook::consts::SIGPIPE;
 
 use crate::{
-    args::{Run, StatsFormat},
-    child,
+    args::{Accel, Run, StatsFormat},
+    child, counts, exact,
     failure::{BROKEN, TIMED_OUT, USAGE, failure},
     guest,
     image::{Exec, Image},
@@ -38,7 +38,8 @@ pub fn run(options: &Run) -> Result<u8> {
         return Err(failure(USAGE, line));
     }
     // Mistakes show before anything is built or started.
-    let image = image(options)?;
+    exact::check(options)?;
+    let (image, program) = image(options)?;
     let (kvm, why) = machine::choose_kvm(options.accel)?;
     machine::emulator()?;
     let machine = Machine {
@@ -48,19 +49,26 @@ pub fn run(options: &Run) -> Result<u8> {
         nodes: options.numa,
         kvm,
         one_host_thread: machine::one_host_thread(cpus),
+        exact: exact::machine(options, &program)?,
     };
+    // What a program does may depend on whether it talks to a terminal; exact runs are all alike.
+    let talks = machine.exact.is_none();
     let boot = Boot {
         aspace: Some(options.aspace),
         stats: options.stats.is_some(),
-        terminals: terminal::standard_files(),
-        size: terminal::size(),
+        terminals: if talks { terminal::standard_files() } else { Vec::new() },
+        size: terminal::size().filter(|_| talks),
         selftest: None,
         verbose: options.verbose,
+        serial_time: false,
     };
     if options.verbose {
         ui::say(&format!("{cpus} CPUs, {} MiB, {why}", machine.memory >> 20));
     }
     let outcome = session::run(&machine, &boot, image, Files::Ours, options.timeout)?;
+    if let Some(counted) = &outcome.counts {
+        counts::show(options, &machine.kernel, counted)?;
+    }
     report(options, &outcome)
 }
 
@@ -98,8 +106,8 @@ fn report(options: &Run, outcome: &Outcome) -> Result<u8> {
     }
 }
 
-/// Everything that the guest starts with.
-fn image(options: &Run) -> Result<Image> {
+/// Everything that the guest starts with, and the program's file on the host.
+fn image(options: &Run) -> Result<(Image, PathBuf)> {
     let (program, argv) = match options.command.first() {
         Some(name) => {
             if name == "busybox" && options.root.is_none() {
@@ -120,12 +128,12 @@ fn image(options: &Run) -> Result<Image> {
     }
     add_program(&mut image, &program)?;
     let mut env = vec![format!("PATH={GUEST_PATH}"), "HOME=/root".to_owned()];
-    if !terminal::standard_files().is_empty() {
+    if !terminal::standard_files().is_empty() && options.accel != Accel::Exact {
         env.push(format!("TERM={}", std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned())));
     }
     let exec = Exec { argv, env: merge(env, &options.env), cwd: b"/".to_vec(), path: program.guest };
     image.exec(&exec);
-    Ok(image)
+    Ok((image, program.host))
 }
 
 /// Put a program, checked, and what belongs to it into the guest.
