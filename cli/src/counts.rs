@@ -60,10 +60,8 @@ fn table(json: &str, name: impl Fn(u64) -> Option<String>) -> Result<String> {
     let mut text = format!("counted exactly: {windows}, {cpus} CPUs, q = {q}, seed {seed}\n");
     let _ = writeln!(text, "{:24}{:>16}{:>16}{:>16}", "", "all", "in operations", "an operation");
     for row in ROWS {
-        let (all, inside) = (
-            number(&format!("/totals/in_windows/{row}")),
-            number(&format!("/totals/in_operations/{row}")),
-        );
+        let (all, inside) =
+            (number(&format!("/totals/in_windows/{row}")), number(&format!("/totals/in_operations/{row}")));
         let mean = match operations {
             0 => "-".to_owned(),
             n => format!("{:.2}", inside as f64 / n as f64),
@@ -78,7 +76,8 @@ fn table(json: &str, name: impl Fn(u64) -> Option<String>) -> Result<String> {
         let _ = write!(text, "\n{} markers had no meaning where they came", number("/stray_markers"));
     }
     for line in counts["lines"].as_array().into_iter().flatten().take(SHOWN_LINES) {
-        let _ = write!(text, "\n  {} moved {} times", line["line"].as_str().unwrap_or("?"), line["transfers"]);
+        let _ =
+            write!(text, "\n  {} moved {} times", line["line"].as_str().unwrap_or("?"), line["transfers"]);
         for touch in line["touched_by"].as_array().into_iter().flatten().take(SHOWN_TOUCHES) {
             let pc = touch["pc"].as_str().unwrap_or("?");
             let address = pc.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
@@ -106,7 +105,8 @@ mod tests {
         assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["transfers", "9", "6", "1.50"]);
         assert!(text.ends_with("  0x40 moved 9 times\n    write         9  0xffffffff80200000 boot"));
         assert!(!text.contains("warm up") && !text.contains("no meaning"));
-        let late = json.replace(r#""complete":true,"stray_markers":0"#, r#""complete":false,"stray_markers":2"#);
+        let late =
+            json.replace(r#""complete":true,"stray_markers":0"#, r#""complete":false,"stray_markers":2"#);
         let text = table(&late, |_| None).unwrap();
         assert!(text.contains("warm up") && text.contains("2 markers had no meaning"));
     }

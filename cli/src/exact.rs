@@ -98,7 +98,13 @@ pub fn check(options: &Run) -> Result<()> {
             Err(failure(USAGE, format!("{name} is about the exact machine: say --accel exact too")))
         }
         _ => Ok(()),
+    }?;
+    // Found out before a long run rather than after it; what is in the file stays until then.
+    if let Some(path) = &options.counts {
+        let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        opened.map_err(|error| failure(USAGE, format!("--counts {}: {error}", path.display())))?;
     }
+    Ok(())
 }
 
 /// The exact machine that the options of `run` ask for, if they do; `program` is the host's file.
@@ -157,7 +163,9 @@ fn whole_input(limit: Option<Duration>) -> Result<Vec<u8>> {
     if let Ok(bytes) = receiver.recv_timeout(PATIENCE.min(limit)) {
         return Ok(bytes);
     }
-    ui::say("waiting for the end of standard input, which the exact machine reads first; say </dev/null for none");
+    ui::say(
+        "waiting for the end of standard input, which the exact machine reads first; say </dev/null for none",
+    );
     match receiver.recv_timeout(limit.saturating_sub(PATIENCE)) {
         Ok(bytes) => Ok(bytes),
         Err(_) => Err(failure(TIMED_OUT, "timed out waiting for the end of standard input")),

@@ -66,8 +66,12 @@ pub fn run(options: &Run) -> Result<u8> {
         ui::say(&format!("{cpus} CPUs, {} MiB, {why}", machine.memory >> 20));
     }
     let outcome = session::run(&machine, &boot, image, Files::Ours, options.timeout)?;
-    if let Some(counted) = &outcome.counts {
-        counts::show(options, &machine.kernel, counted)?;
+    match &outcome.counts {
+        Some(counted) => counts::show(options, &machine.kernel, counted)?,
+        None if machine.exact.as_ref().is_some_and(|exact| exact.count) => {
+            ui::say("nothing was counted: the machine did not come to its end");
+        }
+        None => {}
     }
     report(options, &outcome)
 }

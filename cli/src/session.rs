@@ -108,7 +108,8 @@ pub fn run(
     if machine.exact.is_some() {
         exact::prepare(&mut image, &files, limit)?;
     }
-    let report = machine.exact.as_ref().filter(|exact| exact.count).map(|_| tempfile::tempfile()).transpose()?;
+    let report =
+        machine.exact.as_ref().filter(|exact| exact.count).map(|_| tempfile::tempfile()).transpose()?;
     let initramfs = pack(image, machine)?;
     let (control, control_writer) = io::pipe()?;
     let (out, out_writer) = io::pipe()?;
@@ -280,7 +281,9 @@ impl Watch<'_> {
 enum Source {
     /// It's in the image.
     Packed,
-    Ours { raw: bool },
+    Ours {
+        raw: bool,
+    },
     Bytes(Vec<u8>),
 }
 
