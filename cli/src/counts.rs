@@ -17,11 +17,12 @@ const SHOWN_LINES: usize = 8;
 const SHOWN_TOUCHES: usize = 4;
 
 /// The counts in a table, in this order.
-const ROWS: [&str; 10] = [
+const ROWS: [&str; 11] = [
     "instructions_user",
     "instructions_kernel",
     "clearing",
     "periodic_instructions",
+    "accesses",
     "transfers",
     "user_transfers",
     "clearing_transfers",

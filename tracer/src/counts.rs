@@ -21,6 +21,8 @@ pub struct Counts {
     pub clearing: u64,
     /// Instructions of periodic work.
     pub periodic: u64,
+    /// Loads and stores, without those of periodic work.
+    pub accesses: u64,
     /// Transfers, without those below.
     pub transfers: u64,
     /// Of `transfers`, those to user mode.
@@ -42,6 +44,7 @@ impl Counts {
         self.kernel += other.kernel;
         self.clearing += other.clearing;
         self.periodic += other.periodic;
+        self.accesses += other.accesses;
         self.transfers += other.transfers;
         self.user_transfers += other.user_transfers;
         self.clearing_transfers += other.clearing_transfers;
@@ -203,12 +206,12 @@ impl Ledger {
         self.share(cpu).window.add(&counts);
     }
 
-    /// `cpu` has executed this many instructions.
-    pub fn instructions(&mut self, cpu: u32, user: u64, kernel: u64) {
+    /// `cpu` has executed this many instructions, and they so many loads and stores.
+    pub fn executed(&mut self, cpu: u32, user: u64, kernel: u64, accesses: u64) {
         let state = &self.cpus[cpu as usize];
-        let mut counts = Counts::default();
+        let mut counts = Counts { accesses, ..Counts::default() };
         match (state.periodic, state.clearing) {
-            (true, _) => counts.periodic = user + kernel,
+            (true, _) => counts = Counts { periodic: user + kernel, ..Counts::default() },
             (false, true) => (counts.user, counts.clearing) = (user, kernel),
             (false, false) => (counts.user, counts.kernel) = (user, kernel),
         }
@@ -273,21 +276,28 @@ mod tests {
     #[test]
     fn only_an_open_window_counts() {
         let mut ledger = Ledger::new(2);
-        ledger.instructions(0, 1, 1);
+        ledger.executed(0, 1, 1, 0);
         assert_eq!(ledger.transfer(0, false), None);
         ledger.mark(0, Marker::WindowBegin);
-        ledger.instructions(0, 10, 5);
-        ledger.instructions(1, 100, 100);
+        ledger.executed(0, 10, 5, 4);
+        ledger.executed(1, 100, 100, 0);
         assert_eq!(ledger.transfer(1, false), None);
         assert_eq!(ledger.transfer(0, true), Some(Account::Other));
         ledger.ipis(0, 3);
         ledger.mark(0, Marker::WindowEnd);
-        ledger.instructions(0, 7, 7);
+        ledger.executed(0, 7, 7, 0);
         assert_eq!(ledger.windows().len(), 1);
         assert_eq!(ledger.windows()[0].shares.len(), 1);
         let counts = share(&ledger, 0, 0).window;
-        let expected =
-            Counts { user: 10, kernel: 5, transfers: 1, user_transfers: 1, ipis: 3, ..Counts::default() };
+        let expected = Counts {
+            user: 10,
+            kernel: 5,
+            accesses: 4,
+            transfers: 1,
+            user_transfers: 1,
+            ipis: 3,
+            ..Counts::default()
+        };
         assert_eq!(counts, expected);
     }
 
@@ -312,16 +322,16 @@ mod tests {
     fn operations_are_added_up_when_they_end() {
         let mut ledger = Ledger::new(1);
         ledger.mark(0, Marker::WindowBegin);
-        ledger.instructions(0, 1, 0);
+        ledger.executed(0, 1, 0, 0);
         for n in [10, 20] {
             ledger.mark(0, Marker::OperationBegin);
-            ledger.instructions(0, n, 2 * n);
+            ledger.executed(0, n, 2 * n, 0);
             assert_eq!(ledger.transfer(0, false), Some(Account::Operation));
             ledger.mark(0, Marker::OperationEnd);
-            ledger.instructions(0, 1, 0);
+            ledger.executed(0, 1, 0, 0);
         }
         ledger.mark(0, Marker::OperationBegin);
-        ledger.instructions(0, 1000, 0);
+        ledger.executed(0, 1000, 0, 0);
         ledger.mark(0, Marker::WindowEnd);
         let share = share(&ledger, 0, 0);
         assert_eq!((share.operations, share.each.len()), (2, 2));
@@ -337,17 +347,17 @@ mod tests {
         ledger.mark(0, Marker::WindowBegin);
         ledger.mark(0, Marker::OperationBegin);
         ledger.mark(0, Marker::ClearingBegin);
-        ledger.instructions(0, 0, 512);
+        ledger.executed(0, 0, 512, 512);
         ledger.transfer(0, false);
         // The timer's interrupt comes in between.
         ledger.mark(0, Marker::PeriodicBegin);
-        ledger.instructions(0, 0, 99);
+        ledger.executed(0, 0, 99, 20);
         assert_eq!(ledger.transfer(0, false), Some(Account::Periodic));
         ledger.ipis(0, 1);
         ledger.mark(0, Marker::PeriodicEnd);
-        ledger.instructions(0, 0, 8);
+        ledger.executed(0, 0, 8, 0);
         ledger.mark(0, Marker::ClearingEnd);
-        ledger.instructions(0, 0, 5);
+        ledger.executed(0, 0, 5, 0);
         // Said on every return from an interrupt.
         ledger.mark(0, Marker::PeriodicEnd);
         ledger.mark(0, Marker::OperationEnd);
@@ -355,6 +365,7 @@ mod tests {
             kernel: 5,
             clearing: 520,
             periodic: 99,
+            accesses: 512,
             transfers: 1,
             clearing_transfers: 1,
             periodic_transfers: 1,
@@ -386,9 +397,9 @@ mod tests {
     fn all_windows_open_and_close_together() {
         let mut ledger = Ledger::new(2);
         ledger.open_all();
-        ledger.instructions(1, 2, 3);
+        ledger.executed(1, 2, 3, 0);
         ledger.close_all();
-        ledger.instructions(1, 2, 3);
+        ledger.executed(1, 2, 3, 0);
         assert_eq!(share(&ledger, 0, 0).window, Counts::default());
         assert_eq!(share(&ledger, 0, 1).window, Counts { user: 2, kernel: 3, ..Counts::default() });
     }

@@ -161,6 +161,8 @@ pub struct Record {
     pub operations: u64,
     /// Of these, in periodic work.
     pub periodic: u64,
+    /// The CPUs at either end of its transfers.
+    pub cpus: Set,
     /// The first instructions that touched it, in order.
     pub touches: Vec<Touch>,
     /// Transfers caused by other instructions than those.
@@ -185,6 +187,7 @@ impl Record {
     }
 
     fn touch(&mut self, by: By) -> Option<&mut Touch> {
+        self.cpus.insert(by.cpu);
         let found = self.touches.iter().position(|t| t.pc == by.pc && t.access == by.access);
         let at = match found {
             Some(at) => at,
@@ -359,6 +362,7 @@ mod tests {
         assert_eq!((all[1].1.transfers, all[1].1.operations, all[1].1.periodic), (1, 0, 1));
         let seen: Vec<_> = record.touches.iter().map(|t| (t.pc, t.access, t.transfers)).collect();
         assert_eq!(seen, [(0x1000, Write, 1), (0x1001, Read, 1), (0x1002, Update, 1)]);
+        assert_eq!(record.cpus.iter().collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(record.touches[0].cpus.iter().collect::<Vec<_>>(), [0]);
     }
 

@@ -102,6 +102,7 @@ fn counts(text: &mut String, counts: &Counts) -> fmt::Result {
         ("instructions_kernel", counts.kernel),
         ("clearing", counts.clearing),
         ("periodic_instructions", counts.periodic),
+        ("accesses", counts.accesses),
         ("transfers", counts.transfers),
         ("user_transfers", counts.user_transfers),
         ("clearing_transfers", counts.clearing_transfers),
@@ -121,10 +122,11 @@ fn moved(text: &mut String, most: usize, lines: &Lines) -> fmt::Result {
     let all = lines.moved();
     write!(text, "\"lines_moved\":{},\"lines\":[", all.len())?;
     for (i, (at, record)) in all.into_iter().take(most).enumerate() {
-        let Record { transfers, operations, periodic, touches, by_others } = record;
+        let Record { transfers, operations, periodic, cpus, touches, by_others } = record;
         text.push_str(if i == 0 { "\n" } else { ",\n" });
         write!(text, "{{\"line\":\"{at:#x}\",\"transfers\":{transfers},\"in_operations\":{operations}")?;
-        write!(text, ",\"periodic\":{periodic},\"by_others\":{by_others},\"touched_by\":[")?;
+        write!(text, ",\"periodic\":{periodic},\"cpus\":\"{}\"", ranges(cpus))?;
+        write!(text, ",\"by_others\":{by_others},\"touched_by\":[")?;
         for (i, touch) in touches.iter().enumerate() {
             let comma = if i == 0 { "" } else { "," };
             let access = match touch.access {
@@ -183,7 +185,7 @@ mod tests {
         let mut lines = Lines::new();
         ledger.mark(1, Marker::WindowBegin);
         ledger.mark(1, Marker::OperationBegin);
-        ledger.instructions(1, 3, 4);
+        ledger.executed(1, 3, 4, 2);
         lines.access(0x1000, By { cpu: 0, pc: 0x10, access: Access::Write });
         let by = By { cpu: 1, pc: 0x20, access: Access::Read };
         let moved = lines.access(0x1000, by).unwrap();
@@ -192,10 +194,11 @@ mod tests {
         ledger.mark(1, Marker::OperationEnd);
         let options = Options::parse(["quantum=50"].into_iter()).unwrap();
         let zero = "{\"instructions_user\":0,\"instructions_kernel\":0,\"clearing\":0,\"periodic_instructions\":0,\
-                    \"transfers\":0,\"user_transfers\":0,\"clearing_transfers\":0,\"periodic_transfers\":0,\"ipis\":0,\"periodic_ipis\":0}";
+                    \"accesses\":0,\"transfers\":0,\"user_transfers\":0,\"clearing_transfers\":0,\"periodic_transfers\":0,\"ipis\":0,\"periodic_ipis\":0}";
         let some = zero
             .replace("instructions_user\":0", "instructions_user\":3")
             .replace("kernel\":0", "kernel\":4")
+            .replace("accesses\":0", "accesses\":2")
             .replace("\"transfers\":0", "\"transfers\":1")
             .replace("user_transfers\":0", "user_transfers\":1");
         let expected = format!(
@@ -208,7 +211,7 @@ mod tests {
              {{\"cpu\":1,\"opened\":1,\"operations\":1,\"in_window\":{some},\"in_operations\":{some},\
              \"each\":[[3,4,0,1,0]]}}]}}],\n\
              \"lines_moved\":1,\"lines\":[\n\
-             {{\"line\":\"0x1000\",\"transfers\":1,\"in_operations\":1,\"periodic\":0,\"by_others\":0,\"touched_by\":[\
+             {{\"line\":\"0x1000\",\"transfers\":1,\"in_operations\":1,\"periodic\":0,\"cpus\":\"0-1\",\"by_others\":0,\"touched_by\":[\
              {{\"pc\":\"0x10\",\"access\":\"write\",\"transfers\":0,\"cpus\":\"0\"}},\
              {{\"pc\":\"0x20\",\"access\":\"read\",\"transfers\":1,\"cpus\":\"1\"}}]}}]}}\n"
         );

@@ -56,6 +56,8 @@ struct Tracer {
     running: Option<u32>,
     /// What of [`EXECUTED`] has been credited to a CPU.
     credited: [u64; 2],
+    /// Accesses to memory since the last credit.
+    accesses: u64,
     /// Tells the host thread that runs the CPUs from others.
     thread: Option<usize>,
 }
@@ -127,6 +129,7 @@ fn install<'a>(id: Id, info: &Info, words: impl Iterator<Item = &'a str>) -> Res
         cpus: vec![ptr::null_mut(); cpus as usize],
         running: None,
         credited: [0; 2],
+        accesses: 0,
         thread: None,
         options,
     };
@@ -253,9 +256,9 @@ impl Tracer {
         let executed = unsafe { *EXECUTED.0.get() };
         let [user, kernel] = [0, 1].map(|i| executed[i] - self.credited[i]);
         if let Some(cpu) = self.running {
-            self.ledger.instructions(cpu, user, kernel);
+            self.ledger.executed(cpu, user, kernel, self.accesses);
         }
-        self.credited = executed;
+        (self.credited, self.accesses) = (executed, 0);
     }
 
     fn end_turn(&mut self, cpu: u32) {
@@ -329,6 +332,7 @@ impl Tracer {
             }
             return;
         }
+        self.accesses += 1;
         let (pc, locked) = unpack(instruction);
         let access = match (locked, store) {
             (true, _) => Access::Update,
