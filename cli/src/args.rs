@@ -83,8 +83,20 @@ pub struct Run {
     #[arg(long, value_name = "NAME", default_value = "locked")]
     pub aspace: Aspace,
     /// What executes the machine: auto takes KVM where there is hardware behind it
-    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
+    #[arg(long, value_name = "auto|kvm|tcg|exact", default_value = "auto")]
     pub accel: Accel,
+    /// With exact: instructions of a CPU's turn [default: 200]
+    #[arg(long, value_name = "N", value_parser = quantum, allow_negative_numbers = true)]
+    pub quantum: Option<u32>,
+    /// With exact: the emulator's seed [default: 1]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// With exact: write what was counted to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub counts: Option<PathBuf>,
+    /// With exact: count between the program's markers, or the whole run [default: as the program has markers or not]
+    #[arg(long, value_name = "marked|run")]
+    pub window: Option<Window>,
     /// Pack a host file or directory; without GUEST, under the same path
     #[arg(long, value_name = "HOST[:GUEST]")]
     pub bind: Vec<OsString>,
@@ -181,6 +193,17 @@ pub enum Accel {
     Kvm,
     /// QEMU's translator
     Tcg,
+    /// QEMU's translator, the same way each time, and counted
+    Exact,
+}
+
+/// What the exact machine counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Window {
+    /// What lies between markers
+    Marked,
+    /// The whole run
+    Run,
 }
 
 /// How `--stats` prints.
@@ -258,6 +281,14 @@ fn cpus(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(n @ 1..=255) => Ok(n),
         _ => Err("say a number of CPUs from 1 to 255".to_owned()),
+    }
+}
+
+/// The range is the tracer's.
+fn quantum(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(n @ 1..=16_777_216) => Ok(n),
+        _ => Err("say a number of instructions from 1 to 16777216".to_owned()),
     }
 }
 
@@ -383,7 +414,9 @@ mod tests {
             mistake(&["--aspace", "radix"]),
             "invalid value 'radix' for '--aspace <NAME>': there is locked"
         );
-        assert!(mistake(&["--accel", "fast"]).ends_with("there is auto, kvm, tcg"));
+        assert!(mistake(&["--accel", "fast"]).ends_with("there is auto, kvm, tcg, exact"));
+        assert!(mistake(&["--quantum", "0"]).ends_with("from 1 to 16777216"));
+        assert!(mistake(&["--window", "some"]).ends_with("there is marked, run"));
         assert!(mistake(&["--env", "FOO"]).ends_with("say NAME=VALUE"));
         assert!(mistake(&["--timeout", "0"]).ends_with("say a number of seconds above 0"));
         assert!(mistake(&["--stats=xml"]).ends_with("there is table, json"));

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     args::{Accel, Doctor, Linux},
-    child, linux, machine,
+    child, exact, linux, machine,
     needs::{self, Tool},
     toolchain, ui,
 };
@@ -39,6 +39,9 @@ pub fn run(options: &Doctor) -> Result<u8> {
     let accelerator = machine::choose_kvm(Accel::Auto).map_or_else(|e| e.to_string(), |(_, why)| why);
     line(Ok(accelerator), "acceleration", "what --accel auto takes");
     line(Ok(linux()), "Linux", "what --kernel linux boots");
+    let exact = qemu_version()
+        .and_then(|text| exact::serves(&text).map(|()| text).map_err(|error| error.to_string()));
+    line(exact, "exact machine", "what --accel exact takes");
     if missing > 0 && !options.fix {
         ui::result("cargo quire doctor --fix installs what is missing, as root on Debian");
     }

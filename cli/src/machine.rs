@@ -15,6 +15,7 @@ use anyhow::{Result, bail};
 
 use crate::{
     args::{Accel, Aspace},
+    exact::Exact,
     failure::{USAGE, failure},
     linux,
     needs::{self, Tool},
@@ -55,6 +56,8 @@ pub struct Machine {
     pub kvm: bool,
     /// TCG runs all CPUs in one host thread.
     pub one_host_thread: bool,
+    /// The same way each time.
+    pub exact: Option<Exact>,
 }
 
 impl Machine {
@@ -68,6 +71,7 @@ impl Machine {
             nodes: 1,
             kvm: false,
             one_host_thread: one_host_thread(cpus),
+            exact: None,
         }
     }
 
@@ -80,7 +84,7 @@ impl Machine {
     pub fn command_line(&self, boot: &Boot, shared: bool) -> String {
         match self.system {
             System::Quire => boot.line(self.cpus),
-            System::Linux => linux::command_line(boot, shared, false),
+            System::Linux => linux::command_line(boot, shared, self.exact.is_some()),
         }
     }
 
@@ -88,20 +92,30 @@ impl Machine {
     fn accelerator(&self) -> &'static str {
         if self.kvm {
             "kvm"
-        } else if self.one_host_thread {
+        } else if self.one_host_thread || self.exact.is_some() {
             "tcg,thread=single"
         } else {
             "tcg,thread=multi"
         }
     }
 
-    /// QEMU's arguments. `initramfs` and the three channels are paths that QEMU opens; `boot` is the kernel's command
-    /// line.
-    pub fn arguments(&self, initramfs: &Path, channels: &[PathBuf; 3], boot: &str) -> Vec<OsString> {
+    /// QEMU's arguments. `initramfs` and the three channels are paths that QEMU opens, and `report` one that the exact
+    /// machine's tracer does; `boot` is the kernel's command line.
+    pub fn arguments(
+        &self,
+        initramfs: &Path,
+        channels: &[PathBuf; 3],
+        report: Option<&Path>,
+        boot: &str,
+    ) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
         let mib = self.memory.div_ceil(1 << 20);
-        add(&["-machine", "q35", "-accel", self.accelerator(), "-cpu", "max"]);
+        add(&["-accel", self.accelerator()]);
+        match &self.exact {
+            None => add(&["-machine", "q35", "-cpu", "max"]),
+            Some(exact) => exact.arguments(report).iter().for_each(|word| add(&[word.as_str()])),
+        }
         add(&["-smp", &format!("{0},sockets=1,cores={0},threads=1", self.cpus), "-m", &format!("{mib}M")]);
         if self.nodes > 1 {
             for words in numa(self.nodes, self.cpus, mib) {
@@ -109,7 +123,11 @@ impl Machine {
             }
         }
         add(&["-display", "none", "-no-reboot", "-nodefaults"]);
-        add(&["-chardev", "stdio,id=in,signal=off", "-serial", "chardev:in"]);
+        // Input that comes when it likes has no place on the exact machine; there it's packed with the files. Linux's
+        // messages still come out.
+        let input =
+            if self.exact.is_some() { "file,id=in,path=/dev/stdout" } else { "stdio,id=in,signal=off" };
+        add(&["-chardev", input, "-serial", "chardev:in"]);
         for ((port, name), path) in
             [("0xe9", "out"), ("0xea", "err"), ("0xeb", "control")].iter().zip(channels)
         {
@@ -177,6 +195,7 @@ pub fn emulator() -> Result<PathBuf> {
 pub fn choose_kvm(wanted: Accel) -> Result<(bool, String)> {
     let why_not = why_no_kvm(Path::new("/sys/module"), Path::new("/dev/kvm"));
     match (wanted, why_not) {
+        (Accel::Exact, _) => Ok((false, "exact: TCG by the instruction".to_owned())),
         (Accel::Tcg, _) => Ok((false, "TCG, as asked".to_owned())),
         (Accel::Auto, Some(why)) => Ok((false, format!("TCG: {why}"))),
         (Accel::Auto, None) => Ok((true, "KVM".to_owned())),
@@ -212,6 +231,8 @@ pub struct Boot {
     pub kallsyms: bool,
     /// Say more.
     pub verbose: bool,
+    /// The CPUs take turns, and time is the sum of what they execute.
+    pub serial_time: bool,
 }
 
 impl Boot {
@@ -222,6 +243,9 @@ impl Boot {
         if let Some(name) = &self.selftest {
             // Writing to a String cannot fail, here and below.
             let _ = write!(line, " selftest={name}");
+        }
+        if self.serial_time {
+            line += " serial_time=1";
         }
         if self.verbose {
             line += " verbose=1";
@@ -259,10 +283,11 @@ mod tests {
             selftest: Some("all".into()),
             kallsyms: false,
             verbose: true,
+            serial_time: true,
         };
         assert_eq!(
             boot.line(8),
-            "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all verbose=1"
+            "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 verbose=1"
         );
     }
 

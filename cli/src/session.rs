@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, PipeReader, PipeWriter},
+    io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Seek, SeekFrom},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     os::unix::process::CommandExt,
     path::PathBuf,
@@ -23,6 +23,7 @@ use signal_hook::{consts::SIGWINCH, iterator::Signals};
 use crate::{
     child::Guarded,
     console::{self, Escape, Input},
+    exact,
     image::Image,
     linux,
     machine::{self, Boot, Machine, System},
@@ -77,6 +78,8 @@ pub struct Outcome {
     pub log: Vec<String>,
     /// The counters as JSON.
     pub stats: Option<String>,
+    /// What the exact machine's tracer counted, as JSON.
+    pub counts: Option<String>,
     /// Nanoseconds from the machine's start to the first user instruction.
     pub ready: Option<u64>,
     /// Results of the kernel's own tests.
@@ -97,11 +100,17 @@ enum Event {
 pub fn run(
     machine: &Machine,
     boot: &Boot,
-    image: Image,
+    mut image: Image,
     files: Files,
     limit: Option<Duration>,
 ) -> Result<Outcome> {
     let began = Instant::now();
+    let boot = &Boot { serial_time: machine.exact.is_some(), ..boot.clone() };
+    if machine.exact.is_some() {
+        exact::prepare(&mut image, &files, limit)?;
+    }
+    let report =
+        machine.exact.as_ref().filter(|exact| exact.count).map(|_| tempfile::tempfile()).transpose()?;
     let initramfs = pack(image, machine)?;
     let (control, control_writer) = io::pipe()?;
     let (out, out_writer) = io::pipe()?;
@@ -114,20 +123,27 @@ pub fn run(
     }
     let err_channel = if shared { &out_writer } else { &err_writer };
     let channels = [&out_writer, err_channel, &control_writer].map(|writer| descriptor(writer.as_raw_fd()));
-    let raw = matches!(files, Files::Ours).then(terminal::Raw::enter).flatten();
+    let interactive = matches!(files, Files::Ours) && machine.exact.is_none();
+    let raw = interactive.then(terminal::Raw::enter).flatten();
 
     let mut command = Command::new(machine::emulator()?);
-    let line = machine.command_line(boot, shared);
-    command.args(machine.arguments(&descriptor(initramfs.as_raw_fd()), &channels, &line));
+    let report_path = report.as_ref().map(|file| descriptor(file.as_raw_fd()));
+    command.args(machine.arguments(
+        &descriptor(initramfs.as_raw_fd()),
+        &channels,
+        report_path.as_deref(),
+        &machine.command_line(boot, shared),
+    ));
     let (messages, messages_writer) = io::pipe()?;
     let (serial, serial_writer) = io::pipe()?;
     command.stdin(Stdio::piped()).stdout(serial_writer).stderr(messages_writer);
-    let inherited: Vec<_> = vec![
+    let mut inherited: Vec<_> = vec![
         initramfs.as_raw_fd(),
         out_writer.as_raw_fd(),
         err_writer.as_raw_fd(),
         control_writer.as_raw_fd(),
     ];
+    inherited.extend(report.as_ref().map(AsRawFd::as_raw_fd));
     pass_on(&mut command, inherited);
     let mut qemu = Guarded::spawn(&mut command)?;
     // The command and these writers would keep the channels open.
@@ -141,6 +157,7 @@ pub fn run(
     read_control(control, events.clone());
     let serial = read_serial(serial, events.clone());
     let source = match files {
+        _ if machine.exact.is_some() => Source::Packed,
         Files::Ours => Source::Ours { raw: raw.is_some() },
         Files::Captured(bytes) => Source::Bytes(bytes),
     };
@@ -169,6 +186,7 @@ pub fn run(
     let said = messages.join().unwrap_or_default();
     let mut outcome = watch.outcome;
     (outcome.stdout, outcome.stderr, outcome.took) = (stdout, stderr, began.elapsed());
+    outcome.counts = report.map(read_whole).transpose()?.filter(|text| !text.is_empty());
     outcome.end = match (end, watch.panicked, outcome.end) {
         (_, true, _) => End::Panicked,
         (_, _, exited @ End::Exited(_)) => exited,
@@ -186,6 +204,7 @@ impl Outcome {
             stderr: Vec::new(),
             log: Vec::new(),
             stats: None,
+            counts: None,
             ready: None,
             tests: Vec::new(),
             took: Duration::ZERO,
@@ -303,7 +322,11 @@ impl Watch<'_> {
 
 /// Where input comes from.
 enum Source {
-    Ours { raw: bool },
+    /// It's in the image.
+    Packed,
+    Ours {
+        raw: bool,
+    },
     Bytes(Vec<u8>),
 }
 
@@ -312,6 +335,7 @@ impl Source {
     fn send_to(self, input: Input, events: Sender<Event>, turns: Option<Receiver<()>>) {
         let turn = move || turns.as_ref().is_none_or(|turns| turns.recv().is_ok());
         match self {
+            Self::Packed => {}
             Self::Bytes(bytes) => {
                 thread::spawn(move || input.pump(&bytes[..], |_| turn()));
             }
@@ -413,6 +437,14 @@ fn pack(image: Image, machine: &Machine) -> Result<File> {
     Ok(file)
 }
 
+/// What another process wrote to `file`.
+fn read_whole(mut file: File) -> Result<String> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn descriptor(fd: RawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{fd}"))
 }
@@ -442,6 +474,11 @@ fn died(status: Option<ExitStatus>, said: &str) -> End {
     let status_code = status.and_then(|s| s.code());
     if status_code == Some(machine::STATUS_PANIC) {
         return End::Panicked;
+    }
+    // What the tracer says is the reason of what QEMU says after it.
+    let tracer = said.lines().find_map(|line| line.strip_prefix("quire-tracer: "));
+    if let Some(why) = tracer {
+        return End::Died(why.to_owned());
     }
     let last = said.lines().rev().find(|line| !line.trim().is_empty());
     let status = status.map_or("killed".to_owned(), |s| s.to_string());

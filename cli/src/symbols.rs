@@ -34,6 +34,11 @@ impl Symbols {
         lines.map(|(i, (name, place))| format!("  {} {name}{place}", heading(i, address))).collect()
     }
 
+    /// The innermost function of the workspace's at the instruction `address`, and where that is in it.
+    pub fn function(&self, address: u64) -> Option<String> {
+        self.frames(address).into_iter().next().map(|(name, place)| name + &place)
+    }
+
     /// Name and place of the function at `address` and of those of the workspace that it is inlined in: what the
     /// standard library inlines into itself would bury them.
     fn frames(&self, address: u64) -> Vec<(String, String)> {
@@ -106,6 +111,24 @@ impl Kallsyms {
     }
 }
 
+/// The names of the functions of whichever kernel ran.
+pub enum Names {
+    /// Quire's.
+    Quire(Symbols),
+    /// Linux's.
+    Linux(Kallsyms),
+}
+
+impl Names {
+    /// The function at the instruction `address`, and where that is in it.
+    pub fn function(&self, address: u64) -> Option<String> {
+        match self {
+            Self::Quire(symbols) => symbols.function(address),
+            Self::Linux(symbols) => symbols.find(address).map(|(name, offset)| format!("{name}+{offset:#x}")),
+        }
+    }
+}
+
 /// A symbol without the hash that makes it unique, or a bare name without its type parameters.
 fn demangle(name: &str) -> String {
     match rustc_demangle::try_demangle(name) {
@@ -154,5 +177,6 @@ mod tests {
     fn without_symbols_addresses_stay() {
         let symbols = Symbols::new(Path::new("/nonexistent"));
         assert_eq!(symbols.describe(0x1000), ["  at 0x0000000000001000 ?"]);
+        assert_eq!(symbols.function(0x1000), None);
     }
 }
