@@ -40,9 +40,36 @@ The program's input, output and exit status (128 + N if signal N ended it) are t
 statuses: 2 mistake on the command line, 124 timed out, 125 kernel panic or machine failure, 126 not a program that
 Quire runs, 127 no such program. On a terminal, Ctrl-] three times within a second ends the machine.";
 
+/// Which kernel the machine boots; of every subcommand that boots one for a program.
+#[derive(Args)]
+pub struct System {
+    /// The kernel: Quire, or Linux as Debian builds it, in the same machine
+    #[arg(long, value_name = "quire|linux", default_value = "quire")]
+    pub kernel: Kernel,
+    /// Which Linux; fetched by apt-get at first use [default: newest]
+    #[arg(long, value_name = "6.1|newest")]
+    pub linux: Option<Linux>,
+}
+
+impl System {
+    /// Which Linux to boot, if it is to be Linux.
+    pub fn linux(&self) -> Result<Option<Linux>> {
+        match (self.kernel, self.linux) {
+            (Kernel::Linux, which) => Ok(Some(which.unwrap_or(Linux::Newest))),
+            (Kernel::Quire, None) => Ok(None),
+            (Kernel::Quire, Some(_)) => {
+                Err(failure(USAGE, "--linux says which Linux, but Quire is booted: add --kernel linux"))
+            }
+        }
+    }
+}
+
 /// Options of `run`.
 #[derive(Args)]
 pub struct Run {
+    /// Quire or Linux
+    #[command(flatten)]
+    pub system: System,
     /// Virtual CPUs, 1 to 255 [default: the host's, at most 4]
     #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
     pub cpus: Option<u32>,
@@ -56,8 +83,20 @@ pub struct Run {
     #[arg(long, value_name = "NAME", default_value = "locked")]
     pub aspace: Aspace,
     /// What executes the machine: auto takes KVM where there is hardware behind it
-    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
+    #[arg(long, value_name = "auto|kvm|tcg|exact", default_value = "auto")]
     pub accel: Accel,
+    /// With exact: instructions of a CPU's turn [default: 200]
+    #[arg(long, value_name = "N", value_parser = quantum, allow_negative_numbers = true)]
+    pub quantum: Option<u32>,
+    /// With exact: the emulator's seed [default: 1]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// With exact: write what was counted to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub counts: Option<PathBuf>,
+    /// With exact: count between the program's markers, or the whole run [default: as the program has markers or not]
+    #[arg(long, value_name = "marked|run")]
+    pub window: Option<Window>,
     /// Pack a host file or directory; without GUEST, under the same path
     #[arg(long, value_name = "HOST[:GUEST]")]
     pub bind: Vec<OsString>,
@@ -122,6 +161,35 @@ impl Aspace {
     }
 }
 
+/// Kernels that the machine can boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kernel {
+    /// This workspace's
+    Quire,
+    /// Debian's, for comparison
+    Linux,
+}
+
+/// Versions of Linux to compare with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Linux {
+    /// The last before mappings got locks of their own
+    #[value(name = "6.1")]
+    V6_1,
+    /// The newest that Debian's packages offer here
+    Newest,
+}
+
+impl Linux {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::Newest => "newest",
+        }
+    }
+}
+
 /// What executes the machine's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Accel {
@@ -131,6 +199,17 @@ pub enum Accel {
     Kvm,
     /// QEMU's translator
     Tcg,
+    /// QEMU's translator, the same way each time, and counted
+    Exact,
+}
+
+/// What the exact machine counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Window {
+    /// What lies between markers
+    Marked,
+    /// The whole run
+    Run,
 }
 
 /// How `--stats` prints.
@@ -153,6 +232,8 @@ pub enum Group {
     Kernel,
     /// Linux programs, against the same programs run natively
     Linux,
+    /// Linux in the same machine: as transparent as Quire
+    Peer,
     /// Planted faults that the tests must catch
     Mutants,
     /// Programs and random calls on the sanitized kernel; by name or with --full
@@ -208,6 +289,14 @@ fn cpus(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(n @ 1..=255) => Ok(n),
         _ => Err("say a number of CPUs from 1 to 255".to_owned()),
+    }
+}
+
+/// The range is the tracer's.
+fn quantum(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(n @ 1..=16_777_216) => Ok(n),
+        _ => Err("say a number of instructions from 1 to 16777216".to_owned()),
     }
 }
 
@@ -307,6 +396,15 @@ mod tests {
     }
 
     #[test]
+    fn linux_is_the_newest_unless_said_otherwise() {
+        let linux = |words: &[&str]| run(words).unwrap().system.linux().map_err(|error| error.to_string());
+        assert_eq!(linux(&["true"]), Ok(None));
+        assert_eq!(linux(&["--kernel", "linux", "true"]), Ok(Some(Linux::Newest)));
+        assert_eq!(linux(&["--kernel", "linux", "--linux", "6.1", "true"]), Ok(Some(Linux::V6_1)));
+        assert!(linux(&["--linux", "6.1", "true"]).unwrap_err().ends_with("add --kernel linux"));
+    }
+
+    #[test]
     fn stats_take_an_optional_format() {
         assert_eq!(run(&["--stats", "true"]).unwrap().stats, Some(StatsFormat::Table));
         assert_eq!(run(&["--stats=json", "true"]).unwrap().stats, Some(StatsFormat::Json));
@@ -331,12 +429,19 @@ mod tests {
             mistake(&["--aspace", "radix"]),
             "invalid value 'radix' for '--aspace <NAME>': there is locked"
         );
-        assert!(mistake(&["--accel", "fast"]).ends_with("there is auto, kvm, tcg"));
+        assert!(mistake(&["--accel", "fast"]).ends_with("there is auto, kvm, tcg, exact"));
+        assert!(mistake(&["--quantum", "0"]).ends_with("from 1 to 16777216"));
+        assert!(mistake(&["--window", "some"]).ends_with("there is marked, run"));
         assert!(mistake(&["--env", "FOO"]).ends_with("say NAME=VALUE"));
         assert!(mistake(&["--boot", "a b"]).ends_with("say one word, as in inject or KEY=VALUE"));
         assert!(mistake(&["--timeout", "0"]).ends_with("say a number of seconds above 0"));
         assert!(mistake(&["--stats=xml"]).ends_with("there is table, json"));
         assert!(mistake(&["--numa", "0"]).ends_with("from 1 to 64"));
+        assert_eq!(
+            mistake(&["--kernel", "linux", "--linux", "5.4"]),
+            "invalid value '5.4' for '--linux <6.1|newest>': there is 6.1, newest"
+        );
+        assert!(mistake(&["--kernel", "hurd"]).ends_with("there is quire, linux"));
         for words in [&["--cpus"][..], &["--bind"], &["--root"]] {
             assert!(!mistake(words).contains('\n'));
         }

@@ -5,8 +5,8 @@ use std::{process::Command, time::Duration};
 use anyhow::Result;
 
 use crate::{
-    args::{Accel, Doctor},
-    child, machine,
+    args::{Accel, Doctor, Linux},
+    child, exact, linux, machine,
     needs::{self, Tool},
     toolchain, ui,
 };
@@ -38,10 +38,26 @@ pub fn run(options: &Doctor) -> Result<u8> {
     }
     let accelerator = machine::choose_kvm(Accel::Auto).map_or_else(|e| e.to_string(), |(_, why)| why);
     line(Ok(accelerator), "acceleration", "what --accel auto takes");
+    line(Ok(linux()), "Linux", "what --kernel linux boots");
+    let exact = qemu_version()
+        .and_then(|text| exact::serves(&text).map(|()| text).map_err(|error| error.to_string()));
+    line(exact, "exact machine", "what --accel exact takes");
     if missing > 0 && !options.fix {
         ui::result("cargo quire doctor --fix installs what is missing, as root on Debian");
     }
     Ok(u8::from(missing > 0))
+}
+
+/// Which versions are there. None is missing: whoever wants to compare fetches one by doing so.
+fn linux() -> String {
+    let found: Vec<_> = [Linux::V6_1, Linux::Newest]
+        .into_iter()
+        .filter_map(|choice| linux::Linux::find(choice).map(|l| format!("{}: {}", choice.name(), l.version)))
+        .collect();
+    match found.is_empty() {
+        true => "fetched at first use".to_owned(),
+        false => found.join(", "),
+    }
 }
 
 fn bare_metal() -> Result<String, String> {

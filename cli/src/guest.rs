@@ -8,7 +8,11 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{cargo, child, ui, workspace};
+use crate::{
+    cargo, child,
+    needs::{self, Tool},
+    ui, workspace,
+};
 
 const PACKAGE: &str = "quire-bench-guest";
 const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -42,7 +46,7 @@ pub enum Toolchain {
     Bare,
 }
 
-/// A C program of the package's folder.
+/// A C program of the package's folder. Gets the compiler if need be.
 pub fn c(name: &str, source: &str, toolchain: Toolchain) -> Result<PathBuf> {
     let folder = match toolchain {
         Toolchain::Musl => "musl",
@@ -54,6 +58,7 @@ pub fn c(name: &str, source: &str, toolchain: Toolchain) -> Result<PathBuf> {
     if up_to_date(&output, &source) {
         return Ok(output);
     }
+    needs::ensure(&[if toolchain == Toolchain::Musl { Tool::MuslGcc } else { Tool::Gcc }])?;
     std::fs::create_dir_all(output.parent().unwrap_or(Path::new(".")))?;
     let (compiler, flags): (_, &[&str]) = match toolchain {
         Toolchain::Musl => ("musl-gcc", &["-pthread"]),

@@ -27,6 +27,8 @@ const FIFO: u32 = 0o010_000;
 
 /// The entry that tells the kernel what to execute; it removes it after reading.
 const EXEC_ENTRY: &[u8] = b".quire/exec";
+/// The entry that is the program's standard input, if there; the kernel takes it out too.
+const INPUT_ENTRY: &[u8] = b".quire/input";
 
 /// What the guest is to execute first.
 pub struct Exec {
@@ -143,6 +145,16 @@ impl Image {
     /// What is to be executed.
     pub fn exec(&mut self, exec: &Exec) {
         self.file(EXEC_ENTRY, exec.encode(), 0o600);
+    }
+
+    /// What the program reads as its standard input.
+    pub fn input(&mut self, bytes: Vec<u8>) {
+        self.file(INPUT_ENTRY, bytes, 0o600);
+    }
+
+    /// Forget when files were changed, which says nothing about what is in them.
+    pub fn forget_times(&mut self) {
+        self.entries.values_mut().for_each(|entry| entry.mtime = 0);
     }
 
     /// A host file or directory, with all that is in it. A symbolic link is followed here, but kept as one inside a

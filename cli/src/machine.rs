@@ -2,7 +2,8 @@
 //!
 //! A q35 board with as many processors as asked for, the kernel booted directly, and five channels to the driver:
 //! standard output, standard error and the control channel by a debug console each (a port that takes one byte a write
-//! and needs no driver), input by the first serial line, and a port that ends the machine.
+//! and needs no driver), input by the first serial line, and a port that ends the machine. Linux gets the same machine,
+//! so that what is measured on both differs by the kernel alone; its own messages come out of the serial line.
 
 use std::{
     ffi::OsString,
@@ -14,7 +15,9 @@ use anyhow::{Result, bail};
 
 use crate::{
     args::{Accel, Aspace},
+    exact::Exact,
     failure::{USAGE, failure},
+    linux,
     needs::{self, Tool},
     workspace,
 };
@@ -27,11 +30,22 @@ pub const STATUS_DONE: i32 = 1;
 /// QEMU's exit status after a kernel panic: 2 * 0x30 + 1.
 pub const STATUS_PANIC: i32 = 97;
 
+/// Kernels that a machine can boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    /// This workspace's.
+    Quire,
+    /// Linux, with a first process of ours.
+    Linux,
+}
+
 /// A machine to be started.
 #[derive(Clone)]
 pub struct Machine {
-    /// The kernel's ELF file.
+    /// The kernel's file: Quire's ELF file, or Linux's compressed image.
     pub kernel: PathBuf,
+    /// What it is.
+    pub system: System,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Bytes of memory.
@@ -42,6 +56,8 @@ pub struct Machine {
     pub kvm: bool,
     /// TCG runs all CPUs in one host thread.
     pub one_host_thread: bool,
+    /// The same way each time.
+    pub exact: Option<Exact>,
 }
 
 impl Machine {
@@ -49,11 +65,13 @@ impl Machine {
     pub fn new(kernel: PathBuf, cpus: u32) -> Self {
         Self {
             kernel,
+            system: System::Quire,
             cpus,
             memory: default_memory(cpus),
             nodes: 1,
             kvm: false,
             one_host_thread: one_host_thread(cpus),
+            exact: None,
         }
     }
 
@@ -67,24 +85,42 @@ impl Machine {
         if self.one_host_thread { 1 } else { self.cpus as usize }
     }
 
+    /// The kernel's command line. `shared`: the program's standard output and error are one file.
+    pub fn command_line(&self, boot: &Boot, shared: bool) -> String {
+        match self.system {
+            System::Quire => boot.line(self.cpus),
+            System::Linux => linux::command_line(boot, shared, self.exact.is_some()),
+        }
+    }
+
     /// The machine's accelerator with its options.
     fn accelerator(&self) -> &'static str {
         if self.kvm {
             "kvm"
-        } else if self.one_host_thread {
+        } else if self.one_host_thread || self.exact.is_some() {
             "tcg,thread=single"
         } else {
             "tcg,thread=multi"
         }
     }
 
-    /// QEMU's arguments. `initramfs` and the three channels are paths that QEMU opens; `boot` is the kernel's command
-    /// line.
-    pub fn arguments(&self, initramfs: &Path, channels: &[PathBuf; 3], boot: &str) -> Vec<OsString> {
+    /// QEMU's arguments. `initramfs` and the three channels are paths that QEMU opens, and `report` one that the exact
+    /// machine's tracer does; `boot` is the kernel's command line.
+    pub fn arguments(
+        &self,
+        initramfs: &Path,
+        channels: &[PathBuf; 3],
+        report: Option<&Path>,
+        boot: &str,
+    ) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
         let mib = self.memory.div_ceil(1 << 20);
-        add(&["-machine", "q35", "-accel", self.accelerator(), "-cpu", "max"]);
+        add(&["-accel", self.accelerator()]);
+        match &self.exact {
+            None => add(&["-machine", "q35", "-cpu", "max"]),
+            Some(exact) => exact.arguments(report).iter().for_each(|word| add(&[word.as_str()])),
+        }
         add(&["-smp", &format!("{0},sockets=1,cores={0},threads=1", self.cpus), "-m", &format!("{mib}M")]);
         if self.nodes > 1 {
             for words in numa(self.nodes, self.cpus, mib) {
@@ -92,7 +128,11 @@ impl Machine {
             }
         }
         add(&["-display", "none", "-no-reboot", "-nodefaults"]);
-        add(&["-chardev", "stdio,id=in,signal=off", "-serial", "chardev:in"]);
+        // Input that comes when it likes has no place on the exact machine; there it's packed with the files. Linux's
+        // messages still come out.
+        let input =
+            if self.exact.is_some() { "file,id=in,path=/dev/stdout" } else { "stdio,id=in,signal=off" };
+        add(&["-chardev", input, "-serial", "chardev:in"]);
         for ((port, name), path) in
             [("0xe9", "out"), ("0xea", "err"), ("0xeb", "control")].iter().zip(channels)
         {
@@ -160,6 +200,7 @@ pub fn emulator() -> Result<PathBuf> {
 pub fn choose_kvm(wanted: Accel) -> Result<(bool, String)> {
     let why_not = why_no_kvm(Path::new("/sys/module"), Path::new("/dev/kvm"));
     match (wanted, why_not) {
+        (Accel::Exact, _) => Ok((false, "exact: TCG by the instruction".to_owned())),
         (Accel::Tcg, _) => Ok((false, "TCG, as asked".to_owned())),
         (Accel::Auto, Some(why)) => Ok((false, format!("TCG: {why}"))),
         (Accel::Auto, None) => Ok((true, "KVM".to_owned())),
@@ -178,10 +219,10 @@ fn why_no_kvm(modules: &Path, device: &Path) -> Option<String> {
     (!writable).then(|| format!("{} is not writable", device.display()))
 }
 
-/// The kernel's command line.
+/// What the kernel is told at boot.
 #[derive(Clone, Default)]
 pub struct Boot {
-    /// The design of the address space.
+    /// The design of Quire's address space.
     pub aspace: Option<Aspace>,
     /// Send the counters at the end.
     pub stats: bool,
@@ -189,30 +230,29 @@ pub struct Boot {
     pub terminals: Vec<u8>,
     /// The terminal's rows and columns.
     pub size: Option<(u16, u16)>,
-    /// Run these tests of the kernel's instead of a program.
+    /// Run these tests of Quire's instead of a program.
     pub selftest: Option<String>,
+    /// Print Linux's symbols instead of running a program.
+    pub kallsyms: bool,
     /// Say more.
     pub verbose: bool,
+    /// The CPUs take turns, and time is the sum of what they execute.
+    pub serial_time: bool,
     /// Further words, as they are.
     pub words: Vec<String>,
 }
 
 impl Boot {
-    /// As `key=value` words.
+    /// As `key=value` words for Quire.
     pub fn line(&self, cpus: u32) -> String {
         let mut line = format!("cpus={cpus} aspace={}", self.aspace.unwrap_or(Aspace::Locked).name());
-        let terminals: Vec<_> = self.terminals.iter().map(u8::to_string).collect();
-        let terminals = if terminals.is_empty() { "none".to_owned() } else { terminals.join(",") };
-        // Writing to a String cannot fail.
-        let _ = write!(line, " tty={terminals}");
-        if let Some((rows, columns)) = self.size {
-            let _ = write!(line, " rows={rows} cols={columns}");
-        }
-        if self.stats {
-            line += " stats=1";
-        }
+        line += &self.files();
         if let Some(name) = &self.selftest {
+            // Writing to a String cannot fail, here and below.
             let _ = write!(line, " selftest={name}");
+        }
+        if self.serial_time {
+            line += " serial_time=1";
         }
         if self.verbose {
             line += " verbose=1";
@@ -222,6 +262,20 @@ impl Boot {
             line += word;
         }
         line
+    }
+
+    /// What both kernels are told of the standard files and the counters, with a space before each word.
+    pub fn files(&self) -> String {
+        let terminals: Vec<_> = self.terminals.iter().map(u8::to_string).collect();
+        let terminals = if terminals.is_empty() { "none".to_owned() } else { terminals.join(",") };
+        let mut words = format!(" tty={terminals}");
+        if let Some((rows, columns)) = self.size {
+            let _ = write!(words, " rows={rows} cols={columns}");
+        }
+        if self.stats {
+            words += " stats=1";
+        }
+        words
     }
 }
 
@@ -238,12 +292,14 @@ mod tests {
             terminals: vec![0, 2],
             size: Some((24, 80)),
             selftest: Some("all".into()),
+            kallsyms: false,
             verbose: true,
+            serial_time: true,
             words: vec!["inject".into()],
         };
         assert_eq!(
             boot.line(8),
-            "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all verbose=1 inject"
+            "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 verbose=1 inject"
         );
     }
 

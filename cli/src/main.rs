@@ -3,15 +3,19 @@
 //! The driver uses nothing of the other crates: it runs them, as programs. `run` is transparent, so everything of its
 //! own (progress, notes, mistakes) goes to standard error, starts with `quire:` and is one line each.
 
+mod apt;
 mod args;
 mod cargo;
 mod child;
 mod console;
+mod counts;
 mod doctor;
+mod exact;
 mod failure;
 mod guest;
 mod image;
 mod kernel;
+mod linux;
 mod machine;
 mod needs;
 mod program;

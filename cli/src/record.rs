@@ -1,4 +1,4 @@
-//! The control channel: what the kernel tells the driver.
+//! The control channel: what the kernel (on Linux, the first process) tells the driver.
 //!
 //! Lines. One that starts with the byte 0x1e (ASCII's record separator, which no message contains) is a record; every
 //! other is a message for people. The protocol, and who writes each record:
@@ -6,6 +6,7 @@
 //! | record | when |
 //! | --- | --- |
 //! | `ready NS` | first user instruction, NS nanoseconds after the machine's start; from here on input may be sent |
+//! | `more` | Linux only: the program took the last frame of input; another may be sent |
 //! | `exit N` | the program ended: its exit status, or 128 + signal |
 //! | `stats {…}` | the counters, before `exit`, if the command line said `stats=1` |
 //! | `test NAME ok` or `test NAME FAIL why` | one of the kernel's own tests ended |
@@ -16,6 +17,8 @@
 pub enum Line {
     /// The first user instruction, in nanoseconds since the machine's start.
     Ready(u64),
+    /// The next frame of input may be sent.
+    More,
     /// The program's exit status.
     Exit(u8),
     /// The counters, as JSON.
@@ -41,6 +44,7 @@ fn record(line: &str) -> Option<Line> {
     let (kind, rest) = record.split_once(' ').unwrap_or((record, ""));
     Some(match kind {
         "ready" => Line::Ready(rest.parse().ok()?),
+        "more" => Line::More,
         "exit" => Line::Exit(rest.parse().ok()?),
         "stats" => Line::Stats(rest.to_owned()),
         "panic" => Line::Panic,
@@ -71,6 +75,7 @@ mod tests {
     #[test]
     fn records_are_understood() {
         assert_eq!(parse("\x1eready 123456"), Line::Ready(123_456));
+        assert_eq!(parse("\x1emore"), Line::More);
         assert_eq!(parse("\x1eexit 139"), Line::Exit(139));
         assert_eq!(parse("\x1estats {\"a\": 1}"), Line::Stats("{\"a\": 1}".into()));
         assert_eq!(parse("\x1etest pipes are full ok"), Line::Test("pipes are full".into(), Ok(())));

@@ -1,4 +1,4 @@
-//! `cargo quire run`: a program of the host's, on Quire, as if it ran here.
+//! `cargo quire run`: a program of the host's, on Quire or on Linux beside it, as if it ran here.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -10,17 +10,20 @@ use anyhow::Result;
 use signal_hook::consts::SIGPIPE;
 
 use crate::{
-    args::{Run, StatsFormat},
-    child,
+    args::{Accel, Run, StatsFormat},
+    child, counts, exact,
     failure::{BROKEN, TIMED_OUT, USAGE, failure},
     guest,
     image::{Exec, Image},
     kernel::{self, Build},
+    linux::{self, Linux},
     machine::{self, Boot, Machine},
     needs::{self, Tool},
     program::{self, GUEST_PATH, Program},
     session::{self, End, Files, Outcome},
-    stats, terminal, ui,
+    stats,
+    symbols::{Names, Symbols},
+    terminal, ui,
 };
 
 /// The default for `--cpus` where the host has as many.
@@ -38,31 +41,62 @@ pub fn run(options: &Run) -> Result<u8> {
         return Err(failure(USAGE, line));
     }
     // Mistakes show before anything is built or started.
-    let image = image(options)?;
+    let linux = options.system.linux()?;
+    if linux.is_some() && options.mem.is_some_and(|bytes| bytes < linux::MIN_MEMORY) {
+        let mib = linux::MIN_MEMORY >> 20;
+        return Err(failure(USAGE, format!("Linux needs {mib} MiB: say --mem {mib}M or more")));
+    }
+    exact::check(options)?;
+    let (mut image, program) = image(options)?;
     let (kvm, why) = machine::choose_kvm(options.accel)?;
     machine::emulator()?;
-    let machine = Machine {
-        kernel: kernel::build(if options.sanitize { Build::Sanitized } else { Build::Ordinary })?,
-        cpus,
-        memory: options.mem.unwrap_or_else(|| machine::default_memory(cpus)),
-        nodes: options.numa,
-        kvm,
-        one_host_thread: machine::one_host_thread(cpus),
+    let linux = linux.map(Linux::obtain).transpose()?;
+    let build = if options.sanitize { Build::Sanitized } else { Build::Ordinary };
+    let booted = match &linux {
+        Some(linux) => boot_linux(linux, &mut image, cpus, options.verbose)?,
+        None => Machine::new(kernel::build(build)?, cpus),
     };
+    let memory = options.mem.unwrap_or(booted.memory);
+    let machine =
+        Machine { memory, nodes: options.numa, kvm, exact: exact::machine(options, &program)?, ..booted };
+    // What a program does may depend on whether it talks to a terminal; exact runs are all alike.
+    let talks = machine.exact.is_none();
     let boot = Boot {
         aspace: Some(options.aspace),
         stats: options.stats.is_some(),
-        terminals: terminal::standard_files(),
-        size: terminal::size(),
-        selftest: None,
+        terminals: if talks { terminal::standard_files() } else { Vec::new() },
+        size: terminal::size().filter(|_| talks),
         verbose: options.verbose,
         words: options.boot.clone(),
+        ..Boot::default()
     };
     if options.verbose {
         ui::say(&format!("{cpus} CPUs, {} MiB, {why}", machine.memory >> 20));
     }
     let outcome = session::run(&machine, &boot, image, Files::Ours, options.timeout)?;
+    match &outcome.counts {
+        Some(counted) => {
+            let names = || match &linux {
+                Some(linux) => linux.kallsyms().map(Names::Linux),
+                None => Ok(Names::Quire(Symbols::new(&machine.kernel))),
+            };
+            counts::show(options, counted, names)?;
+        }
+        None if machine.exact.as_ref().is_some_and(|exact| exact.count) => {
+            ui::say("nothing was counted: the machine did not come to its end");
+        }
+        None => {}
+    }
     report(options, &outcome)
+}
+
+/// A machine for this Linux, and in the image what it needs.
+fn boot_linux(linux: &Linux, image: &mut Image, cpus: u32, verbose: bool) -> Result<Machine> {
+    linux::furnish(image)?;
+    if verbose {
+        ui::say(&format!("Linux {} (Debian {}), mitigations off", linux.release, linux.version));
+    }
+    Ok(linux.machine(cpus))
 }
 
 /// Say what there is to say about how the run ended; the exit status.
@@ -99,8 +133,8 @@ fn report(options: &Run, outcome: &Outcome) -> Result<u8> {
     }
 }
 
-/// Everything that the guest starts with.
-fn image(options: &Run) -> Result<Image> {
+/// Everything that the guest starts with, and the program's file on the host.
+fn image(options: &Run) -> Result<(Image, PathBuf)> {
     let (program, argv) = match options.command.first() {
         Some(name) => {
             if name == "busybox" && options.root.is_none() {
@@ -121,12 +155,12 @@ fn image(options: &Run) -> Result<Image> {
     }
     add_program(&mut image, &program)?;
     let mut env = vec![format!("PATH={GUEST_PATH}"), "HOME=/root".to_owned()];
-    if !terminal::standard_files().is_empty() {
+    if !terminal::standard_files().is_empty() && options.accel != Accel::Exact {
         env.push(format!("TERM={}", std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned())));
     }
     let exec = Exec { argv, env: merge(env, &options.env), cwd: b"/".to_vec(), path: program.guest };
     image.exec(&exec);
-    Ok(image)
+    Ok((image, program.host))
 }
 
 /// Put a program, checked, and what belongs to it into the guest.

@@ -1,17 +1,17 @@
 //! One run of a machine, from QEMU's start to its end.
 //!
-//! Threads move bytes: a pump for each output, a reader of the control channel, one of QEMU's own messages, one for
-//! input. The main thread takes their events, keeps the time, and decides how the run ended. The machine has ended when
+//! Threads move bytes: a pump for each output, a reader of the control channel, one of what Linux prints on the serial
+//! line, one of QEMU's own messages, one for input. The main thread takes their events, keeps the time, and decides how the run ended. The machine has ended when
 //! the control channel has: QEMU alone holds its other end.
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, PipeReader, PipeWriter},
+    io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Seek, SeekFrom},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, ExitStatus, Stdio},
-    sync::mpsc::{self, RecvTimeoutError, Sender},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -23,8 +23,10 @@ use signal_hook::{consts::SIGWINCH, iterator::Signals};
 use crate::{
     child::Guarded,
     console::{self, Escape, Input},
+    exact,
     image::Image,
-    machine::{self, Boot, Machine},
+    linux,
+    machine::{self, Boot, Machine, System},
     record::{self, Line},
     symbols::Symbols,
     terminal, ui,
@@ -76,6 +78,8 @@ pub struct Outcome {
     pub log: Vec<String>,
     /// The counters as JSON.
     pub stats: Option<String>,
+    /// What the exact machine's tracer counted, as JSON.
+    pub counts: Option<String>,
     /// Nanoseconds from the machine's start to the first user instruction.
     pub ready: Option<u64>,
     /// Results of the kernel's own tests.
@@ -96,11 +100,17 @@ enum Event {
 pub fn run(
     machine: &Machine,
     boot: &Boot,
-    image: Image,
+    mut image: Image,
     files: Files,
     limit: Option<Duration>,
 ) -> Result<Outcome> {
     let began = Instant::now();
+    let boot = &Boot { serial_time: machine.exact.is_some(), ..boot.clone() };
+    if machine.exact.is_some() {
+        exact::prepare(&mut image, &files, limit)?;
+    }
+    let report =
+        machine.exact.as_ref().filter(|exact| exact.count).map(|_| tempfile::tempfile()).transpose()?;
     let initramfs = pack(image, machine)?;
     let (control, control_writer) = io::pipe()?;
     let (out, out_writer) = io::pipe()?;
@@ -113,18 +123,27 @@ pub fn run(
     }
     let err_channel = if shared { &out_writer } else { &err_writer };
     let channels = [&out_writer, err_channel, &control_writer].map(|writer| descriptor(writer.as_raw_fd()));
-    let raw = matches!(files, Files::Ours).then(terminal::Raw::enter).flatten();
+    let interactive = matches!(files, Files::Ours) && machine.exact.is_none();
+    let raw = interactive.then(terminal::Raw::enter).flatten();
 
     let mut command = Command::new(machine::emulator()?);
-    command.args(machine.arguments(&descriptor(initramfs.as_raw_fd()), &channels, &boot.line(machine.cpus)));
+    let report_path = report.as_ref().map(|file| descriptor(file.as_raw_fd()));
+    command.args(machine.arguments(
+        &descriptor(initramfs.as_raw_fd()),
+        &channels,
+        report_path.as_deref(),
+        &machine.command_line(boot, shared),
+    ));
     let (messages, messages_writer) = io::pipe()?;
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(messages_writer);
-    let inherited: Vec<_> = vec![
+    let (serial, serial_writer) = io::pipe()?;
+    command.stdin(Stdio::piped()).stdout(serial_writer).stderr(messages_writer);
+    let mut inherited: Vec<_> = vec![
         initramfs.as_raw_fd(),
         out_writer.as_raw_fd(),
         err_writer.as_raw_fd(),
         control_writer.as_raw_fd(),
     ];
+    inherited.extend(report.as_ref().map(AsRawFd::as_raw_fd));
     pass_on(&mut command, inherited);
     let mut qemu = Guarded::spawn(&mut command)?;
     // The command and these writers would keep the channels open.
@@ -136,16 +155,19 @@ pub fn run(
     let outputs = pump_outputs(&files, out, err, &events);
     let messages = thread::spawn(move || console::collect(messages, CAPTURE_LIMIT));
     read_control(control, events.clone());
+    let serial = read_serial(serial, events.clone());
     let source = match files {
+        _ if machine.exact.is_some() => Source::Packed,
         Files::Ours => Source::Ours { raw: raw.is_some() },
         Files::Captured(bytes) => Source::Bytes(bytes),
     };
     let mut watch = Watch {
         deadline: limit.map(|limit| began + limit),
         input: Some((input, source, events)),
+        more: None,
         verbose: boot.verbose,
         symbols: None,
-        kernel: &machine.kernel,
+        machine,
         panicked: false,
         last_word: None,
         outcome: Outcome::new(),
@@ -158,9 +180,13 @@ pub fn run(
     // The pumps end when QEMU has: what they had is written now, before the terminal is given back.
     let [stdout, stderr] = outputs.map(|pump| pump.join().unwrap_or_default());
     drop(raw);
+    // Linux's last words may come after the end of the control channel.
+    let _ = serial.join();
+    watch.take_the_rest(&inbox);
     let said = messages.join().unwrap_or_default();
     let mut outcome = watch.outcome;
     (outcome.stdout, outcome.stderr, outcome.took) = (stdout, stderr, began.elapsed());
+    outcome.counts = report.map(read_whole).transpose()?.filter(|text| !text.is_empty());
     outcome.end = match (end, watch.panicked, outcome.end) {
         (_, true, _) => End::Panicked,
         (_, _, exited @ End::Exited(_)) => exited,
@@ -178,6 +204,7 @@ impl Outcome {
             stderr: Vec::new(),
             log: Vec::new(),
             stats: None,
+            counts: None,
             ready: None,
             tests: Vec::new(),
             took: Duration::ZERO,
@@ -190,9 +217,11 @@ struct Watch<'a> {
     deadline: Option<Instant>,
     /// Until input may be sent.
     input: Option<(Input, Source, Sender<Event>)>,
+    /// Tells the input's thread that it may send a frame, on Linux; Quire holds the emulator back by itself.
+    more: Option<Sender<()>>,
     verbose: bool,
     symbols: Option<Symbols>,
-    kernel: &'a Path,
+    machine: &'a Machine,
     panicked: bool,
     /// When the machine said that it was ending.
     last_word: Option<Instant>,
@@ -201,7 +230,7 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     /// Take events until the control channel ends (`None`) or the run is to be ended.
-    fn until_the_end(&mut self, inbox: &mpsc::Receiver<Event>) -> Option<End> {
+    fn until_the_end(&mut self, inbox: &Receiver<Event>) -> Option<End> {
         loop {
             let grace = self.last_word.map(|at| at + GRACE);
             let until = [self.deadline, grace].into_iter().flatten().min();
@@ -219,14 +248,23 @@ impl Watch<'_> {
         }
     }
 
+    fn take_the_rest(&mut self, inbox: &Receiver<Event>) {
+        for event in inbox.try_iter() {
+            if let Event::Line(line) = event {
+                self.line(line);
+            }
+        }
+    }
+
     fn line(&mut self, line: Line) {
         match line {
             Line::Ready(ns) => {
                 self.outcome.ready = Some(ns);
                 if let Some((input, source, events)) = self.input.take() {
-                    source.send_to(input, events);
+                    source.send_to(input, events, self.turns());
                 }
             }
+            Line::More => self.may_send(),
             Line::Exit(status) => {
                 self.outcome.end = End::Exited(status);
                 self.last_word = Some(Instant::now());
@@ -241,9 +279,34 @@ impl Watch<'_> {
         }
     }
 
+    /// Where the input's thread waits for its turn to send a frame; the first turn is there.
+    fn turns(&mut self) -> Option<Receiver<()>> {
+        if self.machine.system == System::Quire {
+            return None;
+        }
+        let (more, turns) = mpsc::channel();
+        self.more = Some(more);
+        self.may_send();
+        Some(turns)
+    }
+
+    fn may_send(&mut self) {
+        if let Some(more) = &self.more {
+            // The input may have ended before.
+            let _ = more.send(());
+        }
+    }
+
     fn message(&mut self, text: String) {
-        let lines = match record::backtrace_address(&text) {
-            Some(address) => self.symbols.get_or_insert_with(|| Symbols::new(self.kernel)).describe(address),
+        let quire = self.machine.system == System::Quire;
+        if !quire && text.contains(linux::PANIC) {
+            self.panicked = true;
+            self.last_word = Some(Instant::now());
+        }
+        let lines = match record::backtrace_address(&text).filter(|_| quire) {
+            Some(address) => {
+                self.symbols.get_or_insert_with(|| Symbols::new(&self.machine.kernel)).describe(address)
+            }
             None => vec![text],
         };
         for line in lines {
@@ -259,15 +322,22 @@ impl Watch<'_> {
 
 /// Where input comes from.
 enum Source {
-    Ours { raw: bool },
+    /// It's in the image.
+    Packed,
+    Ours {
+        raw: bool,
+    },
     Bytes(Vec<u8>),
 }
 
 impl Source {
-    fn send_to(self, input: Input, events: Sender<Event>) {
+    /// Send it all from a thread; each frame waits for its turn, if there are turns.
+    fn send_to(self, input: Input, events: Sender<Event>, turns: Option<Receiver<()>>) {
+        let turn = move || turns.as_ref().is_none_or(|turns| turns.recv().is_ok());
         match self {
+            Self::Packed => {}
             Self::Bytes(bytes) => {
-                thread::spawn(move || input.pump(&bytes[..], |_| true));
+                thread::spawn(move || input.pump(&bytes[..], |_| turn()));
             }
             Self::Ours { raw } => {
                 watch_window(input.clone());
@@ -278,7 +348,7 @@ impl Source {
                             let _ = events.send(Event::Escape);
                             return false;
                         }
-                        true
+                        turn()
                     });
                 });
             }
@@ -313,6 +383,18 @@ fn read_control(control: PipeReader, events: Sender<Event>) {
         }
         let _ = events.send(Event::Ended);
     });
+}
+
+/// Each line that Linux prints on the serial line is a message.
+fn read_serial(serial: PipeReader, events: Sender<Event>) -> JoinHandle<()> {
+    thread::spawn(move || {
+        for line in BufReader::new(serial).split(b'\n').map_while(Result::ok) {
+            let text = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+            if events.send(Event::Line(Line::Message(text))).is_err() {
+                return;
+            }
+        }
+    })
 }
 
 /// A thread for each output, which yields what it captured.
@@ -355,6 +437,14 @@ fn pack(image: Image, machine: &Machine) -> Result<File> {
     Ok(file)
 }
 
+/// What another process wrote to `file`.
+fn read_whole(mut file: File) -> Result<String> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn descriptor(fd: RawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{fd}"))
 }
@@ -384,6 +474,11 @@ fn died(status: Option<ExitStatus>, said: &str) -> End {
     let status_code = status.and_then(|s| s.code());
     if status_code == Some(machine::STATUS_PANIC) {
         return End::Panicked;
+    }
+    // What the tracer says is the reason of what QEMU says after it.
+    let tracer = said.lines().find_map(|line| line.strip_prefix("quire-tracer: "));
+    if let Some(why) = tracer {
+        return End::Died(why.to_owned());
     }
     let last = said.lines().rev().find(|line| !line.trim().is_empty());
     let status = status.map_or("killed".to_owned(), |s| s.to_string());

@@ -1,4 +1,4 @@
-//! Names for the kernel's addresses, from its debug information.
+//! Names for a kernel's addresses: Quire's from its debug information, Linux's from the list that it prints.
 
 use std::path::Path;
 
@@ -32,6 +32,11 @@ impl Symbols {
         }
         let lines = frames.iter().enumerate();
         lines.map(|(i, (name, place))| format!("  {} {name}{place}", heading(i, address))).collect()
+    }
+
+    /// The innermost function of the workspace's at the instruction `address`, and where that is in it.
+    pub fn function(&self, address: u64) -> Option<String> {
+        self.frames(address).into_iter().next().map(|(name, place)| name + &place)
     }
 
     /// Name and place of the function at `address` and of those of the workspace that it is inlined in: what the
@@ -68,6 +73,62 @@ fn heading(index: usize, address: u64) -> String {
     if index == 0 { format!("at {address:#018x}") } else { format!("{:21}", "") }
 }
 
+/// Linux's symbols, as `/proc/kallsyms` lists them.
+pub struct Kallsyms {
+    /// By address, ascending.
+    symbols: Vec<(u64, String)>,
+}
+
+impl Kallsyms {
+    /// From the text of `/proc/kallsyms`: an address, a letter for the kind, a name, and a module's name where it is a
+    /// module's. `None` without a single symbol whose address is shown.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let symbol = |line: &str| {
+            let mut words = line.split_ascii_whitespace();
+            let (address, kind, name) = (words.next()?, words.next()?, words.next()?);
+            // Absolute symbols are numbers, and offsets into each CPU's data on older kernels.
+            let address =
+                u64::from_str_radix(address, 16).ok().filter(|n| *n != 0 && kind != "A" && kind != "a")?;
+            Some((address, name.to_owned()))
+        };
+        let mut symbols: Vec<_> = String::from_utf8_lossy(text).lines().filter_map(symbol).collect();
+        symbols.sort_by_key(|symbol| symbol.0);
+        (!symbols.is_empty()).then_some(Self { symbols })
+    }
+
+    /// The name of the last symbol at or below `address`, and how many bytes above it `address` is. Of several at one
+    /// address, the first that Linux lists.
+    pub fn find(&self, address: u64) -> Option<(&str, u64)> {
+        let after = self.symbols.partition_point(|symbol| symbol.0 <= address);
+        let at = self.symbols.get(after.checked_sub(1)?)?.0;
+        let first = self.symbols.partition_point(|symbol| symbol.0 < at);
+        self.symbols.get(first).map(|(at, name)| (name.as_str(), address - at))
+    }
+
+    /// The address of the symbol `name`.
+    pub fn address(&self, name: &str) -> Option<u64> {
+        self.symbols.iter().find(|symbol| symbol.1 == name).map(|symbol| symbol.0)
+    }
+}
+
+/// The names of the functions of whichever kernel ran.
+pub enum Names {
+    /// Quire's.
+    Quire(Symbols),
+    /// Linux's.
+    Linux(Kallsyms),
+}
+
+impl Names {
+    /// The function at the instruction `address`, and where that is in it.
+    pub fn function(&self, address: u64) -> Option<String> {
+        match self {
+            Self::Quire(symbols) => symbols.function(address),
+            Self::Linux(symbols) => symbols.find(address).map(|(name, offset)| format!("{name}+{offset:#x}")),
+        }
+    }
+}
+
 /// A symbol without the hash that makes it unique, or a bare name without its type parameters.
 fn demangle(name: &str) -> String {
     match rustc_demangle::try_demangle(name) {
@@ -97,8 +158,25 @@ mod tests {
     }
 
     #[test]
+    fn the_last_symbol_below_an_address_names_it() {
+        let text = b"0000000000000000 A fixed_percpu_data\nffffffff81000000 T _text\nffffffff81000040 t f\n\
+            ffffffff81000040 t g\nffffffff81000030 T e\nffffffffc0001000 t h\t[ext4]\n";
+        let symbols = Kallsyms::parse(text).unwrap();
+        assert_eq!(symbols.find(0xffff_ffff_8100_0000), Some(("_text", 0)));
+        assert_eq!(symbols.find(0xffff_ffff_8100_003f), Some(("e", 15)));
+        assert_eq!(symbols.find(0xffff_ffff_8100_0041), Some(("f", 1)));
+        assert_eq!(symbols.find(u64::MAX).unwrap().0, "h");
+        assert_eq!(symbols.find(0xffff_ffff_80ff_ffff), None);
+        assert_eq!(symbols.address("e"), Some(0xffff_ffff_8100_0030));
+        assert_eq!(symbols.address("none"), None);
+        // A kernel that hides its addresses shows zeros.
+        assert!(Kallsyms::parse(b"0000000000000000 T _text\n").is_none());
+    }
+
+    #[test]
     fn without_symbols_addresses_stay() {
         let symbols = Symbols::new(Path::new("/nonexistent"));
         assert_eq!(symbols.describe(0x1000), ["  at 0x0000000000001000 ?"]);
+        assert_eq!(symbols.function(0x1000), None);
     }
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! addr, percpu  <-  sync  <-  frames  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
 //! ```
-//! The driver and the guest programs use none of these; the driver may use the cost model, which uses nothing. `cargo metadata` says what the manifests really state.
+//! The driver, the tracer and the guest programs use none of these; the driver may use the cost model, which uses nothing.
+//! `cargo metadata` says what the manifests really state.
 
 use std::{collections::BTreeMap, process::Command};
 
@@ -37,6 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-cost", &[]),
     ("quire-cli", &["quire-cost"]),
     ("quire-bench-guest", &[]),
+    ("quire-tracer", &[]),
 ];
 
 /// What each package of the workspace says that it depends on, of the workspace's packages.

@@ -50,6 +50,18 @@ impl Driver {
         command
     }
 
+    /// To run the program on a Linux that is there already, as is its first process.
+    fn command_on_linux(&self) -> Command {
+        let target = self.folder.path().join("target");
+        for file in ["quire/linux/newest/vmlinuz-6.99", "guest/musl/init"] {
+            std::fs::create_dir_all(target.join(file).parent().unwrap()).unwrap();
+            std::fs::write(target.join(file), "").unwrap();
+        }
+        let mut command = self.command(&["run", "--kernel", "linux", &self.program()]);
+        command.env("CARGO_TARGET_DIR", target);
+        command
+    }
+
     fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
@@ -123,6 +135,40 @@ fn the_machine_is_told_what_was_asked_for() {
     for words in ["-smp 3,", "-m 1024M", "-numa node,nodeid=1,cpus=1-2", "-machine q35 -accel tcg"] {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }
+}
+
+#[test]
+fn linux_gets_the_same_machine() {
+    let driver = Driver::new("ready; out '%s\\n' \"$arguments\"; control '\\x1eexit 7\\n'; exit 1");
+    let output = driver.command_on_linux().output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
+    let stdout = text(&output.stdout);
+    for words in ["-machine q35 ", " mitigations=off ", " quiet -- tty=none -kernel ", "/vmlinuz-6.99 "] {
+        assert!(stdout.contains(words), "{words}: {stdout}");
+    }
+}
+
+#[test]
+fn linux_gets_a_frame_of_input_when_it_asks_for_one() {
+    let driver = Driver::new(
+        "ready; head -c 4098 > /dev/null; read -t 0.5 -n 1 && out early; control '\\x1emore\\n'; \
+         head -c 906 > /dev/null; read -t 0.5 -n 1 && out early; control '\\x1emore\\n'; \
+         head -c 2 | od -An -tx1 > \"$out\"; control '\\x1eexit 0\\n'; exit 1",
+    );
+    let mut command = driver.command_on_linux();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(&[b'x'; 5000]).unwrap();
+    assert_eq!(text(&child.wait_with_output().unwrap().stdout), " 00 00\n");
+}
+
+#[test]
+fn a_panic_of_linux_is_seen_on_the_serial_line() {
+    let driver =
+        Driver::new("ready; printf '[ 1.0] Kernel panic - not syncing: why\\r\\n  at 0x1\\r\\n'; exit 0");
+    let output = driver.command_on_linux().output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let said = "[ 1.0] Kernel panic - not syncing: why\n  at 0x1\nquire: the kernel panicked: ";
+    assert!(text(&output.stderr).starts_with(said), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -226,7 +272,11 @@ fn mistakes_are_one_line_with_a_status() {
         (&["run", "/"], 126, "is a directory"),
         (&["run", plain], 126, "is not executable: chmod +x"),
         (&["run", "/bin/sh"], 126, "is dynamically linked"),
-        (&["test", "frob"], 2, "host, loom, kernel, linux, mutants, sanitize, all"),
+        (&["run", "--kernel", "hurd", &program], 2, "there is quire, linux"),
+        (&["run", "--kernel", "linux", "--linux", "5.4", &program], 2, "there is 6.1, newest"),
+        (&["run", "--linux", "6.1", &program], 2, "add --kernel linux"),
+        (&["run", "--kernel", "linux", "--mem", "64M", &program], 2, "say --mem 96M or more"),
+        (&["test", "frob"], 2, "host, loom, kernel, linux, peer, mutants, sanitize, all"),
     ];
     for (arguments, status, words) in cases {
         let output = driver.run(arguments);

@@ -363,6 +363,7 @@ pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Proces
     let task = Task::user(pid, p.clone(), mm, &frame, 0, false)?;
     task.set_comm(&found.given);
     process::register(&p, &task);
+    hw::marker::run_begin();
     sched::start(task);
     Ok(p)
 }

@@ -45,6 +45,7 @@ fn kernel_main(info: &'static Info) -> ! {
     vdso::init();
     let kernel = process::init(file::FileTable::empty(), file::FsInfo::root());
     hw::smp::start();
+    timers::init(options::get().serial_time);
     hw::serial::enable_input();
     supervisor::start(kernel);
     cpu_main()

@@ -45,7 +45,7 @@ use talc::{DefaultBinning, base::Talc, source::Manual};
 use crate::{
     hw::{
         boot::{Info, PhysRange},
-        cpu, irq, paging,
+        cpu, irq, marker, paging,
     },
     sanitize::{
         self, exempt,
@@ -167,10 +167,10 @@ pub fn init(info: &Info, cpus: usize) {
     let used = [start..e.from.min(e.next), e.from..e.next];
     let n = free_ranges(info, &used, &mut ranges);
     // SAFETY: zeroed and ours for ever; not in the ranges. The ranges are RAM that nobody uses, but for the initramfs,
-    // which is claimed before anything is allocated. All CPUs are below `cpus`.
+    // which is claimed before anything is allocated. All CPUs are below `cpus`. `clear_page` zeroes the page.
     unsafe {
         let meta = slice::from_raw_parts_mut(dm().ptr(meta), bytes);
-        (*FRAMES.0.get()).write(Frames::new(&ranges[..n], cpus, meta, dm()));
+        (*FRAMES.0.get()).write(Frames::new(&ranges[..n], cpus, meta, dm()).zero_by(marker::clear_page));
     }
     *early = None;
     drop(early);

@@ -19,6 +19,8 @@ pub struct Options {
     pub selftest: Option<String>,
     /// Let programs choose an allocation of a frame that fails (`prctl`).
     pub inject: bool,
+    /// The machine's CPUs take turns: its clock advances by what all of them execute together.
+    pub serial_time: bool,
 }
 
 static OPTIONS: Lock<Option<Options>> = Lock::new(None);
@@ -29,6 +31,7 @@ pub fn init(line: &str) {
     for word in line.split_ascii_whitespace() {
         let (key, value) = word.split_once('=').unwrap_or((word, "1"));
         match key {
+            "serial_time" => o.serial_time = value == "1",
             "inject" => o.inject = value == "1",
             "stats" => o.stats = value == "1",
             "selftest" => o.selftest = Some(value.to_string()),

@@ -239,7 +239,7 @@ fn enqueue_on(target: CpuId, task: Arc<Task>) {
             hw::apic::send(&CpuSet::from_iter([target]), hw::apic::VECTOR_RESCHED);
         }
     } else if waiting == 0 && !is_idle_task() {
-        timers::set_slice_end(Some(hw::timer::now() + SLICE));
+        timers::set_slice_end(Some(hw::timer::now() + timers::length(SLICE)));
     }
 }
 
@@ -282,7 +282,7 @@ fn schedule() {
     rq.resched.store(false, Ordering::Relaxed);
     let now = hw::timer::now();
     let crowded = rq.len.load(Ordering::Relaxed) > 0;
-    timers::set_slice_end((crowded && !next.is_idle()).then_some(now + SLICE));
+    timers::set_slice_end((crowded && !next.is_idle()).then_some(now + timers::length(SLICE)));
     if core::ptr::eq(&*next, &*me) {
         return;
     }
@@ -296,6 +296,8 @@ fn schedule() {
     // SeqCst: `next` is marked before it looks at what others ask of it; pairs with the fences in `kick` and `wake`.
     fence(Ordering::SeqCst);
     load_space(rq, &next);
+    // What the next thread was in the middle of is its own work, also if the timer made this one give way.
+    hw::marker::periodic_end();
     thread::switch_to(next);
     finish_switch();
 }
@@ -420,7 +422,7 @@ pub fn on_kick() {
     // Relaxed: a hint; the interrupt came after the queueing.
     if !is_idle_task() && rq.len.load(Ordering::Relaxed) > 0 {
         // Never later than it is: else a thread that is sent signals all the time would keep the CPU for good.
-        timers::limit_slice(hw::timer::now() + SLICE);
+        timers::limit_slice(hw::timer::now() + timers::length(SLICE));
     }
 }
 

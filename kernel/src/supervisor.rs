@@ -82,6 +82,7 @@ fn run_program(kernel: &Arc<Process>, startup: Option<Startup>) -> u32 {
         reap_orphans(kernel, &first);
         first.ended()
     });
+    hw::marker::run_end();
     process::forget(kernel, &first);
     ended.unwrap_or(Status::killed(SIGKILL)).shell()
 }

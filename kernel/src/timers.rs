@@ -19,7 +19,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{
     mem, ptr,
-    sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
+    sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering},
     task::Waker,
 };
 
@@ -31,6 +31,22 @@ use crate::hw;
 const NEVER: u64 = u64::MAX;
 /// [`Alarm::slot`] of an alarm that is in no heap.
 const OUT: usize = usize::MAX;
+
+/// What [`length`] multiplies by.
+static STRETCH: AtomicU64 = AtomicU64::new(1);
+
+/// Take note whether the machine's CPUs take turns (`serial`), in which case its clock advances by what all of them
+/// execute. Once, at boot, when all CPUs are there.
+pub fn init(serial: bool) {
+    // Relaxed, here and below: nothing hangs on who sees it when.
+    STRETCH.store(if serial { hw::cpu::count() as u64 } else { 1 }, Ordering::Relaxed);
+}
+
+/// The length of something periodic (a slice, a tick, an epoch), given as `ns` on a machine whose CPUs run at once: where
+/// they take turns it is as many times longer as there are CPUs, so that each CPU executes as much within it.
+pub fn length(ns: u64) -> u64 {
+    ns * STRETCH.load(Ordering::Relaxed)
+}
 
 /// One entry of a heap.
 struct Alarm {

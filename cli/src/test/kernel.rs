@@ -1,4 +1,4 @@
-//! The kernel's own tests, in the machine, and how the machine ends.
+//! The kernel's own tests, in the machine, how the machine ends, and the exact machine.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ const STATUSES: [(&str, u8); 5] =
     [("exit 0", 0), ("exit 42", 42), ("exit 255", 255), ("kill -SEGV $$", 139), ("kill -KILL $$", 137)];
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
-    needs::ensure(&[Tool::Busybox])?;
+    needs::ensure(&[Tool::Busybox, Tool::MuslGcc])?;
     let kernel = kernel::build(Build::Ordinary)?;
     let counts: &[u32] = if full { &[1, 2, 8, 80, 255] } else { &[1, 2, 8] };
     let mut machines: Vec<_> = counts.iter().map(|cpus| Machine::new(kernel.clone(), *cpus)).collect();
@@ -43,7 +43,7 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
         let result = if end == wanted { Ok(()) } else { Err(format!("{end:?} instead of {wanted:?}")) };
         report.record(&format!("the status of '{script}'"), result);
     }
-    Ok(())
+    super::exact::run(report, kernel)
 }
 
 /// All of the kernel's own tests on `machine`.

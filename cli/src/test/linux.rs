@@ -20,7 +20,8 @@ use crate::{
     guest::{self, Toolchain},
     image::{Exec, Image},
     kernel::{self, Build},
-    machine::{Boot, Machine},
+    linux,
+    machine::{Boot, Machine, System},
     needs::{self, Tool},
     program::{self, Program},
     run,
@@ -31,26 +32,26 @@ use crate::{
 /// A native run takes at most this long.
 const NATIVE_LIMIT: Duration = Duration::from_secs(120);
 
-/// One run of a program on Quire.
-pub struct Case {
+/// One run of a program in the machine.
+pub(super) struct Case {
     pub name: String,
-    program: Program,
+    pub program: Program,
     /// Further programs that it calls.
-    helpers: Vec<PathBuf>,
-    argv: Vec<String>,
-    env: Vec<String>,
-    cwd: &'static str,
-    stdin: Vec<u8>,
+    pub helpers: Vec<PathBuf>,
+    pub argv: Vec<String>,
+    pub env: Vec<String>,
+    pub cwd: &'static str,
+    pub stdin: Vec<u8>,
     pub cpus: u32,
     pub timeout: Duration,
     /// Bytes of memory of the machine, if not as by default.
-    memory: Option<u64>,
+    pub memory: Option<u64>,
     /// Words for the kernel's command line.
-    boot: Vec<String>,
+    pub boot: Vec<String>,
     /// Compare standard output and status with a native run.
-    compare: bool,
+    pub compare: bool,
     /// Standard error too. A self-checking program uses it for remarks about the kernel that it finds.
-    compare_stderr: bool,
+    pub compare_stderr: bool,
 }
 
 /// What is compared.
@@ -106,19 +107,16 @@ fn scripts(manifest: &Manifest) -> Result<Vec<Case>> {
         let guest = [b"/bin/", words[0].as_bytes()].concat();
         for cpus in &entry.cpus {
             cases.push(Case {
-                name: format!("{} {}, {cpus} CPUs", entry.shell.name(), entry.name),
                 program: Program { host: host.clone(), guest: guest.clone(), packed: false },
                 helpers: if guest == b"/bin/busybox" { Vec::new() } else { vec![busybox.clone()] },
                 argv: words.iter().chain([&&*entry.command]).map(|&word| word.to_owned()).collect(),
-                env: vec!["PATH=/bin".to_owned()],
-                cwd: "/tmp",
-                stdin: entry.stdin.clone().into_bytes(),
-                cpus: *cpus,
                 timeout: entry.timeout,
-                memory: None,
-                boot: Vec::new(),
-                compare: true,
-                compare_stderr: true,
+                ..Case::shell(
+                    format!("{} {}, {cpus} CPUs", entry.shell.name(), entry.name),
+                    &entry.command,
+                    entry.stdin.clone().into_bytes(),
+                    *cpus,
+                )?
             });
         }
     }
@@ -223,13 +221,32 @@ impl Case {
         Machine { memory: self.memory.unwrap_or(machine.memory), ..machine }
     }
 
-    /// Run it on `machine`: whether all is as it should be, and what the run left.
-    pub fn check(&self, machine: &Machine) -> Result<(std::result::Result<(), String>, Outcome)> {
-        let outcome = self.on_quire(machine)?;
-        Ok((self.judge(&outcome)?, outcome))
+    /// A command for busybox's shell, which must do the same here.
+    pub fn shell(name: String, command: &str, stdin: Vec<u8>, cpus: u32) -> Result<Self> {
+        Ok(Self {
+            name,
+            program: program::find("busybox".as_ref(), None)?,
+            argv: ["busybox", "sh", "-c", command].map(str::to_owned).to_vec(),
+            env: vec!["PATH=/bin".to_owned()],
+            cwd: "/tmp",
+            stdin,
+            cpus,
+            timeout: Duration::from_secs(120),
+            helpers: Vec::new(),
+            memory: None,
+            boot: Vec::new(),
+            compare: true,
+            compare_stderr: true,
+        })
     }
 
-    fn judge(&self, outcome: &Outcome) -> Result<std::result::Result<(), String>> {
+    /// Run it in `machine`, and here if it is to be compared: whether all is as it should be, and what the run left.
+    pub fn check(&self, machine: &Machine) -> Result<(std::result::Result<(), String>, Outcome)> {
+        let outcome = self.in_machine(machine)?;
+        Ok((self.judge(machine, &outcome)?, outcome))
+    }
+
+    fn judge(&self, machine: &Machine, outcome: &Outcome) -> Result<std::result::Result<(), String>> {
         let End::Exited(status) = outcome.end else {
             let end = match &outcome.end {
                 End::TimedOut => format!("no end after {} s", self.timeout.as_secs()),
@@ -250,18 +267,22 @@ impl Case {
         } else if status != 0 {
             return Ok(Err(format!("exit status {status}\n{}", self.output(outcome))));
         }
-        let accounts = match &outcome.stats {
-            Some(json) => stats::accounting_error(json),
-            None => Some("no counters at the end".to_owned()),
+        let accounts = match (&outcome.stats, machine.system) {
+            (Some(json), System::Quire) => stats::accounting_error(json),
+            (Some(json), System::Linux) => stats::table(json).err().map(|error| format!("{error:#}")),
+            (None, _) => Some("no counters at the end".to_owned()),
         };
         Ok(accounts.map_or(Ok(()), Err))
     }
 
-    fn on_quire(&self, machine: &Machine) -> Result<Outcome> {
+    fn in_machine(&self, machine: &Machine) -> Result<Outcome> {
         let mut image = Image::default();
         run::add_program(&mut image, &self.program)?;
         for host in &self.helpers {
             run::add_program(&mut image, &program::find(host.as_os_str(), None)?)?;
+        }
+        if machine.system == System::Linux {
+            linux::furnish(&mut image)?;
         }
         let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
         image.exec(&Exec {

@@ -3,6 +3,7 @@
 //! Each group shows its progress on a terminal, each failure as it happens, and a line with its counts at the end; the
 //! last line of all is `N passed, N failed`.
 
+mod exact;
 mod host;
 mod kernel;
 mod linux;
@@ -10,6 +11,7 @@ mod loom;
 mod manifest;
 mod mutants;
 mod output;
+mod peer;
 mod pool;
 mod sanitize;
 
@@ -43,11 +45,12 @@ pub fn run(options: &Test) -> Result<u8> {
 /// A group: runs its tests, `full` or in the usual time.
 type RunGroup = fn(&mut Report, full: bool) -> Result<()>;
 
-const GROUPS: [(Name, RunGroup); 6] = [
+const GROUPS: [(Name, RunGroup); 7] = [
     (Name::Host, host::run),
     (Name::Loom, loom::run),
     (Name::Kernel, kernel::run),
     (Name::Linux, linux::run),
+    (Name::Peer, peer::run),
     (Name::Mutants, mutants::run),
     (Name::Sanitize, sanitize::run),
 ];
@@ -58,6 +61,7 @@ fn label(name: Name) -> &'static str {
         Name::Loom => "loom",
         Name::Kernel => "kernel",
         Name::Linux => "linux",
+        Name::Peer => "peer",
         Name::Mutants => "mutants",
         Name::Sanitize => "sanitize",
         Name::All => "all",

@@ -29,6 +29,8 @@ struct Lines<T>(T);
 /// All frames of the machine.
 pub struct Frames {
     dm: DirectMap,
+    /// How a page is zeroed.
+    zero: unsafe fn(*mut u8),
     first: Frame,
     total: usize,
     batch: usize,
@@ -97,6 +99,7 @@ impl Frames {
         let reserve = total.div_ceil(RESERVE_PART);
         Self {
             dm,
+            zero: zero_page,
             first: layout.first,
             total,
             batch: (total / (2 * CACHED_PART * cpus.max(1))).clamp(1, MAX_BATCH),
@@ -108,6 +111,14 @@ impl Frames {
             countdown: Lines(AtomicU64::new(0)),
             pool: Lines(SpinLock::new(pool)),
         }
+    }
+
+    /// The same frames, zeroed by `zero` from now on: a machine may know a better way.
+    ///
+    /// # Safety
+    /// `zero` writes zeros to the page that it is given, to all of it and to nothing else.
+    pub unsafe fn zero_by(self, zero: unsafe fn(*mut u8)) -> Self {
+        Self { zero, ..self }
     }
 
     /// How to reach a frame's bytes.
@@ -138,7 +149,7 @@ impl Frames {
     pub fn alloc_zeroed(&self, pin: &Pinned<'_>, usage: Use) -> Option<OwnedFrame> {
         let owned = self.alloc(pin, usage)?;
         // SAFETY: the direct map reaches the frame, and we are its only owner.
-        unsafe { self.dm.ptr(owned.frame().base()).write_bytes(0, PAGE_BYTES) };
+        unsafe { (self.zero)(self.dm.ptr(owned.frame().base())) };
         Some(owned)
     }
 
@@ -448,6 +459,15 @@ impl Frames {
     fn index(&self, frame: Frame) -> usize {
         frame.number().wrapping_sub(self.first.number()) as usize
     }
+}
+
+/// Zero a page, where the machine has no better way.
+///
+/// # Safety
+/// `at` is a whole page that may be written, and nobody else uses it.
+unsafe fn zero_page(at: *mut u8) {
+    // SAFETY: the caller's.
+    unsafe { at.write_bytes(0, PAGE_BYTES) }
 }
 
 impl fmt::Debug for Frames {

@@ -110,6 +110,8 @@ use addr::PAGE_SIZE;
 pub type Result<T> = core::result::Result<T, Errno>;
 
 static ROOT: SpinLock<Option<Arc<Entry>>> = SpinLock::new(None);
+/// The standard input that the boot image brought, until the first process has it.
+static INPUT: SpinLock<Option<Arc<Entry>>> = SpinLock::new(None);
 
 /// The root of the tree: an empty one before [`init`].
 pub fn root() -> Arc<Entry> {
@@ -138,7 +140,9 @@ pub fn init(image: &'static [u8], options: Options) -> Option<Startup> {
     {
         crate::log!("/dev, /proc, /sys, /tmp: {e:?}");
     }
-    startup::Startup::take(&root)
+    let (startup, input) = startup::take(&root);
+    *INPUT.lock() = input;
+    startup
 }
 
 /// Put `inode` into `root` as `name`, over whatever was there.
@@ -232,6 +236,12 @@ pub fn new_event(count: u32, flags: u32) -> Result<Arc<OpenFile>> {
 
 /// The command's standard file `fd` (0, 1, 2).
 fn stdio(fd: usize) -> Arc<OpenFile> {
+    if fd == 0 {
+        let packed = INPUT.lock().take();
+        if let Some(file) = packed.and_then(|entry| OpenFile::open(entry, c::O_RDONLY).ok()) {
+            return file;
+        }
+    }
     if tty::is_terminal(fd) {
         let console = path::walk(&root(), &root(), b"/dev/console", Follow::Always).and_then(Found::existing);
         if let Ok(file) = console.and_then(|entry| OpenFile::open(entry, c::O_RDWR)) {

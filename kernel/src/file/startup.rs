@@ -1,7 +1,9 @@
-//! What to run first, as the boot image says: the entry `.quire/exec`.
+//! What to run first, as the boot image says: the entries `.quire/exec` and, where input must not depend on when it
+//! comes, `.quire/input`.
 //!
 //! It is a sequence of strings, each ended by a NUL: the number of arguments, the arguments, the number of environment
-//! variables, those, the working directory, and the program's path in the tree. It is removed from the tree once read.
+//! variables, those, the working directory, and the program's path in the tree. The other one is the program's standard
+//! input, an ordinary file. Both are removed from the tree.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::str;
@@ -13,7 +15,8 @@ use super::{
 };
 
 const DIRECTORY: &[u8] = b".quire";
-const NAME: &[u8] = b"exec";
+const EXEC: &[u8] = b"exec";
+const INPUT: &[u8] = b"input";
 
 /// The first program.
 pub struct Startup {
@@ -27,18 +30,27 @@ pub struct Startup {
     pub cwd: Vec<u8>,
 }
 
+/// Take both out of the tree: the first program, None if it isn't there or makes no sense, and its input, if there.
+pub(super) fn take(root: &Arc<Entry>) -> (Option<Startup>, Option<Arc<Entry>>) {
+    let dir = path::walk(root, root, DIRECTORY, Follow::BeforeSlash).and_then(Found::existing);
+    let Ok(dir) = dir else { return (None, None) };
+    let take = |name| {
+        let file = dir.lookup(name).ok()?;
+        // What fails here and below leaves the names in the tree, where they do no harm.
+        let _ = directory::unlink(&dir, name);
+        Some(file)
+    };
+    let (exec, input) = (take(EXEC), take(INPUT));
+    let _ = directory::rmdir(root, DIRECTORY);
+    (exec.and_then(|file| Startup::read(&file)), input)
+}
+
 impl Startup {
-    /// Read it from the tree and remove it there. None if it isn't there or makes no sense.
-    pub(super) fn take(root: &Arc<Entry>) -> Option<Self> {
-        let dir = path::walk(root, root, DIRECTORY, Follow::BeforeSlash).and_then(Found::existing).ok()?;
-        let file = dir.lookup(NAME).ok()?;
+    fn read(file: &Entry) -> Option<Self> {
         let mut bytes = Vec::new();
         bytes.resize(usize::try_from(file.size()).ok()?, 0);
         let n = file.read_at(0, &mut bytes).ok()?;
         bytes.truncate(n);
-        // What fails here leaves the names in the tree, where they do no harm.
-        let _ = directory::unlink(&dir, NAME);
-        let _ = directory::rmdir(root, DIRECTORY);
         Self::parse(&bytes)
     }
 

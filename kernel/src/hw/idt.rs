@@ -26,7 +26,10 @@ use core::arch::{asm, global_asm, naked_asm};
 
 use addr::USER_END;
 
-use super::{apic, clac, cpu, gdt};
+use super::{
+    apic, clac, cpu, gdt,
+    marker::{enter_periodic, leave_periodic},
+};
 
 /// Interrupts are on.
 pub const RFLAGS_IF: u64 = 1 << 9;
@@ -128,7 +131,7 @@ global_asm!(
 
     .text
     .balign 16
-    .global vector_stubs, return_user, syscall_entry, wake_entry, sync_entry
+    .global vector_stubs, return_user, syscall_entry, timer_entry, wake_entry, sync_entry
 vector_stubs:                           # 16 bytes each
     .set vec, 0
     .rept 256
@@ -172,9 +175,19 @@ return_user:
     movabs rax, {user_end}
     mov [rsp + {rip}], rax
 3:  swapgs
-4:  POP_REGISTERS
+4:
+    "#,
+    leave_periodic!(),
+    r#"
+    POP_REGISTERS
     add rsp, 16
     iretq
+
+timer_entry:
+    "#,
+    enter_periodic!(),
+    r#"
+    jmp vector_stubs + 16 * {timer}
 
     .balign 16
 syscall_entry:
@@ -274,6 +287,7 @@ light_entry:
     paranoid = sym paranoid,
     on_sync = sym apic::on_sync,
     on_wake = sym apic::on_wake,
+    timer = const apic::VECTOR_TIMER,
     cs = const core::mem::offset_of!(TrapFrame, cs),
     rip = const core::mem::offset_of!(TrapFrame, rip),
     rcx = const core::mem::offset_of!(TrapFrame, rcx),
@@ -293,6 +307,7 @@ light_entry:
 
 unsafe extern "C" {
     fn vector_stubs();
+    fn timer_entry();
     fn wake_entry();
     fn sync_entry();
     fn syscall_entry();
@@ -339,6 +354,7 @@ pub fn init() {
     let gates = unsafe { &mut *TABLE.0.get() };
     for (vector, gate) in gates.iter_mut().enumerate() {
         let at = match vector as u8 {
+            apic::VECTOR_TIMER => timer_entry as *const () as u64,
             apic::VECTOR_WAKE => wake_entry as *const () as u64,
             apic::VECTOR_SYNC => sync_entry as *const () as u64,
             _ => stubs + 16 * vector as u64,

@@ -8,6 +8,7 @@
 //!  idt     the vectors, trap frames, the system call entry     timer    TSC, one-shot timer, the clock at boot
 //!  acpi    which CPUs there are, and where their APICs are     serial   output by debug ports, input by COM1
 //!  smp     start of the other CPUs                             selftest what the kernel can check of all this
+//!  marker  no-operations that a tracer understands
 //! ```
 //!
 //! # Virtual addresses
@@ -36,6 +37,7 @@ pub mod fpu;
 pub mod gdt;
 pub mod idt;
 pub mod irq;
+pub mod marker;
 pub mod paging;
 pub mod port;
 pub mod selftest;

@@ -202,9 +202,8 @@ fn calibrate(hz: u64, ticks: u64, clock: impl Fn() -> u64) -> Measured {
     };
     apic::timer_start(u32::MAX);
     let (_, from, tsc_from, apic_from) = sample();
-    while (clock().wrapping_sub(from) & 0xff_ffff) < ticks {
-        cpu::pause();
-    }
+    // Without `pause`: reading a port takes long enough, and an emulator would give every other CPU a turn each time.
+    while (clock().wrapping_sub(from) & 0xff_ffff) < ticks {}
     let (_, to, tsc_to, apic_to) = sample();
     apic::timer_start(0);
     let passed = (to.wrapping_sub(from) & 0xff_ffff).max(1);

@@ -1,0 +1,406 @@
+//! What is counted, on which CPU, and to which account.
+//!
+//! A CPU's *window* is open from a marker to a marker; only then is anything counted. Inside it, *operations* are marked.
+//! What an operation costs is added up when it ends, so one that never ends counts nowhere but in its window. Within
+//! both, periodic work and the zeroing of frames have accounts of their own. Windows that overlap in time have one
+//! number: it goes up when a window opens while none is open.
+
+use crate::{lines::Account, marker::Marker};
+
+/// So many operations of one CPU in one window are listed one by one.
+const MAX_LISTED: usize = 1024;
+
+/// Counts of one CPU over some stretch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Instructions in user mode.
+    pub user: u64,
+    /// Instructions in the kernel, without those below.
+    pub kernel: u64,
+    /// Instructions that zero frames.
+    pub clearing: u64,
+    /// Instructions of periodic work.
+    pub periodic: u64,
+    /// Loads and stores, without those of periodic work.
+    pub accesses: u64,
+    /// Transfers, without those below.
+    pub transfers: u64,
+    /// Of `transfers`, those to user mode.
+    pub user_transfers: u64,
+    /// Of `transfers`, those while zeroing frames.
+    pub clearing_transfers: u64,
+    /// Transfers of periodic work.
+    pub periodic_transfers: u64,
+    /// CPUs interrupted, without those below.
+    pub ipis: u64,
+    /// CPUs interrupted by periodic work.
+    pub periodic_ipis: u64,
+}
+
+impl Counts {
+    /// Add `other`.
+    pub fn add(&mut self, other: &Self) {
+        self.user += other.user;
+        self.kernel += other.kernel;
+        self.clearing += other.clearing;
+        self.periodic += other.periodic;
+        self.accesses += other.accesses;
+        self.transfers += other.transfers;
+        self.user_transfers += other.user_transfers;
+        self.clearing_transfers += other.clearing_transfers;
+        self.periodic_transfers += other.periodic_transfers;
+        self.ipis += other.ipis;
+        self.periodic_ipis += other.periodic_ipis;
+    }
+}
+
+/// One CPU's share of a window.
+#[derive(Clone, Debug, Default)]
+pub struct Share {
+    /// Which CPU.
+    pub cpu: u32,
+    /// How often its window was opened.
+    pub opened: u64,
+    /// Everything while it was open.
+    pub window: Counts,
+    /// How many operations ended.
+    pub operations: u64,
+    /// What they cost together.
+    pub operation: Counts,
+    /// The first of them, one by one.
+    pub each: Vec<Counts>,
+}
+
+/// Windows that overlapped.
+#[derive(Clone, Debug, Default)]
+pub struct Window {
+    /// Each CPU that took part, in order of CPUs.
+    pub shares: Vec<Share>,
+}
+
+/// What one CPU is doing.
+#[derive(Clone, Debug, Default)]
+struct State {
+    open: bool,
+    /// The operation that has begun.
+    operation: Option<Counts>,
+    clearing: bool,
+    periodic: bool,
+}
+
+/// All counts.
+pub struct Ledger {
+    cpus: Vec<State>,
+    /// How many have their window open.
+    open: u32,
+    windows: Vec<Window>,
+    strays: u64,
+}
+
+impl Ledger {
+    /// For `cpus` CPUs, numbered from 0.
+    pub fn new(cpus: u32) -> Self {
+        let cpus = (0..cpus).map(|_| State::default()).collect();
+        Self { cpus, open: 0, windows: Vec::new(), strays: 0 }
+    }
+
+    /// Whether any window is open.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.open > 0
+    }
+
+    /// Whether `cpu`'s window is open.
+    #[inline]
+    pub fn counts(&self, cpu: u32) -> bool {
+        self.cpus[cpu as usize].open
+    }
+
+    /// Take in a marker that `cpu` executed. What it executed before must have been counted.
+    pub fn mark(&mut self, cpu: u32, marker: Marker) {
+        let open = self.counts(cpu);
+        let state = &mut self.cpus[cpu as usize];
+        match marker {
+            Marker::ClearingBegin => state.clearing = true,
+            Marker::ClearingEnd => state.clearing = false,
+            Marker::PeriodicBegin => state.periodic = true,
+            Marker::PeriodicEnd => state.periodic = false,
+            Marker::WindowBegin if !open => self.open_window(cpu),
+            Marker::WindowEnd if open => self.close(cpu),
+            Marker::OperationBegin if open && state.operation.is_none() => {
+                state.operation = Some(Counts::default());
+            }
+            Marker::OperationEnd if state.operation.is_some() => self.end_operation(cpu),
+            Marker::RunBegin | Marker::RunEnd => {}
+            _ => self.strays += 1,
+        }
+    }
+
+    /// Open the windows of all CPUs.
+    pub fn open_all(&mut self) {
+        (0..self.cpus.len() as u32).for_each(|cpu| {
+            if !self.counts(cpu) {
+                self.open_window(cpu);
+            }
+        });
+    }
+
+    /// Close the windows of all CPUs.
+    pub fn close_all(&mut self) {
+        (0..self.cpus.len() as u32).for_each(|cpu| self.close(cpu));
+    }
+
+    fn open_window(&mut self, cpu: u32) {
+        if self.open == 0 {
+            self.windows.push(Window::default());
+        }
+        self.open += 1;
+        self.cpus[cpu as usize].open = true;
+        self.share(cpu).opened += 1;
+    }
+
+    fn close(&mut self, cpu: u32) {
+        let state = &mut self.cpus[cpu as usize];
+        if state.open {
+            (state.open, state.operation) = (false, None);
+            self.open -= 1;
+        }
+    }
+
+    fn end_operation(&mut self, cpu: u32) {
+        let Some(cost) = self.cpus[cpu as usize].operation.take() else { return };
+        let share = self.share(cpu);
+        share.operations += 1;
+        share.operation.add(&cost);
+        if share.each.len() < MAX_LISTED {
+            share.each.push(cost);
+        }
+    }
+
+    /// `cpu`'s share of the last window.
+    fn share(&mut self, cpu: u32) -> &mut Share {
+        if self.windows.is_empty() {
+            self.windows.push(Window::default());
+        }
+        let last = self.windows.len() - 1;
+        let shares = &mut self.windows[last].shares;
+        let at = match shares.binary_search_by_key(&cpu, |share| share.cpu) {
+            Ok(at) => at,
+            Err(at) => {
+                shares.insert(at, Share { cpu, ..Share::default() });
+                at
+            }
+        };
+        &mut shares[at]
+    }
+
+    /// Add to the accounts of `cpu`, if its window is open.
+    fn add(&mut self, cpu: u32, counts: Counts) {
+        let state = &mut self.cpus[cpu as usize];
+        if !state.open {
+            return;
+        }
+        if let Some(operation) = &mut state.operation {
+            operation.add(&counts);
+        }
+        self.share(cpu).window.add(&counts);
+    }
+
+    /// `cpu` has executed this many instructions, and they so many loads and stores.
+    pub fn executed(&mut self, cpu: u32, user: u64, kernel: u64, accesses: u64) {
+        let state = &self.cpus[cpu as usize];
+        let mut counts = Counts { accesses, ..Counts::default() };
+        match (state.periodic, state.clearing) {
+            (true, _) => counts = Counts { periodic: user + kernel, ..Counts::default() },
+            (false, true) => (counts.user, counts.clearing) = (user, kernel),
+            (false, false) => (counts.user, counts.kernel) = (user, kernel),
+        }
+        self.add(cpu, counts);
+    }
+
+    /// A line has moved to `cpu`, to user mode or not. The account to which it goes, if any.
+    pub fn transfer(&mut self, cpu: u32, user: bool) -> Option<Account> {
+        let state = &self.cpus[cpu as usize];
+        if !state.open {
+            return None;
+        }
+        let account = match (state.periodic, &state.operation) {
+            (true, _) => Account::Periodic,
+            (false, Some(_)) => Account::Operation,
+            (false, None) => Account::Other,
+        };
+        let counts = match account {
+            Account::Periodic => Counts { periodic_transfers: 1, ..Counts::default() },
+            Account::Operation | Account::Other => Counts {
+                transfers: 1,
+                user_transfers: user.into(),
+                clearing_transfers: (state.clearing && !user).into(),
+                ..Counts::default()
+            },
+        };
+        self.add(cpu, counts);
+        Some(account)
+    }
+
+    /// `cpu` has interrupted `targets` others.
+    pub fn ipis(&mut self, cpu: u32, targets: u32) {
+        let n = targets.into();
+        let periodic = self.cpus[cpu as usize].periodic;
+        let counts = if periodic {
+            Counts { periodic_ipis: n, ..Counts::default() }
+        } else {
+            Counts { ipis: n, ..Counts::default() }
+        };
+        self.add(cpu, counts);
+    }
+
+    /// The windows, in the order in which they opened.
+    pub fn windows(&self) -> &[Window] {
+        &self.windows
+    }
+
+    /// Markers that made no sense where they came: an end without a beginning, an operation outside a window.
+    pub fn strays(&self) -> u64 {
+        self.strays
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(ledger: &Ledger, window: usize, cpu: u32) -> &Share {
+        ledger.windows()[window].shares.iter().find(|s| s.cpu == cpu).unwrap()
+    }
+
+    #[test]
+    fn only_an_open_window_counts() {
+        let mut ledger = Ledger::new(2);
+        ledger.executed(0, 1, 1, 0);
+        assert_eq!(ledger.transfer(0, false), None);
+        ledger.mark(0, Marker::WindowBegin);
+        ledger.executed(0, 10, 5, 4);
+        ledger.executed(1, 100, 100, 0);
+        assert_eq!(ledger.transfer(1, false), None);
+        assert_eq!(ledger.transfer(0, true), Some(Account::Other));
+        ledger.ipis(0, 3);
+        ledger.mark(0, Marker::WindowEnd);
+        ledger.executed(0, 7, 7, 0);
+        assert_eq!(ledger.windows().len(), 1);
+        assert_eq!(ledger.windows()[0].shares.len(), 1);
+        let counts = share(&ledger, 0, 0).window;
+        let expected = Counts {
+            user: 10,
+            kernel: 5,
+            accesses: 4,
+            transfers: 1,
+            user_transfers: 1,
+            ipis: 3,
+            ..Counts::default()
+        };
+        assert_eq!(counts, expected);
+    }
+
+    #[test]
+    fn overlapping_windows_are_one() {
+        let mut ledger = Ledger::new(3);
+        ledger.mark(2, Marker::WindowBegin);
+        ledger.mark(0, Marker::WindowBegin);
+        ledger.mark(2, Marker::WindowEnd);
+        assert!(ledger.is_open());
+        ledger.mark(2, Marker::WindowBegin);
+        ledger.mark(0, Marker::WindowEnd);
+        ledger.mark(2, Marker::WindowEnd);
+        assert!(!ledger.is_open());
+        ledger.mark(1, Marker::WindowBegin);
+        let cpus: Vec<Vec<_>> =
+            ledger.windows().iter().map(|w| w.shares.iter().map(|s| (s.cpu, s.opened)).collect()).collect();
+        assert_eq!(cpus, [vec![(0, 1), (2, 2)], vec![(1, 1)]]);
+    }
+
+    #[test]
+    fn operations_are_added_up_when_they_end() {
+        let mut ledger = Ledger::new(1);
+        ledger.mark(0, Marker::WindowBegin);
+        ledger.executed(0, 1, 0, 0);
+        for n in [10, 20] {
+            ledger.mark(0, Marker::OperationBegin);
+            ledger.executed(0, n, 2 * n, 0);
+            assert_eq!(ledger.transfer(0, false), Some(Account::Operation));
+            ledger.mark(0, Marker::OperationEnd);
+            ledger.executed(0, 1, 0, 0);
+        }
+        ledger.mark(0, Marker::OperationBegin);
+        ledger.executed(0, 1000, 0, 0);
+        ledger.mark(0, Marker::WindowEnd);
+        let share = share(&ledger, 0, 0);
+        assert_eq!((share.operations, share.each.len()), (2, 2));
+        assert_eq!(share.operation, Counts { user: 30, kernel: 60, transfers: 2, ..Counts::default() });
+        assert_eq!(share.each[1], Counts { user: 20, kernel: 40, transfers: 1, ..Counts::default() });
+        assert_eq!(share.window.user, 1033);
+        assert_eq!(ledger.strays(), 0);
+    }
+
+    #[test]
+    fn periodic_work_and_clearing_are_apart() {
+        let mut ledger = Ledger::new(1);
+        ledger.mark(0, Marker::WindowBegin);
+        ledger.mark(0, Marker::OperationBegin);
+        ledger.mark(0, Marker::ClearingBegin);
+        ledger.executed(0, 0, 512, 512);
+        ledger.transfer(0, false);
+        // The timer's interrupt comes in between.
+        ledger.mark(0, Marker::PeriodicBegin);
+        ledger.executed(0, 0, 99, 20);
+        assert_eq!(ledger.transfer(0, false), Some(Account::Periodic));
+        ledger.ipis(0, 1);
+        ledger.mark(0, Marker::PeriodicEnd);
+        ledger.executed(0, 0, 8, 0);
+        ledger.mark(0, Marker::ClearingEnd);
+        ledger.executed(0, 0, 5, 0);
+        // Said on every return from an interrupt.
+        ledger.mark(0, Marker::PeriodicEnd);
+        ledger.mark(0, Marker::OperationEnd);
+        let counts = Counts {
+            kernel: 5,
+            clearing: 520,
+            periodic: 99,
+            accesses: 512,
+            transfers: 1,
+            clearing_transfers: 1,
+            periodic_transfers: 1,
+            periodic_ipis: 1,
+            ..Counts::default()
+        };
+        assert_eq!(share(&ledger, 0, 0).operation, counts);
+        assert_eq!(share(&ledger, 0, 0).window, counts);
+        assert_eq!(ledger.strays(), 0);
+    }
+
+    #[test]
+    fn markers_out_of_place_do_nothing_but_are_told() {
+        let mut ledger = Ledger::new(1);
+        for marker in [Marker::WindowEnd, Marker::OperationBegin, Marker::OperationEnd] {
+            ledger.mark(0, marker);
+        }
+        assert_eq!((ledger.strays(), ledger.windows().len()), (3, 0));
+        ledger.mark(0, Marker::WindowBegin);
+        ledger.mark(0, Marker::WindowBegin);
+        ledger.mark(0, Marker::OperationBegin);
+        ledger.mark(0, Marker::OperationBegin);
+        assert_eq!(ledger.strays(), 5);
+        ledger.mark(0, Marker::RunEnd);
+        assert_eq!(ledger.strays(), 5);
+    }
+
+    #[test]
+    fn all_windows_open_and_close_together() {
+        let mut ledger = Ledger::new(2);
+        ledger.open_all();
+        ledger.executed(1, 2, 3, 0);
+        ledger.close_all();
+        ledger.executed(1, 2, 3, 0);
+        assert_eq!(share(&ledger, 0, 0).window, Counts::default());
+        assert_eq!(share(&ledger, 0, 1).window, Counts { user: 2, kernel: 3, ..Counts::default() });
+    }
+}

@@ -1,0 +1,396 @@
+//! QEMU's callbacks, and the state behind them.
+//!
+//! # Phases
+//! At first blocks are counted, which suffices for the quantum and costs little. The first marker that opens something
+//! makes QEMU forget all translations; from then on instructions are counted one by one, also those of a block that a
+//! fault cuts short, and each access to memory calls back. The kernel's marker for the first program comes early enough
+//! for windows to be complete; without one, the first window misses what is executed until QEMU has come to it, and
+//! the report says so.
+//!
+//! # One host thread
+//! All callbacks come from the thread that runs the virtual CPUs, but two: `qemu_plugin_install`, before that thread
+//! exists, and the last one, when it has stopped or from itself. So the state has no lock. [`on_block`] checks it.
+
+use std::{
+    cell::UnsafeCell,
+    ffi::{CStr, c_char, c_int, c_uint, c_void},
+    path::Path,
+    ptr,
+};
+
+use crate::{
+    counts::Ledger,
+    icr,
+    lines::{self, Access, By, Lines, MAX_CPUS},
+    marker::{self, Marker},
+    options::{Options, Windows},
+    qemu::{self, Api, Block, Cpu, Id, Info},
+    report,
+    turn::Turn,
+};
+
+/// How far the tracer sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Blocks only.
+    Blocks,
+    /// QEMU was asked to translate anew.
+    Asked,
+    /// Instructions and accesses.
+    All,
+}
+
+struct Tracer {
+    id: Id,
+    api: Api,
+    options: Options,
+    phase: Phase,
+    /// Whether every window was seen from its beginning.
+    complete: bool,
+    turn: Turn,
+    ledger: Ledger,
+    lines: Lines,
+    /// QEMU's handle of each CPU, once it was needed.
+    cpus: Vec<*mut Cpu>,
+    /// The CPU whose blocks are executed.
+    running: Option<u32>,
+    /// What of [`EXECUTED`] has been credited to a CPU.
+    credited: [u64; 2],
+    /// Accesses to memory since the last credit.
+    accesses: u64,
+    /// Tells the host thread that runs the CPUs from others.
+    thread: Option<usize>,
+}
+
+struct Shared<T>(UnsafeCell<T>);
+// SAFETY: used by one thread at a time, as the module says.
+unsafe impl<T> Sync for Shared<T> {}
+
+static TRACER: Shared<Option<Tracer>> = Shared(UnsafeCell::new(None));
+/// Instructions executed by all CPUs: user mode's, the kernel's. Translated code adds to them.
+static EXECUTED: Shared<[u64; 2]> = Shared(UnsafeCell::new([0; 2]));
+
+/// Run `f` on the state; nothing before the installation.
+fn with(f: impl FnOnce(&mut Tracer)) {
+    // SAFETY: one thread at a time, as the module says; no function of QEMU's that `f` calls calls back at once.
+    if let Some(tracer) = unsafe { &mut *TRACER.0.get() } {
+        f(tracer);
+    }
+}
+
+/// A line for the driver, which shows it if the emulator ends without a result.
+fn complain(what: &str) {
+    eprintln!("quire-tracer: {what}");
+}
+
+/// Called by QEMU when it loads the plugin: 0 if all is well.
+///
+/// # Safety
+/// `info` and `arguments` are as QEMU's interface has them.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn qemu_plugin_install(
+    id: Id,
+    info: *const Info,
+    count: c_int,
+    arguments: *const *const c_char,
+) -> c_int {
+    let words = (0..usize::try_from(count).unwrap_or(0)).map(|i| {
+        // SAFETY: QEMU's, each a string that ends in 0.
+        unsafe { CStr::from_ptr(*arguments.add(i)) }.to_str().unwrap_or("")
+    });
+    // SAFETY: QEMU's, alive during the call.
+    match install(id, unsafe { &*info }, words) {
+        Ok(()) => 0,
+        Err(why) => {
+            complain(&why);
+            1
+        }
+    }
+}
+
+fn install<'a>(id: Id, info: &Info, words: impl Iterator<Item = &'a str>) -> Result<(), String> {
+    let options = Options::parse(words)?;
+    let cpus = info.cpus().ok_or("this is not a machine of x86-64")?;
+    if cpus as usize > MAX_CPUS {
+        return Err(format!("{cpus} CPUs are more than {MAX_CPUS}"));
+    }
+    let api = Api::find().map_err(|name| {
+        let name = name.to_string_lossy();
+        format!("this QEMU has no {name}, which the exact machine needs; QEMU 7.2 has it")
+    })?;
+    let tracer = Tracer {
+        id,
+        api,
+        phase: Phase::Blocks,
+        complete: true,
+        turn: Turn::new(options.outside),
+        ledger: Ledger::new(cpus),
+        lines: Lines::new(),
+        cpus: vec![ptr::null_mut(); cpus as usize],
+        running: None,
+        credited: [0; 2],
+        accesses: 0,
+        thread: None,
+        options,
+    };
+    tracer.register();
+    // SAFETY: no callback has come yet.
+    unsafe { *TRACER.0.get() = Some(tracer) };
+    Ok(())
+}
+
+extern "C" fn on_exit(_: Id, _: *mut c_void) {
+    with(|tracer| {
+        tracer.credit();
+        let Some(out) = tracer.options.out.clone() else { return };
+        if let Err(error) = tracer.write(&out) {
+            complain(&format!("cannot write {}: {error}", out.display()));
+        }
+    });
+}
+
+/// QEMU has forgotten all translations, and what this plugin had registered.
+extern "C" fn on_reset(_: Id) {
+    with(|tracer| {
+        tracer.phase = Phase::All;
+        tracer.register();
+        if tracer.options.windows == Windows::Run {
+            tracer.open_run();
+        }
+    });
+}
+
+extern "C" fn on_translate(_: Id, block: *mut Block) {
+    with(|tracer| tracer.translate(block));
+}
+
+/// A block of `instructions` is about to be executed.
+extern "C" fn on_block(cpu: c_uint, instructions: *mut c_void) {
+    with(|tracer| {
+        if tracer.running != Some(cpu) {
+            tracer.check_thread();
+            tracer.credit();
+            tracer.running = Some(cpu);
+        }
+        if tracer.turn.execute(cpu, instructions.addr() as u32) {
+            tracer.end_turn(cpu);
+        }
+    });
+}
+
+extern "C" fn on_marker(cpu: c_uint, number: *mut c_void) {
+    with(|tracer| {
+        if let Some(marker) = Marker::from_number(number.addr() as u32) {
+            tracer.mark(cpu, marker);
+        }
+    });
+}
+
+extern "C" fn on_memory(cpu: c_uint, access: qemu::Access, address: u64, instruction: *mut c_void) {
+    with(|tracer| {
+        if tracer.ledger.is_open() {
+            tracer.access(cpu, access, address, instruction.addr() as u64);
+        }
+    });
+}
+
+/// An instruction's address and whether it is locked, in one word: the address is canonical, so its top bit is that
+/// below.
+fn pack(pc: u64, locked: bool) -> u64 {
+    pc << 1 | u64::from(locked)
+}
+
+/// What [`pack`] was given.
+fn unpack(word: u64) -> (u64, bool) {
+    ((word as i64 >> 1) as u64, word & 1 != 0)
+}
+
+impl Tracer {
+    fn register(&self) {
+        // SAFETY: QEMU's interface; the functions live as long as the process, since the plugin is never unloaded.
+        unsafe {
+            (self.api.register_translate)(self.id, on_translate);
+            (self.api.register_exit)(self.id, on_exit, ptr::null_mut());
+        }
+    }
+
+    fn translate(&self, block: *mut Block) {
+        let api = &self.api;
+        // SAFETY: QEMU's interface, within its callback: the block and its instructions are being translated, and the
+        // bytes of one are as many as it says. The words that are added to are static.
+        unsafe {
+            let count = (api.block_instructions)(block);
+            (api.register_block)(block, on_block, qemu::NO_REGISTERS, ptr::without_provenance_mut(count));
+            for i in 0..count {
+                let instruction = (api.block_instruction)(block, i);
+                let size = (api.instruction_size)(instruction);
+                let bytes = std::slice::from_raw_parts((api.instruction_bytes)(instruction).cast(), size);
+                if let Some(marker) = Marker::decode(bytes) {
+                    let number = ptr::without_provenance_mut(marker as usize);
+                    (api.register_instruction)(instruction, on_marker, qemu::NO_REGISTERS, number);
+                } else if self.phase == Phase::All {
+                    let pc = (api.instruction_address)(instruction);
+                    let word = EXECUTED.0.get().cast::<u64>().add((pc >> 63) as usize);
+                    (api.register_instruction_add)(instruction, qemu::ADD, word.cast(), 1);
+                    let what = ptr::without_provenance_mut(pack(pc, marker::is_locked(bytes)) as usize);
+                    let (flags, both) = (qemu::NO_REGISTERS, qemu::LOADS_AND_STORES);
+                    (api.register_memory)(instruction, on_memory, flags, both, what);
+                }
+            }
+        }
+    }
+
+    /// All blocks come from one host thread, or nothing here holds.
+    fn check_thread(&mut self) {
+        thread_local!(static HERE: u8 = const { 0 });
+        let here = HERE.with(|at| ptr::from_ref(at).addr());
+        if *self.thread.get_or_insert(here) != here {
+            complain("the exact machine needs -accel tcg,thread=single");
+            std::process::abort();
+        }
+    }
+
+    /// Give what was executed since the last time to the CPU that ran.
+    fn credit(&mut self) {
+        // SAFETY: translated code writes it, in the thread that has called here, or that has stopped.
+        let executed = unsafe { *EXECUTED.0.get() };
+        let [user, kernel] = [0, 1].map(|i| executed[i] - self.credited[i]);
+        if let Some(cpu) = self.running {
+            self.ledger.executed(cpu, user, kernel, self.accesses);
+        }
+        (self.credited, self.accesses) = (executed, 0);
+    }
+
+    fn end_turn(&mut self, cpu: u32) {
+        let handle = &mut self.cpus[cpu as usize];
+        // SAFETY: the CPU that runs exists, and ending a turn is safe at any time.
+        unsafe {
+            if handle.is_null() {
+                *handle = (self.api.get_cpu)(cpu as c_int);
+            }
+            (self.api.cpu_exit)(*handle);
+        }
+    }
+
+    fn mark(&mut self, cpu: u32, marker: Marker) {
+        self.credit();
+        let marked = self.options.windows == Windows::Marked;
+        match marker {
+            Marker::RunBegin if self.phase == Phase::Blocks && self.options.out.is_some() => self.see_all(),
+            Marker::RunBegin if !marked => self.open_run(),
+            Marker::RunEnd if !marked => self.ledger.close_all(),
+            Marker::WindowBegin | Marker::WindowEnd if !marked => {}
+            Marker::WindowBegin => {
+                if self.phase == Phase::Blocks && self.options.out.is_some() {
+                    self.see_all();
+                }
+                self.complete &= self.phase == Phase::All;
+                if !self.ledger.is_open() {
+                    self.lines.clear();
+                }
+                self.ledger.mark(cpu, marker);
+            }
+            _ => self.ledger.mark(cpu, marker),
+        }
+        self.choose_quantum();
+    }
+
+    /// Have everything translated anew, with all that there is to see.
+    fn see_all(&mut self) {
+        self.phase = Phase::Asked;
+        // SAFETY: QEMU does it later, when no CPU runs.
+        unsafe { (self.api.reset)(self.id, on_reset) };
+    }
+
+    fn open_run(&mut self) {
+        self.lines.clear();
+        self.ledger.open_all();
+        self.choose_quantum();
+    }
+
+    fn choose_quantum(&mut self) {
+        let Options { quantum, outside, .. } = self.options;
+        self.turn.set_quantum(if self.ledger.is_open() { quantum } else { outside });
+    }
+
+    /// `instruction`, packed, has accessed memory at the virtual `address`.
+    fn access(&mut self, cpu: u32, seen: qemu::Access, address: u64, instruction: u64) {
+        let api = self.api;
+        // SAFETY: QEMU's interface, within its callback.
+        let (physical, device, store, shift) = unsafe {
+            let at = (api.physical)(seen, address);
+            if at.is_null() {
+                return;
+            }
+            let (store, shift) = ((api.access_is_store)(seen), (api.access_size_shift)(seen));
+            ((api.physical_address)(at), (api.physical_is_device)(at), store, shift)
+        };
+        if device {
+            if store && physical == icr::ICR_LOW && self.ledger.counts(cpu) {
+                let targets = self.interrupted(cpu);
+                self.ledger.ipis(cpu, targets);
+            }
+            return;
+        }
+        self.accesses += 1;
+        let (pc, locked) = unpack(instruction);
+        let access = match (locked, store) {
+            (true, _) => Access::Update,
+            (false, true) => Access::Write,
+            (false, false) => Access::Read,
+        };
+        let by = By { cpu: cpu as u16, pc, access };
+        self.touch(physical, by);
+        if let Some(second) = lines::second_line(address, 1 << shift) {
+            // SAFETY: as above. Both pages of an access were just used, so where they are is known.
+            let at = unsafe { (api.physical)(seen, second) };
+            if !at.is_null() {
+                // SAFETY: as above.
+                self.touch(unsafe { (api.physical_address)(at) }, by);
+            }
+        }
+    }
+
+    fn touch(&mut self, at: u64, by: By) {
+        if let Some(moved) = self.lines.access(at, by)
+            && let Some(account) = self.ledger.transfer(by.cpu.into(), by.pc >> 63 == 0)
+        {
+            self.lines.record(at, by, moved, account);
+        }
+    }
+
+    /// How many CPUs the command that `cpu` has just stored interrupts.
+    fn interrupted(&self, cpu: u32) -> u32 {
+        let read = |at: u64| {
+            let mut word = 0u32;
+            // SAFETY: reads a register of the running CPU's local APIC, without effect, into a word of that size.
+            unsafe { (self.api.physical_memory)(at, (&raw mut word).cast(), 4, false) };
+            word
+        };
+        icr::targets(read(icr::ICR_LOW), read(icr::ICR_HIGH), cpu, self.cpus.len() as u32)
+    }
+
+    fn write(&self, out: &Path) -> std::io::Result<()> {
+        let cpus = self.cpus.len() as u32;
+        std::fs::write(out, report::json(&self.options, cpus, self.complete, &self.ledger, &self.lines))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instruction_fits_into_a_word() {
+        for pc in [0, 0x401234, 0x7fff_ffff_ffff, 0xffff_8000_0000_0000, 0xffff_ffff_8020_1234] {
+            for locked in [false, true] {
+                assert_eq!(unpack(pack(pc, locked)), (pc, locked));
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_no_emulator_is_refused_by_name() {
+        assert_eq!(Api::find().err(), Some(c"cpu_exit"));
+    }
+}
