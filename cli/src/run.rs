@@ -78,7 +78,7 @@ pub fn run(options: &Run) -> Result<u8> {
         Some(counted) => {
             let names = || match &linux {
                 Some(linux) => linux.kallsyms().map(Names::Linux),
-                None => Ok(Names::Quire(Symbols::new(&machine.kernel))),
+                None => Ok(Names::Quire(Box::new(Symbols::new(&machine.kernel)))),
             };
             counts::show(options, counted, names)?;
         }

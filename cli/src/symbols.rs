@@ -114,7 +114,7 @@ impl Kallsyms {
 /// The names of the functions of whichever kernel ran.
 pub enum Names {
     /// Quire's.
-    Quire(Symbols),
+    Quire(Box<Symbols>),
     /// Linux's.
     Linux(Kallsyms),
 }

@@ -249,9 +249,13 @@ pub fn wait_for_any(words: &[(Word, u32)], deadline: Option<u64>) -> SysResult {
         Err(e) => Err(e),
     };
     // Each wake is told to the program if it can be: the last one is the call's result, as on Linux.
-    let woken =
-        waiting.iter().map(Waiting::leave).enumerate().filter(|(_, woken)| *woken).map(|(i, _)| i).last();
-    woken.map_or(Err(outcome.err().unwrap_or(Errno::EAGAIN)), Ok)
+    let mut last = None;
+    for (i, one) in waiting.iter().enumerate() {
+        if one.leave() {
+            last = Some(i);
+        }
+    }
+    last.ok_or(outcome.err().unwrap_or(Errno::EAGAIN))
 }
 
 /// Take up to `count` waiters for `key` whose bits meet `bitset` out of their bucket and wake them: how many.

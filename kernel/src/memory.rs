@@ -161,7 +161,7 @@ pub fn init(info: &Info, cpus: usize) {
     let mut early = EARLY.lock();
     let Some(e) = &mut *early else { panic!("initialised twice") };
     // The tables' size depends on the ranges only by their span, which does not change when the tables are cut out.
-    let n = free_ranges(info, &[start..e.next], &mut ranges);
+    let n = free_ranges(info, core::slice::from_ref(&(start..e.next)), &mut ranges);
     let bytes = Frames::meta_bytes(&ranges[..n], cpus);
     let Some(meta) = e.take(bytes as u64) else { panic!("no room for the frames' tables: {bytes} bytes") };
     let used = [start..e.from.min(e.next), e.from..e.next];

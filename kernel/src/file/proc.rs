@@ -244,8 +244,7 @@ fn uuid() -> String {
 
 /// Time that each CPU has spent in threads, in ns: a thread's time counts for the CPU that it was on last.
 fn busy() -> Vec<u64> {
-    let mut busy = Vec::new();
-    busy.resize(cpu::count(), 0);
+    let mut busy = alloc::vec![0; cpu::count()];
     for process in process::all() {
         for thread in process.threads.lock().iter() {
             if let Some(ns) = busy.get_mut(thread.sched.cpu().index()) {

@@ -48,8 +48,11 @@ const FILES: &[(&str, Make)] = &[
     ("status", |s| status(s).map(Text::from)),
 ];
 
+/// A link's name, and where it leads.
+type ProcessLinkTo = (&'static str, fn(&Process) -> Result<Target>);
+
 /// The links of a process, and of each of its threads.
-const LINKS: &[(&str, fn(&Process) -> Result<Target>)] = &[
+const LINKS: &[ProcessLinkTo] = &[
     ("cwd", |p| Ok(Target::Entry(p.fs().cwd()))),
     ("exe", |p| p.mm().map(|mm| Target::Path(mm.exe.clone())).ok_or(Errno::ENOENT)),
     ("root", |p| Ok(Target::Entry(p.fs().root_directory().clone()))),

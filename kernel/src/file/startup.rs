@@ -47,8 +47,7 @@ pub(super) fn take(root: &Arc<Entry>) -> (Option<Startup>, Option<Arc<Entry>>) {
 
 impl Startup {
     fn read(file: &Entry) -> Option<Self> {
-        let mut bytes = Vec::new();
-        bytes.resize(usize::try_from(file.size()).ok()?, 0);
+        let mut bytes = alloc::vec![0; usize::try_from(file.size()).ok()?];
         let n = file.read_at(0, &mut bytes).ok()?;
         bytes.truncate(n);
         Self::parse(&bytes)

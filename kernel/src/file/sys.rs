@@ -18,8 +18,7 @@ fn all_cpus() -> String {
 }
 
 fn mask(cpus: impl Iterator<Item = usize>) -> String {
-    let mut words: Vec<u32> = Vec::new();
-    words.resize(cpu::count().div_ceil(32), 0);
+    let mut words = alloc::vec![0u32; cpu::count().div_ceil(32)];
     for n in cpus {
         if let Some(word) = words.get_mut(n / 32) {
             *word |= 1 << (n % 32);
@@ -113,7 +112,10 @@ struct OneCpu {
     inside: bool,
 }
 
-const TOPOLOGY: &[(&str, fn(usize) -> String)] = &[
+/// A file's name, and what it says of CPU number so many.
+type TopologyFile = (&'static str, fn(usize) -> String);
+
+const TOPOLOGY: &[TopologyFile] = &[
     ("core_cpus", |n| mask(n..n + 1)),
     ("core_cpus_list", |n| format!("{n}\n")),
     ("core_id", |n| format!("{n}\n")),

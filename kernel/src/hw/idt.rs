@@ -89,7 +89,7 @@ impl TrapFrame {
 const FRAME: usize = size_of::<TrapFrame>();
 
 // The stack is a multiple of 16 at each `call`: the CPU aligns it before it pushes five words, and a frame has 22.
-const _: () = assert!(FRAME == 22 * 8 && FRAME % 16 == 0);
+const _: () = assert!(FRAME == 22 * 8 && FRAME.is_multiple_of(16));
 
 global_asm!(
     r#"

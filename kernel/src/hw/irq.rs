@@ -43,7 +43,6 @@ pub struct Off {
 impl Off {
     /// Turn interrupts off.
     #[inline]
-    #[expect(clippy::new_without_default, reason = "it acts")]
     pub fn new() -> Self {
         let was_on = enabled();
         disable();

@@ -61,16 +61,18 @@ pub struct Table(UnsafeCell<[Pte; 512]>);
 unsafe impl Sync for Table {}
 
 impl Table {
-    const EMPTY: Self = Self(UnsafeCell::new([Pte::EMPTY; 512]));
+    const fn empty() -> Self {
+        Self(UnsafeCell::new([Pte::EMPTY; 512]))
+    }
     fn frame(&self) -> Frame {
         phys(self.0.get() as u64).frame()
     }
 }
 
 /// The root table; its lower half stays empty.
-pub static ROOT: Table = Table::EMPTY;
+pub static ROOT: Table = Table::empty();
 /// The tables below the root's upper half: static, so that all entries can be filled before there is an allocator.
-static UPPER: [Table; 256] = [Table::EMPTY; 256];
+static UPPER: [Table; 256] = [const { Table::empty() }; 256];
 
 /// Who changes the tables below [`UPPER`]. Taken with interrupts on, by threads only, since it allocates frames.
 static TABLES: SpinLock<()> = SpinLock::new(());

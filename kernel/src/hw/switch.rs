@@ -41,7 +41,7 @@ pub unsafe extern "C" fn switch(save: *mut u64, load: u64) {
 /// # Safety
 /// The stack below `top` is mapped, is large enough, and nobody uses it.
 pub unsafe fn first_stack(top: VirtAddr, frame_space: usize, entry: extern "C" fn() -> !) -> u64 {
-    debug_assert!(frame_space % 16 == 0 && top.offset() % 16 == 0);
+    debug_assert!(frame_space.is_multiple_of(16) && top.offset().is_multiple_of(16));
     let at = top.as_u64() as usize - frame_space - FIRST_WORDS * 8;
     let stack: *mut [u64; FIRST_WORDS] = core::ptr::with_exposed_provenance_mut(at);
     // r15 r14 r13 r12 rbx rbp, the address for `ret`, and a null return address: at `entry` the stack pointer is 8 below

@@ -91,7 +91,10 @@ impl Thread {
 /// The task that runs on a CPU, which this reference keeps alive, and the one that ran before it until
 /// [`take_previous`]. No stack frame of a thread holds a reference to the thread itself across a switch, so a thread
 /// that never runs again leaks nothing.
-struct Slot(UnsafeCell<(Option<Arc<Task>>, Option<Arc<Task>>)>);
+struct Slot(UnsafeCell<(Option<Arc<Task>>, Previous)>);
+
+/// The task that ran before.
+type Previous = Option<Arc<Task>>;
 
 // SAFETY: a CPU uses its own slot only, with interrupts off.
 unsafe impl Sync for Slot {}

@@ -52,7 +52,7 @@ pub fn tsc() -> u64 {
 pub fn now() -> u64 {
     // Relaxed, here and below: written by the boot CPU before others start.
     let passed = tsc().wrapping_sub(BASE.load(Ordering::Relaxed));
-    (u128::from(passed) * u128::from(MULT.load(Ordering::Relaxed)) >> SHIFT) as u64
+    ((u128::from(passed) * u128::from(MULT.load(Ordering::Relaxed))) >> SHIFT) as u64
 }
 
 /// Nanoseconds from 1970 to boot: the real time is this plus [`now`]. Good to a second, as the CMOS clock is.
@@ -132,7 +132,7 @@ fn arm_tsc(at: u64) {
         // SAFETY: the CPU has the register, and the timer is in that mode. 0 would disarm; `at` isn't.
         unsafe { cpu::wrmsr(MSR_TSC_DEADLINE, at) };
     } else {
-        let left = u128::from(at.saturating_sub(tsc())) * u128::from(ratio) >> 32;
+        let left = (u128::from(at.saturating_sub(tsc())) * u128::from(ratio)) >> 32;
         // At least one tick; at most what the register takes.
         apic::timer_start(u32::try_from(left + 1).unwrap_or(u32::MAX));
     }

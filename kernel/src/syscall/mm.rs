@@ -178,7 +178,7 @@ fn placement(addr: u64, n: u64, flags: u32, fixed: bool) -> Result<Placement, Er
             return Err(Errno::ENOMEM);
         }
         let page = VirtAddr::user(addr).ok_or(Errno::ENOMEM)?.page();
-        if addr % PAGE_SIZE != 0 {
+        if !addr.is_multiple_of(PAGE_SIZE) {
             return Err(Errno::EINVAL);
         }
         let replaces = flags & abi::MAP_FIXED_NOREPLACE == 0;
@@ -197,7 +197,7 @@ fn placement(addr: u64, n: u64, flags: u32, fixed: bool) -> Result<Placement, Er
 /// `munmap(2)`.
 pub fn munmap(a: &Args) -> SysResult {
     let (addr, len) = (a.raw(0), a.raw(1));
-    if addr % PAGE_SIZE != 0 || len == 0 {
+    if !addr.is_multiple_of(PAGE_SIZE) || len == 0 {
         return Err(Errno::EINVAL);
     }
     let r = range(addr, len).ok_or(Errno::EINVAL)?;
@@ -210,7 +210,7 @@ pub fn munmap(a: &Args) -> SysResult {
 pub fn mprotect(a: &Args) -> SysResult {
     let (addr, len, bits) = (a.raw(0), a.raw(1), a.raw(2));
     let (down, up) = (u64::from(abi::PROT_GROWSDOWN), u64::from(abi::PROT_GROWSUP));
-    if bits & (down | up) == down | up || addr % PAGE_SIZE != 0 {
+    if bits & (down | up) == down | up || !addr.is_multiple_of(PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
     if len == 0 {
@@ -260,7 +260,7 @@ pub fn pkey_free(_: &Args) -> SysResult {
 pub fn mremap(a: &Args) -> SysResult {
     let (addr, old_len, new_len, flags, new_addr) = (a.raw(0), a.raw(1), a.raw(2), a.uint(3), a.raw(4));
     let known = abi::MREMAP_MAYMOVE | abi::MREMAP_FIXED | abi::MREMAP_DONTUNMAP;
-    if flags & !known != 0 || addr % PAGE_SIZE != 0 {
+    if flags & !known != 0 || !addr.is_multiple_of(PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
     let has = |flag| flags & flag != 0;
@@ -272,7 +272,7 @@ pub fn mremap(a: &Args) -> SysResult {
         let overlaps = new_addr < addr.saturating_add(old_pages.saturating_mul(PAGE_SIZE))
             && end.is_some_and(|end| addr < end);
         if end.is_none()
-            || new_addr % PAGE_SIZE != 0
+            || !new_addr.is_multiple_of(PAGE_SIZE)
             || keep && old_pages != new_pages
             || !has(abi::MREMAP_MAYMOVE)
             || overlaps

@@ -255,15 +255,13 @@ fn send_message(file: &OpenFile, at: u64, flags: u32) -> SysResult {
     let to = destination(socket, header.name, header.name_len.min(STORAGE as i32))?;
     let mut source = header.buffer()?;
     let mut sent = Sent { to, ..Sent::default() };
-    let result = read_control(&header, &mut sent);
-    let result = match result {
+    match read_control(&header, &mut sent) {
         Ok(()) => socket.send(&mut source, sent, Flags::from_bits_truncate(flags), file.blocks()),
         Err(e) => {
             file::release_files(sent.files);
             Err(e)
         }
-    };
-    result
+    }
 }
 
 /// The control messages of `header`. EINVAL for malformed ones, EBADF for a bad descriptor.

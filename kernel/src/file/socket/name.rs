@@ -37,8 +37,10 @@ pub enum Address {
     Abstract(Vec<u8>),
 }
 
+type AbstractNames = BTreeMap<(Style, Vec<u8>), Weak<Socket>>;
+
 /// The sockets with abstract names; each style has names of its own, as on Linux.
-static ABSTRACT: SpinLock<BTreeMap<(Style, Vec<u8>), Weak<Socket>>> = SpinLock::new(BTreeMap::new());
+static ABSTRACT: SpinLock<AbstractNames> = SpinLock::new(BTreeMap::new());
 
 impl Address {
     /// From a `sockaddr_un`. EINVAL if it is too long, too short or of another family.
