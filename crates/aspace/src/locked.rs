@@ -339,10 +339,11 @@ impl AddressSpace for Locked {
             return self.remap_one(&mut space, old, new_pages, to, keep, limits, &mut gather, ctx);
         }
         Remap::check_target(old, new_pages, target)?;
-        let mut next = Some(old.start());
-        while let Some((area, _)) = next.and_then(|at| space.mappings.find_from(at)) {
-            let Some(part) = area.intersect(old) else { break };
-            next = Some(part.end()).filter(|&end| end < old.end());
+        let mut rest = old;
+        while let Some((area, _)) = space.mappings.find_from(rest.start()) {
+            // What was left behind may be part of it by now.
+            let Some(part) = area.intersect(rest) else { break };
+            rest = PageRange::new(part.end(), old.end()).unwrap_or_default();
             let there =
                 target.checked_add(part.start().number() - old.start().number()).ok_or(Error::Invalid)?;
             let to = RemapTo::Fixed(there);

@@ -10,7 +10,7 @@ use std::sync::{
 use std::time::{Duration, Instant};
 
 use addr::Prot;
-use aspace::{Access, AddressSpace, Advice, Fault, Placement, RemapTo};
+use aspace::{Access, AddressSpace, Advice, Fault, Limits, Lock, Placement, RemapTo};
 use frames::Use;
 use machine::{Pages, RW, Sim, anonymous, object, page, range};
 use percpu::{CpuId, Unpinned};
@@ -476,6 +476,28 @@ fn tables_go_with_the_last_mapping_that_they_serve() {
         tables(4);
         assert_eq!(space.unmap(range(0, 1 << 30), &ctx), Ok(()));
         tables(1);
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+#[test]
+fn mappings_that_stay_behind_alike_move_once_each() {
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let space = one_space(sim, 4, &ctx);
+        for i in 0..4 {
+            assert_eq!(sim.store(&*space, page(BASE + i), 7 + i, &ctx), Ok(()));
+        }
+        // Two mappings until they are left behind, unlocked.
+        assert_eq!(space.lock(range(BASE, 2), Lock::Now, &Limits::NONE, &ctx), Ok(()));
+        let to = RemapTo::Fixed(page(BASE + 100));
+        let moved = space.remap_within(range(BASE, 4), 4, to, true, &Limits::NONE, &ctx);
+        assert_eq!(moved, Ok(page(BASE + 100)));
+        for i in 0..4 {
+            assert_eq!(sim.load(&*space, page(BASE + 100 + i), &ctx), Ok(7 + i));
+            assert_eq!(sim.load(&*space, page(BASE + i), &ctx), Ok(0));
+        }
         sim.leave(&*space, &ctx);
         end(sim, &space, &ctx);
     });
