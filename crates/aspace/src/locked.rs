@@ -10,8 +10,10 @@
 //! | --- | --- | --- | --- |
 //! | fault: fill, raise | shared | to look again and insert | none: no entry lost a right |
 //! | fault: copy on write | shared | over insert, flush and raise | under the leaf lock |
-//! | advise(DontNeed) | shared | over take and flush, leaf by leaf | under the leaf lock |
-//! | map, unmap, protect, remap, fork, clear | exclusive, until after the flush | each leaf while it changes | one round; a second if remap emptied a table |
+//! | advise(DontNeed, InstallGuards) | shared | over take and flush, leaf by leaf | under the leaf lock |
+//! | advise(RemoveGuards) | shared | each leaf while it changes | none: a guard is no translation |
+//! | advise(Flags, Place), lock, grow | exclusive | no | none: rights stay as they are |
+//! | map, unmap, protect, remap, fork, cut, clear | exclusive, until after the flush | each leaf while it changes | one round; a second if remap emptied a table |
 //! | mappings, usage | shared | no | no |
 //!
 //! **Lock order**: `space` (sleeps) > an object's own locks (may sleep) > one leaf lock (spins; fork takes the
