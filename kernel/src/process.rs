@@ -392,7 +392,7 @@ impl Process {
             pages: pages(RLIMIT_AS),
             data: pages(RLIMIT_DATA),
             stack: pages(RLIMIT_STACK),
-            locked: pages(RLIMIT_MEMLOCK),
+            locked: if task::may_lock_all() { u64::MAX } else { pages(RLIMIT_MEMLOCK) },
         }
     }
     /// How it ended, if it has.

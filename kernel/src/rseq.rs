@@ -65,9 +65,9 @@ impl State {
     pub const fn new() -> Self {
         Self { registration: irq::Lock::new(None), due: AtomicBool::new(false) }
     }
-    /// The thread is being switched away from.
+    /// The thread is being switched away from, or another one wants it out of its critical section (`membarrier`).
     pub fn set_due(&self) {
-        // Relaxed: read by the thread itself.
+        // Relaxed: read by the thread itself, after the switch or the interrupt that the other one sends.
         self.due.store(true, Ordering::Relaxed);
     }
     /// Whether the structure may be out of date.

@@ -3,6 +3,7 @@
 use alloc::{boxed::Box, sync::Arc, task::Wake, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use aspace::Policy;
 use percpu::CpuSet;
 
 pub use crate::hw::thread::{current, pinned, unpinned};
@@ -71,6 +72,8 @@ pub struct Attributes {
     pub personality: u32,
     /// How many supplementary groups it has; all of them are 0.
     pub groups: u32,
+    /// set_mempolicy(2).
+    pub memory_policy: Policy,
 }
 
 impl Attributes {
@@ -85,6 +88,7 @@ impl Attributes {
         capabilities: [Self::ALL_CAPABILITIES, Self::ALL_CAPABILITIES, 0],
         personality: 0,
         groups: 0,
+        memory_policy: Policy { mode: 0, nodes: 0 },
     };
 
     /// Those of a thread that this one makes.
@@ -95,6 +99,22 @@ impl Attributes {
         }
         self
     }
+}
+
+/// Lock memory without limit.
+const CAP_IPC_LOCK: u32 = 14;
+/// Decide where other processes' memory is, and how they run.
+pub const CAP_SYS_NICE: u32 = 23;
+
+/// Whether the calling thread has the capability numbered `which` in effect.
+pub fn is_capable(which: u32) -> bool {
+    let [effective, ..] = current().attributes.lock().capabilities;
+    effective >> which & 1 != 0
+}
+
+/// Whether RLIMIT_MEMLOCK does not bind the calling thread.
+pub fn may_lock_all() -> bool {
+    is_capable(CAP_IPC_LOCK)
 }
 
 enum Kind {

@@ -73,7 +73,9 @@ use tlb::Shootdown;
 
 pub use locked::Locked;
 pub use mappers::{Mapper, Mappers};
-pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Totals};
+pub use mapping::{
+    Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Policy, Totals,
+};
 
 /// Pages below this one are never mapped at a place that the caller dictates: Linux's default `mmap_min_addr`, 64 KiB.
 pub const LOWEST: u64 = 16;
@@ -225,6 +227,9 @@ pub enum Advice {
     Cold,
     /// Set the first and clear the second of these flags. WIPE_ON_FORK is `Invalid` but for private anonymous mappings.
     Flags(Flags, Flags),
+    /// Where the pages are to be. Unlike other advice this changes nothing if there is a hole: `NoMapping`; but the
+    /// default policy is given to whatever is mapped, if anything is.
+    Place(Policy),
     /// Drop the contents, and refuse every access from here on, mapped or not, without splitting the mapping.
     /// `Invalid` for locked mappings.
     InstallGuards,

@@ -10,8 +10,10 @@
 //! | --- | --- | --- | --- |
 //! | fault: fill, raise | shared | to look again and insert | none: no entry lost a right |
 //! | fault: copy on write | shared | over insert, flush and raise | under the leaf lock |
-//! | advise(DontNeed) | shared | over take and flush, leaf by leaf | under the leaf lock |
-//! | map, unmap, protect, remap, fork, clear | exclusive, until after the flush | each leaf while it changes | one round; a second if remap emptied a table |
+//! | advise(DontNeed, InstallGuards) | shared | over take and flush, leaf by leaf | under the leaf lock |
+//! | advise(RemoveGuards) | shared | each leaf while it changes | none: a guard is no translation |
+//! | advise(Flags, Place), lock, grow | exclusive | no | none: rights stay as they are |
+//! | map, unmap, protect, remap, fork, cut, clear | exclusive, until after the flush | each leaf while it changes | one round; a second if remap emptied a table |
 //! | mappings, usage | shared | no | no |
 //!
 //! **Lock order**: `space` (sleeps) > an object's own locks (may sleep) > one leaf lock (spins; fork takes the
@@ -98,8 +100,8 @@ use tlb::Gather;
 
 use crate::{
     Access, AddressSpace, Advice, Backing, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper,
-    Mappers, Mapping, MappingInfo, Mappings, Placement, RemapTo, Resident, STACK_GAP, Seen, Totals, Usage,
-    page,
+    Mappers, Mapping, MappingInfo, Mappings, Placement, Policy, RemapTo, Resident, STACK_GAP, Seen, Totals,
+    Usage, page,
 };
 
 /// An address space under one reader-writer lock.
@@ -339,10 +341,11 @@ impl AddressSpace for Locked {
             return self.remap_one(&mut space, old, new_pages, to, keep, limits, &mut gather, ctx);
         }
         Remap::check_target(old, new_pages, target)?;
-        let mut next = Some(old.start());
-        while let Some((area, _)) = next.and_then(|at| space.mappings.find_from(at)) {
-            let Some(part) = area.intersect(old) else { break };
-            next = Some(part.end()).filter(|&end| end < old.end());
+        let mut rest = old;
+        while let Some((area, _)) = space.mappings.find_from(rest.start()) {
+            // What was left behind may be part of it by now.
+            let Some(part) = area.intersect(rest) else { break };
+            rest = PageRange::new(part.end(), old.end()).unwrap_or_default();
             let there =
                 target.checked_add(part.start().number() - old.start().number()).ok_or(Error::Invalid)?;
             let to = RemapTo::Fixed(there);
@@ -357,6 +360,9 @@ impl AddressSpace for Locked {
         }
         if let Advice::Flags(set, clear) = advice {
             return self.advise_flags(range, set, clear, ctx);
+        }
+        if let Advice::Place(policy) = advice {
+            return self.advise_policy(range, policy, ctx);
         }
         // Exclude those that change the mappings, not faults.
         let space = self.space.read(ctx);
@@ -381,7 +387,7 @@ impl AddressSpace for Locked {
                         .leaves(part)
                         .for_each(|(leaf, part)| part.iter().for_each(|p| leaf.unguard(p)));
                 }
-                Advice::WillNeed | Advice::Cold | Advice::Flags(..) => {}
+                Advice::WillNeed | Advice::Cold | Advice::Flags(..) | Advice::Place(_) => {}
             }
         }
         if space.mappings.covers(range) { Ok(()) } else { Err(Error::NoMapping) }
@@ -727,12 +733,15 @@ impl Locked {
         self.flush(gather, &ctx.pin());
         let moved = mapping.advanced(old.start().number() - source.number());
         space.table.relocate(kept, target.start(), |frame| page::rights(&moved, frame, self.machine.frames));
+        if keep {
+            // All of the old mapping, as Linux does (`dontunmap_complete`).
+            let old = space.mappings.find(kept.start()).map_or(kept, |(area, _)| area);
+            space.mappings.update(old, |mapping| relock(mapping, Lock::Off));
+        }
         // As above.
         let _ = space.mappings.announce(&moved, target.len());
         space.mappings.insert(target, moved);
-        if keep {
-            space.mappings.update(kept, |mapping| relock(mapping, Lock::Off));
-        } else if !kept.is_empty() {
+        if !keep && !kept.is_empty() {
             self.evict(space, kept, gather, ctx);
             self.flush(gather, &ctx.pin());
         }
@@ -821,6 +830,20 @@ impl Locked {
             at = Some(part.end()).filter(|&end| end < range.end());
         }
         if space.mappings.covers(range) { Ok(()) } else { Err(Error::NoMapping) }
+    }
+    /// Where the pages of mappings are to be.
+    fn advise_policy(&self, range: PageRange, policy: Policy, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        // Exclude.
+        let mut space = self.space.write(ctx);
+        let default = policy == Policy::default();
+        if space.mappings.is_free(range) || !default && !space.mappings.covers(range) {
+            return Err(Error::NoMapping);
+        }
+        if space.mappings.splits(range) > 0 && self.machine.frames.low() {
+            return Err(Error::NoMemory);
+        }
+        space.mappings.update(range, |mapping| mapping.policy = policy);
+        Ok(())
     }
     /// The child's entries: the same frames as the parent's in private mappings, writable in neither, and guards.
     /// Shared mappings are filled from their objects as the child uses them. False if a page table can't be made; what
@@ -933,9 +956,7 @@ impl Remap {
     /// Whether a dictated place makes sense.
     fn check_target(old: PageRange, pages: u64, at: Page) -> Result<PageRange, Error> {
         let target = PageRange::with_len(at, pages).filter(|t| t.end() <= USER_END_PAGE);
-        let target = target.filter(|t| t.intersect(old).is_none()).ok_or(Error::Invalid)?;
-        dictated(Placement::Fixed(at), target)?;
-        Ok(target)
+        target.filter(|t| t.intersect(old).is_none()).ok_or(Error::Invalid)
     }
     /// The checks of Linux's `mremap`, in its order (`mm/mremap.c`), but before anything is unmapped.
     fn plan(
@@ -987,7 +1008,8 @@ impl Remap {
             // The source unlocks as its pages go, so no more are locked than before.
             Limits { locked: u64::MAX, ..*limits }.admit(&without, mapping, pages)?;
         }
-        if fixed.is_some() {
+        if let Some(target) = fixed {
+            dictated(Placement::Fixed(target.start()), target)?;
             return Ok(plan);
         }
         let whole = PageRange::with_len(old.start(), pages).filter(|w| w.end() <= USER_END_PAGE);
@@ -1087,8 +1109,11 @@ fn protectable(
     (upto(at), if at == range.end() { Ok(()) } else { Err(Error::NoMapping) })
 }
 
-/// Make `mapping` locked as `lock` says.
+/// Make `mapping` locked as `lock` says; what may be dropped never is.
 fn relock(mapping: &mut Mapping, lock: Lock) {
+    if mapping.flags.contains(Flags::DROPPABLE) {
+        return;
+    }
     mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT).union(lock.flags());
 }
 

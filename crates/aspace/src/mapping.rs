@@ -86,7 +86,21 @@ bitflags::bitflags! {
         const NO_HUGE = 1 << 10;
         /// Pages that are the same as others may be shared.
         const MERGEABLE = 1 << 11;
+        /// Its contents may go when memory is short (they do not, here); never locked.
+        const DROPPABLE = 1 << 12;
+        /// Shared, but of a file that isn't open for writing; for reports.
+        const READ_ONLY_FILE = 1 << 13;
     }
+}
+
+/// Where a program wants pages to be on a machine with several nodes of memory (`mbind`). Kept, compared and told; there
+/// is one node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Policy {
+    /// Linux's number, with flags; 0 if none was asked for.
+    pub mode: u32,
+    /// The nodes, by bit, as they are told.
+    pub nodes: u64,
 }
 
 /// Where a page's first contents come from.
@@ -165,6 +179,8 @@ pub struct Mapping {
     pub label: Label,
     /// What else it was told.
     pub flags: Flags,
+    /// Where its pages are to be.
+    pub policy: Policy,
 }
 
 impl Mapping {
@@ -175,7 +191,15 @@ impl Mapping {
     /// A private mapping without a label or flags.
     pub fn new(prot: Prot, backing: Backing) -> Self {
         let (max_prot, label) = (Prot::all(), Label::None);
-        Self { prot, max_prot, backing, shared: false, label, flags: Flags::empty() }
+        Self {
+            prot,
+            max_prot,
+            backing,
+            shared: false,
+            label,
+            flags: Flags::empty(),
+            policy: Policy::default(),
+        }
     }
     /// What the mapping says of the pages from the one `pages` further on.
     pub fn advanced(&self, pages: u64) -> Self {
@@ -188,6 +212,7 @@ impl Mapping {
             && self.shared == next.shared
             && self.label == next.label
             && self.flags == next.flags
+            && self.policy == next.policy
             && self.backing.continues(pages, &next.backing)
     }
 }

@@ -10,7 +10,7 @@ use addr::{Page, PageRange, Prot, USER_END_PAGE};
 
 use crate::{
     Access, Advice, Backing, Error, Fault, Flags, LOW_WINDOW, LOWEST, Label, Limits, Lock, MMAP_TOP, Mapping,
-    Placement, RemapTo, STACK_GAP,
+    Placement, Policy, RemapTo, STACK_GAP,
 };
 
 /// Device and inode number of an object.
@@ -31,6 +31,8 @@ pub struct State {
     pub label: Label,
     /// What else it was told.
     pub flags: Flags,
+    /// Where it is to be.
+    pub policy: Policy,
     /// The object and the page's index in it.
     pub object: Option<(ObjectId, u64)>,
     /// Contents of this address space's own, once it has some.
@@ -47,7 +49,7 @@ impl State {
             (Some((a, i)), Some((b, j))) => a == b && i.checked_add(1) == Some(j),
             _ => false,
         };
-        let same = |s: &State| (s.prot, s.max_prot, s.shared, s.label, s.flags);
+        let same = |s: &State| (s.prot, s.max_prot, s.shared, s.label, s.flags, s.policy);
         follows && same(self) == same(next)
     }
 }
@@ -63,6 +65,9 @@ impl State {
         self.flags.contains(Flags::LOCKED)
     }
     fn relock(&mut self, lock: Lock) {
+        if self.flags.contains(Flags::DROPPABLE) {
+            return;
+        }
         self.flags.remove(Flags::LOCKED | Flags::ON_FAULT);
         self.flags.insert(lock.flags());
     }
@@ -213,6 +218,7 @@ impl Model {
             shared: mapping.shared,
             label: mapping.label,
             flags: mapping.flags | self.future.flags(),
+            policy: mapping.policy,
             object,
             own: None,
             guard: false,
@@ -280,6 +286,13 @@ impl Model {
         if range.is_empty() {
             return Err(Error::Invalid);
         }
+        if let Advice::Place(policy) = advice {
+            if self.is_free(range) || policy.mode != 0 && !self.covers(range) {
+                return Err(Error::NoMapping);
+            }
+            self.pages.range_mut(numbers(range)).for_each(|(_, state)| state.policy = policy);
+            return Ok(());
+        }
         for (_, state) in self.pages.range_mut(numbers(range)) {
             let (locked, anonymous) = (state.is_locked(), state.object.is_none());
             match advice {
@@ -294,7 +307,7 @@ impl Model {
                     return Err(Error::Invalid);
                 }
                 Advice::Flags(set, clear) => state.flags = state.flags.difference(clear).union(set),
-                Advice::WillNeed | Advice::Cold => {}
+                Advice::WillNeed | Advice::Cold | Advice::Place(_) => {}
             }
         }
         if self.covers(range) { Ok(()) } else { Err(Error::NoMapping) }
@@ -397,10 +410,7 @@ impl Model {
     fn target(old: PageRange, pages: u64, at: Page) -> Result<PageRange, Error> {
         let there =
             PageRange::with_len(at, pages).filter(|t| t.end() <= USER_END_PAGE).ok_or(Error::Invalid)?;
-        if there.intersect(old).is_some() {
-            return Err(Error::Invalid);
-        }
-        if at.number() < LOWEST { Err(Error::TooLow) } else { Ok(there) }
+        if there.intersect(old).is_some() { Err(Error::Invalid) } else { Ok(there) }
     }
     fn remap_one(
         &mut self,
@@ -446,6 +456,9 @@ impl Model {
             unlocked.relock(Lock::Off);
             self.admit(limits, target, &unlocked, pages)?;
         }
+        if target.is_some_and(|target| target.start().number() < LOWEST) {
+            return Err(Error::TooLow);
+        }
         let fresh = |i: u64| State {
             object: first.object.map(|(id, index)| (id, index + i)),
             own: None,
@@ -471,11 +484,14 @@ impl Model {
         let target = target.ok_or(Error::NoRoom)?;
         let moved: Vec<_> = numbers(kept).filter_map(|n| self.pages.remove(&n)).collect();
         self.remove(cut);
+        self.remove(target);
         if keep {
             for (i, n) in numbers(kept).enumerate() {
-                let mut left = fresh(i as u64);
-                left.relock(Lock::Off);
-                self.pages.insert(n, left);
+                self.pages.insert(n, fresh(i as u64));
+            }
+            // What remains of the old mapping is unlocked.
+            if let Some((old, _)) = self.list().into_iter().find(|(r, _)| r.contains(kept.start())) {
+                self.pages.range_mut(numbers(old)).for_each(|(_, state)| state.relock(Lock::Off));
             }
         }
         for (i, n) in numbers(target).enumerate() {

@@ -40,9 +40,11 @@ enum Kind {
     Data,
     /// What the contents are again after they were dropped.
     Fresh,
+    /// Whether it is a guard: 1 or 0.
+    Guarded,
 }
-use Kind::{Data, Fresh, Mapped, Protection};
-const KINDS: [Kind; 4] = [Mapped, Protection, Data, Fresh];
+use Kind::{Data, Fresh, Guarded, Mapped, Protection};
+const KINDS: [Kind; 5] = [Mapped, Protection, Data, Fresh, Guarded];
 
 /// A register of a page of an address space.
 type Place = (Kind, usize, u64);
@@ -166,6 +168,8 @@ enum Op {
     Unmap,
     Protect,
     DontNeed,
+    Guard,
+    Unguard,
     Remap,
     Fork,
     Switch,
@@ -173,11 +177,13 @@ enum Op {
 }
 
 /// Each as often as it stands here.
-const OPS: [(Op, usize); 10] = [
+const OPS: [(Op, usize); 12] = [
     (Op::Map, 4),
     (Op::Unmap, 3),
     (Op::Protect, 4),
     (Op::DontNeed, 3),
+    (Op::Guard, 2),
+    (Op::Unguard, 2),
     (Op::Remap, 2),
     (Op::Fork, 1),
     (Op::Switch, 1),
@@ -231,7 +237,7 @@ impl Cpu<'_> {
                         let (span, id) = ((start, world.now()), world.stamp());
                         for n in all {
                             let fresh = if of_object { object_value(n) } else { 0 };
-                            for (kind, value) in KINDS.iter().zip([id, prot.bits().into(), fresh, fresh]) {
+                            for (kind, value) in KINDS.iter().zip([id, prot.bits().into(), fresh, fresh, 0]) {
                                 log.write((*kind, here, n), span, Value::Known(value));
                             }
                         }
@@ -256,6 +262,21 @@ impl Cpu<'_> {
                 assert!(matches!(answer, Ok(()) | Err(Error::NoMapping)), "{answer:?}");
                 let span = (start, world.now());
                 all.for_each(|n| log.write((Data, here, n), span, Value::From((Fresh, here, n))));
+            }
+            Op::Guard => {
+                let answer = space.advise(r, Advice::InstallGuards, ctx);
+                assert!(matches!(answer, Ok(()) | Err(Error::NoMapping)), "{answer:?}");
+                let span = (start, world.now());
+                for n in all {
+                    log.write((Data, here, n), span, Value::From((Fresh, here, n)));
+                    log.write((Guarded, here, n), span, Value::Known(1));
+                }
+            }
+            Op::Unguard => {
+                let answer = space.advise(r, Advice::RemoveGuards, ctx);
+                assert!(matches!(answer, Ok(()) | Err(Error::NoMapping)), "{answer:?}");
+                let span = (start, world.now());
+                all.for_each(|n| log.write((Guarded, here, n), span, Value::Known(0)));
             }
             Op::Remap => {
                 let to = WINDOW.start + self.random.below(size - pages + 1);
@@ -320,22 +341,24 @@ fn check(logs: Vec<Log>) -> usize {
     let mut checked = 0;
     for read in reads.iter().flatten() {
         let of = |kind| registers.read((kind, read.space, read.page), read.span);
-        let (maps, prots) = (of(Mapped), of(Protection));
+        let (maps, prots, guards) = (of(Mapped), of(Protection), of(Guarded));
         let mapped = maps.iter().any(|&m| m != 0);
         let allowed = |p: &u64| read.access.allowed_by(Prot::from_bits_truncate(*p as u8));
         let explained = match read.answer {
             Ok(value) => {
                 mapped
                     && prots.iter().any(allowed)
+                    && guards.contains(&0)
                     && (read.access != Access::Read || of(Data).contains(&value))
             }
             Err(Fault::NoMapping) => maps.contains(&0),
             Err(Fault::Denied) => mapped && !prots.iter().all(allowed),
+            Err(Fault::Guard) => mapped && prots.iter().any(allowed) && guards.contains(&1),
             Err(_) => false,
         };
         assert!(
             explained,
-            "no write explains {read:?}: mapped {maps:?}, protection {prots:?}, contents {:?}",
+            "no write explains {read:?}: mapped {maps:?}, protection {prots:?}, guards {guards:?}, contents {:?}",
             of(Data)
         );
         checked += 1;

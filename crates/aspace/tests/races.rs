@@ -3,14 +3,14 @@
 mod machine;
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicBool, AtomicU64, Ordering},
     mpsc,
 };
 use std::time::{Duration, Instant};
 
 use addr::Prot;
-use aspace::{Access, AddressSpace, Advice, Fault, Placement, RemapTo};
+use aspace::{Access, AddressSpace, Advice, Fault, Limits, Lock, Placement, RemapTo};
 use frames::Use;
 use machine::{Pages, RW, Sim, anonymous, object, page, range};
 use percpu::{CpuId, Unpinned};
@@ -49,7 +49,7 @@ impl Meeting {
 /// CPU 1 uses a page, CPU 0 does something, CPU 1 uses it again.
 fn other_cpu_after(
     before: impl Fn(&Sim, &dyn AddressSpace, &Unpinned<'_>) + Sync,
-    change: impl Fn(&dyn AddressSpace, &Unpinned<'_>) + Sync,
+    change: impl Fn(&Sim, &dyn AddressSpace, &Unpinned<'_>) + Sync,
     after: impl Fn(&Sim, &dyn AddressSpace, &Unpinned<'_>) + Sync,
 ) {
     let sim = Sim::new(2, 256);
@@ -58,7 +58,7 @@ fn other_cpu_after(
     sim.cpus.run(|cpu, ctx| {
         if cpu == CpuId::default() {
             turn.wait(1);
-            change(&*space, &ctx);
+            change(sim, &*space, &ctx);
             turn.wait(2);
         } else {
             sim.enter(&*space, &ctx);
@@ -77,7 +77,7 @@ fn other_cpu_after(
 fn an_unmapped_page_is_gone_on_every_cpu() {
     other_cpu_after(
         |sim, space, ctx| assert_eq!(sim.store(space, page(BASE), 7, ctx), Ok(())),
-        |space, ctx| assert_eq!(space.unmap(range(BASE, 4), ctx), Ok(())),
+        |_, space, ctx| assert_eq!(space.unmap(range(BASE, 4), ctx), Ok(())),
         |sim, space, ctx| assert_eq!(sim.load(space, page(BASE), ctx), Err(Fault::NoMapping)),
     );
 }
@@ -86,7 +86,7 @@ fn an_unmapped_page_is_gone_on_every_cpu() {
 fn a_protected_page_is_protected_on_every_cpu() {
     other_cpu_after(
         |sim, space, ctx| assert_eq!(sim.store(space, page(BASE), 7, ctx), Ok(())),
-        |space, ctx| assert_eq!(space.protect(range(BASE, 2), Prot::READ, ctx), Ok(())),
+        |_, space, ctx| assert_eq!(space.protect(range(BASE, 2), Prot::READ, ctx), Ok(())),
         |sim, space, ctx| {
             assert_eq!(sim.store(space, page(BASE), 8, ctx), Err(Fault::Denied));
             assert_eq!(sim.load(space, page(BASE), ctx), Ok(7));
@@ -128,16 +128,70 @@ fn never_touched_pages_are_unmapped_without_a_flush() {
 fn a_new_page_after_dont_need_is_fresh_on_every_cpu() {
     other_cpu_after(
         |sim, space, ctx| assert_eq!(sim.store(space, page(BASE), 7, ctx), Ok(())),
-        |space, ctx| assert_eq!(space.advise(range(BASE, 4), Advice::DontNeed, ctx), Ok(())),
+        |_, space, ctx| assert_eq!(space.advise(range(BASE, 4), Advice::DontNeed, ctx), Ok(())),
         |sim, space, ctx| assert_eq!(sim.load(space, page(BASE), ctx), Ok(0)),
     );
+}
+
+#[test]
+fn a_guarded_page_is_gone_on_every_cpu() {
+    other_cpu_after(
+        |sim, space, ctx| assert_eq!(sim.store(space, page(BASE), 7, ctx), Ok(())),
+        |_, space, ctx| assert_eq!(space.advise(range(BASE, 4), Advice::InstallGuards, ctx), Ok(())),
+        |sim, space, ctx| {
+            assert_eq!(sim.load(space, page(BASE), ctx), Err(Fault::Guard));
+            assert_eq!(space.advise(range(BASE, 4), Advice::RemoveGuards, ctx), Ok(()));
+            assert_eq!(sim.load(space, page(BASE), ctx), Ok(0));
+        },
+    );
+}
+
+/// CPU 1 uses a shared page and a copy of another; an object's pages go; CPU 1 finds neither.
+fn after_a_change_of_the_object(
+    change: impl Fn(&Sim, &Pages, &Unpinned<'_>) + Sync,
+    shared: Result<u64, Fault>,
+    copied: Result<u64, Fault>,
+) {
+    let (at, made) = (BASE + 100, OnceLock::new());
+    other_cpu_after(
+        |sim, space, ctx| {
+            let pages = made.get_or_init(|| Pages::new(sim, 1, &[5, 6], ctx));
+            let map = |at, mapping| space.map(Placement::Fixed(page(at)), 2, mapping, ctx);
+            assert_eq!(map(at, object(pages, 0, RW, true)), Ok(range(at, 2)));
+            assert_eq!(map(at + 2, object(pages, 0, RW, false)), Ok(range(at + 2, 2)));
+            assert_eq!(sim.store(space, page(at), 7, ctx), Ok(()));
+            assert_eq!(sim.store(space, page(at + 3), 8, ctx), Ok(()));
+        },
+        |sim, _, ctx| change(sim, made.get().expect("CPU 1 made it"), ctx),
+        |sim, space, ctx| {
+            assert_eq!(sim.load(space, page(at), ctx), shared);
+            assert_eq!(sim.load(space, page(at + 3), ctx), copied);
+            assert_eq!(space.unmap(range(at, 4), ctx), Ok(()));
+            made.get().expect("it was made").free(sim, ctx);
+        },
+    );
+}
+
+#[test]
+fn a_page_that_is_cut_off_is_gone_on_every_cpu() {
+    let beyond = Err(Fault::BeyondObject);
+    after_a_change_of_the_object(|sim, pages, ctx| pages.resize(sim, 0, ctx), beyond, beyond);
+}
+
+#[test]
+fn a_page_that_is_punched_out_is_zero_on_every_cpu_and_copies_stay() {
+    let punch = |sim: &Sim, pages: &Pages, ctx: &Unpinned<'_>| {
+        pages.punch_page(sim, 0, ctx);
+        pages.punch_page(sim, 1, ctx);
+    };
+    after_a_change_of_the_object(punch, Ok(0), Ok(8));
 }
 
 #[test]
 fn a_moved_page_is_gone_from_the_old_place_on_every_cpu() {
     other_cpu_after(
         |sim, space, ctx| assert_eq!(sim.store(space, page(BASE), 7, ctx), Ok(())),
-        |space, ctx| {
+        |_, space, ctx| {
             let to = RemapTo::Fixed(page(BASE + 1000));
             assert_eq!(space.remap(range(BASE, 4), 600, to, ctx), Ok(page(BASE + 1000)));
         },
@@ -159,7 +213,7 @@ fn a_copy_is_seen_by_a_cpu_that_had_the_old_frame() {
             *child.lock().unwrap() = Some(space.fork(ctx).expect("there is memory"));
             assert_eq!(sim.load(space, page(BASE), ctx), Ok(7));
         },
-        |space, ctx| {
+        |_, space, ctx| {
             // By way of the fault handler alone, so that this CPU's own buffer has no part in it.
             assert_eq!(space.fault(page(BASE).base(), Access::Write, ctx), Ok(()));
         },
@@ -232,6 +286,13 @@ fn dont_need_frees_after_the_flush() {
     owned_during_flush(touch, |space, ctx| {
         // One leaf table's pages: what one flush is for.
         assert_eq!(space.advise(range(BASE, 100), Advice::DontNeed, ctx), Ok(()));
+    });
+}
+
+#[test]
+fn guards_free_after_the_flush() {
+    owned_during_flush(touch, |space, ctx| {
+        assert_eq!(space.advise(range(BASE, 100), Advice::InstallGuards, ctx), Ok(()));
     });
 }
 
@@ -415,6 +476,28 @@ fn tables_go_with_the_last_mapping_that_they_serve() {
         tables(4);
         assert_eq!(space.unmap(range(0, 1 << 30), &ctx), Ok(()));
         tables(1);
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+#[test]
+fn mappings_that_stay_behind_alike_move_once_each() {
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let space = one_space(sim, 4, &ctx);
+        for i in 0..4 {
+            assert_eq!(sim.store(&*space, page(BASE + i), 7 + i, &ctx), Ok(()));
+        }
+        // Two mappings until they are left behind, unlocked.
+        assert_eq!(space.lock(range(BASE, 2), Lock::Now, &Limits::NONE, &ctx), Ok(()));
+        let to = RemapTo::Fixed(page(BASE + 100));
+        let moved = space.remap_within(range(BASE, 4), 4, to, true, &Limits::NONE, &ctx);
+        assert_eq!(moved, Ok(page(BASE + 100)));
+        for i in 0..4 {
+            assert_eq!(sim.load(&*space, page(BASE + 100 + i), &ctx), Ok(7 + i));
+            assert_eq!(sim.load(&*space, page(BASE + i), &ctx), Ok(0));
+        }
         sim.leave(&*space, &ctx);
         end(sim, &space, &ctx);
     });

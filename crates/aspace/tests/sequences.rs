@@ -7,9 +7,9 @@ use std::{cell::Cell, sync::Arc};
 
 use addr::{Page, PageRange, Prot, USER_END_PAGE};
 use aspace::{
-    Access, AddressSpace, Advice, Flags, LOWEST, Limits, Lock, MMAP_TOP, Placement, RemapTo, Resident,
-    STACK_GAP, Seen, Totals,
-    model::{Model, Objects},
+    Access, AddressSpace, Advice, Error, Flags, LOWEST, Limits, Lock, MMAP_TOP, Placement, Policy, RemapTo,
+    Resident, STACK_GAP, Seen, Totals,
+    model::{Model, Objects, State},
 };
 use frames::Use;
 use machine::{Pages, Sim, anonymous, list, object, page, range};
@@ -54,6 +54,8 @@ enum Op {
     /// An object gets another length, or a hole.
     Resize(usize, u64),
     Punch(usize, u64),
+    /// From now on no shared mapping of it may write, if none can.
+    Seal(usize),
     Load(Page),
     Store(Page),
     Fetch(Page),
@@ -114,6 +116,7 @@ fn an_op(windows: [u64; 2]) -> impl Strategy<Value = Op> {
         1 => prop::sample::select(&[Advice::WillNeed, Advice::Cold, Advice::Free, Advice::DontNeedLocked][..]),
         2 => Just(Advice::InstallGuards),
         1 => Just(Advice::RemoveGuards),
+        1 => (0..3u32).prop_map(|mode| Advice::Place(Policy { mode, nodes: u64::from(mode > 1) })),
         2 => told,
     ];
     let flags = prop_oneof![
@@ -121,6 +124,7 @@ fn an_op(windows: [u64; 2]) -> impl Strategy<Value = Op> {
         2 => Just(Flags::GROWS_DOWN),
         1 => Just(Flags::LOCKED),
         1 => Just(Flags::NO_RESERVE),
+        1 => Just(Flags::DROPPABLE | Flags::WIPE_ON_FORK),
     ];
     let lock = || prop::sample::select(&[Lock::Off, Lock::Now, Lock::OnFault][..]);
     let limit = || prop_oneof![1 => 0..3 * WINDOW, 3 => Just(u64::MAX)];
@@ -145,6 +149,7 @@ fn an_op(windows: [u64; 2]) -> impl Strategy<Value = Op> {
         2 => a_page(windows).prop_map(|n| Op::Grow(page(n))),
         1 => (0usize..2, 0..OBJECT).prop_map(|(o, n)| Op::Resize(o, n)),
         1 => (0usize..2, 0..OBJECT).prop_map(|(o, n)| Op::Punch(o, n)),
+        1 => (0usize..4).prop_map(Op::Seal),
         3 => a_page(windows).prop_map(|n| Op::Load(page(n))),
         5 => a_page(windows).prop_map(|n| Op::Store(page(n))),
         1 => a_page(windows).prop_map(|n| Op::Fetch(page(n))),
@@ -174,6 +179,14 @@ struct World {
     current: usize,
     stamp: u64,
     limits: Limits,
+    /// Which objects no shared mapping may write.
+    sealed: [bool; 2],
+}
+
+/// Whether stores through a mapping of such pages could reach object `o`.
+fn writes(state: &State, o: u64) -> bool {
+    let of = state.object.is_some_and(|(id, _)| id == (1, o));
+    of && state.shared && state.max_prot.contains(Prot::WRITE)
 }
 
 impl World {
@@ -184,7 +197,16 @@ impl World {
         let real = sim.space(ctx);
         sim.enter(&*real, ctx);
         let pairs = vec![Pair { real, model: Model::new() }];
-        World { sim, objects, contents, pairs, current: 0, stamp: 1, limits: Limits::NONE }
+        World {
+            sim,
+            objects,
+            contents,
+            pairs,
+            current: 0,
+            stamp: 1,
+            limits: Limits::NONE,
+            sealed: [false; 2],
+        }
     }
     /// Fork, exit, and switch between the address spaces that there are.
     fn step_between(&mut self, op: &Op, ctx: &Unpinned<'_>) {
@@ -222,6 +244,13 @@ impl World {
                     *value = 0;
                 }
             }
+            // Half of the time nothing, so that there are objects to write to.
+            Op::Seal(o) if o < 2 => {
+                let could = |pair: &Pair| pair.model.list().iter().any(|(_, first)| writes(first, o as u64));
+                let sealed = self.sealed[o] || !self.pairs.iter().any(could);
+                assert_eq!(self.objects[o].seal(), sealed);
+                self.sealed[o] = sealed;
+            }
             _ => {}
         }
     }
@@ -246,8 +275,17 @@ impl World {
                 m.max_prot = if pages == 5 { Prot::READ } else { Prot::all() };
                 // Only memory of its own can grow down.
                 m.flags = if backing.is_none() { flags } else { flags - Flags::GROWS_DOWN };
-                let answer = real.map_within(at, pages, m.clone(), &limits, ctx);
-                assert_eq!(answer.map(|(range, _)| range), model.map(at, pages, &m, &limits));
+                let answer = real.map_within(at, pages, m.clone(), &limits, ctx).map(|(range, _)| range);
+                let sealed = backing.is_some_and(|(o, _)| self.sealed[o]) && m.may_write_object();
+                let mut next = model.clone();
+                match next.map(at, pages, &m, &limits) {
+                    // What is sealed is found last, and nothing has changed.
+                    Ok(_) if sealed => assert_eq!(answer, Err(Error::Sealed)),
+                    wanted => {
+                        assert_eq!(answer, wanted);
+                        *model = next;
+                    }
+                }
             }
             Op::Unmap(r) => assert_eq!(real.unmap(r, ctx), model.unmap(r)),
             Op::Protect(r, prot, down) => {
@@ -286,7 +324,7 @@ impl World {
                 let answer = model.access(at, Access::Exec, &self.contents).map(|_| ());
                 assert_eq!(sim.fetch(&**real, at, ctx), answer);
             }
-            Op::Fork | Op::Exit | Op::Switch(_) | Op::Resize(..) | Op::Punch(..) => {
+            Op::Fork | Op::Exit | Op::Switch(_) | Op::Resize(..) | Op::Punch(..) | Op::Seal(_) => {
                 self.step_between(op, ctx)
             }
         }
@@ -315,6 +353,13 @@ impl World {
                     first.object.filter(|_| first.shared).map(|(id, index)| (id, index + range.len() - 1));
                 assert_eq!(pair.real.shared_page(last, ctx), shown);
             }
+        }
+        // The way back from the objects finds every mapping.
+        for (o, object) in self.objects.iter().enumerate() {
+            let shows = |first: &State| first.object.is_some_and(|(id, _)| id == (1, o as u64));
+            let lists = self.pairs.iter().map(|pair| pair.model.list());
+            let wanted: usize = lists.map(|list| list.iter().filter(|(_, first)| shows(first)).count()).sum();
+            assert_eq!(object.mapped(ctx), wanted as u64);
         }
         if !contents {
             return;

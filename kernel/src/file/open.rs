@@ -483,8 +483,20 @@ impl OpenFile {
             Kind::File(_) => Ok((self.entry.object(), most)),
             // A mapping of zeros is memory of its own, shared with nobody but forked children.
             Kind::Device(super::dev::Device::Zero) => Ok((super::shared_memory(1 << 24)?, Prot::all())),
+            // Nothing is executed from where files have no names.
+            _ if prot.contains(Prot::EXEC) && self.entry.inode.volume == Volume::Anonymous => {
+                Err(Errno::EPERM)
+            }
             _ => Err(Errno::ENODEV),
         }
+    }
+    /// Whether it is a socket.
+    pub fn is_socket(&self) -> bool {
+        matches!(self.entry.inode.kind, Kind::Special(super::special::Special::Socket(_)))
+    }
+    /// Whether it is a file of bytes.
+    pub fn is_regular(&self) -> bool {
+        matches!(self.entry.inode.kind, Kind::File(_))
     }
 }
 

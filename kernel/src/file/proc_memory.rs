@@ -182,13 +182,13 @@ struct Shown {
 /// The two-letter names of what a mapping is, in Linux's order.
 fn vm_flags(info: &MappingInfo<'_>) -> String {
     let m = info.mapping;
-    let anonymous = matches!(m.backing, Backing::Anonymous);
+    let accounted = m.prot.contains(Prot::WRITE) && !m.shared && !m.flags.contains(Flags::NO_RESERVE);
     let names = [
         (m.prot.contains(Prot::READ), "rd"),
         (m.prot.contains(Prot::WRITE), "wr"),
         (m.prot.contains(Prot::EXEC), "ex"),
-        // A shared mapping that may not be written is shared in name only.
-        (m.may_write_object(), "sh"),
+        // A shared mapping of a file that is open for reading only is shared in name only.
+        (m.shared && !m.flags.contains(Flags::READ_ONLY_FILE), "sh"),
         (m.max_prot.contains(Prot::READ), "mr"),
         (m.max_prot.contains(Prot::WRITE), "mw"),
         (m.max_prot.contains(Prot::EXEC), "me"),
@@ -202,12 +202,14 @@ fn vm_flags(info: &MappingInfo<'_>) -> String {
         (m.flags.contains(Flags::DONT_FORK), "dc"),
         (matches!(m.label, Label::Vvar | Label::Vdso), "de"),
         (m.flags.contains(Flags::ON_FAULT), "lf"),
-        (anonymous && m.prot.contains(Prot::WRITE) && !m.flags.contains(Flags::NO_RESERVE), "ac"),
+        (accounted, "ac"),
         (m.flags.contains(Flags::NO_RESERVE), "nr"),
         (m.flags.contains(Flags::WIPE_ON_FORK), "wf"),
         (m.flags.contains(Flags::DONT_DUMP) || m.label == Label::Vvar, "dd"),
         (m.flags.contains(Flags::HUGE), "hg"),
         (m.flags.contains(Flags::NO_HUGE), "nh"),
+        (m.flags.contains(Flags::MERGEABLE), "mg"),
+        (m.flags.contains(Flags::DROPPABLE), "dp"),
     ];
     let mut out = String::from("VmFlags: ");
     for (_, name) in names.iter().filter(|(shown, _)| *shown) {
@@ -222,10 +224,11 @@ fn vm_flags(info: &MappingInfo<'_>) -> String {
 fn counts(t: &Tally, parts: bool) -> String {
     let share = |s: u64| (s >> SHARE) / 1024;
     let mut out = String::new();
-    let mut put = |name: &str, kb: u64| {
+    let row = |out: &mut String, name: &str, kb: u64| {
         // Writing to a string does not fail.
         let _ = writeln!(out, "{:<15} {kb:>8} kB", format!("{name}:"));
     };
+    let mut put = |name: &str, kb: u64| row(&mut out, name, kb);
     put("Rss", kib(t.rss));
     put("Pss", share(t.pss.all));
     put("Pss_Dirty", share(t.pss.dirty));
@@ -243,9 +246,11 @@ fn counts(t: &Tally, parts: bool) -> String {
     for name in ["KSM", "LazyFree", "AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Shared_Hugetlb"] {
         put(name, 0);
     }
-    for name in ["Private_Hugetlb", "Swap", "SwapPss"] {
-        put(name, 0);
-    }
+    // One column less than the others, on Linux too.
+    out += "Private_Hugetlb:       0 kB\n";
+    let mut put = |name: &str, kb: u64| row(&mut out, name, kb);
+    put("Swap", 0);
+    put("SwapPss", 0);
     put("Locked", share(t.locked));
     out
 }
@@ -394,6 +399,7 @@ pub fn status(mm: &Mm) -> String {
 
 /// Words of /proc/N/pagemap (Documentation/admin-guide/mm/pagemap.rst). Frame numbers are told, as to a superuser.
 const PRESENT: u64 = 1 << 63;
+const SWAP: u64 = 1 << 62;
 const FILE: u64 = 1 << 61;
 const GUARD: u64 = 1 << 58;
 const EXCLUSIVE: u64 = 1 << 56;
@@ -415,15 +421,16 @@ pub fn pagemap(mm: Option<&Mm>, offset: u64, sink: &mut dyn Sink) -> Result<usiz
         let range = Page::new(first).and_then(|first| PageRange::with_len(first, n as u64));
         let Some(range) = range.filter(|_| n > 0) else { break };
         let mut words = [0u64; STEP];
-        let mut private = false;
         mm.aspace.inspect(range, &task::unpinned(), &mut |seen| match seen {
-            Seen::Mapping(info) => private = !info.mapping.shared,
+            Seen::Mapping(_) => {}
             Seen::Page(page, resident) => {
                 let own = resident.usage == Use::Anonymous;
-                let alone = own && private && resident.sharers == 0;
+                // An object's frame is the object's too.
+                let alone = resident.sharers == u64::from(!own);
                 if let Some(word) = words.get_mut((page.number() - first) as usize) {
                     *word = match resident.frame {
-                        None => GUARD,
+                        // As on Linux, where a guard is kept in the form of a swapped page.
+                        None => GUARD | SWAP,
                         Some(frame) => {
                             let file = if own { 0 } else { FILE };
                             PRESENT | frame.number() | file | if alone { EXCLUSIVE } else { 0 }

@@ -5,25 +5,26 @@
 
 mod advice;
 mod locking;
+mod map;
 mod numa;
 
 use alloc::sync::Arc;
 
 use addr::{PAGE_SIZE, Page, PageRange, Prot, USER_END, VirtAddr};
-use aspace::{Access, Backing, Error, Fault, Flags, Label, Mapping, Placement, RemapTo, STACK_GAP};
+use aspace::{Access, Error, Fault, Flags, Label, Mapping, Placement, RemapTo, STACK_GAP};
 use linux_raw_sys::general as abi;
 
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
-    file,
     process::Mm,
     stats::{self, Counter},
     task,
 };
 
-pub use advice::{madvise, mincore, msync};
+pub use advice::{madvise, mincore, msync, process_madvise};
 pub use locking::{mlock, mlock2, mlockall, munlock, munlockall};
+pub use map::{mmap, remap_file_pages};
 pub use numa::{get_mempolicy, mbind, move_pages, set_mempolicy};
 
 fn mm() -> Result<Arc<Mm>, Errno> {
@@ -90,110 +91,6 @@ fn touch(mm: &Mm, range: PageRange, access: Access) -> Result<(), Fault> {
     })
 }
 
-/// The flags of `mmap` that a shared mapping of a file is checked against (`LEGACY_MAP_MASK`).
-const KNOWN: u32 = abi::MAP_SHARED
-    | abi::MAP_PRIVATE
-    | abi::MAP_FIXED
-    | abi::MAP_ANONYMOUS
-    | abi::MAP_DENYWRITE
-    | abi::MAP_EXECUTABLE
-    | abi::MAP_UNINITIALIZED
-    | abi::MAP_GROWSDOWN
-    | abi::MAP_LOCKED
-    | abi::MAP_NORESERVE
-    | abi::MAP_POPULATE
-    | abi::MAP_NONBLOCK
-    | abi::MAP_STACK
-    | abi::MAP_HUGETLB
-    | abi::MAP_32BIT;
-
-/// `mmap(2)`.
-pub fn mmap(a: &Args) -> SysResult {
-    let (addr, len, flags, offset) = (a.raw(0), a.raw(1), a.uint(3), a.raw(5));
-    if offset % PAGE_SIZE != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let has = |flag| flags & flag != 0;
-    let file = match has(abi::MAP_ANONYMOUS) {
-        true => None,
-        false => Some(task::current().process.files().get(a.int(4))?),
-    };
-    if has(abi::MAP_HUGETLB) {
-        // No pages are set aside for these.
-        return Err(if file.is_some() || len == 0 { Errno::EINVAL } else { Errno::ENOMEM });
-    }
-    if len == 0 {
-        return Err(Errno::EINVAL);
-    }
-    let n = pages(len).filter(|n| *n <= USER_END / PAGE_SIZE).ok_or(Errno::ENOMEM)?;
-    let fixed = has(abi::MAP_FIXED | abi::MAP_FIXED_NOREPLACE);
-    let placement = placement(addr, n, flags, fixed)?;
-    let locks = has(abi::MAP_LOCKED);
-    if locks {
-        locking::may_lock()?;
-    }
-    let prot = prot(a.raw(2));
-    let (shared, file_shared) = match flags & abi::MAP_TYPE {
-        abi::MAP_PRIVATE => (false, false),
-        abi::MAP_SHARED => (true, true),
-        abi::MAP_SHARED_VALIDATE if file.is_some() && flags & !KNOWN != 0 => return Err(Errno::EOPNOTSUPP),
-        abi::MAP_SHARED_VALIDATE if file.is_some() => (true, true),
-        _ => return Err(Errno::EINVAL),
-    };
-    let (backing, max_prot) = match &file {
-        Some(f) => {
-            offset
-                .checked_add(n * PAGE_SIZE)
-                .filter(|end| *end <= i64::MAX as u64)
-                .ok_or(Errno::EOVERFLOW)?;
-            let (object, max_prot) = f.mapping(file_shared, prot)?;
-            (Backing::Object { object, page: offset / PAGE_SIZE }, max_prot)
-        }
-        None if shared => (Backing::Object { object: file::shared_memory(n)?, page: 0 }, Prot::all()),
-        None => (Backing::Anonymous, Prot::all()),
-    };
-    let mut told = Flags::empty();
-    told.set(Flags::GROWS_DOWN, has(abi::MAP_GROWSDOWN));
-    told.set(Flags::LOCKED, locks);
-    told.set(Flags::NO_RESERVE, has(abi::MAP_NORESERVE));
-    if told.contains(Flags::GROWS_DOWN) && (shared || file.is_some()) {
-        return Err(Errno::EINVAL);
-    }
-    let mm = mm()?;
-    let limits = task::current().process.memory_limits();
-    let mapping = Mapping { prot, max_prot, backing, shared, label: Label::None, flags: told };
-    let (placed, wanted) =
-        mm.aspace.map_within(placement, n, mapping, &limits, &task::unpinned()).map_err(errno)?;
-    stats::count(Counter::Maps);
-    if wanted || has(abi::MAP_POPULATE) && !has(abi::MAP_NONBLOCK) {
-        // A failure to populate is not a failure of the call.
-        let _ = bring_in(&mm, placed);
-    }
-    Ok(placed.start().base().as_u64() as usize)
-}
-
-fn placement(addr: u64, n: u64, flags: u32, fixed: bool) -> Result<Placement, Errno> {
-    if fixed {
-        if addr.checked_add(n * PAGE_SIZE).is_none_or(|end| end > USER_END) {
-            return Err(Errno::ENOMEM);
-        }
-        let page = VirtAddr::user(addr).ok_or(Errno::ENOMEM)?.page();
-        if !addr.is_multiple_of(PAGE_SIZE) {
-            return Err(Errno::EINVAL);
-        }
-        let replaces = flags & abi::MAP_FIXED_NOREPLACE == 0;
-        return Ok(if replaces { Placement::Fixed(page) } else { Placement::FixedNoReplace(page) });
-    }
-    let hint =
-        VirtAddr::user(addr / PAGE_SIZE * PAGE_SIZE).filter(|hint| hint.as_u64() != 0).map(VirtAddr::page);
-    Ok(match (flags & abi::MAP_32BIT != 0, hint) {
-        (false, None) => Placement::Anywhere,
-        (false, Some(page)) => Placement::Hint(page),
-        (true, None) => Placement::Below32Bit,
-        (true, Some(page)) => Placement::HintBelow32Bit(page),
-    })
-}
-
 /// `munmap(2)`.
 pub fn munmap(a: &Args) -> SysResult {
     let (addr, len) = (a.raw(0), a.raw(1));
@@ -208,6 +105,15 @@ pub fn munmap(a: &Args) -> SysResult {
 
 /// `mprotect(2)`.
 pub fn mprotect(a: &Args) -> SysResult {
+    protect(a, true)
+}
+
+/// `pkey_mprotect(2)`: only key -1, which is none, exists.
+pub fn pkey_mprotect(a: &Args) -> SysResult {
+    protect(a, a.int(3) == -1)
+}
+
+fn protect(a: &Args, key: bool) -> SysResult {
     let (addr, len, bits) = (a.raw(0), a.raw(1), a.raw(2));
     let (down, up) = (u64::from(abi::PROT_GROWSDOWN), u64::from(abi::PROT_GROWSUP));
     if bits & (down | up) == down | up || !addr.is_multiple_of(PAGE_SIZE) {
@@ -219,7 +125,7 @@ pub fn mprotect(a: &Args) -> SysResult {
     let n = pages(len).ok_or(Errno::ENOMEM)?;
     addr.checked_add(n.checked_mul(PAGE_SIZE).ok_or(Errno::ENOMEM)?).ok_or(Errno::ENOMEM)?;
     let known = u64::from(abi::PROT_READ | abi::PROT_WRITE | abi::PROT_EXEC | abi::PROT_SEM) | down | up;
-    if bits & !known != 0 {
+    if bits & !known != 0 || !key {
         return Err(Errno::EINVAL);
     }
     let mm = mm()?;
@@ -237,18 +143,9 @@ pub fn mprotect(a: &Args) -> SysResult {
     if r.len() == n { Ok(0) } else { Err(Errno::ENOMEM) }
 }
 
-/// `pkey_mprotect(2)`: without keys.
-pub fn pkey_mprotect(a: &Args) -> SysResult {
-    if a.int(3) != -1 && a.int(3) != 0 {
-        return Err(Errno::EINVAL);
-    }
-    mprotect(a)
-}
-
-/// `pkey_alloc(2)`: there are no keys.
-pub fn pkey_alloc(a: &Args) -> SysResult {
-    let known = u64::from(abi::PKEY_DISABLE_ACCESS | abi::PKEY_DISABLE_WRITE);
-    Err(if a.raw(0) != 0 || a.raw(1) & !known != 0 { Errno::EINVAL } else { Errno::ENOSPC })
+/// `pkey_alloc(2)`: there are no keys, which Linux calls EINVAL on processors without them.
+pub fn pkey_alloc(_: &Args) -> SysResult {
+    Err(Errno::EINVAL)
 }
 
 /// `pkey_free(2)`.
@@ -310,29 +207,6 @@ pub fn mremap(a: &Args) -> SysResult {
         let _ = bring_in(&mm, added);
     }
     Ok(page.base().as_u64() as usize)
-}
-
-/// `remap_file_pages(2)`, as Linux emulates it: the same object once more, from another page on.
-pub fn remap_file_pages(a: &Args) -> SysResult {
-    let (addr, len, bits, first, flags) = (a.raw(0), a.raw(1), a.raw(2), a.raw(3), a.uint(4));
-    let r = range(addr / PAGE_SIZE * PAGE_SIZE, len / PAGE_SIZE * PAGE_SIZE).filter(|r| !r.is_empty());
-    let r = r.filter(|_| bits == 0).ok_or(Errno::EINVAL)?;
-    first.checked_add(r.len()).ok_or(Errno::EINVAL)?;
-    let (mm, ctx) = (mm()?, task::unpinned());
-    let (area, mapping) = mm.aspace.find(r.start(), &ctx).ok_or(Errno::EINVAL)?;
-    let Backing::Object { object, .. } = &mapping.backing else { return Err(Errno::EINVAL) };
-    if !mapping.shared || !area.contains_range(r) {
-        return Err(Errno::EINVAL);
-    }
-    let backing = Backing::Object { object: object.clone(), page: first };
-    let limits = task::current().process.memory_limits();
-    let mapping = Mapping { backing, ..mapping };
-    let at = Placement::Fixed(r.start());
-    let (placed, _) = mm.aspace.map_within(at, r.len(), mapping, &limits, &ctx).map_err(errno)?;
-    if flags & abi::MAP_NONBLOCK == 0 {
-        let _ = bring_in(&mm, placed);
-    }
-    Ok(0)
 }
 
 /// `brk(2)`: the new end, or the old one if it can't be moved.

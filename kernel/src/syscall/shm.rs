@@ -13,7 +13,7 @@ use alloc::{
 };
 
 use addr::{PAGE_SIZE, PageRange, Prot, USER_END, VirtAddr};
-use aspace::{Backing, Error, Flags, Label, Mappers, Mapping, Object, ObjectError, Placement};
+use aspace::{Backing, Error, Flags, Mappers, Mapping, Object, ObjectError, Placement};
 use frames::{Frames, OwnedFrame};
 use percpu::Unpinned;
 use sync::SpinLock;
@@ -236,14 +236,10 @@ pub fn shmat(a: &Args) -> SysResult {
     prot.set(Prot::EXEC, flags & EXECUTABLE != 0);
     let max_prot = if flags & READ_ONLY == 0 { Prot::all() } else { Prot::READ | Prot::EXEC };
     let me = task::current();
-    let mapping = Mapping {
-        prot,
-        max_prot,
-        backing: Backing::Object { object: segment.clone(), page: 0 },
-        shared: true,
-        label: Label::None,
-        flags: Flags::empty(),
-    };
+    let backing = Backing::Object { object: segment.clone(), page: 0 };
+    // A segment is attached for reading only as a file that is open for reading only is mapped.
+    let told = if flags & READ_ONLY == 0 { Flags::empty() } else { Flags::READ_ONLY_FILE };
+    let mapping = Mapping { max_prot, shared: true, flags: told, ..Mapping::new(prot, backing) };
     let mm = me.mm().ok_or(Errno::ENOMEM)?;
     let limits = me.process.memory_limits();
     let (placed, _) =

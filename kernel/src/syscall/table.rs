@@ -45,6 +45,7 @@ const CALLS: &[(u32, Handler)] = &[
     (nr::__NR_set_mempolicy, Plain(mm::set_mempolicy)),
     (nr::__NR_get_mempolicy, Plain(mm::get_mempolicy)),
     (nr::__NR_move_pages, Plain(mm::move_pages)),
+    (nr::__NR_process_madvise, Plain(mm::process_madvise)),
     (nr::__NR_pkey_mprotect, Plain(mm::pkey_mprotect)),
     (nr::__NR_pkey_alloc, Plain(mm::pkey_alloc)),
     (nr::__NR_pkey_free, Plain(mm::pkey_free)),

@@ -134,8 +134,8 @@ pub fn getrandom(a: &Args) -> SysResult {
     Ok(done)
 }
 
-/// `membarrier(2)`, each barrier by interrupting every other CPU: an interrupt serialises the processor too. Of
-/// commands about restartable sequences there are none, as there are no such sequences.
+/// `membarrier(2)`, each barrier by interrupting every other CPU: an interrupt serialises the processor too, and a thread
+/// that is marked before it leaves its restartable sequence on the way back.
 pub fn membarrier(a: &Args) -> SysResult {
     const QUERY: u32 = 0;
     const GLOBAL: u32 = 1;
@@ -145,16 +145,24 @@ pub fn membarrier(a: &Args) -> SysResult {
     const REGISTER_PRIVATE_EXPEDITED: u32 = 1 << 4;
     const PRIVATE_EXPEDITED_SYNC_CORE: u32 = 1 << 5;
     const REGISTER_PRIVATE_EXPEDITED_SYNC_CORE: u32 = 1 << 6;
+    const PRIVATE_EXPEDITED_RSEQ: u32 = 1 << 7;
+    const REGISTER_PRIVATE_EXPEDITED_RSEQ: u32 = 1 << 8;
     const GET_REGISTRATIONS: u32 = 1 << 9;
-    const REGISTERING: u32 =
-        REGISTER_GLOBAL_EXPEDITED | REGISTER_PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED_SYNC_CORE;
+    /// Of restartable sequences only those on one CPU. Here they are all restarted.
+    const FLAG_CPU: u32 = 1;
+    const REGISTERING: u32 = REGISTER_GLOBAL_EXPEDITED
+        | REGISTER_PRIVATE_EXPEDITED
+        | REGISTER_PRIVATE_EXPEDITED_SYNC_CORE
+        | REGISTER_PRIVATE_EXPEDITED_RSEQ;
     const ALL: u32 = REGISTERING
         | GLOBAL
         | GLOBAL_EXPEDITED
         | PRIVATE_EXPEDITED
         | PRIVATE_EXPEDITED_SYNC_CORE
+        | PRIVATE_EXPEDITED_RSEQ
         | GET_REGISTRATIONS;
-    if a.uint(1) != 0 {
+    let flags = if a.uint(0) == PRIVATE_EXPEDITED_RSEQ { FLAG_CPU } else { 0 };
+    if a.uint(1) & !flags != 0 {
         return Err(Errno::EINVAL);
     }
     let mm = task::current().mm().ok_or(Errno::EINVAL)?;
@@ -162,16 +170,24 @@ pub fn membarrier(a: &Args) -> SysResult {
     let registered = mm.barriers.load(Ordering::Relaxed);
     match a.uint(0) {
         QUERY => return Ok(ALL as usize),
-        GET_REGISTRATIONS => return Ok(registered as usize),
+        GET_REGISTRATIONS => {
+            // As Linux tells it: the other private kinds count as this one, but do not make it ready.
+            const KINDS: u32 = REGISTER_PRIVATE_EXPEDITED_SYNC_CORE | REGISTER_PRIVATE_EXPEDITED_RSEQ;
+            let private = if registered & KINDS != 0 { REGISTER_PRIVATE_EXPEDITED } else { 0 };
+            return Ok((registered | private) as usize);
+        }
         command if command.is_power_of_two() && command & REGISTERING != 0 => {
             mm.barriers.fetch_or(command, Ordering::Relaxed);
             return Ok(0);
         }
         GLOBAL | GLOBAL_EXPEDITED => {}
-        command @ (PRIVATE_EXPEDITED | PRIVATE_EXPEDITED_SYNC_CORE) => {
+        command @ (PRIVATE_EXPEDITED | PRIVATE_EXPEDITED_SYNC_CORE | PRIVATE_EXPEDITED_RSEQ) => {
             // A command's registration is the next bit.
             if registered & command << 1 == 0 {
                 return Err(Errno::EPERM);
+            }
+            if command == PRIVATE_EXPEDITED_RSEQ {
+                task::current().process.threads.lock().iter().for_each(|thread| thread.rseq.set_due());
             }
         }
         _ => return Err(Errno::EINVAL),

@@ -232,6 +232,14 @@ impl Pages {
         self.mappers.cut(index as u64..index as u64 + 1, false, ctx);
         sim.frames.free(&ctx.pin(), old);
     }
+    /// No shared mapping may write from now on; false if one can.
+    pub fn seal(&self) -> bool {
+        self.mappers.seal()
+    }
+    /// How many mappings show it.
+    pub fn mapped(&self, ctx: &Unpinned<'_>) -> u64 {
+        self.mappers.count(ctx)
+    }
     pub fn free(&self, sim: &Sim, ctx: &Unpinned<'_>) {
         let pin = ctx.pin();
         self.frames.lock().unwrap().drain(..).for_each(|frame| sim.frames.free(&pin, frame));
@@ -287,6 +295,7 @@ pub fn list(space: &dyn AddressSpace, ctx: &Unpinned<'_>) -> Vec<(PageRange, asp
             shared: m.shared,
             label: m.label,
             flags: m.flags,
+            policy: m.policy,
             object,
             own: None,
             guard: false,

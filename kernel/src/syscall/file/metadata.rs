@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use linux_raw_sys::general as c;
 
-use super::{fs, lookup, lookup_with_flags, opened};
+use super::{F_SEAL_EXEC, fs, lookup, lookup_with_flags, opened};
 use crate::{
     errno::{Errno, SysResult},
     file::{self, Entry, Inode, Kind, Time, Volume},
@@ -261,6 +261,10 @@ pub fn faccessat2(a: &Args) -> SysResult {
 fn set_mode(entry: &Entry, mode: u32) -> SysResult {
     if entry.inode.kind.is_link() {
         return Err(Errno::EOPNOTSUPP);
+    }
+    let sealed = entry.inode.store().is_some_and(|store| store.seals() & F_SEAL_EXEC != 0);
+    if sealed && (entry.inode.mode() ^ mode) & 0o111 != 0 {
+        return Err(Errno::EPERM);
     }
     let now = Time::now();
     entry.inode.update(|m| (m.mode, m.changed) = (mode & 0o7777, now));

@@ -1,4 +1,6 @@
-//! Advice on memory, and questions about it: `madvise`, `mincore`, `msync`.
+//! Advice on memory, and questions about it: `madvise`, `process_madvise`, `mincore`, `msync`.
+
+use alloc::{sync::Arc, vec::Vec};
 
 use addr::{PAGE_SIZE, PageRange, USER_END};
 use aspace::{Access, Advice, Fault, Flags, Mapping, ObjectError, Seen};
@@ -8,8 +10,9 @@ use super::{errno, mm, pages, range, touch};
 use crate::{
     errno::{Errno, SysResult},
     process::Mm,
-    syscall::Args,
-    task, usercopy,
+    syscall::{Args, event::process_of},
+    task::{self, CAP_SYS_NICE},
+    usercopy,
 };
 
 const MADV_POPULATE_READ: u32 = 22;
@@ -59,26 +62,92 @@ fn act(advice: u32) -> Option<Act> {
 
 /// `madvise(2)`.
 pub fn madvise(a: &Args) -> SysResult {
-    let (addr, len) = (a.raw(0), a.raw(1));
-    let act = act(a.uint(2)).ok_or(Errno::EINVAL)?;
-    if addr % PAGE_SIZE != 0 {
+    advise(&*mm()?, a.raw(0), a.raw(1), a.uint(2)).map(|()| 0)
+}
+
+/// `process_madvise(2)`: for other processes only what cannot be noticed but by the clock.
+pub fn process_madvise(a: &Args) -> SysResult {
+    let advice = a.uint(3);
+    if a.uint(4) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let ranges = ranges(a.raw(1), a.raw(2))?;
+    let file = task::current().process.files().get(a.int(0))?;
+    let process = process_of(&file)?.alive_or_zombie()?;
+    let mm = process.mm().ok_or(Errno::ESRCH)?;
+    if !Arc::ptr_eq(&mm, &super::mm()?) {
+        if !matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT | abi::MADV_WILLNEED | abi::MADV_COLLAPSE) {
+            return Err(Errno::EINVAL);
+        }
+        if !task::is_capable(CAP_SYS_NICE) {
+            return Err(Errno::EPERM);
+        }
+    }
+    let total: u64 = ranges.iter().map(|(_, len)| len).sum();
+    let mut done = 0;
+    for (at, len) in ranges {
+        // Empty ranges at the end are not looked at.
+        if done == total {
+            break;
+        }
+        match advise(&mm, at, len, advice) {
+            Ok(()) => done += len,
+            Err(e) => return if done > 0 { Ok(done as usize) } else { Err(e) },
+        }
+    }
+    Ok(done as usize)
+}
+
+/// The ranges that the `struct iovec` array of `count` at `array` names, at most [`MOST_BYTES`] in all. EINVAL, EFAULT.
+fn ranges(array: u64, count: u64) -> Result<Vec<(u64, u64)>, Errno> {
+    /// The most segments and bytes of a call (`MAX_RW_COUNT`).
+    const MOST: u64 = 1024;
+    const MOST_BYTES: u64 = i32::MAX as u64 / PAGE_SIZE * PAGE_SIZE;
+    if count > MOST {
+        return Err(Errno::EINVAL);
+    }
+    let (mut all, mut left) = (Vec::new(), MOST_BYTES);
+    all.try_reserve_exact(count as usize).map_err(|_| Errno::ENOMEM)?;
+    for i in 0..count {
+        let [at, len] = usercopy::read::<[u64; 2]>(array.checked_add(16 * i).ok_or(Errno::EFAULT)?)?;
+        if len > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
+        all.push((at, len));
+    }
+    for (at, len) in &mut all {
+        // A single one is cut to size first.
+        if count == 1 {
+            *len = left.min(*len);
+        }
+        if at.checked_add(*len).is_none_or(|end| end > USER_END) {
+            return Err(Errno::EFAULT);
+        }
+        *len = left.min(*len);
+        left -= *len;
+    }
+    Ok(all)
+}
+
+fn advise(mm: &Mm, addr: u64, len: u64, advice: u32) -> Result<(), Errno> {
+    let act = act(advice).ok_or(Errno::EINVAL)?;
+    if !addr.is_multiple_of(PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
     let bytes = pages(len).and_then(|n| n.checked_mul(PAGE_SIZE)).ok_or(Errno::EINVAL)?;
     let end = addr.checked_add(bytes).ok_or(Errno::EINVAL)?;
     if bytes == 0 {
-        return Ok(0);
+        return Ok(());
     }
     // What lies beyond user space is not mapped; the rest is served.
     let r =
         range(addr, end.min(USER_END).saturating_sub(addr)).filter(|r| !r.is_empty()).ok_or(Errno::ENOMEM)?;
-    let mm = mm()?;
     match act {
         Act::Advise(advice) => mm.aspace.advise(r, advice, &task::unpinned()).map_err(errno)?,
-        Act::Populate(access) => populate(&mm, r, access)?,
-        Act::Remove => remove(&mm, r)?,
+        Act::Populate(access) => populate(mm, r, access)?,
+        Act::Remove => remove(mm, r)?,
     }
-    if end > USER_END { Err(Errno::ENOMEM) } else { Ok(0) }
+    if end > USER_END { Err(Errno::ENOMEM) } else { Ok(()) }
 }
 
 /// MADV_POPULATE_READ and MADV_POPULATE_WRITE.

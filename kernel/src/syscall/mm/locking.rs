@@ -1,5 +1,5 @@
 //! Memory that stays: `mlock` and its kin. All memory here does; what remains is the count against RLIMIT_MEMLOCK, which
-//! also binds the superuser, and that pages are brought in.
+//! binds all but those with CAP_IPC_LOCK, and that pages are brought in.
 
 use addr::{PAGE_SIZE, PageRange, USER_END};
 use aspace::{Error, Fault, Lock};
@@ -16,7 +16,7 @@ use crate::{
 /// EPERM if nothing may be locked at all.
 pub fn may_lock() -> Result<(), Errno> {
     let limit = task::current().process.rlimit(RLIMIT_MEMLOCK).map_or(u64::MAX, |r| r.soft);
-    if limit == 0 { Err(Errno::EPERM) } else { Ok(()) }
+    if limit == 0 && !task::may_lock_all() { Err(Errno::EPERM) } else { Ok(()) }
 }
 
 fn lock_errno(e: Error) -> Errno {
@@ -26,13 +26,16 @@ fn lock_errno(e: Error) -> Errno {
     }
 }
 
+/// The bytes of the pages that bytes `addr..addr + len` touch, modulo 2^64, as Linux rounds.
+fn rounded(addr: u64, len: u64) -> u64 {
+    pages(len.wrapping_add(addr % PAGE_SIZE)).unwrap_or(0) * PAGE_SIZE
+}
+
 /// The pages that bytes `addr..addr + len` touch, with what lies beyond user space cut off, and whether something was.
 /// EINVAL if the range wraps, None if it is empty.
 fn touched(addr: u64, len: u64) -> Result<Option<(PageRange, bool)>, Errno> {
     let start = addr / PAGE_SIZE * PAGE_SIZE;
-    // Modulo 2^64, as Linux rounds.
-    let bytes = pages(len.wrapping_add(addr % PAGE_SIZE)).unwrap_or(0) * PAGE_SIZE;
-    let end = start.checked_add(bytes).ok_or(Errno::EINVAL)?;
+    let end = start.checked_add(rounded(addr, len)).ok_or(Errno::EINVAL)?;
     if end == start {
         return Ok(None);
     }
@@ -43,8 +46,12 @@ fn touched(addr: u64, len: u64) -> Result<Option<(PageRange, bool)>, Errno> {
 fn lock(a: &Args, how: Lock) -> SysResult {
     may_lock()?;
     let (mm, ctx) = (mm()?, task::unpinned());
-    let Some((r, cut)) = touched(a.raw(0), a.raw(1))? else { return Ok(0) };
     let limits = task::current().process.memory_limits();
+    // The limit comes before the question of where the range ends.
+    if rounded(a.raw(0), a.raw(1)) / PAGE_SIZE > limits.locked {
+        return Err(Errno::ENOMEM);
+    }
+    let Some((r, cut)) = touched(a.raw(0), a.raw(1))? else { return Ok(0) };
     mm.aspace.lock(r, how, &limits, &ctx).map_err(lock_errno)?;
     if cut {
         return Err(Errno::ENOMEM);

@@ -1,14 +1,15 @@
-//! The calls about nodes of memory, of which there is one: policies are checked, and change nothing.
+//! The calls about nodes of memory, of which there is one: policies are checked, kept and told, and move nothing.
 
 use addr::{PAGE_SIZE, USER_END, VirtAddr};
-use aspace::Seen;
+use aspace::{Access, Advice, Error, Policy, Seen};
 
-use super::{mm, pages, range};
+use super::{errno, mm, pages, range};
 use crate::{
     errno::{Errno, SysResult},
     process,
     syscall::Args,
-    task, usercopy,
+    task::{self, CAP_SYS_NICE},
+    usercopy,
 };
 
 const MPOL_DEFAULT: u32 = 0;
@@ -20,110 +21,175 @@ const MPOL_PREFERRED_MANY: u32 = 5;
 const MPOL_WEIGHTED_INTERLEAVE: u32 = 6;
 const MPOL_F_STATIC_NODES: u32 = 1 << 15;
 const MPOL_F_RELATIVE_NODES: u32 = 1 << 14;
+const MPOL_F_NUMA_BALANCING: u32 = 1 << 13;
 const MPOL_F_NODE: u32 = 1;
 const MPOL_F_ADDR: u32 = 2;
 const MPOL_F_MEMS_ALLOWED: u32 = 4;
 const MPOL_MF_STRICT: u32 = 1;
 const MPOL_MF_MOVE: u32 = 2;
 const MPOL_MF_MOVE_ALL: u32 = 4;
+/// How many nodes Linux's masks have room for.
+const MAX_NODES: u64 = 1024;
 
-/// The bits of a node mask of `bits - 1` bits at `addr`: whether node 0 is in it. EINVAL if another is.
-fn nodes(addr: u64, bits: u64) -> Result<bool, Errno> {
-    let bits = bits.saturating_sub(1);
+/// The first word of the node mask of `bits - 1` bits at `addr`. EINVAL if it is too long, or names a node that there can't
+/// be.
+fn nodes(addr: u64, bits: u64) -> Result<u64, Errno> {
+    let bits = bits.wrapping_sub(1);
     if addr == 0 || bits == 0 {
-        return Ok(false);
+        return Ok(0);
     }
     if bits > PAGE_SIZE * 8 {
         return Err(Errno::EINVAL);
     }
-    let mut any = false;
-    for i in 0..bits.div_ceil(64) {
-        let mut word: u64 = usercopy::read(addr.wrapping_add(8 * i))?;
-        if i == bits / 64 {
-            word &= (1 << (bits % 64)) - 1;
-        }
-        if word & !u64::from(i == 0) != 0 {
+    let word = |i: u64| -> Result<u64, Errno> {
+        let word: u64 = usercopy::read(addr.wrapping_add(8 * i))?;
+        Ok(if i == bits / 64 { word & ((1 << (bits % 64)) - 1) } else { word })
+    };
+    for i in (1..bits.div_ceil(64)).rev() {
+        if word(i)? != 0 && i >= MAX_NODES / 64 {
             return Err(Errno::EINVAL);
         }
-        any |= word != 0;
     }
-    Ok(any)
+    word(0)
 }
 
-/// EINVAL unless the policy `mode` goes with the mask.
-fn check(mode: u32, mask: u64, bits: u64) -> Result<(), Errno> {
-    let kinds = mode & (MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES);
+/// The policy `mode` with the mask of `bits - 1` bits at `mask`, as it is told again.
+fn policy(mode: u32, mask: u64, bits: u64) -> Result<Asked, Errno> {
+    let kinds = mode & (MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES | MPOL_F_NUMA_BALANCING);
     let mode = mode & !kinds;
-    if mode > MPOL_WEIGHTED_INTERLEAVE || kinds == MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES {
+    let (fixed, relative) = (kinds & MPOL_F_STATIC_NODES != 0, kinds & MPOL_F_RELATIVE_NODES != 0);
+    let balancing = kinds & MPOL_F_NUMA_BALANCING != 0 && mode != MPOL_BIND && mode != MPOL_PREFERRED_MANY;
+    if mode > MPOL_WEIGHTED_INTERLEAVE || fixed && relative || balancing {
         return Err(Errno::EINVAL);
     }
-    let any = nodes(mask, bits)?;
-    let fits = match mode {
-        MPOL_DEFAULT => !any && kinds == 0,
-        MPOL_LOCAL => !any && kinds == 0,
-        MPOL_PREFERRED => any || kinds == 0,
-        MPOL_BIND | MPOL_INTERLEAVE | MPOL_PREFERRED_MANY | MPOL_WEIGHTED_INTERLEAVE => any,
-        _ => false,
-    };
-    if fits { Ok(()) } else { Err(Errno::EINVAL) }
+    Ok(Asked { mode, kinds, nodes: nodes(mask, bits)? })
+}
+
+/// A policy that was asked for, not yet checked.
+struct Asked {
+    mode: u32,
+    kinds: u32,
+    nodes: u64,
+}
+
+impl Asked {
+    /// The policy as it is kept. EINVAL unless it goes with its nodes, of which there is number 0.
+    fn check(&self) -> Result<Policy, Errno> {
+        let chosen = self.kinds & (MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES) != 0;
+        // Relative to what there is, every node is number 0.
+        let served = self.nodes & 1 != 0 || self.nodes != 0 && self.kinds & MPOL_F_RELATIVE_NODES != 0;
+        let fits = match self.mode {
+            MPOL_DEFAULT => self.nodes == 0,
+            MPOL_LOCAL => self.nodes == 0 && !chosen,
+            MPOL_PREFERRED if self.nodes == 0 => !chosen,
+            _ => served,
+        };
+        if !fits {
+            return Err(Errno::EINVAL);
+        }
+        Ok(match self.mode {
+            MPOL_DEFAULT => Policy::default(),
+            MPOL_LOCAL | MPOL_PREFERRED if self.nodes == 0 => {
+                Policy { mode: MPOL_LOCAL | self.kinds, nodes: 0 }
+            }
+            // As it was said, if that was to be kept; else what it comes down to.
+            mode => Policy { mode: mode | self.kinds, nodes: if chosen { self.nodes } else { 1 } },
+        })
+    }
+}
+
+/// EPERM if pages that others use too are to move, and the caller may not.
+fn may_move_all(flags: u32) -> Result<(), Errno> {
+    if flags & MPOL_MF_MOVE_ALL != 0 && !task::is_capable(CAP_SYS_NICE) { Err(Errno::EPERM) } else { Ok(()) }
 }
 
 /// `mbind(2)`.
 pub fn mbind(a: &Args) -> SysResult {
     let (addr, len, mode, mask, bits, flags) = (a.raw(0), a.raw(1), a.uint(2), a.raw(3), a.raw(4), a.uint(5));
-    if flags & !(MPOL_MF_STRICT | MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) != 0 || addr % PAGE_SIZE != 0 {
+    let policy = policy(mode, mask, bits)?;
+    if flags & !(MPOL_MF_STRICT | MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) != 0 {
         return Err(Errno::EINVAL);
     }
-    check(mode, mask, bits)?;
-    let bytes = pages(len).and_then(|n| n.checked_mul(PAGE_SIZE)).ok_or(Errno::EINVAL)?;
+    may_move_all(flags)?;
+    if addr % PAGE_SIZE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    // Modulo 2^64, as Linux rounds.
+    let bytes = pages(len).and_then(|n| n.checked_mul(PAGE_SIZE)).unwrap_or(0);
     let end = addr.checked_add(bytes).ok_or(Errno::EINVAL)?;
     if bytes == 0 {
         return Ok(0);
     }
-    let r =
-        range(addr, end.min(USER_END).saturating_sub(addr)).filter(|r| !r.is_empty()).ok_or(Errno::EFAULT)?;
-    let (mut upto, mut hole) = (r.start(), end > USER_END);
-    mm()?.aspace.areas(r, &task::unpinned(), &mut |info| {
-        hole |= info.range.start() > upto;
-        upto = info.range.end();
-    });
-    if hole || upto < r.end() { Err(Errno::EFAULT) } else { Ok(0) }
+    let policy = policy.check()?;
+    // What lies beyond user space is not mapped.
+    let clipped = range(addr, end.min(USER_END).saturating_sub(addr)).filter(|r| !r.is_empty());
+    let r = clipped.filter(|_| end <= USER_END || policy.mode == MPOL_DEFAULT).ok_or(Errno::EFAULT)?;
+    mm()?.aspace.advise(r, Advice::Place(policy), &task::unpinned()).map_err(|e| match e {
+        Error::NoMapping => Errno::EFAULT,
+        e => errno(e),
+    })?;
+    Ok(0)
 }
 
 /// `set_mempolicy(2)`.
 pub fn set_mempolicy(a: &Args) -> SysResult {
-    check(a.uint(0), a.raw(1), a.raw(2)).map(|()| 0)
+    let policy = policy(a.uint(0), a.raw(1), a.raw(2))?.check()?;
+    task::current().attributes.lock().memory_policy = policy;
+    Ok(0)
 }
 
-/// `get_mempolicy(2)`: the default, and node 0.
+/// `get_mempolicy(2)`.
 pub fn get_mempolicy(a: &Args) -> SysResult {
     let (mode, mask, bits, addr, flags) = (a.raw(0), a.raw(1), a.raw(2), a.raw(3), a.uint(4));
-    if flags & !(MPOL_F_NODE | MPOL_F_ADDR | MPOL_F_MEMS_ALLOWED) != 0 || mask != 0 && bits < 1 {
+    if mask != 0 && bits < 1 {
         return Err(Errno::EINVAL);
     }
-    let has = |flag| flags & flag != 0;
-    let mut allowed = 0u64;
-    if has(MPOL_F_MEMS_ALLOWED) {
-        if has(MPOL_F_NODE | MPOL_F_ADDR) {
-            return Err(Errno::EINVAL);
-        }
-        allowed = 1;
-    } else if has(MPOL_F_ADDR) {
-        let page = VirtAddr::user(addr).ok_or(Errno::EFAULT)?.page();
-        mm()?.aspace.find(page, &task::unpinned()).ok_or(Errno::EFAULT)?;
-    } else if addr != 0 || has(MPOL_F_NODE) {
-        return Err(Errno::EINVAL);
-    }
+    let (answer, nodes) = ask(addr, flags)?;
     if mode != 0 {
-        usercopy::write(mode, &0u32)?;
+        usercopy::write(mode, &answer)?;
     }
-    if mask != 0 {
-        let words = bits.saturating_sub(1).min(PAGE_SIZE * 8).div_ceil(64);
-        for i in 0..words {
-            usercopy::write(mask.wrapping_add(8 * i), &if i == 0 { allowed } else { 0 })?;
-        }
+    let bytes = bits.saturating_sub(1).div_ceil(64) * 8;
+    if mask == 0 || bytes == 0 {
+        return Ok(0);
     }
+    if bytes > PAGE_SIZE {
+        return Err(Errno::EINVAL);
+    }
+    for at in (8..bytes).step_by(8) {
+        usercopy::write(mask.wrapping_add(at), &0u64)?;
+    }
+    usercopy::write(mask, &nodes)?;
     Ok(0)
+}
+
+/// What `get_mempolicy` answers: a mode or a node, and a mask.
+fn ask(addr: u64, flags: u32) -> Result<(u32, u64), Errno> {
+    let has = |flag| flags & flag != 0;
+    if flags & !(MPOL_F_NODE | MPOL_F_ADDR | MPOL_F_MEMS_ALLOWED) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if has(MPOL_F_MEMS_ALLOWED) {
+        return if has(MPOL_F_NODE | MPOL_F_ADDR) { Err(Errno::EINVAL) } else { Ok((MPOL_DEFAULT, 1)) };
+    }
+    if has(MPOL_F_ADDR) {
+        let (va, mm, ctx) = (VirtAddr::user(addr).ok_or(Errno::EFAULT)?, mm()?, task::unpinned());
+        let (_, mapping) = mm.aspace.find(va.page(), &ctx).ok_or(Errno::EFAULT)?;
+        let Policy { mode, nodes } = mapping.policy;
+        if !has(MPOL_F_NODE) {
+            return Ok((mode, nodes));
+        }
+        mm.aspace.fault(va, Access::Read, &ctx).map_err(|_| Errno::EFAULT)?;
+        return Ok((0, nodes));
+    }
+    let Policy { mode, nodes } = task::current().attributes.lock().memory_policy;
+    let kinds = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES | MPOL_F_NUMA_BALANCING;
+    match mode & !kinds {
+        _ if addr != 0 => Err(Errno::EINVAL),
+        // The next node that it will take.
+        MPOL_INTERLEAVE | MPOL_WEIGHTED_INTERLEAVE if has(MPOL_F_NODE) => Ok((0, nodes)),
+        _ if has(MPOL_F_NODE) => Err(Errno::EINVAL),
+        _ => Ok((mode, nodes)),
+    }
 }
 
 /// `move_pages(2)`: all pages are on node 0 already.
@@ -133,6 +199,7 @@ pub fn move_pages(a: &Args) -> SysResult {
     if flags & !(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) != 0 {
         return Err(Errno::EINVAL);
     }
+    may_move_all(flags)?;
     let mm = match u32::try_from(pid) {
         Ok(0) => mm()?,
         Ok(pid) => process::find(pid).and_then(|p| p.mm()).ok_or(Errno::ESRCH)?,
