@@ -31,6 +31,8 @@ pub enum Command {
     Run(Run),
     /// Run the tests
     Test(Test),
+    /// Show what was measured, as one HTML file
+    Report(Report),
     /// Say what is there and what is missing
     Doctor(Doctor),
 }
@@ -135,6 +137,17 @@ pub struct Test {
     /// Also what takes long
     #[arg(long)]
     pub full: bool,
+}
+
+/// Options of `report`.
+#[derive(Args)]
+pub struct Report {
+    /// Files of results [default: all that bench has kept]
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Where the report goes [default: target/quire/report/index.html]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// Options of `doctor`.

@@ -5,6 +5,7 @@
 
 mod apt;
 mod args;
+mod bench;
 mod cargo;
 mod child;
 mod console;
@@ -20,6 +21,8 @@ mod machine;
 mod needs;
 mod program;
 mod record;
+mod report;
+mod results;
 mod run;
 mod session;
 mod stats;
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = args::parse().and_then(|command| match command {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Report(options) => report::run(&options),
         Command::Doctor(options) => doctor::run(&options),
     });
     match outcome {
