@@ -31,6 +31,8 @@ pub enum Command {
     Run(Run),
     /// Run the tests
     Test(Test),
+    /// Measure what operations cost and what CPUs share
+    Bench(Bench),
     /// Show what was measured, as one HTML file
     Report(Report),
     /// Say what is there and what is missing
@@ -137,6 +139,90 @@ pub struct Test {
     /// Also what takes long
     #[arg(long)]
     pub full: bool,
+}
+
+/// Options of `bench`.
+#[derive(Args)]
+pub struct Bench {
+    /// Suites of benchmarks [default: mapbench]
+    #[arg(value_name = "SUITE")]
+    pub suites: Vec<String>,
+    /// Numbers of virtual CPUs, each with as many threads
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = cpus, default_value = "1,2,4,8")]
+    pub cpus: Vec<u32>,
+    /// Modes of the benchmark [default: local with 1 and 4 pages, pipeline, fault]
+    #[arg(long, value_name = "MODE,…", value_delimiter = ',')]
+    pub mode: Vec<String>,
+    /// Pages an operation [default: the mode's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 18))]
+    pub npages: Option<u64>,
+    /// Operations of each thread [default: 1000, or 100 with more than 8 CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub operations: Option<u32>,
+    /// Also Linux in the same machine
+    #[arg(long, value_name = "linux")]
+    pub vs: Option<Vs>,
+    /// Only this Linux [default: both]
+    #[arg(long, value_name = "6.1|newest")]
+    pub linux: Option<Linux>,
+    /// Designs of the address space
+    #[arg(long, value_name = "NAME|all", default_value = "all")]
+    pub aspace: AspaceChoice,
+    /// Counts, or times
+    #[arg(long, value_name = "exact|tcg|kvm", default_value = "exact")]
+    pub accel: Accel,
+    /// Instructions of a CPU's turn [default: 200]
+    #[arg(long, value_name = "N", value_parser = quantum, allow_negative_numbers = true)]
+    pub quantum: Option<u32>,
+    /// The emulator's seed [default: 1]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Write the results to a file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Take counts of earlier runs where nothing has changed
+    #[arg(long)]
+    pub resume: bool,
+    /// Run on this host instead, timed
+    #[arg(long, conflicts_with_all = ["vs", "quantum", "seed", "resume"])]
+    pub native: bool,
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        Self {
+            suites: Vec::new(),
+            cpus: vec![1, 2, 4, 8],
+            mode: Vec::new(),
+            npages: None,
+            operations: None,
+            vs: None,
+            linux: None,
+            aspace: AspaceChoice::All,
+            accel: Accel::Exact,
+            quantum: None,
+            seed: None,
+            json: None,
+            resume: false,
+            native: false,
+        }
+    }
+}
+
+/// What to compare with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Vs {
+    /// Debian's Linux in the same machine
+    Linux,
+}
+
+/// Which designs of the address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AspaceChoice {
+    /// Each that the kernel has
+    All,
+    /// One reader-writer lock
+    Locked,
 }
 
 /// Options of `report`.

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = args::parse().and_then(|command| match command {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Report(options) => report::run(&options),
         Command::Doctor(options) => doctor::run(&options),
     });

@@ -1,5 +1,148 @@
-use crate::results::Results;
+//! `cargo quire bench`: what an operation costs, and what CPUs share while they do it, on Quire and on Linux in the same
+//! machine.
+//!
+//! ```text
+//! plan.rs     which points to measure, and how many operations each
+//! point.rs    one point: a machine, the benchmark in it, what it and the tracer say
+//! derive.rs   from counts to records: means an operation, and modelled throughput (bench/cost)
+//! cache.rs    --resume: points that would come out the same are not measured again
+//! native.rs   the benchmark on this host, without a machine
+//! table.rs    the answer at a glance
+//! ```
+
+mod cache;
+mod derive;
+mod native;
+mod plan;
+mod point;
+mod table;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
 use anyhow::Result;
+
+use crate::{
+    args::{Accel, Bench},
+    failure::{USAGE, failure},
+    results::{self, Results},
+    ui,
+};
+use plan::Sweep;
+use point::Lab;
+
+/// The suites that there are.
+const SUITES: [&str; 1] = ["mapbench"];
+/// Points that are measured at once: an exact machine needs one host thread.
+const WORKERS: usize = 2;
+
+/// Measure what the options say; the exit status.
+pub fn run(options: &Bench) -> Result<u8> {
+    if let Some(unknown) = options.suites.iter().find(|suite| !SUITES.contains(&suite.as_str())) {
+        return Err(failure(USAGE, format!("no suite {unknown}: there is {}", SUITES.join(", "))));
+    }
+    let results = if options.native { native::measure(options)? } else { measure(options)? };
+    ui::result(table::table(&results).trim_end());
+    if let Some(path) = &options.json {
+        results.write(path)?;
+    }
+    keep(&results, options)?;
+    Ok(0)
+}
+
+/// A few points that say something, for a report before anything else was measured.
 pub fn quick() -> Result<Results> {
-    anyhow::bail!("later")
+    let options = Bench {
+        cpus: vec![1, 2, 4],
+        mode: vec!["local".into()],
+        npages: Some(4),
+        operations: Some(100),
+        ..Bench::default()
+    };
+    let results = measure(&options)?;
+    keep(&results, &options)?;
+    Ok(results)
+}
+
+fn measure(options: &Bench) -> Result<Results> {
+    let sweeps = plan::sweeps(options)?;
+    let lab = Lab::furnish(options, &sweeps)?;
+    let total: usize = sweeps.iter().map(|sweep| sweep.cpus.len()).sum();
+    let progress = Mutex::new(ui::Progress::new("bench"));
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let found: Vec<Mutex<Option<Result<Results>>>> = sweeps.iter().map(|_| Mutex::new(None)).collect();
+    let work = || {
+        // Relaxed, here and below: each sweep is taken once whatever the order, and the scope's end publishes results.
+        while let Some(sweep) = sweeps.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let measured = one_sweep(&lab, sweep, |what| {
+                let progress = progress.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                progress.steps(done.fetch_add(1, Ordering::Relaxed) as u64, total as u64, what);
+            });
+            if measured.is_err() {
+                // The others needn't begin.
+                next.store(sweeps.len(), Ordering::Relaxed);
+            }
+            *found[sweep.number].lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(measured);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..if lab.is_exact() { WORKERS } else { 1 }).for_each(|_| drop(scope.spawn(work)));
+    });
+    let mut all = Results { version: results::VERSION, machine: lab.describe(), ..Results::default() };
+    let found =
+        found.into_iter().map(|cell| cell.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    let mut found: Vec<_> = found.flatten().collect();
+    // What went wrong first is what a person wants to know.
+    if let Some(at) = found.iter().position(Result::is_err) {
+        found.swap_remove(at)?;
+    }
+    for one in found {
+        all.merge(one?);
+    }
+    Ok(all)
+}
+
+/// One system's points of one benchmark, from few CPUs to many.
+fn one_sweep(lab: &Lab, sweep: &Sweep, mut begins: impl FnMut(&str)) -> Result<Results> {
+    let mut all = Results::default();
+    let mut before = None;
+    for &cpus in &sweep.cpus {
+        begins(&format!("{} on {}, {cpus} CPUs", sweep.mode, sweep.system.label()));
+        let operations = sweep.operations(cpus, before);
+        let one =
+            cache::through(lab, sweep, cpus, operations, || point::measure(lab, sweep, cpus, operations))?;
+        before = one.records.iter().find(|r| r.metric == "instructions").map(|r| (cpus, r.value));
+        all.merge(one);
+    }
+    Ok(all)
+}
+
+/// Add to what is kept of earlier runs, for the report.
+fn keep(results: &Results, options: &Bench) -> Result<()> {
+    let accel = if options.native { "native" } else { options.accel.name() };
+    let path = kept_in(accel);
+    let mut all = if path.exists() { Results::read(&path)? } else { Results::default() };
+    all.merge(results.clone());
+    all.write(&path)
+}
+
+fn kept_in(accel: &str) -> PathBuf {
+    results::folder().join(format!("mapbench-{accel}.json"))
+}
+
+impl Accel {
+    /// As on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+            Self::Exact => "exact",
+        }
+    }
 }

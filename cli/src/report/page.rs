@@ -68,7 +68,7 @@ pub fn lines(results: &Results, group: &Group, metric: &str) -> Vec<Line> {
         lines.entry(record.point.label()).or_default().push((record.point.cpus, record.value));
     }
     let sorted = |(name, mut points): (String, Vec<(u32, f64)>)| {
-        points.sort_by(|a, b| a.0.cmp(&b.0));
+        points.sort_by_key(|point| point.0);
         Line { name, points }
     };
     lines.into_iter().map(sorted).collect()

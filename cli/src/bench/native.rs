@@ -1,0 +1,65 @@
+//! The benchmark on this host, without a machine: for whoever has a real multiprocessor.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::{Context, Result, bail};
+
+use super::derive::{self, Measured};
+use crate::{
+    args::Bench,
+    child, guest, machine,
+    results::{self, Point, Results},
+    ui,
+};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const REPEATS: usize = 3;
+
+/// Timed runs of each mode with each number of threads that the host has CPUs for.
+pub fn measure(options: &Bench) -> Result<Results> {
+    let program = guest::rust("mapbench")?;
+    let host = machine::host_cpus();
+    let mut all = Results { version: results::VERSION, ..Results::default() };
+    all.machine.insert("host CPUs".into(), host.into());
+    let usual = ["local", "pipeline", "fault"].map(str::to_owned);
+    let modes = if options.mode.is_empty() { &usual[..] } else { &options.mode[..] };
+    for cpus in options.cpus.iter().filter(|&&cpus| cpus > host) {
+        ui::say(&format!("{cpus} threads are left out: this host has {host} CPUs"));
+    }
+    let progress = ui::Progress::new("bench, native");
+    for mode in modes {
+        let least = if ["pipeline", "imbalance"].contains(&mode.as_str()) { 2 } else { 1 };
+        for &cpus in options.cpus.iter().filter(|&&cpus| cpus <= host && cpus >= least) {
+            progress.message(&format!("{mode}, {cpus} threads"));
+            let runs = (0..REPEATS)
+                .map(|_| once(&program, mode, cpus, options.npages))
+                .collect::<Result<Vec<_>>>()?;
+            let npages = runs.first().map_or(0, |run| run.said["npages"].as_u64().unwrap_or(0));
+            let point = Point {
+                suite: "mapbench".into(),
+                bench: mode.clone(),
+                system: "host".into(),
+                cpus,
+                threads: cpus,
+                npages,
+                ..Point::default()
+            };
+            all.merge(derive::timed(&point, &runs));
+        }
+    }
+    Ok(all)
+}
+
+fn once(program: &std::path::Path, mode: &str, threads: u32, npages: Option<u64>) -> Result<Measured> {
+    let mut command = Command::new(program);
+    command.args([mode, "--json", "--seconds", "1", "--threads", &threads.to_string()]);
+    if let Some(npages) = npages {
+        command.args(["--npages", &npages.to_string()]);
+    }
+    let end = child::capture(&mut command, &[], LIMIT)?;
+    if !end.success() {
+        bail!("mapbench {mode}: {}\n{}", end.ending(), end.text());
+    }
+    let said = serde_json::from_slice(&end.stdout).context("mapbench said nothing that can be read")?;
+    Ok(Measured { said, counts: None })
+}

@@ -1,0 +1,171 @@
+//! Which points to measure.
+
+use anyhow::Result;
+
+use crate::{
+    args::{Accel, Aspace, AspaceChoice, Bench, Linux, Vs},
+    failure::{USAGE, failure},
+};
+
+/// The modes that are run without `--mode`, and the pages of each: mapping a page and four of them, pages handed on, and
+/// faults alone.
+const USUAL: [(&str, Option<u64>); 4] =
+    [("local", Some(1)), ("local", Some(4)), ("pipeline", None), ("fault", None)];
+
+/// Instructions that a point may take: about 20 s of the exact machine, counted, on one core of a small host.
+const BUDGET: f64 = 1.2e9;
+/// What an operation is taken to cost before anything is known, in instructions.
+const GUESS: f64 = 40_000.0;
+/// Operations of each thread: with few CPUs, and the least.
+const MOST: u32 = 1000;
+const LEAST: u32 = 100;
+/// Up to so many CPUs, [`MOST`].
+const FEW: u32 = 8;
+
+/// A system to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Quire with this design.
+    Quire(Aspace),
+    /// Linux in the same machine.
+    Linux(Linux),
+}
+
+impl Target {
+    /// For progress.
+    pub fn label(self) -> String {
+        match self {
+            Self::Quire(aspace) => format!("Quire {}", aspace.name()),
+            Self::Linux(linux) => format!("Linux {}", linux.name()),
+        }
+    }
+}
+
+/// One system's points of one benchmark.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    /// Its place in the plan.
+    pub number: usize,
+    /// The benchmark's mode.
+    pub mode: String,
+    /// Pages an operation, if not the mode's default.
+    pub npages: Option<u64>,
+    /// The system.
+    pub system: Target,
+    /// Numbers of CPUs, ascending.
+    pub cpus: Vec<u32>,
+    /// Operations of each thread, if said.
+    operations: Option<u32>,
+}
+
+impl Sweep {
+    /// How many operations each thread does with `cpus` CPUs. `before` is the last point's number of CPUs and its
+    /// instructions an operation, which are expected to grow with the CPUs at most: a function of counts alone, so that
+    /// the same plan is the same each time.
+    pub fn operations(&self, cpus: u32, before: Option<(u32, f64)>) -> u32 {
+        if let Some(operations) = self.operations {
+            return operations;
+        }
+        let expected = before.map_or(GUESS, |(fewer, each)| each * f64::from(cpus) / f64::from(fewer.max(1)));
+        let affordable = BUDGET / (expected.max(1.0) * f64::from(cpus));
+        let usual = if cpus <= FEW { MOST } else { LEAST };
+        (affordable as u32).clamp(LEAST, usual)
+    }
+
+    /// Operations of each thread before the window.
+    pub fn warm_up(operations: u32) -> u32 {
+        (operations / 10).clamp(5, 100)
+    }
+}
+
+/// What the options ask for.
+pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
+    let mut cpus = options.cpus.clone();
+    cpus.sort_unstable();
+    cpus.dedup();
+    let modes: Vec<(String, Option<u64>)> = match &options.mode[..] {
+        [] => USUAL.iter().map(|(mode, npages)| ((*mode).to_owned(), *npages)).collect(),
+        named => named.iter().map(|mode| (mode.clone(), None)).collect(),
+    };
+    let mut systems: Vec<Target> =
+        options.aspace.designs().iter().map(|design| Target::Quire(*design)).collect();
+    if options.vs == Some(Vs::Linux) {
+        systems.extend(
+            options
+                .linux
+                .map_or(vec![Linux::V6_1, Linux::Newest], |one| vec![one])
+                .iter()
+                .map(|l| Target::Linux(*l)),
+        );
+    } else if options.linux.is_some() {
+        return Err(failure(USAGE, "--linux says which Linux to compare with: say --vs linux too"));
+    }
+    if options.accel != Accel::Exact && (options.quantum.is_some() || options.seed.is_some()) {
+        return Err(failure(USAGE, "--quantum and --seed are about the exact machine: say --accel exact"));
+    }
+    let mut sweeps = Vec::new();
+    for (mode, npages) in modes {
+        for system in &systems {
+            // A pair of CPUs is the least that can hand something on.
+            let least = if ["pipeline", "imbalance"].contains(&mode.as_str()) { 2 } else { 1 };
+            let cpus: Vec<u32> = cpus.iter().copied().filter(|&n| n >= least).collect();
+            let npages = options.npages.or(npages);
+            let number = sweeps.len();
+            sweeps.push(Sweep {
+                number,
+                mode: mode.clone(),
+                npages,
+                system: *system,
+                cpus,
+                operations: options.operations,
+            });
+        }
+    }
+    Ok(sweeps)
+}
+
+impl AspaceChoice {
+    fn designs(self) -> &'static [Aspace] {
+        match self {
+            Self::All | Self::Locked => &[Aspace::Locked],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Bench {
+        Bench { cpus: vec![8, 1, 8], ..Bench::default() }
+    }
+
+    #[test]
+    fn each_system_has_a_sweep_of_each_mode() {
+        let plan = sweeps(&Bench { vs: Some(Vs::Linux), ..options() }).unwrap();
+        assert_eq!(plan.len(), 4 * 3);
+        assert_eq!(plan[0].cpus, [1, 8]);
+        assert_eq!(plan.iter().filter(|s| s.system == Target::Linux(Linux::V6_1)).count(), 4);
+        assert!(plan.iter().enumerate().all(|(i, sweep)| sweep.number == i));
+        assert!(plan.iter().filter(|s| s.mode == "pipeline").all(|s| s.cpus == [8]));
+        let one = sweeps(&Bench { mode: vec!["fork".into()], ..options() }).unwrap();
+        assert_eq!((one.len(), one[0].npages), (1, None));
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        assert!(sweeps(&Bench { linux: Some(Linux::V6_1), ..options() }).is_err());
+        assert!(sweeps(&Bench { accel: Accel::Tcg, quantum: Some(50), ..options() }).is_err());
+    }
+
+    #[test]
+    fn the_window_shrinks_with_the_cost() {
+        let sweep = &sweeps(&options()).unwrap()[0];
+        assert_eq!(sweep.operations(1, None), 1000);
+        assert_eq!(sweep.operations(8, Some((4, 40_000.0))), 1000);
+        assert_eq!(sweep.operations(8, Some((4, 200_000.0))), 375);
+        assert_eq!(sweep.operations(8, Some((4, 1e9))), 100);
+        assert_eq!(sweep.operations(80, Some((64, 100.0))), 100);
+        assert_eq!((Sweep::warm_up(1000), Sweep::warm_up(100), Sweep::warm_up(7)), (100, 10, 5));
+    }
+}
