@@ -15,7 +15,7 @@ use crate::{
     exact::{self, Exact},
     guest,
     image::{Exec, Image},
-    kernel,
+    kernel::{self, Build},
     linux::{self, Linux},
     machine::{self, Boot, Machine},
     program::Program,
@@ -76,7 +76,7 @@ impl Lab {
         };
         Ok(Self {
             program: guest::rust("mapbench")?,
-            kernel: kernel::build()?,
+            kernel: kernel::build(Build::Ordinary)?,
             linux: wanted
                 .into_iter()
                 .map(|choice| Ok((choice, Linux::obtain(choice)?)))
