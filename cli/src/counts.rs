@@ -84,7 +84,8 @@ fn table(json: &str, name: impl Fn(u64) -> Option<String>) -> Result<String> {
             let pc = touch["pc"].as_str().unwrap_or("?");
             let address = pc.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
             let function = address.and_then(&name).unwrap_or_default();
-            let (access, times) = (touch["access"].as_str().unwrap_or("?"), &touch["transfers"]);
+            let access = touch["access"].as_str().unwrap_or("?");
+            let times = touch["transfers"].as_u64().unwrap_or(0);
             let _ = write!(text, "\n    {access:6} {times:>8}  {pc} {function}");
         }
     }

@@ -46,6 +46,9 @@ pub struct Exact {
     pub window: Window,
     /// Whether it is; else turns alone are kept, which is faster.
     pub count: bool,
+    /// Where a kernel without markers zeroes frames and does periodic work, as the tracer's options: `clearing=0xA-0xB`,
+    /// `periodic=0xA`, `entry=0xA`, `switch=0xA`.
+    pub places: Vec<String>,
     /// How many cache lines the report has.
     pub lines: u32,
 }
@@ -54,7 +57,8 @@ impl Exact {
     /// The usual quantum and seed, counting what lies between markers. Builds the tracer if need be.
     pub fn new() -> Result<Self> {
         let tracer = build()?;
-        Ok(Self { tracer, quantum: QUANTUM, seed: SEED, window: Window::Marked, count: true, lines: 100 })
+        let (window, places) = (Window::Marked, Vec::new());
+        Ok(Self { tracer, quantum: QUANTUM, seed: SEED, window, count: true, places, lines: 100 })
     }
 
     /// What QEMU is told, instead of `-machine q35 -cpu max`; the tracer writes to `report`.
@@ -68,6 +72,9 @@ impl Exact {
         let Self { tracer, quantum, seed, lines, .. } = self;
         let mut plugin = format!("file={},quantum={quantum},seed={seed}", path(tracer));
         plugin += &format!(",window={window},lines={lines}");
+        for place in &self.places {
+            plugin += &format!(",{place}");
+        }
         if let Some(report) = report {
             plugin += &format!(",out={}", path(report));
         }
@@ -214,11 +221,12 @@ mod tests {
             seed: 7,
             window: Window::Run,
             count: true,
+            places: vec!["periodic=0x10".into()],
             lines: 3,
         };
         let words = exact.arguments(Some(Path::new("/proc/self/fd/9"))).join(" ");
         assert!(words.contains("-icount shift=0,sleep=off ") && words.contains(" -seed 7 "));
-        let plugin = "file=/a,,b/t.so,quantum=50,seed=7,window=run,lines=3,out=/proc/self/fd/9";
+        let plugin = "file=/a,,b/t.so,quantum=50,seed=7,window=run,lines=3,periodic=0x10,out=/proc/self/fd/9";
         assert!(words.ends_with(&format!(" -plugin {plugin}")));
         assert!(!exact.arguments(None).join(" ").contains("out="));
     }

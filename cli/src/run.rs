@@ -57,8 +57,11 @@ pub fn run(options: &Run) -> Result<u8> {
         None => Machine::new(kernel::build(build)?, cpus),
     };
     let memory = options.mem.unwrap_or(booted.memory);
-    let machine =
-        Machine { memory, nodes: options.numa, kvm, exact: exact::machine(options, &program)?, ..booted };
+    let mut exact = exact::machine(options, &program)?;
+    if let (Some(exact), Some(linux)) = (exact.as_mut().filter(|exact| exact.count), &linux) {
+        exact.places = linux.kallsyms()?.places();
+    }
+    let machine = Machine { memory, nodes: options.numa, kvm, exact, ..booted };
     // What a program does may depend on whether it talks to a terminal; exact runs are all alike.
     let talks = machine.exact.is_none();
     let boot = Boot {

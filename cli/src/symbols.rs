@@ -111,6 +111,35 @@ impl Kallsyms {
     }
 }
 
+impl Kallsyms {
+    /// Where Linux zeroes frames and does periodic work, as options of the tracer's (`docs/exact.md`): the variants of
+    /// `clear_page`, the timer's interrupt, the other entries, and the switch of threads.
+    pub fn places(&self) -> Vec<String> {
+        let mut places = Vec::new();
+        for (at, name) in &self.symbols {
+            match name.as_str() {
+                "clear_page_rep" | "clear_page_orig" | "clear_page_erms" => {
+                    // To the next function, but for one that shares the address.
+                    let after = self.symbols.partition_point(|symbol| symbol.0 <= *at);
+                    if let Some((end, _)) = self.symbols.get(after) {
+                        places.push(format!("clearing={at:#x}-{end:#x}"));
+                    }
+                }
+                "asm_sysvec_apic_timer_interrupt" => places.push(format!("periodic={at:#x}")),
+                "__switch_to_asm" => places.push(format!("switch={at:#x}")),
+                name if ["asm_exc_", "asm_sysvec_", "asm_common_interrupt", "asm_spurious_interrupt"]
+                    .iter()
+                    .any(|prefix| name.starts_with(prefix)) =>
+                {
+                    places.push(format!("entry={at:#x}"));
+                }
+                _ => {}
+            }
+        }
+        places
+    }
+}
+
 /// The names of the functions of whichever kernel ran.
 pub enum Names {
     /// Quire's.
@@ -140,6 +169,25 @@ fn demangle(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn linuxs_places_are_found_by_their_names() {
+        let text = "ffff0010 T __switch_to_asm\nffff0040 T clear_page_rep\nffff0070 T clear_page_orig\n\
+                    ffff0100 T asm_exc_page_fault\nffff0120 T asm_sysvec_apic_timer_interrupt\n\
+                    ffff0140 T asm_sysvec_reboot\nffff0160 t asm_other\n";
+        let places = Kallsyms::parse(text.as_bytes()).unwrap().places();
+        assert_eq!(
+            places,
+            [
+                "switch=0xffff0010",
+                "clearing=0xffff0040-0xffff0070",
+                "clearing=0xffff0070-0xffff0100",
+                "entry=0xffff0100",
+                "periodic=0xffff0120",
+                "entry=0xffff0140",
+            ]
+        );
+    }
 
     /// Something to be found.
     #[inline(never)]

@@ -5,10 +5,21 @@
 //! both, periodic work and the zeroing of frames have accounts of their own. Windows that overlap in time have one
 //! number: it goes up when a window opens while none is open.
 
-use crate::{lines::Account, marker::Marker};
+use crate::{lines::Account, marker::Marker, places::Place};
 
 /// So many operations of one CPU in one window are listed one by one.
 const MAX_LISTED: usize = 1024;
+
+/// What kind of instruction it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In user mode.
+    User,
+    /// In the kernel.
+    Kernel,
+    /// In the kernel, at a place that zeroes frames.
+    Zeroing,
+}
 
 /// Counts of one CPU over some stretch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,6 +97,8 @@ struct State {
     operation: Option<Counts>,
     clearing: bool,
     periodic: bool,
+    /// Interrupts and exceptions of a kernel without markers that have been entered since periodic work began, and that.
+    nested: u32,
 }
 
 /// All counts.
@@ -134,6 +147,20 @@ impl Ledger {
             Marker::RunBegin | Marker::RunEnd => {}
             _ => self.strays += 1,
         }
+    }
+
+    /// Take in a place of a kernel without markers, which `cpu` has come to. What it executed before must have been
+    /// counted.
+    pub fn pass(&mut self, cpu: u32, place: Place) {
+        let state = &mut self.cpus[cpu as usize];
+        match place {
+            Place::Periodic => state.nested += 1,
+            Place::Entry if state.nested > 0 => state.nested += 1,
+            Place::Entry => {}
+            Place::Return => state.nested = state.nested.saturating_sub(1),
+            Place::Switch => state.nested = 0,
+        }
+        state.periodic = state.nested > 0;
     }
 
     /// Open the windows of all CPUs.
@@ -206,20 +233,21 @@ impl Ledger {
         self.share(cpu).window.add(&counts);
     }
 
-    /// `cpu` has executed this many instructions, and they so many loads and stores.
-    pub fn executed(&mut self, cpu: u32, user: u64, kernel: u64, accesses: u64) {
+    /// `cpu` has executed this many instructions: in user mode, in the kernel, and at places that zero frames; and they so
+    /// many loads and stores.
+    pub fn executed(&mut self, cpu: u32, [user, kernel, zeroing]: [u64; 3], accesses: u64) {
         let state = &self.cpus[cpu as usize];
         let mut counts = Counts { accesses, ..Counts::default() };
         match (state.periodic, state.clearing) {
-            (true, _) => counts = Counts { periodic: user + kernel, ..Counts::default() },
-            (false, true) => (counts.user, counts.clearing) = (user, kernel),
-            (false, false) => (counts.user, counts.kernel) = (user, kernel),
+            (true, _) => counts = Counts { periodic: user + kernel + zeroing, ..Counts::default() },
+            (false, true) => (counts.user, counts.clearing) = (user, kernel + zeroing),
+            (false, false) => (counts.user, counts.kernel, counts.clearing) = (user, kernel, zeroing),
         }
         self.add(cpu, counts);
     }
 
-    /// A line has moved to `cpu`, to user mode or not. The account to which it goes, if any.
-    pub fn transfer(&mut self, cpu: u32, user: bool) -> Option<Account> {
+    /// A line has moved to `cpu`, to `mode`. The account to which it goes, if any.
+    pub fn transfer(&mut self, cpu: u32, mode: Mode) -> Option<Account> {
         let state = &self.cpus[cpu as usize];
         if !state.open {
             return None;
@@ -233,8 +261,8 @@ impl Ledger {
             Account::Periodic => Counts { periodic_transfers: 1, ..Counts::default() },
             Account::Operation | Account::Other => Counts {
                 transfers: 1,
-                user_transfers: user.into(),
-                clearing_transfers: (state.clearing && !user).into(),
+                user_transfers: (mode == Mode::User).into(),
+                clearing_transfers: (mode == Mode::Zeroing || state.clearing && mode == Mode::Kernel).into(),
                 ..Counts::default()
             },
         };
@@ -276,16 +304,16 @@ mod tests {
     #[test]
     fn only_an_open_window_counts() {
         let mut ledger = Ledger::new(2);
-        ledger.executed(0, 1, 1, 0);
-        assert_eq!(ledger.transfer(0, false), None);
+        ledger.executed(0, [1, 1, 0], 0);
+        assert_eq!(ledger.transfer(0, Mode::Kernel), None);
         ledger.mark(0, Marker::WindowBegin);
-        ledger.executed(0, 10, 5, 4);
-        ledger.executed(1, 100, 100, 0);
-        assert_eq!(ledger.transfer(1, false), None);
-        assert_eq!(ledger.transfer(0, true), Some(Account::Other));
+        ledger.executed(0, [10, 5, 0], 4);
+        ledger.executed(1, [100, 100, 0], 0);
+        assert_eq!(ledger.transfer(1, Mode::Kernel), None);
+        assert_eq!(ledger.transfer(0, Mode::User), Some(Account::Other));
         ledger.ipis(0, 3);
         ledger.mark(0, Marker::WindowEnd);
-        ledger.executed(0, 7, 7, 0);
+        ledger.executed(0, [7, 7, 0], 0);
         assert_eq!(ledger.windows().len(), 1);
         assert_eq!(ledger.windows()[0].shares.len(), 1);
         let counts = share(&ledger, 0, 0).window;
@@ -322,16 +350,16 @@ mod tests {
     fn operations_are_added_up_when_they_end() {
         let mut ledger = Ledger::new(1);
         ledger.mark(0, Marker::WindowBegin);
-        ledger.executed(0, 1, 0, 0);
+        ledger.executed(0, [1, 0, 0], 0);
         for n in [10, 20] {
             ledger.mark(0, Marker::OperationBegin);
-            ledger.executed(0, n, 2 * n, 0);
-            assert_eq!(ledger.transfer(0, false), Some(Account::Operation));
+            ledger.executed(0, [n, 2 * n, 0], 0);
+            assert_eq!(ledger.transfer(0, Mode::Kernel), Some(Account::Operation));
             ledger.mark(0, Marker::OperationEnd);
-            ledger.executed(0, 1, 0, 0);
+            ledger.executed(0, [1, 0, 0], 0);
         }
         ledger.mark(0, Marker::OperationBegin);
-        ledger.executed(0, 1000, 0, 0);
+        ledger.executed(0, [1000, 0, 0], 0);
         ledger.mark(0, Marker::WindowEnd);
         let share = share(&ledger, 0, 0);
         assert_eq!((share.operations, share.each.len()), (2, 2));
@@ -347,17 +375,17 @@ mod tests {
         ledger.mark(0, Marker::WindowBegin);
         ledger.mark(0, Marker::OperationBegin);
         ledger.mark(0, Marker::ClearingBegin);
-        ledger.executed(0, 0, 512, 512);
-        ledger.transfer(0, false);
+        ledger.executed(0, [0, 512, 0], 512);
+        ledger.transfer(0, Mode::Kernel);
         // The timer's interrupt comes in between.
         ledger.mark(0, Marker::PeriodicBegin);
-        ledger.executed(0, 0, 99, 20);
-        assert_eq!(ledger.transfer(0, false), Some(Account::Periodic));
+        ledger.executed(0, [0, 99, 0], 20);
+        assert_eq!(ledger.transfer(0, Mode::Kernel), Some(Account::Periodic));
         ledger.ipis(0, 1);
         ledger.mark(0, Marker::PeriodicEnd);
-        ledger.executed(0, 0, 8, 0);
+        ledger.executed(0, [0, 8, 0], 0);
         ledger.mark(0, Marker::ClearingEnd);
-        ledger.executed(0, 0, 5, 0);
+        ledger.executed(0, [0, 5, 0], 0);
         // Said on every return from an interrupt.
         ledger.mark(0, Marker::PeriodicEnd);
         ledger.mark(0, Marker::OperationEnd);
@@ -375,6 +403,28 @@ mod tests {
         assert_eq!(share(&ledger, 0, 0).operation, counts);
         assert_eq!(share(&ledger, 0, 0).window, counts);
         assert_eq!(ledger.strays(), 0);
+    }
+
+    #[test]
+    fn a_kernel_without_markers_is_known_by_places() {
+        let mut ledger = Ledger::new(1);
+        ledger.mark(0, Marker::WindowBegin);
+        let mut at = |place| {
+            ledger.pass(0, place);
+            ledger.executed(0, [0, 1, 10], 0);
+            ledger.transfer(0, Mode::Zeroing) == Some(Account::Periodic)
+        };
+        // An exception on its own, then a timer's interrupt with a page fault in it.
+        assert_eq!([Place::Entry, Place::Return].map(&mut at), [false, false]);
+        assert_eq!(
+            [Place::Periodic, Place::Entry, Place::Return, Place::Return].map(&mut at),
+            [true, true, true, false]
+        );
+        // One that makes the thread give way.
+        assert_eq!([Place::Periodic, Place::Switch, Place::Return].map(&mut at), [true, false, false]);
+        let counts = share(&ledger, 0, 0).window;
+        assert_eq!((counts.periodic, counts.kernel, counts.clearing), (44, 5, 50));
+        assert_eq!((counts.periodic_transfers, counts.clearing_transfers), (4, 5));
     }
 
     #[test]
@@ -397,9 +447,9 @@ mod tests {
     fn all_windows_open_and_close_together() {
         let mut ledger = Ledger::new(2);
         ledger.open_all();
-        ledger.executed(1, 2, 3, 0);
+        ledger.executed(1, [2, 3, 0], 0);
         ledger.close_all();
-        ledger.executed(1, 2, 3, 0);
+        ledger.executed(1, [2, 3, 0], 0);
         assert_eq!(share(&ledger, 0, 0).window, Counts::default());
         assert_eq!(share(&ledger, 0, 1).window, Counts { user: 2, kernel: 3, ..Counts::default() });
     }

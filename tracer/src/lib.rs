@@ -11,6 +11,7 @@
 //!  turn          the quantum                            qemu      QEMU's interface
 //!  lines         who has which cache line               options   what the plugin is told
 //!  counts        windows, operations, accounts          report    what it writes
+//!  places        a kernel without markers
 //! ```
 
 mod counts;
@@ -18,6 +19,7 @@ mod icr;
 mod lines;
 mod marker;
 mod options;
+mod places;
 mod qemu;
 mod report;
 mod tracer;

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::places::Places;
+
 /// Where windows come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Windows {
@@ -32,6 +34,8 @@ pub struct Options {
     pub seed: u64,
     /// Where windows come from.
     pub windows: Windows,
+    /// Where a kernel without markers does what others mark.
+    pub places: Places,
     /// How many lines are reported.
     pub lines: usize,
     /// Where the report goes. Without it nothing is counted: turns alone are kept.
@@ -42,7 +46,9 @@ impl Options {
     /// Understand `key=value` words; what is wrong with the first that can't be.
     pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Result<Self, String> {
         let windows = Windows::Marked;
-        let mut options = Self { quantum: 200, outside: 5000, seed: 1, windows, lines: 100, out: None };
+        let places = Places::default();
+        let mut options =
+            Self { quantum: 200, outside: 5000, seed: 1, windows, places, lines: 100, out: None };
         for word in words {
             let wrong = || format!("cannot understand the option {word}");
             let (key, value) = word.split_once('=').ok_or_else(wrong)?;
@@ -54,6 +60,7 @@ impl Options {
                 "lines" => options.lines = value.parse().map_err(|_| wrong())?,
                 "window" if value == "marked" => options.windows = Windows::Marked,
                 "window" if value == "run" => options.windows = Windows::Run,
+                "clearing" | "periodic" | "entry" | "switch" if options.places.add(key, value) => {}
                 "out" => options.out = Some(value.into()),
                 _ => return Err(wrong()),
             }
@@ -71,8 +78,9 @@ mod tests {
         let parse = |line: &str| Options::parse(line.split_whitespace());
         let options = parse("quantum=50 seed=7 window=run out=/tmp/a=b").unwrap();
         assert_eq!((options.quantum, options.outside, options.seed), (50, 5000, 7));
+        assert!(parse("clearing=0x10-0x20 periodic=0x30").unwrap().places.clears(0x10));
         assert_eq!((options.windows, options.out), (Windows::Run, Some("/tmp/a=b".into())));
-        for bad in ["quantum=0", "quantum=x", "outside=", "frob=1", "window=some", "lines"] {
+        for bad in ["quantum=0", "quantum=x", "outside=", "frob=1", "window=some", "lines", "entry=main"] {
             assert_eq!(parse(bad).unwrap_err(), format!("cannot understand the option {bad}"));
         }
     }

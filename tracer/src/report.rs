@@ -165,6 +165,7 @@ fn ranges(set: &Set) -> String {
 mod tests {
     use super::*;
     use crate::{
+        counts::Mode,
         lines::{Account, By},
         marker::Marker,
     };
@@ -185,11 +186,11 @@ mod tests {
         let mut lines = Lines::new();
         ledger.mark(1, Marker::WindowBegin);
         ledger.mark(1, Marker::OperationBegin);
-        ledger.executed(1, 3, 4, 2);
+        ledger.executed(1, [3, 4, 0], 2);
         lines.access(0x1000, By { cpu: 0, pc: 0x10, access: Access::Write });
         let by = By { cpu: 1, pc: 0x20, access: Access::Read };
         let moved = lines.access(0x1000, by).unwrap();
-        assert_eq!(ledger.transfer(1, true), Some(Account::Operation));
+        assert_eq!(ledger.transfer(1, Mode::User), Some(Account::Operation));
         lines.record(0x1000, by, moved, Account::Operation);
         ledger.mark(1, Marker::OperationEnd);
         let options = Options::parse(["quantum=50"].into_iter()).unwrap();

@@ -19,11 +19,12 @@ use std::{
 };
 
 use crate::{
-    counts::Ledger,
+    counts::{Ledger, Mode},
     icr,
     lines::{self, Access, By, Lines, MAX_CPUS},
     marker::{self, Marker},
     options::{Options, Windows},
+    places::Place,
     qemu::{self, Api, Block, Cpu, Id, Info},
     report,
     turn::Turn,
@@ -55,7 +56,7 @@ struct Tracer {
     /// The CPU whose blocks are executed.
     running: Option<u32>,
     /// What of [`EXECUTED`] has been credited to a CPU.
-    credited: [u64; 2],
+    credited: [u64; 3],
     /// Accesses to memory since the last credit.
     accesses: u64,
     /// Tells the host thread that runs the CPUs from others.
@@ -67,8 +68,8 @@ struct Shared<T>(UnsafeCell<T>);
 unsafe impl<T> Sync for Shared<T> {}
 
 static TRACER: Shared<Option<Tracer>> = Shared(UnsafeCell::new(None));
-/// Instructions executed by all CPUs: user mode's, the kernel's. Translated code adds to them.
-static EXECUTED: Shared<[u64; 2]> = Shared(UnsafeCell::new([0; 2]));
+/// Instructions executed by all CPUs, by [`Mode`]. Translated code adds to them.
+static EXECUTED: Shared<[u64; 3]> = Shared(UnsafeCell::new([0; 3]));
 
 /// Run `f` on the state; nothing before the installation.
 fn with(f: impl FnOnce(&mut Tracer)) {
@@ -128,7 +129,7 @@ fn install<'a>(id: Id, info: &Info, words: impl Iterator<Item = &'a str>) -> Res
         lines: Lines::new(),
         cpus: vec![ptr::null_mut(); cpus as usize],
         running: None,
-        credited: [0; 2],
+        credited: [0; 3],
         accesses: 0,
         thread: None,
         options,
@@ -186,6 +187,15 @@ extern "C" fn on_marker(cpu: c_uint, number: *mut c_void) {
     });
 }
 
+extern "C" fn on_place(cpu: c_uint, number: *mut c_void) {
+    with(|tracer| {
+        if let Some(place) = Place::from_number(number.addr() as u32) {
+            tracer.credit();
+            tracer.ledger.pass(cpu, place);
+        }
+    });
+}
+
 extern "C" fn on_memory(cpu: c_uint, access: qemu::Access, address: u64, instruction: *mut c_void) {
     with(|tracer| {
         if tracer.ledger.is_open() {
@@ -230,13 +240,26 @@ impl Tracer {
                     (api.register_instruction)(instruction, on_marker, qemu::NO_REGISTERS, number);
                 } else if self.phase == Phase::All {
                     let pc = (api.instruction_address)(instruction);
-                    let word = EXECUTED.0.get().cast::<u64>().add((pc >> 63) as usize);
+                    let word = EXECUTED.0.get().cast::<u64>().add(self.mode(pc) as usize);
                     (api.register_instruction_add)(instruction, qemu::ADD, word.cast(), 1);
                     let what = ptr::without_provenance_mut(pack(pc, marker::is_locked(bytes)) as usize);
+                    if let Some(place) = self.options.places.of(pc, bytes) {
+                        let number = ptr::without_provenance_mut(place as usize);
+                        (api.register_instruction)(instruction, on_place, qemu::NO_REGISTERS, number);
+                    }
                     let (flags, both) = (qemu::NO_REGISTERS, qemu::LOADS_AND_STORES);
                     (api.register_memory)(instruction, on_memory, flags, both, what);
                 }
             }
+        }
+    }
+
+    /// What kind of instruction is at `pc`.
+    fn mode(&self, pc: u64) -> Mode {
+        match pc >> 63 {
+            0 => Mode::User,
+            _ if self.options.places.clears(pc) => Mode::Zeroing,
+            _ => Mode::Kernel,
         }
     }
 
@@ -254,9 +277,9 @@ impl Tracer {
     fn credit(&mut self) {
         // SAFETY: translated code writes it, in the thread that has called here, or that has stopped.
         let executed = unsafe { *EXECUTED.0.get() };
-        let [user, kernel] = [0, 1].map(|i| executed[i] - self.credited[i]);
+        let new = [0, 1, 2].map(|i| executed[i] - self.credited[i]);
         if let Some(cpu) = self.running {
-            self.ledger.executed(cpu, user, kernel, self.accesses);
+            self.ledger.executed(cpu, new, self.accesses);
         }
         (self.credited, self.accesses) = (executed, 0);
     }
@@ -353,7 +376,7 @@ impl Tracer {
 
     fn touch(&mut self, at: u64, by: By) {
         if let Some(moved) = self.lines.access(at, by)
-            && let Some(account) = self.ledger.transfer(by.cpu.into(), by.pc >> 63 == 0)
+            && let Some(account) = self.ledger.transfer(by.cpu.into(), self.mode(by.pc))
         {
             self.lines.record(at, by, moved, account);
         }
