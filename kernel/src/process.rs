@@ -365,7 +365,7 @@ impl Process {
     /// The address space of its first live thread.
     pub fn mm(&self) -> Option<Arc<Mm>> {
         let first = self.threads.lock().first().cloned();
-        first?.mm()
+        first?.mm().map(|mm| Arc::clone(&*mm))
     }
     /// The thread that has the process's id, or else any live one.
     pub fn leader(&self) -> Option<Arc<Task>> {

@@ -85,7 +85,7 @@ impl State {
 
 /// The address of the calling thread's `Mm`, by which a registration knows where it belongs.
 fn memory() -> Option<usize> {
-    task::current().mm().map(|mm| Arc::as_ptr(&mm).addr())
+    task::current().mm().map(|mm| Arc::as_ptr(&*mm).addr())
 }
 
 fn current() -> Option<Registration> {

@@ -33,9 +33,9 @@ use percpu::{CpuId, CpuSet, MAX_CPUS};
 
 use crate::{
     hw::{self, cpu, irq, thread},
-    process::{self, Mm},
+    process,
     stats::{self, Counter},
-    task::{self, Task},
+    task::{self, Task, TaskMm},
     timers,
 };
 
@@ -140,7 +140,7 @@ struct RunQueue {
     resched: AtomicBool,
     idle: irq::Lock<Option<Arc<Task>>>,
     /// The user address space in CR3, if any.
-    loaded: irq::Lock<Option<Arc<Mm>>>,
+    loaded: irq::Lock<Option<TaskMm>>,
     /// A flush request found the CPU idle with that space still loaded, and loaded the kernel's tables instead.
     left: AtomicBool,
 }
@@ -444,13 +444,13 @@ fn load_space(rq: &RunQueue, next: &Task) {
     load(rq, Some(mm));
 }
 
-fn load(rq: &RunQueue, mm: Option<Arc<Mm>>) {
+fn load(rq: &RunQueue, mm: Option<TaskMm>) {
     let pin = thread::pinned();
     let mut loaded = rq.loaded.lock();
     // Relaxed: written by this CPU's own interrupt handler.
     let left = rq.left.swap(false, Ordering::Relaxed);
     let same = match (&*loaded, &mm) {
-        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (Some(a), Some(b)) => Arc::ptr_eq(&**a, &**b),
         _ => false,
     };
     if same && !left {

@@ -18,6 +18,10 @@ use crate::{
     trap, usercopy,
 };
 
+/// A task's own handle of the memory that it shares with others. Faults and calls of different threads count their
+/// references to the handle, so they write no line that another thread writes.
+pub type TaskMm = Arc<Arc<Mm>>;
+
 /// A thread.
 pub struct Task {
     /// Thread id; that of a process's first thread is the process id. `execve` by another thread makes it so again.
@@ -46,7 +50,7 @@ pub struct Task {
     set_tid: AtomicU64,
     /// Page faults that were resolved for it.
     faults: AtomicU64,
-    mm: irq::Lock<Option<Arc<Mm>>>,
+    mm: irq::Lock<Option<TaskMm>>,
     kind: Kind,
     /// Asked to end: by `exit`, or since the process ends or executes another program.
     ending: AtomicBool,
@@ -163,10 +167,10 @@ impl Task {
         }
         let task = Self::assemble(tid, process, thread, Kind::User);
         let me = current();
-        if inherit && !me.mm().is_some_and(|mine| Arc::ptr_eq(&mine, &mm)) {
+        if inherit && !me.mm().is_some_and(|mine| Arc::ptr_eq(&*mine, &mm)) {
             me.rseq.fork_to(&task.rseq, Arc::as_ptr(&mm).addr());
         }
-        *task.mm.lock() = Some(mm);
+        *task.mm.lock() = Some(Arc::new(mm));
         Ok(Arc::new(task))
     }
 
@@ -208,12 +212,13 @@ impl Task {
         matches!(self.kind, Kind::Idle)
     }
     /// The address space, for user threads that have not ended.
-    pub fn mm(&self) -> Option<Arc<Mm>> {
+    pub fn mm(&self) -> Option<TaskMm> {
         self.mm.lock().clone()
     }
     /// Replace the address space: `execve` and exit.
     pub fn set_mm(&self, mm: Option<Arc<Mm>>) -> Option<Arc<Mm>> {
-        core::mem::replace(&mut *self.mm.lock(), mm)
+        let old = core::mem::replace(&mut *self.mm.lock(), mm.map(Arc::new));
+        old.map(|handle| Arc::clone(&*handle))
     }
     /// Store the thread id at `at` in its own memory when it first runs.
     pub fn set_tid_on_start(&self, at: u64) {

@@ -97,7 +97,7 @@ impl Listing for ProcessDirectory {
                     Some(tid) => thread_of(&process, tid),
                     None => process.leader(),
                 };
-                let mm = thread.and_then(|t| t.mm());
+                let mm = thread.and_then(|t| t.mm()).map(|mm| Arc::clone(&*mm));
                 Some(Node { kind: Kind::Pages(mm), mode: 0o400 })
             }
             b"fd" => Some(directory(Descriptors { process })),
@@ -214,14 +214,14 @@ fn comm(s: &Subject) -> Result<Vec<u8>> {
 
 /// The memory of a process that has any.
 fn memory(s: &Subject) -> Option<Arc<Mm>> {
-    s.thread.as_ref().and_then(|t| t.mm())
+    s.thread.as_ref().and_then(|t| t.mm()).map(|mm| Arc::clone(&*mm))
 }
 
 /// Run `f` with the memory `mm` as the calling thread's own.
 fn with_memory<R>(mm: &Arc<Mm>, f: impl FnOnce() -> R) -> R {
     let me = task::current();
     let own = me.mm();
-    if own.as_ref().is_some_and(|own| Arc::ptr_eq(own, mm)) {
+    if own.as_ref().is_some_and(|own| Arc::ptr_eq(&**own, mm)) {
         return f();
     }
     let own = me.set_mm(Some(mm.join()));

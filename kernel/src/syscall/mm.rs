@@ -8,8 +8,6 @@ mod locking;
 mod map;
 mod numa;
 
-use alloc::sync::Arc;
-
 use addr::{PAGE_SIZE, Page, PageRange, Prot, USER_END, VirtAddr};
 use aspace::{Access, Error, Fault, Flags, Label, Mapping, Placement, RemapTo, STACK_GAP};
 use linux_raw_sys::general as abi;
@@ -19,7 +17,7 @@ use crate::{
     errno::{Errno, SysResult},
     process::Mm,
     stats::{self, Counter},
-    task,
+    task::{self, TaskMm},
 };
 
 pub use advice::{madvise, mincore, msync, process_madvise};
@@ -27,7 +25,7 @@ pub use locking::{mlock, mlock2, mlockall, munlock, munlockall};
 pub use map::{mmap, remap_file_pages};
 pub use numa::{get_mempolicy, mbind, move_pages, set_mempolicy};
 
-fn mm() -> Result<Arc<Mm>, Errno> {
+fn mm() -> Result<TaskMm, Errno> {
     task::current().mm().ok_or(Errno::ENOMEM)
 }
 

@@ -75,7 +75,7 @@ pub fn process_madvise(a: &Args) -> SysResult {
     let file = task::current().process.files().get(a.int(0))?;
     let process = process_of(&file)?.alive_or_zombie()?;
     let mm = process.mm().ok_or(Errno::ESRCH)?;
-    if !Arc::ptr_eq(&mm, &super::mm()?) {
+    if !Arc::ptr_eq(&mm, &*super::mm()?) {
         if !matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT | abi::MADV_WILLNEED | abi::MADV_COLLAPSE) {
             return Err(Errno::EINVAL);
         }

@@ -1,5 +1,7 @@
 //! The calls about nodes of memory, of which there is one: policies are checked, kept and told, and move nothing.
 
+use alloc::sync::Arc;
+
 use addr::{PAGE_SIZE, USER_END, VirtAddr};
 use aspace::{Access, Advice, Error, Policy, Seen};
 
@@ -201,7 +203,7 @@ pub fn move_pages(a: &Args) -> SysResult {
     }
     may_move_all(flags)?;
     let mm = match u32::try_from(pid) {
-        Ok(0) => mm()?,
+        Ok(0) => Arc::clone(&*mm()?),
         Ok(pid) => process::find(pid).and_then(|p| p.mm()).ok_or(Errno::ESRCH)?,
         Err(_) => return Err(Errno::ESRCH),
     };
