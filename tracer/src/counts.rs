@@ -246,17 +246,21 @@ impl Ledger {
         self.add(cpu, counts);
     }
 
-    /// A line has moved to `cpu`, to `mode`. The account to which it goes, if any.
-    pub fn transfer(&mut self, cpu: u32, mode: Mode) -> Option<Account> {
+    /// The account to which goes what `cpu` does, if any.
+    pub fn account(&self, cpu: u32) -> Option<Account> {
         let state = &self.cpus[cpu as usize];
-        if !state.open {
-            return None;
-        }
         let account = match (state.periodic, &state.operation) {
             (true, _) => Account::Periodic,
             (false, Some(_)) => Account::Operation,
             (false, None) => Account::Other,
         };
+        state.open.then_some(account)
+    }
+
+    /// A line has moved to `cpu`, to `mode`. The account to which it goes, if any.
+    pub fn transfer(&mut self, cpu: u32, mode: Mode) -> Option<Account> {
+        let account = self.account(cpu)?;
+        let state = &self.cpus[cpu as usize];
         let counts = match account {
             Account::Periodic => Counts { periodic_transfers: 1, ..Counts::default() },
             Account::Operation | Account::Other => Counts {

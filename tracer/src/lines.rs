@@ -14,7 +14,7 @@
 //! Then a read by a CPU without a copy is a transfer exactly if somebody has written, and a write is one exactly if
 //! another CPU has a copy. All of it belongs to an epoch: [`Lines::clear`] begins another, which makes every line new.
 
-use std::collections::HashMap;
+use std::{cmp::Reverse, collections::HashMap};
 
 /// CPUs that can be told apart.
 pub const MAX_CPUS: usize = 256;
@@ -24,7 +24,7 @@ const LINE_SHIFT: u32 = 6;
 const PAGE_SHIFT: u32 = 12;
 const LINES_PER_PAGE: usize = 1 << (PAGE_SHIFT - LINE_SHIFT);
 /// Different touches of one line that are kept.
-const MAX_TOUCHES: usize = 12;
+const MAX_TOUCHES: usize = 24;
 
 /// A set of CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,10 @@ impl Set {
     /// Whether `cpu` is in it.
     pub fn contains(&self, cpu: u16) -> bool {
         self.0[usize::from(cpu) / 64] >> (cpu % 64) & 1 != 0
+    }
+    /// Add all of `other`.
+    pub fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(word, more)| *word |= more);
     }
     /// Whether it has a CPU other than `cpu`.
     fn has_others(&self, cpu: u16) -> bool {
@@ -148,6 +152,8 @@ pub struct Touch {
     pub access: Access,
     /// Transfers that it caused; 0 for one that was only at the other end.
     pub transfers: u64,
+    /// The virtual address of the last access by which it caused one; 0 without one.
+    pub address: u64,
     /// The CPUs that executed it when the line moved.
     pub cpus: Set,
 }
@@ -163,6 +169,11 @@ pub struct Record {
     pub periodic: u64,
     /// The CPUs at either end of its transfers.
     pub cpus: Set,
+    /// The last virtual addresses by which it was accessed when it moved, in the user's half and in the kernel's; 0 if
+    /// never.
+    pub user_address: u64,
+    /// See above.
+    pub kernel_address: u64,
     /// The first instructions that touched it, in order.
     pub touches: Vec<Touch>,
     /// Transfers caused by other instructions than those.
@@ -170,7 +181,7 @@ pub struct Record {
 }
 
 impl Record {
-    fn count(&mut self, by: By, moved: Moved, account: Account) {
+    fn count(&mut self, by: By, moved: Moved, account: Account, address: u64) {
         self.transfers += 1;
         match account {
             Account::Operation => self.operations += 1,
@@ -181,45 +192,123 @@ impl Record {
             self.touch(other);
         }
         match self.touch(by) {
-            Some(touch) => touch.transfers += 1,
+            Some(touch) => {
+                touch.transfers += 1;
+                touch.address = address;
+            }
             None => self.by_others += 1,
+        }
+        self.reached(address);
+    }
+
+    /// The line was accessed by this virtual address; 0 says nothing.
+    fn reached(&mut self, address: u64) {
+        match address {
+            0 => {}
+            _ if address >> 63 == 0 => self.user_address = address,
+            _ => self.kernel_address = address,
+        }
+    }
+
+    /// Add what was recorded later.
+    fn add(&mut self, later: &Self) {
+        self.transfers += later.transfers;
+        self.operations += later.operations;
+        self.periodic += later.periodic;
+        self.by_others += later.by_others;
+        self.cpus.add(&later.cpus);
+        self.reached(later.user_address);
+        self.reached(later.kernel_address);
+        for touch in &later.touches {
+            match self.find(touch.pc, touch.access) {
+                Some(known) => {
+                    known.transfers += touch.transfers;
+                    known.cpus.add(&touch.cpus);
+                    if touch.address != 0 {
+                        known.address = touch.address;
+                    }
+                }
+                None => self.by_others += touch.transfers,
+            }
         }
     }
 
     fn touch(&mut self, by: By) -> Option<&mut Touch> {
         self.cpus.insert(by.cpu);
-        let found = self.touches.iter().position(|t| t.pc == by.pc && t.access == by.access);
-        let at = match found {
+        let touch = self.find(by.pc, by.access)?;
+        touch.cpus.insert(by.cpu);
+        Some(touch)
+    }
+
+    /// The touches by this instruction; none if there is no room to keep any.
+    fn find(&mut self, pc: u64, access: Access) -> Option<&mut Touch> {
+        let at = match self.touches.iter().position(|t| t.pc == pc && t.access == access) {
             Some(at) => at,
             None if self.touches.len() < MAX_TOUCHES => {
-                let cpus = Set::default();
-                self.touches.push(Touch { pc: by.pc, access: by.access, transfers: 0, cpus });
+                self.touches.push(Touch { pc, access, transfers: 0, address: 0, cpus: Set::default() });
                 self.touches.len() - 1
             }
             None => return None,
         };
-        let touch = &mut self.touches[at];
-        touch.cpus.insert(by.cpu);
-        Some(touch)
+        self.touches.get_mut(at)
     }
+}
+
+/// The lines that moved in one window.
+#[derive(Clone, Debug, Default)]
+pub struct Window {
+    /// How many.
+    pub moved: usize,
+    /// First byte and record of those that moved most, these first.
+    pub most: Vec<(u64, Record)>,
 }
 
 /// All lines of memory, and a record of each that moved.
 pub struct Lines {
     epoch: u32,
     pages: Vec<Option<Box<[Line; LINES_PER_PAGE]>>>,
+    /// In all windows that have ended.
     moved: HashMap<u64, Record>,
+    /// In the one that has not.
+    current: HashMap<u64, Record>,
+    windows: Vec<Window>,
+    /// How many lines of each window are kept.
+    keep: usize,
 }
 
 impl Lines {
-    /// Nothing has been touched.
-    pub fn new() -> Self {
-        Self { epoch: 1, pages: Vec::new(), moved: HashMap::new() }
+    /// Nothing has been touched. Of each window `keep` lines are kept by themselves.
+    pub fn new(keep: usize) -> Self {
+        let (pages, windows) = (Vec::new(), Vec::new());
+        Self { epoch: 1, pages, moved: HashMap::new(), current: HashMap::new(), windows, keep }
     }
 
-    /// Nobody has any line any more. What has moved stays recorded.
-    pub fn clear(&mut self) {
+    /// A window opens while none is open: nobody has any line any more. What has moved stays recorded.
+    pub fn begin_window(&mut self) {
         self.epoch += 1;
+        self.end_window();
+        self.windows.push(Window::default());
+    }
+
+    /// Add what moved in the window that was begun last to the rest.
+    pub fn end_window(&mut self) {
+        let Some(window) = self.windows.last_mut() else { return };
+        if self.current.is_empty() {
+            return;
+        }
+        window.moved = self.current.len();
+        let mut all: Vec<_> = self.current.drain().collect();
+        for (at, record) in &all {
+            self.moved.entry(*at).or_default().add(record);
+        }
+        all.sort_by_key(|(at, record)| (Reverse(record.transfers), *at));
+        all.truncate(self.keep);
+        window.most = all;
+    }
+
+    /// Those of each window, in the order in which they began; the last must have ended.
+    pub fn windows(&self) -> &[Window] {
+        &self.windows
     }
 
     /// Take in an access to the line of physical address `at`, below 2^46. Whether, and from where, the line moved.
@@ -237,15 +326,15 @@ impl Lines {
         line.access(by)
     }
 
-    /// Record that the line of `at` moved.
-    pub fn record(&mut self, at: u64, by: By, moved: Moved, account: Account) {
-        self.moved.entry(at >> LINE_SHIFT << LINE_SHIFT).or_default().count(by, moved, account);
+    /// Record that the line of `at`, accessed by the virtual `address`, moved.
+    pub fn record(&mut self, at: u64, by: By, moved: Moved, account: Account, address: u64) {
+        self.current.entry(at >> LINE_SHIFT << LINE_SHIFT).or_default().count(by, moved, account, address);
     }
 
-    /// The lines that moved: first byte and record, those that moved most first.
+    /// The lines that moved in windows that have ended: first byte and record, those that moved most first.
     pub fn moved(&self) -> Vec<(u64, &Record)> {
         let mut all: Vec<_> = self.moved.iter().map(|(at, record)| (*at, record)).collect();
-        all.sort_by_key(|(at, record)| (std::cmp::Reverse(record.transfers), *at));
+        all.sort_by_key(|(at, record)| (Reverse(record.transfers), *at));
         all
     }
 }
@@ -262,13 +351,15 @@ mod tests {
     use super::*;
     use Access::{Read, Update, Write};
 
+    const KERNEL: u64 = 0xffff_8000_0000_0000;
+
     fn by(cpu: u16, access: Access) -> By {
         By { cpu, pc: 0x1000 + u64::from(cpu), access }
     }
 
     /// Feed the accesses to one line; which of them are transfers.
     fn transfers(accesses: &[(u16, Access)]) -> Vec<bool> {
-        let mut lines = Lines::new();
+        let mut lines = Lines::new(16);
         accesses.iter().map(|(cpu, access)| lines.access(0x40, by(*cpu, *access)).is_some()).collect()
     }
 
@@ -325,16 +416,16 @@ mod tests {
 
     #[test]
     fn clearing_forgets_who_has_what() {
-        let mut lines = Lines::new();
+        let mut lines = Lines::new(16);
         assert_eq!(lines.access(0, by(0, Write)), None);
-        lines.clear();
+        lines.begin_window();
         assert_eq!(lines.access(0, by(1, Write)), None);
         assert!(lines.access(0, by(0, Read)).is_some());
     }
 
     #[test]
     fn lines_are_told_apart() {
-        let mut lines = Lines::new();
+        let mut lines = Lines::new(16);
         assert_eq!(lines.access(0x3f, by(0, Write)), None);
         assert_eq!(lines.access(0x40, by(1, Write)), None);
         assert!(lines.access(0x20, by(1, Write)).is_some());
@@ -346,15 +437,19 @@ mod tests {
 
     #[test]
     fn a_record_names_both_ends() {
-        let mut lines = Lines::new();
-        for (cpu, access) in [(0, Write), (1, Read), (0, Write), (2, Update)] {
+        let mut lines = Lines::new(16);
+        lines.begin_window();
+        for (cpu, access, address) in
+            [(0, Write, 0), (1, Read, 0x9047), (0, Write, KERNEL | 0x47), (2, Update, KERNEL | 0x4c)]
+        {
             if let Some(moved) = lines.access(0x47, by(cpu, access)) {
-                lines.record(0x47, by(cpu, access), moved, Account::Operation);
+                lines.record(0x47, by(cpu, access), moved, Account::Operation, address);
             }
         }
         lines.access(0x80, by(0, Write));
         let moved = lines.access(0x80, by(1, Write)).unwrap();
-        lines.record(0x80, by(1, Write), moved, Account::Periodic);
+        lines.record(0x80, by(1, Write), moved, Account::Periodic, 0x9080);
+        lines.end_window();
         let all = lines.moved();
         let (at, record) = all[0];
         assert_eq!((all.len(), at), (2, 0x40));
@@ -363,6 +458,10 @@ mod tests {
         let seen: Vec<_> = record.touches.iter().map(|t| (t.pc, t.access, t.transfers)).collect();
         assert_eq!(seen, [(0x1000, Write, 1), (0x1001, Read, 1), (0x1002, Update, 1)]);
         assert_eq!(record.cpus.iter().collect::<Vec<_>>(), [0, 1, 2]);
+        let addresses: Vec<_> = record.touches.iter().map(|t| t.address).collect();
+        assert_eq!(addresses, [KERNEL | 0x47, 0x9047, KERNEL | 0x4c]);
+        assert_eq!((record.user_address, record.kernel_address), (0x9047, KERNEL | 0x4c));
+        assert_eq!((all[1].1.user_address, all[1].1.kernel_address), (0x9080, 0));
         assert_eq!(record.touches[0].cpus.iter().collect::<Vec<_>>(), [0]);
     }
 
@@ -370,9 +469,39 @@ mod tests {
     fn a_record_keeps_the_first_instructions_and_counts_the_rest() {
         let mut record = Record::default();
         let moved = Moved { from: [NOBODY; 2] };
-        for pc in 0..20 {
-            record.count(By { cpu: 0, pc, access: Read }, moved, Account::Other);
+        for pc in 0..32 {
+            record.count(By { cpu: 0, pc, access: Read }, moved, Account::Other, 0x40);
         }
-        assert_eq!((record.transfers, record.touches.len(), record.by_others), (20, MAX_TOUCHES, 8));
+        assert_eq!((record.transfers, record.touches.len(), record.by_others), (32, MAX_TOUCHES, 8));
+    }
+
+    #[test]
+    fn each_window_has_its_own_lines_and_all_add_up() {
+        let mut lines = Lines::new(1);
+        let bounce = |lines: &mut Lines, at: u64, times: u16, from: u16| {
+            for cpu in 0..=times {
+                if let Some(moved) = lines.access(at, by(from + cpu, Write)) {
+                    lines.record(at, by(from + cpu, Write), moved, Account::Other, at | KERNEL);
+                }
+            }
+        };
+        lines.begin_window();
+        bounce(&mut lines, 0x40, 1, 0);
+        bounce(&mut lines, 0x80, 2, 0);
+        lines.begin_window();
+        lines.begin_window();
+        bounce(&mut lines, 0x40, 3, 20);
+        lines.end_window();
+        // Ending what has ended changes nothing.
+        lines.end_window();
+        let windows: Vec<_> = lines.windows().iter().map(|w| (w.moved, w.most.len())).collect();
+        assert_eq!(windows, [(2, 1), (0, 0), (1, 1)]);
+        assert_eq!((lines.windows()[0].most[0].0, lines.windows()[0].most[0].1.transfers), (0x80, 2));
+        let all = lines.moved();
+        let sums: Vec<_> = all.iter().map(|(at, record)| (*at, record.transfers)).collect();
+        assert_eq!(sums, [(0x40, 4), (0x80, 2)]);
+        let touched: u64 = all[0].1.touches.iter().map(|t| t.transfers).sum();
+        assert_eq!(touched + all[0].1.by_others, 4);
+        assert_eq!(all[0].1.kernel_address, 0x40 | KERNEL);
     }
 }

@@ -1,4 +1,4 @@
-//! What the plugin is told: `-plugin file=…,quantum=200,outside=5000,seed=1,window=marked,lines=100,out=FILE`.
+//! What the plugin is told: `-plugin file=…,quantum=200,outside=5000,seed=1,window=marked,lines=100,window_lines=16,profile=1000,out=FILE`.
 
 use std::path::PathBuf;
 
@@ -38,6 +38,10 @@ pub struct Options {
     pub places: Places,
     /// How many lines are reported.
     pub lines: usize,
+    /// How many are of each window.
+    pub window_lines: usize,
+    /// How many blocks of the profile are reported.
+    pub profile: usize,
     /// Where the report goes. Without it nothing is counted: turns alone are kept.
     pub out: Option<PathBuf>,
 }
@@ -47,8 +51,17 @@ impl Options {
     pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Result<Self, String> {
         let windows = Windows::Marked;
         let places = Places::default();
-        let mut options =
-            Self { quantum: 200, outside: 5000, seed: 1, windows, places, lines: 100, out: None };
+        let mut options = Self {
+            quantum: 200,
+            outside: 5000,
+            seed: 1,
+            windows,
+            places,
+            lines: 100,
+            window_lines: 16,
+            profile: 1000,
+            out: None,
+        };
         for word in words {
             let wrong = || format!("cannot understand the option {word}");
             let (key, value) = word.split_once('=').ok_or_else(wrong)?;
@@ -57,6 +70,8 @@ impl Options {
                 "quantum" => options.quantum = length()?,
                 "outside" => options.outside = length()?,
                 "seed" => options.seed = value.parse().map_err(|_| wrong())?,
+                "window_lines" => options.window_lines = value.parse().map_err(|_| wrong())?,
+                "profile" => options.profile = value.parse().map_err(|_| wrong())?,
                 "lines" => options.lines = value.parse().map_err(|_| wrong())?,
                 "window" if value == "marked" => options.windows = Windows::Marked,
                 "window" if value == "run" => options.windows = Windows::Run,
@@ -76,11 +91,21 @@ mod tests {
     #[test]
     fn options_are_words() {
         let parse = |line: &str| Options::parse(line.split_whitespace());
-        let options = parse("quantum=50 seed=7 window=run out=/tmp/a=b").unwrap();
+        let options = parse("quantum=50 seed=7 window=run profile=3 window_lines=0 out=/tmp/a=b").unwrap();
         assert_eq!((options.quantum, options.outside, options.seed), (50, 5000, 7));
         assert!(parse("clearing=0x10-0x20 periodic=0x30").unwrap().places.clears(0x10));
+        assert_eq!((options.lines, options.window_lines, options.profile), (100, 0, 3));
         assert_eq!((options.windows, options.out), (Windows::Run, Some("/tmp/a=b".into())));
-        for bad in ["quantum=0", "quantum=x", "outside=", "frob=1", "window=some", "lines", "entry=main"] {
+        for bad in [
+            "quantum=0",
+            "quantum=x",
+            "outside=",
+            "frob=1",
+            "window=some",
+            "lines",
+            "profile=x",
+            "entry=main",
+        ] {
             assert_eq!(parse(bad).unwrap_err(), format!("cannot understand the option {bad}"));
         }
     }

@@ -1,4 +1,4 @@
-//! The report: one JSON object. `docs/exact.md` has its schema.
+//! The report: one JSON object. `docs/exact.md` has its schema, and `docs/trace.md` that of lines and profile.
 //!
 //! The same counts make the same bytes: everything is in a fixed order, numbers are whole, and nothing is said of the
 //! host or of its time.
@@ -9,27 +9,32 @@ use crate::{
     counts::{Counts, Ledger, Share},
     lines::{Access, Lines, Record, Set},
     options::Options,
+    profile::{Block, Profile},
 };
 
 /// Version of the schema.
 const VERSION: u32 = 1;
 
+/// What there is to report.
+pub struct Seen<'a> {
+    /// The counts.
+    pub ledger: &'a Ledger,
+    /// The lines that moved; the last window has ended.
+    pub lines: &'a Lines,
+    /// The instructions by block.
+    pub profile: &'a Profile,
+}
+
 /// The report's text.
-pub fn json(options: &Options, cpus: u32, complete: bool, ledger: &Ledger, lines: &Lines) -> String {
+pub fn json(options: &Options, cpus: u32, complete: bool, seen: &Seen<'_>) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = object(&mut text, options, cpus, complete, ledger, lines);
+    let _ = object(&mut text, options, cpus, complete, seen);
     text
 }
 
-fn object(
-    text: &mut String,
-    options: &Options,
-    cpus: u32,
-    complete: bool,
-    ledger: &Ledger,
-    lines: &Lines,
-) -> fmt::Result {
+fn object(text: &mut String, options: &Options, cpus: u32, complete: bool, seen: &Seen<'_>) -> fmt::Result {
+    let Seen { ledger, lines, profile } = seen;
     let Options { quantum, outside, seed, windows, .. } = options;
     write!(text, "{{\"version\":{VERSION},\"q\":{quantum},\"q_outside\":{outside},\"seed\":{seed}")?;
     write!(text, ",\"cpus\":{cpus},\"window\":\"{}\",\"complete\":{complete}", windows.name())?;
@@ -42,12 +47,38 @@ fn object(
             text.push_str(if i == 0 { "\n" } else { ",\n" });
             one_share(text, share)?;
         }
-        text.push_str("]}");
+        text.push_str("],");
+        let own = lines.windows().get(i);
+        let most = own.map_or(&[][..], |own| &own.most).iter().map(|(at, record)| (*at, record));
+        moved(text, own.map_or(0, |own| own.moved), most)?;
+        text.push('}');
     }
     text.push_str("],\n");
-    moved(text, options.lines, lines)?;
+    let all = lines.moved();
+    moved(text, all.len(), all.into_iter().take(options.lines))?;
+    text.push_str(",\n");
+    blocks(text, profile, options.profile)?;
     text.push_str("}\n");
     Ok(())
+}
+
+/// The profile's first `most` blocks, and the rest as one.
+fn blocks(text: &mut String, profile: &Profile, most: usize) -> fmt::Result {
+    let numbers = |text: &mut String, block: &Block| {
+        let Block { instructions, operations, periodic, .. } = block;
+        write!(
+            text,
+            "\"instructions\":{instructions},\"in_operations\":{operations},\"periodic\":{periodic}}}"
+        )
+    };
+    let (top, others, rest) = profile.top(most);
+    text.push_str("\"profile\":[");
+    for (i, block) in top.iter().enumerate() {
+        write!(text, "{}{{\"pc\":\"{:#x}\",", if i == 0 { "\n" } else { ",\n" }, block.pc)?;
+        numbers(text, block)?;
+    }
+    write!(text, "],\n\"profile_other\":{{\"blocks\":{others},")?;
+    numbers(text, &rest)
 }
 
 /// Sums over all windows: of all CPUs, and of each.
@@ -117,15 +148,21 @@ fn counts(text: &mut String, counts: &Counts) -> fmt::Result {
     Ok(())
 }
 
-/// The lines that moved, the first `most` of them.
-fn moved(text: &mut String, most: usize, lines: &Lines) -> fmt::Result {
-    let all = lines.moved();
-    write!(text, "\"lines_moved\":{},\"lines\":[", all.len())?;
-    for (i, (at, record)) in all.into_iter().take(most).enumerate() {
-        let Record { transfers, operations, periodic, cpus, touches, by_others } = record;
+/// Those of `count` lines that moved most.
+fn moved<'a>(text: &mut String, count: usize, most: impl Iterator<Item = (u64, &'a Record)>) -> fmt::Result {
+    write!(text, "\"lines_moved\":{count},\"lines\":[")?;
+    for (i, (at, record)) in most.enumerate() {
+        let Record { transfers, operations, periodic, cpus, touches, by_others, .. } = record;
         text.push_str(if i == 0 { "\n" } else { ",\n" });
         write!(text, "{{\"line\":\"{at:#x}\",\"transfers\":{transfers},\"in_operations\":{operations}")?;
         write!(text, ",\"periodic\":{periodic},\"cpus\":\"{}\"", ranges(cpus))?;
+        for (name, address) in
+            [("user_address", record.user_address), ("kernel_address", record.kernel_address)]
+        {
+            if address != 0 {
+                write!(text, ",\"{name}\":\"{address:#x}\"")?;
+            }
+        }
         write!(text, ",\"by_others\":{by_others},\"touched_by\":[")?;
         for (i, touch) in touches.iter().enumerate() {
             let comma = if i == 0 { "" } else { "," };
@@ -135,6 +172,9 @@ fn moved(text: &mut String, most: usize, lines: &Lines) -> fmt::Result {
                 Access::Update => "update",
             };
             write!(text, "{comma}{{\"pc\":\"{:#x}\",\"access\":\"{access}\"", touch.pc)?;
+            if touch.address != 0 {
+                write!(text, ",\"address\":\"{:#x}\"", touch.address)?;
+            }
             write!(text, ",\"transfers\":{},\"cpus\":\"{}\"}}", touch.transfers, ranges(&touch.cpus))?;
         }
         text.push_str("]}");
@@ -183,7 +223,8 @@ mod tests {
     #[test]
     fn a_small_run_is_written_in_full() {
         let mut ledger = Ledger::new(2);
-        let mut lines = Lines::new();
+        let (mut lines, mut profile) = (Lines::new(16), Profile::new());
+        lines.begin_window();
         ledger.mark(1, Marker::WindowBegin);
         ledger.mark(1, Marker::OperationBegin);
         ledger.executed(1, [3, 4, 0], 2);
@@ -191,7 +232,11 @@ mod tests {
         let by = By { cpu: 1, pc: 0x20, access: Access::Read };
         let moved = lines.access(0x1000, by).unwrap();
         assert_eq!(ledger.transfer(1, Mode::User), Some(Account::Operation));
-        lines.record(0x1000, by, moved, Account::Operation);
+        lines.record(0x1000, by, moved, Account::Operation, 0x7008);
+        lines.end_window();
+        let block = profile.number(0x1c);
+        profile.enter(block);
+        profile.count(7, Account::Operation);
         ledger.mark(1, Marker::OperationEnd);
         let options = Options::parse(["quantum=50"].into_iter()).unwrap();
         let zero = "{\"instructions_user\":0,\"instructions_kernel\":0,\"clearing\":0,\"periodic_instructions\":0,\
@@ -202,6 +247,11 @@ mod tests {
             .replace("accesses\":0", "accesses\":2")
             .replace("\"transfers\":0", "\"transfers\":1")
             .replace("user_transfers\":0", "user_transfers\":1");
+        let moved = "\"lines_moved\":1,\"lines\":[\n\
+             {\"line\":\"0x1000\",\"transfers\":1,\"in_operations\":1,\"periodic\":0,\"cpus\":\"0-1\",\
+             \"user_address\":\"0x7008\",\"by_others\":0,\"touched_by\":[\
+             {\"pc\":\"0x10\",\"access\":\"write\",\"transfers\":0,\"cpus\":\"0\"},\
+             {\"pc\":\"0x20\",\"access\":\"read\",\"address\":\"0x7008\",\"transfers\":1,\"cpus\":\"1\"}]}]";
         let expected = format!(
             "{{\"version\":1,\"q\":50,\"q_outside\":5000,\"seed\":1,\"cpus\":2,\"window\":\"marked\",\
              \"complete\":true,\"stray_markers\":0,\n\
@@ -210,12 +260,12 @@ mod tests {
              {{\"operations\":1,\"in_windows\":{some},\"in_operations\":{some}}}],\n\
              \"windows\":[\n{{\"cpus\":[\n\
              {{\"cpu\":1,\"opened\":1,\"operations\":1,\"in_window\":{some},\"in_operations\":{some},\
-             \"each\":[[3,4,0,1,0]]}}]}}],\n\
-             \"lines_moved\":1,\"lines\":[\n\
-             {{\"line\":\"0x1000\",\"transfers\":1,\"in_operations\":1,\"periodic\":0,\"cpus\":\"0-1\",\"by_others\":0,\"touched_by\":[\
-             {{\"pc\":\"0x10\",\"access\":\"write\",\"transfers\":0,\"cpus\":\"0\"}},\
-             {{\"pc\":\"0x20\",\"access\":\"read\",\"transfers\":1,\"cpus\":\"1\"}}]}}]}}\n"
+             \"each\":[[3,4,0,1,0]]}}],{moved}}}],\n{moved},\n\
+             \"profile\":[\n\
+             {{\"pc\":\"0x1c\",\"instructions\":7,\"in_operations\":7,\"periodic\":0}}],\n\
+             \"profile_other\":{{\"blocks\":0,\"instructions\":0,\"in_operations\":0,\"periodic\":0}}}}\n"
         );
-        assert_eq!(json(&options, 2, true, &ledger, &lines), expected);
+        let seen = Seen { ledger: &ledger, lines: &lines, profile: &profile };
+        assert_eq!(json(&options, 2, true, &seen), expected);
     }
 }

@@ -25,8 +25,9 @@ use crate::{
     marker::{self, Marker},
     options::{Options, Windows},
     places::Place,
+    profile::Profile,
     qemu::{self, Api, Block, Cpu, Id, Info},
-    report,
+    report::{self, Seen},
     turn::Turn,
 };
 
@@ -51,6 +52,7 @@ struct Tracer {
     turn: Turn,
     ledger: Ledger,
     lines: Lines,
+    profile: Profile,
     /// QEMU's handle of each CPU, once it was needed.
     cpus: Vec<*mut Cpu>,
     /// The CPU whose blocks are executed.
@@ -59,6 +61,8 @@ struct Tracer {
     credited: [u64; 3],
     /// Accesses to memory since the last credit.
     accesses: u64,
+    /// And to a block, user mode's and the kernel's together.
+    profiled: u64,
     /// Tells the host thread that runs the CPUs from others.
     thread: Option<usize>,
 }
@@ -126,11 +130,13 @@ fn install<'a>(id: Id, info: &Info, words: impl Iterator<Item = &'a str>) -> Res
         complete: true,
         turn: Turn::new(options.outside),
         ledger: Ledger::new(cpus),
-        lines: Lines::new(),
+        lines: Lines::new(options.window_lines),
+        profile: Profile::new(),
         cpus: vec![ptr::null_mut(); cpus as usize],
         running: None,
         credited: [0; 3],
         accesses: 0,
+        profiled: 0,
         thread: None,
         options,
     };
@@ -143,6 +149,7 @@ fn install<'a>(id: Id, info: &Info, words: impl Iterator<Item = &'a str>) -> Res
 extern "C" fn on_exit(_: Id, _: *mut c_void) {
     with(|tracer| {
         tracer.credit();
+        tracer.lines.end_window();
         let Some(out) = tracer.options.out.clone() else { return };
         if let Err(error) = tracer.write(&out) {
             complain(&format!("cannot write {}: {error}", out.display()));
@@ -165,15 +172,18 @@ extern "C" fn on_translate(_: Id, block: *mut Block) {
     with(|tracer| tracer.translate(block));
 }
 
-/// A block of `instructions` is about to be executed.
-extern "C" fn on_block(cpu: c_uint, instructions: *mut c_void) {
+/// A block is about to be executed.
+extern "C" fn on_block(cpu: c_uint, block: *mut c_void) {
     with(|tracer| {
+        let (number, instructions) = unpack_block(block.addr());
+        tracer.attribute();
+        tracer.profile.enter(number);
         if tracer.running != Some(cpu) {
             tracer.check_thread();
             tracer.credit();
             tracer.running = Some(cpu);
         }
-        if tracer.turn.execute(cpu, instructions.addr() as u32) {
+        if tracer.turn.execute(cpu, instructions) {
             tracer.end_turn(cpu);
         }
     });
@@ -215,6 +225,16 @@ fn unpack(word: u64) -> (u64, bool) {
     ((word as i64 >> 1) as u64, word & 1 != 0)
 }
 
+/// A block's number and how many instructions it has, in one word: QEMU's blocks have at most 512.
+fn pack_block(number: usize, instructions: usize) -> usize {
+    number << 16 | instructions
+}
+
+/// What [`pack_block`] was given.
+fn unpack_block(word: usize) -> (usize, u32) {
+    (word >> 16, (word & 0xffff) as u32)
+}
+
 impl Tracer {
     fn register(&self) {
         // SAFETY: QEMU's interface; the functions live as long as the process, since the plugin is never unloaded.
@@ -224,13 +244,15 @@ impl Tracer {
         }
     }
 
-    fn translate(&self, block: *mut Block) {
-        let api = &self.api;
+    fn translate(&mut self, block: *mut Block) {
+        let api = self.api;
         // SAFETY: QEMU's interface, within its callback: the block and its instructions are being translated, and the
         // bytes of one are as many as it says. The words that are added to are static.
         unsafe {
             let count = (api.block_instructions)(block);
-            (api.register_block)(block, on_block, qemu::NO_REGISTERS, ptr::without_provenance_mut(count));
+            let first = (api.instruction_address)((api.block_instruction)(block, 0));
+            let what = ptr::without_provenance_mut(pack_block(self.profile.number(first), count));
+            (api.register_block)(block, on_block, qemu::NO_REGISTERS, what);
             for i in 0..count {
                 let instruction = (api.block_instruction)(block, i);
                 let size = (api.instruction_size)(instruction);
@@ -273,8 +295,24 @@ impl Tracer {
         }
     }
 
+    /// Give what was executed since the last time to the block that ran, on the CPU that ran it. A block that a fault
+    /// cut short gets what it came to execute.
+    #[inline]
+    fn attribute(&mut self) {
+        // SAFETY: as in `credit`.
+        let executed: u64 = unsafe { *EXECUTED.0.get() }.iter().sum();
+        let instructions = executed - self.profiled;
+        self.profiled += instructions;
+        if self.ledger.is_open()
+            && let Some(account) = self.running.and_then(|cpu| self.ledger.account(cpu))
+        {
+            self.profile.count(instructions, account);
+        }
+    }
+
     /// Give what was executed since the last time to the CPU that ran.
     fn credit(&mut self) {
+        self.attribute();
         // SAFETY: translated code writes it, in the thread that has called here, or that has stopped.
         let executed = unsafe { *EXECUTED.0.get() };
         let new = [0, 1, 2].map(|i| executed[i] - self.credited[i]);
@@ -309,7 +347,7 @@ impl Tracer {
                 }
                 self.complete &= self.phase == Phase::All;
                 if !self.ledger.is_open() {
-                    self.lines.clear();
+                    self.lines.begin_window();
                 }
                 self.ledger.mark(cpu, marker);
             }
@@ -326,7 +364,9 @@ impl Tracer {
     }
 
     fn open_run(&mut self) {
-        self.lines.clear();
+        if !self.ledger.is_open() {
+            self.lines.begin_window();
+        }
         self.ledger.open_all();
         self.choose_quantum();
     }
@@ -363,22 +403,22 @@ impl Tracer {
             (false, false) => Access::Read,
         };
         let by = By { cpu: cpu as u16, pc, access };
-        self.touch(physical, by);
+        self.touch(physical, by, address);
         if let Some(second) = lines::second_line(address, 1 << shift) {
             // SAFETY: as above. Both pages of an access were just used, so where they are is known.
             let at = unsafe { (api.physical)(seen, second) };
             if !at.is_null() {
                 // SAFETY: as above.
-                self.touch(unsafe { (api.physical_address)(at) }, by);
+                self.touch(unsafe { (api.physical_address)(at) }, by, second);
             }
         }
     }
 
-    fn touch(&mut self, at: u64, by: By) {
+    fn touch(&mut self, at: u64, by: By, address: u64) {
         if let Some(moved) = self.lines.access(at, by)
             && let Some(account) = self.ledger.transfer(by.cpu.into(), self.mode(by.pc))
         {
-            self.lines.record(at, by, moved, account);
+            self.lines.record(at, by, moved, account, address);
         }
     }
 
@@ -395,7 +435,8 @@ impl Tracer {
 
     fn write(&self, out: &Path) -> std::io::Result<()> {
         let cpus = self.cpus.len() as u32;
-        std::fs::write(out, report::json(&self.options, cpus, self.complete, &self.ledger, &self.lines))
+        let seen = Seen { ledger: &self.ledger, lines: &self.lines, profile: &self.profile };
+        std::fs::write(out, report::json(&self.options, cpus, self.complete, &seen))
     }
 }
 
@@ -409,6 +450,13 @@ mod tests {
             for locked in [false, true] {
                 assert_eq!(unpack(pack(pc, locked)), (pc, locked));
             }
+        }
+    }
+
+    #[test]
+    fn a_block_fits_into_a_word() {
+        for (number, instructions) in [(0, 1), (1, 512), (1 << 40, 300)] {
+            assert_eq!(unpack_block(pack_block(number, instructions)), (number, instructions as u32));
         }
     }
 
