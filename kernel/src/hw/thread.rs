@@ -90,7 +90,8 @@ impl Thread {
 
 /// The task that runs on a CPU, which this reference keeps alive, and the one that ran before it until
 /// [`take_previous`]. No stack frame of a thread holds a reference to the thread itself across a switch, so a thread
-/// that never runs again leaks nothing.
+/// that never runs again leaks nothing. On cache lines of its own: each switch writes it.
+#[repr(align(128))]
 struct Slot(UnsafeCell<(Option<Arc<Task>>, Previous)>);
 
 /// The task that ran before.
