@@ -15,7 +15,7 @@ use crate::{
     errno::Errno,
     file::{self, FsInfo},
     hw::{self, TrapFrame},
-    memory,
+    memory, places,
     process::{self, Brk, Mm, Process, RLIMIT_STACK, Status},
     sched, shootdown,
     task::{self, Task},
@@ -134,6 +134,15 @@ pub fn new_space() -> Result<Arc<dyn AddressSpace>, Errno> {
     };
     let space = Locked::new(machine, &task::unpinned()).map_err(|_: Error| Errno::ENOMEM)?;
     Ok(space)
+}
+
+/// Note where the program at `exe`, which `task` now executes, and its memory lie.
+fn note(task: &Arc<Task>, exe: &[u8], layout: &Layout) {
+    let Some(mm) = task.mm() else { return };
+    places::memory(task.process.pid, &mm);
+    places::program(exe, layout.program.bias, layout.program.end);
+    places::user("stack", STACK_TOP - stack_bytes(&task.process)..STACK_TOP);
+    places::user("vDSO", layout.vdso..layout.vdso + PAGE_SIZE);
 }
 
 /// Map a found program into an empty address space.
@@ -302,6 +311,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     *mm.args.lock() = bounds;
     // Relaxed: for reports.
     mm.start_stack.store(sp, Ordering::Relaxed);
+    note(&me, &found.exe, &layout);
     me.set_comm(&comm);
     p.signals.lock().exec();
     p.timers.clear();
@@ -363,6 +373,8 @@ pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Proces
     let task = Task::user(pid, p.clone(), mm, &frame, 0, false)?;
     task.set_comm(&found.given);
     process::register(&p, &task);
+    places::process(&p);
+    note(&task, &found.exe, &layout);
     hw::marker::run_begin();
     sched::start(task);
     Ok(p)

@@ -5,7 +5,7 @@ use aspace::{Access, Fault};
 use linux_raw_sys::general as abi;
 
 use crate::{
-    oom,
+    oom, planted,
     signal::{SigInfo, code},
     stats::{self, Counter},
     task,
@@ -52,6 +52,7 @@ impl Refused {
 
 /// Make the access at `at` possible, or say why not. May sleep; interrupts are on.
 pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
+    planted::on_fault();
     let result = match (VirtAddr::user(at), task::current().mm()) {
         (Some(va), Some(mm)) if error & ERROR_RESERVED == 0 => {
             let mut attempts = 0..ATTEMPTS;

@@ -19,6 +19,8 @@ mod memory;
 mod oom;
 mod options;
 mod panic;
+mod places;
+mod planted;
 mod process;
 mod rseq;
 mod sanitize;
@@ -42,6 +44,8 @@ use hw::boot::Info;
 fn kernel_main(info: &'static Info) -> ! {
     options::init(info.cmdline());
     log!("Quire {}: {} CPUs, {}", env!("CARGO_PKG_VERSION"), hw::cpu::count(), info.cmdline());
+    places::init();
+    planted::init();
     vdso::init();
     let kernel = process::init(file::FileTable::empty(), file::FsInfo::root());
     hw::smp::start();

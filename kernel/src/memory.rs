@@ -47,6 +47,7 @@ use crate::{
         boot::{Info, PhysRange},
         cpu, irq, marker, paging,
     },
+    places::Place,
     sanitize::{
         self, exempt,
         heap::{Quarantine, claimed, expect_allocated, open, with_redzones},
@@ -238,6 +239,16 @@ pub fn release_initramfs() {
     }
 }
 
+/// Where the frames' tables and the heap are.
+pub fn places(add: &mut dyn FnMut(Place)) {
+    let frames = frames();
+    frames.places(&here(), &mut |what, at, stride| add(Place::divided(what, at, stride)));
+    let runs = HEAP.0.lock().runs;
+    runs.into_iter()
+        .filter(|(from, to)| from < to)
+        .for_each(|(from, to)| add(Place::named("kernel heap", from..to)));
+}
+
 // ---- heap --------------------------------------------------------------------------------------------------------
 
 /// Order of the smallest run that is good as a spare: 64 KiB.
@@ -250,6 +261,9 @@ const HEAP_PART: usize = 4;
 const QUARANTINE_PART: usize = 16;
 /// What `talc` may take of a run for itself, and of an allocation for its header, in bytes; generous.
 const OVERHEAD: usize = 4096;
+
+/// How many runs are noted for reports.
+const RUNS: usize = 128;
 
 /// What the spare run is asked to hold, in bytes.
 const SPARE_BYTES: usize = ((PAGE_SIZE as usize) << SPARE_ORDER) - OVERHEAD;
@@ -269,6 +283,8 @@ struct Heap {
     used: usize,
     /// How many may be before memory counts as short; see the module.
     share: usize,
+    /// The runs that it has, adjacent ones as one, as far as there is room to note them: for reports.
+    runs: [(usize, usize); RUNS],
 }
 
 // SAFETY: it owns the memory that its pointers name.
@@ -326,6 +342,12 @@ impl Heap {
     }
 
     fn claim(&mut self, run: Run) {
+        let (start, end) = (run.base.addr().get(), run.base.addr().get() + run.bytes);
+        match self.runs.iter_mut().find(|(from, to)| *to == start || *from == end || from == to) {
+            Some(free) if free.0 == free.1 => *free = (start, end),
+            Some(known) => *known = (known.0.min(start), known.1.max(end)),
+            None => {}
+        }
         claimed(run.base.as_ptr(), run.bytes);
         // SAFETY: the run is ours alone and stays so; it may be too small to be of use, then it is lost.
         exempt(|| unsafe { self.talc.claim(run.base.as_ptr(), run.bytes) });
@@ -342,6 +364,7 @@ static HEAP: KernelHeap = KernelHeap(irq::Lock::new(Heap {
     quarantine: Quarantine::new(),
     used: 0,
     share: 0,
+    runs: [(0, 0); RUNS],
 }));
 
 /// A run for an allocation of `bytes`, and more if there is plenty. For threads with interrupts on, and at boot.

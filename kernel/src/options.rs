@@ -19,6 +19,10 @@ pub struct Options {
     pub selftest: Option<String>,
     /// Let programs choose an allocation of a frame that fails (`prctl`).
     pub inject: bool,
+    /// Write at the end what lies where in memory.
+    pub places: bool,
+    /// Share a counter of page faults among all CPUs, to be found by measurements.
+    pub plant_shared_counter: bool,
     /// The machine's CPUs take turns: its clock advances by what all of them execute together.
     pub serial_time: bool,
 }
@@ -32,6 +36,8 @@ pub fn init(line: &str) {
         let (key, value) = word.split_once('=').unwrap_or((word, "1"));
         match key {
             "serial_time" => o.serial_time = value == "1",
+            "places" => o.places = value == "1",
+            "plant_shared_counter" => o.plant_shared_counter = value == "1",
             "inject" => o.inject = value == "1",
             "stats" => o.stats = value == "1",
             "selftest" => o.selftest = Some(value.to_string()),

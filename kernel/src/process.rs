@@ -28,7 +28,7 @@ use crate::{
     errno::Errno,
     file::{FileTable, FsInfo},
     hw::irq::Lock,
-    memory, sched,
+    memory, places, sched,
     signal::{self, ProcessSignals, SigInfo},
     syscall::posix_timer::PosixTimers,
     task::{self, Task},
@@ -97,6 +97,10 @@ impl Mm {
     pub fn leave(&self) {
         // AcqRel: the uses of all others come before the clearing by the last.
         if self.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            if places::wanted() {
+                let brk = *self.brk.read(&task::unpinned());
+                places::user("heap", brk.start..brk.end);
+            }
             self.aspace.clear(&task::unpinned());
         }
     }

@@ -33,6 +33,7 @@ use percpu::{CpuId, CpuSet, MAX_CPUS};
 
 use crate::{
     hw::{self, cpu, irq, thread},
+    places::Place,
     process,
     stats::{self, Counter},
     task::{self, Task, TaskMm},
@@ -157,6 +158,11 @@ static CPUS: [RunQueue; MAX_CPUS] = [const {
 }; MAX_CPUS];
 
 static IDLE: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+
+/// Where the run queues are, and which CPU is idle.
+pub fn places() -> [Place; 2] {
+    [Place::per_cpu("run queue", &CPUS), Place::per_cpu("idle flag", &IDLE)]
+}
 
 fn mine() -> &'static RunQueue {
     &CPUS[cpu::id().index()]

@@ -30,6 +30,7 @@ use tlb::Shootdown;
 
 use crate::{
     hw::{apic, cpu, irq},
+    places::Place,
     sched,
     stats::{self, Counter},
 };
@@ -51,6 +52,11 @@ static ORDERS: [Order; MAX_CPUS] =
     [const { Order { start: AtomicU64::new(0), end: AtomicU64::new(0), pending: AtomicU32::new(0) } };
         MAX_CPUS];
 static INBOXES: [Inbox; MAX_CPUS] = [const { Inbox([const { AtomicU64::new(0) }; MAX_CPUS / 64]) }; MAX_CPUS];
+
+/// Where orders and inboxes are.
+pub fn places() -> [Place; 2] {
+    [Place::per_cpu("shootdown order", &ORDERS), Place::per_cpu("shootdown inbox", &INBOXES)]
+}
 
 /// The kernel's [`Shootdown`].
 pub struct Ipi;

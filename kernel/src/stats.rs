@@ -10,7 +10,9 @@ use percpu::MAX_CPUS;
 
 use crate::{
     hw::{cpu, irq},
-    memory, sanitize,
+    memory,
+    places::Place,
+    sanitize,
 };
 
 macro_rules! counters {
@@ -66,6 +68,11 @@ static COUNTS: [PerCpuCounts; MAX_CPUS] =
 static UNKNOWN: irq::Lock<BTreeMap<u64, u64>> = irq::Lock::new(BTreeMap::new());
 /// At most this many different numbers are kept, so that a program can't fill memory with them.
 const UNKNOWN_KINDS: usize = 512;
+
+/// Where the counters are.
+pub fn place() -> Place {
+    Place::per_cpu("counters", &COUNTS)
+}
 
 /// Count one on this CPU.
 pub fn count(what: Counter) {

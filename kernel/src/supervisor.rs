@@ -12,7 +12,7 @@ use linux_raw_sys::general::SIGKILL;
 use crate::{
     exec::{self, Program},
     file::{self, FileTable, Startup},
-    hw, memory, options,
+    hw, memory, options, places,
     process::{self, Process, Status},
     sched, selftest, stats, syscall,
     task::Task,
@@ -50,6 +50,7 @@ fn run(kernel: &Arc<Process>) {
     if options::get().stats {
         record(&format!("stats {}", stats::json(leaked)));
     }
+    places::write();
     record(&format!("exit {status}"));
     hw::exit(0);
 }

@@ -11,6 +11,7 @@ use crate::{
     errno::Errno,
     futex,
     hw::{TrapFrame, irq, thread::Thread},
+    places,
     process::{self, Mm, Process, Used},
     rseq,
     sched::{self, Entity},
@@ -171,7 +172,9 @@ impl Task {
             me.rseq.fork_to(&task.rseq, Arc::as_ptr(&mm).addr());
         }
         *task.mm.lock() = Some(Arc::new(mm));
-        Ok(Arc::new(task))
+        let task = Arc::new(task);
+        places::thread(&task);
+        Ok(task)
     }
 
     /// A kernel thread that runs `f` and ends. Not started yet.

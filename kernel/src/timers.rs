@@ -25,7 +25,7 @@ use core::{
 
 use percpu::MAX_CPUS;
 
-use crate::hw;
+use crate::{hw, places::Place};
 
 /// No deadline, in ns since boot.
 const NEVER: u64 = u64::MAX;
@@ -161,6 +161,11 @@ static QUEUES: [Queue; MAX_CPUS] = [const {
         firing: AtomicPtr::new(ptr::null_mut()),
     }
 }; MAX_CPUS];
+
+/// Where the queues are.
+pub fn place() -> Place {
+    Place::per_cpu("timers", &QUEUES)
+}
 
 /// This CPU's queue. The caller doesn't sleep while it uses the result, so it stays on this CPU.
 fn mine() -> &'static Queue {

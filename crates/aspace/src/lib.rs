@@ -65,6 +65,7 @@ pub mod model;
 pub mod page;
 
 use alloc::sync::Arc;
+use core::{ops::Range, ptr};
 
 use addr::{Frame, Page, PageRange, Prot, VirtAddr};
 use frames::{Frames, Use};
@@ -446,5 +447,11 @@ pub trait AddressSpace: Send + Sync {
     /// The most pages that were in memory at once, as [`Usage::peak_resident`].
     fn peak_resident(&self, ctx: &Unpinned<'_>) -> u64 {
         self.usage(ctx).peak_resident
+    }
+    /// Call `f` with the name and the addresses of each part of this value that is worth a name (an empty one for the
+    /// whole), for reports that name memory. Parts may contain each other.
+    fn places(&self, f: &mut dyn FnMut(&'static str, Range<usize>)) {
+        let start = ptr::from_ref(self).addr();
+        f("", start..start + size_of_val(self));
     }
 }

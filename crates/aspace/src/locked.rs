@@ -86,7 +86,7 @@
 //! operations that could add a mapping ask [`Frames::low`] first and refuse, which leaves the reserve to those nodes.
 
 use alloc::sync::{Arc, Weak};
-use core::{fmt, ops::Range};
+use core::{fmt, mem::offset_of, ops::Range, ptr};
 
 use addr::{Frame, Page, PageRange, Prot, USER_END_PAGE, VirtAddr};
 use frames::{OwnedFrame, Use};
@@ -218,6 +218,19 @@ impl Locked {
 }
 
 impl AddressSpace for Locked {
+    fn places(&self, f: &mut dyn FnMut(&'static str, Range<usize>)) {
+        let part = |start: usize, bytes| start..start + bytes;
+        let [lock, value] = self.space.places();
+        let at = value.start;
+        f("", part(ptr::from_ref(self).addr(), size_of_val(self)));
+        f("lock", lock);
+        f("mappings", part(at + offset_of!(Space, mappings), size_of::<Mappings>()));
+        f("page table's root and lock", part(at + offset_of!(Space, table), size_of::<PageTable>()));
+        f("count of pages", part(at + offset_of!(Space, resident), size_of::<AtomicU64>()));
+        f("most pages", part(at + offset_of!(Space, peak_resident), size_of::<AtomicU64>()));
+        f("set of CPUs", part(ptr::from_ref(&self.active).addr(), size_of_val(&self.active)));
+    }
+
     fn map_within(
         &self,
         at: Placement,

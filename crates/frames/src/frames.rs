@@ -2,6 +2,7 @@
 
 use core::{
     fmt,
+    ops::Range,
     sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
 
@@ -314,6 +315,22 @@ impl Frames {
         if cache.height() > 0 {
             self.give_back(pin, cache, usize::MAX);
         }
+    }
+
+    /// Call `f` with the name, the addresses and the bytes of each CPU's part (0 if it isn't divided) of each table: for
+    /// reports that name memory.
+    pub fn places(&self, _: &Pinned<'_>, f: &mut dyn FnMut(&'static str, Range<usize>, usize)) {
+        fn span<T: ?Sized>(value: &T) -> Range<usize> {
+            let start = core::ptr::from_ref(value).addr();
+            start..start + size_of_val(value)
+        }
+        f("frames: cache", span(self.caches), size_of::<Cache>());
+        f("frames: sharers", span(self.sharers), 0);
+        f("frames: pool's lock", span(&self.pool), 0);
+        f("frames: whether few are left", span(&self.pressure), 0);
+        let [rows, summary] = self.pool.0.lock().tables();
+        f("frames: pool's bitmap", rows, 0);
+        f("frames: pool's summary", summary, 0);
     }
 
     /// Number of all frames.

@@ -7,6 +7,8 @@
 //! A run of 2^k frames, k <= 6, is found within a row: folding the row over itself k times leaves a 1 exactly where
 //! 2^k free frames begin, and a mask keeps the aligned ones. A longer run is 2, 4 or 8 adjacent full rows.
 
+use core::ops::Range;
+
 use sync::mutant;
 
 /// Frames in a row.
@@ -61,6 +63,13 @@ impl Pool {
     pub(crate) fn new(rows: &'static mut [u64], summary: &'static mut [u64]) -> Self {
         debug_assert!(summary.len() * ROW >= rows.len());
         Self { rows, summary, lowest: 0, free: 0 }
+    }
+    /// Where the bitmap and its summary are.
+    pub(crate) fn tables(&self) -> [Range<usize>; 2] {
+        [&*self.rows, &*self.summary].map(|table| {
+            let bytes = table.as_ptr_range();
+            bytes.start.addr()..bytes.end.addr()
+        })
     }
     /// Number of free frames, as counted along the way.
     pub(crate) fn free(&self) -> usize {

@@ -35,7 +35,7 @@
 
 use core::{
     fmt,
-    ops::{Deref, DerefMut},
+    ops::{Deref, DerefMut, Range},
     ptr::{self, NonNull},
     task::Waker,
 };
@@ -247,6 +247,12 @@ impl<T> RwLock<T> {
     pub fn get_mut(&mut self) -> &mut T {
         // SAFETY: `self` is borrowed exclusively, for as long as the result.
         self.value.with_mut(|value| unsafe { &mut *value })
+    }
+    /// The addresses of the lock's own words, and those of the value: for reports that name memory.
+    pub fn places(&self) -> [Range<usize>; 2] {
+        let place = |start: usize, bytes| start..start + bytes;
+        let (state, value) = (ptr::from_ref(&self.state), ptr::from_ref(&self.value));
+        [place(state.addr(), size_of_val(&self.state)), place(value.addr(), size_of::<T>())]
     }
     /// The value, back from the lock.
     pub fn into_inner(self) -> T {

@@ -14,6 +14,7 @@ use addr::{Frame, VirtAddr};
 use percpu::{CpuId, MAX_CPUS};
 
 use super::{gdt::Tss, irq};
+use crate::places::Place;
 
 bitflags::bitflags! {
     /// What CPUID says, as far as the kernel cares.
@@ -163,6 +164,11 @@ static LOCALS: Locals = Locals(
         })
     }; MAX_CPUS],
 );
+
+/// Where these words are.
+pub fn place() -> Place {
+    Place::per_cpu("CPU's own words", &LOCALS.0)
+}
 
 /// The words of `cpu`.
 pub(super) fn local(cpu: CpuId) -> *mut Local {

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     memory,
+    places::Place,
     sanitize::{self, shadow},
 };
 
@@ -100,6 +101,12 @@ pub fn image() -> [u64; 4] {
 /// The root table of the kernel alone: its upper half is every address space's, its lower half is empty.
 pub fn kernel_root() -> Frame {
     ROOT.frame()
+}
+
+/// The areas of the kernel's half, for what nothing more exact is known of.
+pub fn places() -> [Place; 2] {
+    let area = |what, from: u64, to: u64| Place::named(what, from as usize..to as usize);
+    [area("kernel stacks", STACKS, STACKS_END), area("page frames", DIRECT_MAP, STACKS)]
 }
 
 /// Build the kernel's tables from what the loader says of RAM, and use them.
@@ -354,6 +361,11 @@ impl KernelStack {
     /// The stack that `at` lies in, which its owner has forgotten.
     pub(super) fn containing(at: u64) -> Option<Self> {
         VirtAddr::new(at.next_multiple_of(STACK_SLOT)).map(|top| Self { top })
+    }
+    /// The addresses of its bytes.
+    pub fn span(&self) -> core::ops::Range<usize> {
+        let top = self.top.as_u64() as usize;
+        top - STACK_PAGES * PAGE_SIZE as usize..top
     }
     /// The first byte above it, a multiple of [`STACK_SLOT`].
     pub fn top(&self) -> VirtAddr {

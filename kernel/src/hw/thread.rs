@@ -10,7 +10,7 @@ use core::{cell::UnsafeCell, marker::PhantomData, ops::Deref, task::Waker};
 use percpu::{CpuId, Host, Pinned, Unpinned};
 
 use super::{TrapFrame, cpu, fpu::XState, paging::KernelStack, switch};
-use crate::task::Task;
+use crate::{places::Place, task::Task};
 
 /// Registers and stack of a thread that may not be running.
 pub struct Thread {
@@ -49,6 +49,11 @@ impl Thread {
 
     fn frame_ptr(&self) -> *mut TrapFrame {
         core::ptr::with_exposed_provenance_mut(self.stack.top().as_u64() as usize - FRAME_BYTES)
+    }
+
+    /// The addresses of its stack.
+    pub fn stack_span(&self) -> core::ops::Range<usize> {
+        self.stack.span()
     }
 
     /// Set the registers with which a thread that has not run yet will enter user mode.
@@ -101,6 +106,11 @@ type Previous = Option<Arc<Task>>;
 unsafe impl Sync for Slot {}
 
 static SLOTS: [Slot; percpu::MAX_CPUS] = [const { Slot(UnsafeCell::new((None, None))) }; percpu::MAX_CPUS];
+
+/// Where that is.
+pub fn place() -> Place {
+    Place::per_cpu("running thread", &SLOTS)
+}
 
 /// Switch this CPU from the current task to `next`, which nobody else runs; returns when something switches back.
 /// The first thing to do then is [`take_previous`]. Interrupts are off.

@@ -11,7 +11,7 @@ use crate::{
     exec::{self, Program},
     file::ProcessFile,
     hw::{self, TrapFrame, cpu},
-    memory, options,
+    memory, options, places,
     process::{self, Mm, Process, Rlimit, Status, Used},
     sched,
     signal::Signal,
@@ -234,6 +234,10 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
         } else {
             child.set_tid_on_start(c.child_tid);
         }
+    }
+    if !has(CLONE_THREAD) {
+        places::process(&child_process);
+        places::memory(tid, &child_mm);
     }
     let entered = if has(CLONE_THREAD) {
         process::register_thread(&child_process, &child)
