@@ -29,6 +29,9 @@ pub enum Command {
     /// Run a static Linux program on Quire; without PROGRAM, a demonstration
     #[command(after_help = RUN_NOTES)]
     Run(Run),
+    /// Run a program on the exact machine, and say which cache lines moved between its CPUs
+    #[command(after_help = TRACE_NOTES)]
+    Trace(Trace),
     /// Run the tests
     Test(Test),
     /// Measure what operations cost and what CPUs share
@@ -43,6 +46,10 @@ const RUN_NOTES: &str = "\
 The program's input, output and exit status (128 + N if signal N ended it) are the command's. The driver's own exit
 statuses: 2 mistake on the command line, 124 timed out, 125 kernel panic or machine failure, 126 not a program that
 Quire runs, 127 no such program. On a terminal, Ctrl-] three times within a second ends the machine.";
+
+const TRACE_NOTES: &str = "\
+The program's input, output and exit status are the command's, as with run; the table is on standard error. docs/trace.md
+says how to read it.";
 
 /// Which kernel the machine boots; of every subcommand that boots one for a program.
 #[derive(Args)]
@@ -128,6 +135,35 @@ pub struct Run {
     /// A static x86-64 Linux program, by name or path, and its arguments
     #[arg(value_names = ["PROGRAM", "ARGS"], num_args = 0.., trailing_var_arg = true)]
     pub command: Vec<OsString>,
+    /// What `trace` adds.
+    #[arg(skip)]
+    pub trace: Option<Traced>,
+}
+
+/// What a run that is traced is told besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traced {
+    /// Share a counter of page faults among all CPUs.
+    pub plant_shared_counter: bool,
+}
+
+/// Options of `trace`.
+#[derive(Args)]
+pub struct Trace {
+    /// How many lines, objects and functions are shown
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    pub top: usize,
+    /// Write all of it to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write it to a file, as a page for a browser
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Let every page fault also write a word that all CPUs share, which the table must then show
+    #[arg(long)]
+    pub plant_shared_counter: bool,
+    #[command(flatten)]
+    pub run: Run,
 }
 
 /// Options of `test`.
@@ -333,6 +369,8 @@ pub enum Group {
     Linux,
     /// Linux in the same machine: as transparent as Quire
     Peer,
+    /// What `trace` finds in programs whose conflicts are known
+    Trace,
     /// Planted faults that the tests must catch
     Mutants,
     /// Programs and random calls on the sanitized kernel; by name or with --full
@@ -349,7 +387,7 @@ pub fn parse() -> Result<Command> {
             error.exit()
         }
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            Err(failure(USAGE, "say what to do: cargo quire run, test or doctor; --help says more"))
+            Err(failure(USAGE, "say what to do: cargo quire run, trace, test or doctor; --help says more"))
         }
         Err(error) => Err(failure(USAGE, one_line(&error))),
     }

@@ -28,6 +28,11 @@ pub const QUANTUM: u32 = 200;
 /// QEMU's seed, if nobody says otherwise.
 pub const SEED: u64 = 1;
 
+/// How many cache lines a report has.
+const LINES: u32 = 100;
+/// And how many for `trace`, which also adds them up by what they are part of.
+const TRACED_LINES: u32 = 1 << 15;
+
 /// The bytes of the marker that opens a window: `nopl 0x51510001(%rax,%rax,1)`.
 const WINDOW_BEGIN: [u8; 8] = [0x0f, 0x1f, 0x84, 0x00, 0x01, 0x00, 0x51, 0x51];
 /// After so long without an end of the input, a person is told what is being waited for.
@@ -58,7 +63,7 @@ impl Exact {
     pub fn new() -> Result<Self> {
         let tracer = build()?;
         let (window, places) = (Window::Marked, Vec::new());
-        Ok(Self { tracer, quantum: QUANTUM, seed: SEED, window, count: true, places, lines: 100 })
+        Ok(Self { tracer, quantum: QUANTUM, seed: SEED, window, count: true, places, lines: LINES })
     }
 
     /// What QEMU is told, instead of `-machine q35 -cpu max`; the tracer writes to `report`.
@@ -124,7 +129,8 @@ pub fn machine(options: &Run, program: &Path) -> Result<Option<Exact>> {
         quantum: options.quantum.unwrap_or(QUANTUM),
         seed: options.seed.unwrap_or(SEED),
         window: options.window.unwrap_or(marked),
-        count: options.stats.is_some() || options.counts.is_some(),
+        count: options.stats.is_some() || options.counts.is_some() || options.trace.is_some(),
+        lines: if options.trace.is_some() { TRACED_LINES } else { LINES },
         ..Exact::new()?
     }))
 }

@@ -238,6 +238,10 @@ pub struct Boot {
     pub verbose: bool,
     /// The CPUs take turns, and time is the sum of what they execute.
     pub serial_time: bool,
+    /// Send names for memory at the end.
+    pub places: bool,
+    /// Share a counter of page faults among all CPUs.
+    pub plant_shared_counter: bool,
     /// Further words, as they are.
     pub words: Vec<String>,
 }
@@ -253,6 +257,12 @@ impl Boot {
         }
         if self.serial_time {
             line += " serial_time=1";
+        }
+        if self.places {
+            line += " places=1";
+        }
+        if self.plant_shared_counter {
+            line += " plant_shared_counter=1";
         }
         if self.verbose {
             line += " verbose=1";
@@ -295,11 +305,14 @@ mod tests {
             kallsyms: false,
             verbose: true,
             serial_time: true,
+            places: true,
+            plant_shared_counter: true,
             words: vec!["inject".into()],
         };
         assert_eq!(
             boot.line(8),
-            "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 verbose=1 inject"
+            "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 places=1 \
+             plant_shared_counter=1 verbose=1 inject"
         );
     }
 

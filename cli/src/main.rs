@@ -30,6 +30,7 @@ mod symbols;
 mod terminal;
 mod test;
 mod toolchain;
+mod trace;
 mod ui;
 mod workspace;
 
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     child::die_cleanly();
     let outcome = args::parse().and_then(|command| match command {
         Command::Run(options) => run::run(&options),
+        Command::Trace(options) => trace::run(options),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Report(options) => report::run(&options),

@@ -31,6 +31,37 @@ const DEFAULT_CPUS: u32 = 4;
 
 /// Do what the options say; the exit status.
 pub fn run(options: &Run) -> Result<u8> {
+    let ran = execute(options)?;
+    if let Some(counted) = &ran.outcome.counts {
+        counts::show(options, counted, || ran.names())?;
+    }
+    report(options, &ran.outcome)
+}
+
+/// A run that has ended.
+pub struct Ran {
+    /// How.
+    pub outcome: Outcome,
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The Linux that ran, if it wasn't Quire.
+    pub linux: Option<Linux>,
+    /// The program.
+    pub program: Program,
+}
+
+impl Ran {
+    /// The names of the kernel's functions.
+    pub fn names(&self) -> Result<Names> {
+        match &self.linux {
+            Some(linux) => linux.kallsyms().map(Names::Linux),
+            None => Ok(Names::Quire(Box::new(Symbols::new(&self.kernel)))),
+        }
+    }
+}
+
+/// Run what the options say to its end.
+pub fn execute(options: &Run) -> Result<Ran> {
     // The demonstration shows several CPUs at work, whatever the host has.
     let default =
         if options.command.is_empty() { DEFAULT_CPUS } else { machine::host_cpus().min(DEFAULT_CPUS) };
@@ -57,7 +88,7 @@ pub fn run(options: &Run) -> Result<u8> {
         None => Machine::new(kernel::build(build)?, cpus),
     };
     let memory = options.mem.unwrap_or(booted.memory);
-    let mut exact = exact::machine(options, &program)?;
+    let mut exact = exact::machine(options, &program.host)?;
     if let (Some(exact), Some(linux)) = (exact.as_mut().filter(|exact| exact.count), &linux) {
         exact.places = linux.kallsyms()?.places();
     }
@@ -70,6 +101,8 @@ pub fn run(options: &Run) -> Result<u8> {
         terminals: if talks { terminal::standard_files() } else { Vec::new() },
         size: terminal::size().filter(|_| talks),
         verbose: options.verbose,
+        places: options.trace.is_some(),
+        plant_shared_counter: options.trace.is_some_and(|traced| traced.plant_shared_counter),
         words: options.boot.clone(),
         ..Boot::default()
     };
@@ -77,20 +110,10 @@ pub fn run(options: &Run) -> Result<u8> {
         ui::say(&format!("{cpus} CPUs, {} MiB, {why}", machine.memory >> 20));
     }
     let outcome = session::run(&machine, &boot, image, Files::Ours, options.timeout)?;
-    match &outcome.counts {
-        Some(counted) => {
-            let names = || match &linux {
-                Some(linux) => linux.kallsyms().map(Names::Linux),
-                None => Ok(Names::Quire(Box::new(Symbols::new(&machine.kernel)))),
-            };
-            counts::show(options, counted, names)?;
-        }
-        None if machine.exact.as_ref().is_some_and(|exact| exact.count) => {
-            ui::say("nothing was counted: the machine did not come to its end");
-        }
-        None => {}
+    if outcome.counts.is_none() && machine.exact.as_ref().is_some_and(|exact| exact.count) {
+        ui::say("nothing was counted: the machine did not come to its end");
     }
-    report(options, &outcome)
+    Ok(Ran { outcome, kernel: machine.kernel, linux, program })
 }
 
 /// A machine for this Linux, and in the image what it needs.
@@ -103,7 +126,7 @@ fn boot_linux(linux: &Linux, image: &mut Image, cpus: u32, verbose: bool) -> Res
 }
 
 /// Say what there is to say about how the run ended; the exit status.
-fn report(options: &Run, outcome: &Outcome) -> Result<u8> {
+pub fn report(options: &Run, outcome: &Outcome) -> Result<u8> {
     if let (Some(format), Some(json)) = (options.stats, &outcome.stats) {
         match format {
             StatsFormat::Table => ui::show(&stats::table(json)?),
@@ -136,8 +159,8 @@ fn report(options: &Run, outcome: &Outcome) -> Result<u8> {
     }
 }
 
-/// Everything that the guest starts with, and the program's file on the host.
-fn image(options: &Run) -> Result<(Image, PathBuf)> {
+/// Everything that the guest starts with, and the program.
+fn image(options: &Run) -> Result<(Image, Program)> {
     let (program, argv) = match options.command.first() {
         Some(name) => {
             if name == "busybox" && options.root.is_none() {
@@ -161,9 +184,9 @@ fn image(options: &Run) -> Result<(Image, PathBuf)> {
     if !terminal::standard_files().is_empty() && options.accel != Accel::Exact {
         env.push(format!("TERM={}", std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned())));
     }
-    let exec = Exec { argv, env: merge(env, &options.env), cwd: b"/".to_vec(), path: program.guest };
+    let exec = Exec { argv, env: merge(env, &options.env), cwd: b"/".to_vec(), path: program.guest.clone() };
     image.exec(&exec);
-    Ok((image, program.host))
+    Ok((image, program))
 }
 
 /// Put a program, checked, and what belongs to it into the guest.

@@ -27,7 +27,7 @@ use crate::{
     image::Image,
     linux,
     machine::{self, Boot, Machine, System},
-    record::{self, Line},
+    record::{self, Line, Place, ProgramPlace},
     symbols::Symbols,
     terminal, ui,
 };
@@ -82,6 +82,10 @@ pub struct Outcome {
     pub counts: Option<String>,
     /// Nanoseconds from the machine's start to the first user instruction.
     pub ready: Option<u64>,
+    /// Names for memory, if they were asked for.
+    pub places: Vec<Place>,
+    /// And for the programs in it.
+    pub programs: Vec<ProgramPlace>,
     /// Results of the kernel's own tests.
     pub tests: Vec<(String, Result<(), String>)>,
     /// From QEMU's start to its end.
@@ -206,6 +210,8 @@ impl Outcome {
             stats: None,
             counts: None,
             ready: None,
+            places: Vec::new(),
+            programs: Vec::new(),
             tests: Vec::new(),
             took: Duration::ZERO,
         }
@@ -269,6 +275,8 @@ impl Watch<'_> {
                 self.outcome.end = End::Exited(status);
                 self.last_word = Some(Instant::now());
             }
+            Line::Place(place) => self.outcome.places.push(place),
+            Line::Program(program) => self.outcome.programs.push(program),
             Line::Stats(json) => self.outcome.stats = Some(json),
             Line::Test(name, result) => self.outcome.tests.push((name, result)),
             Line::Panic => {

@@ -257,7 +257,7 @@ fn mistakes_are_one_line_with_a_status() {
     std::fs::write(&plain, "text").unwrap();
     let plain = plain.to_str().unwrap();
     let cases: &[(&[&str], i32, &str)] = &[
-        (&[], 2, "say what to do: cargo quire run, test or doctor"),
+        (&[], 2, "say what to do: cargo quire run, trace, test or doctor"),
         (&["frob"], 2, "see cargo quire --help"),
         (&["run", "--frob", &program], 2, "unexpected argument '--frob'"),
         (&["run", "--cpus", "0", &program], 2, "from 1 to 255"),
@@ -276,7 +276,7 @@ fn mistakes_are_one_line_with_a_status() {
         (&["run", "--kernel", "linux", "--linux", "5.4", &program], 2, "there is 6.1, newest"),
         (&["run", "--linux", "6.1", &program], 2, "add --kernel linux"),
         (&["run", "--kernel", "linux", "--mem", "64M", &program], 2, "say --mem 96M or more"),
-        (&["test", "frob"], 2, "host, loom, kernel, linux, peer, mutants, sanitize, all"),
+        (&["test", "frob"], 2, "host, loom, kernel, linux, peer, trace, mutants, sanitize, all"),
     ];
     for (arguments, status, words) in cases {
         let output = driver.run(arguments);

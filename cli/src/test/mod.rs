@@ -14,6 +14,7 @@ mod output;
 mod peer;
 mod pool;
 mod sanitize;
+mod trace;
 
 use std::time::Duration;
 
@@ -45,12 +46,13 @@ pub fn run(options: &Test) -> Result<u8> {
 /// A group: runs its tests, `full` or in the usual time.
 type RunGroup = fn(&mut Report, full: bool) -> Result<()>;
 
-const GROUPS: [(Name, RunGroup); 7] = [
+const GROUPS: [(Name, RunGroup); 8] = [
     (Name::Host, host::run),
     (Name::Loom, loom::run),
     (Name::Kernel, kernel::run),
     (Name::Linux, linux::run),
     (Name::Peer, peer::run),
+    (Name::Trace, trace::run),
     (Name::Mutants, mutants::run),
     (Name::Sanitize, sanitize::run),
 ];
@@ -62,6 +64,7 @@ fn label(name: Name) -> &'static str {
         Name::Kernel => "kernel",
         Name::Linux => "linux",
         Name::Peer => "peer",
+        Name::Trace => "trace",
         Name::Mutants => "mutants",
         Name::Sanitize => "sanitize",
         Name::All => "all",
