@@ -94,7 +94,7 @@ impl Key {
         if !private && let Some((object, page)) = mm.aspace.shared_page(at.page(), &task::unpinned()) {
             return Ok(Self([object.0, object.1, page << addr::PAGE_SHIFT | at.offset()]));
         }
-        Ok(Self([Arc::as_ptr(&mm).addr() as u64, PRIVATE, address]))
+        Ok(Self([Arc::as_ptr(&*mm).addr() as u64, PRIVATE, address]))
     }
 
     fn bucket(&self) -> usize {
