@@ -157,7 +157,11 @@ static CPUS: [RunQueue; MAX_CPUS] = [const {
     }
 }; MAX_CPUS];
 
-static IDLE: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+/// Whether a CPU is idle. On a line of its own: its CPU writes it at each halt, and wakers read that of one CPU mostly.
+#[repr(align(64))]
+struct IdleFlag(AtomicBool);
+
+static IDLE: [IdleFlag; MAX_CPUS] = [const { IdleFlag(AtomicBool::new(false)) }; MAX_CPUS];
 
 /// Where the run queues are, and which CPU is idle.
 pub fn places() -> [Place; 2] {
@@ -240,7 +244,7 @@ fn enqueue_on(target: CpuId, task: Arc<Task>) {
     fence(Ordering::SeqCst);
     if target != cpu::id() {
         // Relaxed: ordered by the fence.
-        if IDLE[target.index()].load(Ordering::Relaxed) || waiting == 0 {
+        if IDLE[target.index()].0.load(Ordering::Relaxed) || waiting == 0 {
             stats::count(Counter::RescheduleIpis);
             hw::apic::send(&CpuSet::from_iter([target]), hw::apic::VECTOR_RESCHED);
         }
@@ -257,7 +261,7 @@ fn is_idle_task() -> bool {
 fn place(task: &Task, last: CpuId) -> CpuId {
     let allowed = task.affinity.lock().intersection(&online());
     // Relaxed: a hint.
-    let idle = |c: CpuId| IDLE[c.index()].load(Ordering::Relaxed);
+    let idle = |c: CpuId| IDLE[c.index()].0.load(Ordering::Relaxed);
     if allowed.contains(last) && idle(last) {
         return last;
     }
@@ -519,14 +523,14 @@ pub fn idle() -> ! {
             }
         }
         let off = irq::Off::new();
-        IDLE[here.index()].store(true, Ordering::Relaxed);
+        IDLE[here.index()].0.store(true, Ordering::Relaxed);
         // SeqCst: the announcement comes before the look at the queue; pairs with the fence in `enqueue_on`.
         fence(Ordering::SeqCst);
         if mine().len.load(Ordering::Relaxed) == 0 {
             // Interrupts go on and the CPU halts in one step, so that an interrupt in between is not slept over.
             cpu::halt();
         }
-        IDLE[here.index()].store(false, Ordering::Relaxed);
+        IDLE[here.index()].0.store(false, Ordering::Relaxed);
         drop(off);
         let _off = irq::Off::new();
         schedule();
