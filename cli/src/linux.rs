@@ -12,6 +12,7 @@
 //! exit status take the same ways.
 
 use std::{
+    fmt::Write,
     fs::{self, File},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -41,6 +42,10 @@ const EXACT_CLOCK: &str = "lpj=4000000 tsc_early_khz=1000000";
 /// Elsewhere the counter is the host's. As if it had 5 GHz, delays are somewhat long, which does no harm; measuring them,
 /// on each CPU, takes long and goes wrong on a busy host.
 const HOST_CLOCK: &str = "lpj=20000000";
+
+/// Seconds that the exact machine's Linux gets to end what it does after its boot (deferred initialisation, timers that
+/// fire once), before the program starts. Idle time passes at once there, so that costs little.
+const SETTLE: u32 = 5;
 
 /// The least memory that it boots in, in bytes.
 pub const MIN_MEMORY: u64 = 96 << 20;
@@ -157,6 +162,9 @@ pub fn command_line(boot: &Boot, shared: bool, exact: bool) -> String {
     }
     if boot.kallsyms {
         line += " kallsyms=1";
+    }
+    if exact {
+        let _ = write!(line, " settle={SETTLE}");
     }
     line
 }

@@ -14,7 +14,8 @@
 // What to run: `.quire/exec`, in the same form as for Quire's kernel; if there is a `.quire/input`, that file is the program's
 // standard input, which then depends on nothing outside. Arguments (what follows `--` on the kernel's command
 // line): `tty=` which of 0, 1, 2 are a terminal, `rows=`, `cols=` its size, `shared=1` if standard output and error are one
-// file, whose order must be kept, `stats=1` for the counters, `kallsyms=1` to print the kernel's symbols and run nothing.
+// file, whose order must be kept, `stats=1` for the counters, `kallsyms=1` to print the kernel's symbols and run nothing, `settle=` how many
+// seconds to sleep first, until the kernel has done what it does after its boot.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -102,7 +103,7 @@ static void mount_all(void)
 static struct {
     int terminal[3];
     struct winsize size;
-    int shared, stats, kallsyms;
+    int shared, stats, kallsyms, settle;
 } asked;
 
 static void read_arguments(char **argv)
@@ -117,6 +118,7 @@ static void read_arguments(char **argv)
         if (!strcmp(*word, "shared")) asked.shared = number;
         if (!strcmp(*word, "stats")) asked.stats = number;
         if (!strcmp(*word, "kallsyms")) asked.kallsyms = number;
+        if (!strcmp(*word, "settle")) asked.settle = number;
         if (!strcmp(*word, "tty"))
             for (int fd = 0; fd < 3; fd++) asked.terminal[fd] = strchr(value, '0' + fd) != NULL;
     }
@@ -533,6 +535,7 @@ int main(int argc, char **argv)
     static struct counters before;
     open_files(files, &input);
     open_serial();
+    sleep(asked.settle);
     if (asked.stats) read_counters(&before);
     pid_t child = start(files);
     // The reading end of its input is the program's alone: when it has closed it, writing says so.

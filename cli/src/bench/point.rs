@@ -149,7 +149,11 @@ impl Lab {
                 self.linux(choice)?.machine(cpus)
             }
         };
-        Ok(Machine { kvm: self.kvm, exact: self.exact.clone(), ..booted })
+        let mut exact = self.exact.clone();
+        if let (Some(exact), Target::Linux(choice)) = (&mut exact, sweep.system) {
+            exact.places = self.linux(choice)?.kallsyms()?.places();
+        }
+        Ok(Machine { kvm: self.kvm, exact, ..booted })
     }
 }
 
