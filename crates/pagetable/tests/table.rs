@@ -125,6 +125,8 @@ impl World<'_> {
                 self.model.insert(there, (frame, Prot::READ));
             }
         }
+        // The tables of the source may serve nothing any more: pruning relies on there being none of that kind.
+        self.take(from);
     }
     fn compare(&self) {
         for n in WINDOWS.into_iter().flat_map(|w| w..w + WINDOW) {
