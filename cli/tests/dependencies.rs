@@ -4,6 +4,7 @@
 //! addr, percpu  <-  sync  <-  frames  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
 //! ```
 //! The driver, the tracer and the guest programs use none of these; the driver may use the cost model, which uses nothing.
+//! The programs for the host use them as the kernel does.
 //! `cargo metadata` says what the manifests really state.
 
 use std::{collections::BTreeMap, process::Command};
@@ -38,6 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-cost", &[]),
     ("quire-cli", &["quire-cost"]),
     ("quire-bench-guest", &[]),
+    ("quire-bench-host", &["quire-addr", "quire-aspace"]),
     ("quire-tracer", &[]),
 ];
 
