@@ -180,7 +180,7 @@ pub struct Test {
 /// Options of `bench`.
 #[derive(Args)]
 pub struct Bench {
-    /// Suites of benchmarks [default: mapbench]
+    /// Suites of benchmarks, of mapbench and matrix [default: mapbench]
     #[arg(value_name = "SUITE")]
     pub suites: Vec<String>,
     /// Numbers of virtual CPUs, each with as many threads
@@ -222,6 +222,12 @@ pub struct Bench {
     /// Run on this host instead, timed
     #[arg(long, conflicts_with_all = ["vs", "quantum", "seed", "resume"])]
     pub native: bool,
+    /// Of the suite matrix: only these pairs
+    #[arg(long, value_name = "OP1-OP2,…", value_delimiter = ',')]
+    pub pairs: Vec<String>,
+    /// Of the suite matrix: share a counter of page faults among all CPUs of Quire, which must show
+    #[arg(long)]
+    pub plant_shared_counter: bool,
 }
 
 impl Default for Bench {
@@ -241,6 +247,8 @@ impl Default for Bench {
             json: None,
             resume: false,
             native: false,
+            pairs: Vec::new(),
+            plant_shared_counter: false,
         }
     }
 }

@@ -32,6 +32,8 @@ pub const SEED: u64 = 1;
 const LINES: u32 = 100;
 /// And how many for `trace`, which also adds them up by what they are part of.
 const TRACED_LINES: u32 = 1 << 15;
+/// How many are of each window alone.
+const WINDOW_LINES: u32 = 16;
 
 /// The bytes of the marker that opens a window: `nopl 0x51510001(%rax,%rax,1)`.
 const WINDOW_BEGIN: [u8; 8] = [0x0f, 0x1f, 0x84, 0x00, 0x01, 0x00, 0x51, 0x51];
@@ -56,6 +58,8 @@ pub struct Exact {
     pub places: Vec<String>,
     /// How many cache lines the report has.
     pub lines: u32,
+    /// How many it has of each window alone.
+    pub window_lines: u32,
 }
 
 impl Exact {
@@ -63,7 +67,16 @@ impl Exact {
     pub fn new() -> Result<Self> {
         let tracer = build()?;
         let (window, places) = (Window::Marked, Vec::new());
-        Ok(Self { tracer, quantum: QUANTUM, seed: SEED, window, count: true, places, lines: LINES })
+        Ok(Self {
+            tracer,
+            quantum: QUANTUM,
+            seed: SEED,
+            window,
+            count: true,
+            places,
+            lines: LINES,
+            window_lines: WINDOW_LINES,
+        })
     }
 
     /// What QEMU is told, instead of `-machine q35 -cpu max`; the tracer writes to `report`.
@@ -74,9 +87,9 @@ impl Exact {
         };
         // A comma in a value is said twice.
         let path = |path: &Path| path.display().to_string().replace(',', ",,");
-        let Self { tracer, quantum, seed, lines, .. } = self;
+        let Self { tracer, quantum, seed, lines, window_lines, .. } = self;
         let mut plugin = format!("file={},quantum={quantum},seed={seed}", path(tracer));
-        plugin += &format!(",window={window},lines={lines}");
+        plugin += &format!(",window={window},lines={lines},window_lines={window_lines}");
         for place in &self.places {
             plugin += &format!(",{place}");
         }

@@ -8,12 +8,14 @@
 //! cache.rs    --resume: points that would come out the same are not measured again
 //! native.rs   the benchmark on this host, without a machine
 //! table.rs    the answer at a glance
+//! matrix.rs   another suite: which pairs of operations that commute share nothing
 //! ```
 
 mod cache;
 mod derive;
+pub mod matrix;
 mod native;
-mod plan;
+pub mod plan;
 mod point;
 mod table;
 
@@ -37,7 +39,8 @@ use plan::Sweep;
 use point::Lab;
 
 /// The suites that there are.
-const SUITES: [&str; 1] = ["mapbench"];
+const SUITES: [&str; 2] = ["mapbench", MATRIX];
+const MATRIX: &str = "matrix";
 /// Points that are measured at once: an exact machine needs one host thread.
 const WORKERS: usize = 2;
 
@@ -46,12 +49,23 @@ pub fn run(options: &Bench) -> Result<u8> {
     if let Some(unknown) = options.suites.iter().find(|suite| !SUITES.contains(&suite.as_str())) {
         return Err(failure(USAGE, format!("no suite {unknown}: there is {}", SUITES.join(", "))));
     }
-    let results = if options.native { native::measure(options)? } else { measure(options)? };
-    ui::result(table::table(&results).trim_end());
-    if let Some(path) = &options.json {
-        results.write(path)?;
+    let is_wanted = |suite: &str| options.suites.iter().any(|one| one == suite);
+    if !is_wanted(MATRIX) && (options.plant_shared_counter || !options.pairs.is_empty()) {
+        return Err(failure(USAGE, "--plant-shared-counter and --pairs are about the suite matrix: name it"));
     }
-    keep(&results, options)?;
+    let mut all = Results { version: results::VERSION, ..Results::default() };
+    if options.suites.is_empty() || is_wanted(SUITES[0]) {
+        let results = if options.native { native::measure(options)? } else { measure(options)? };
+        ui::result(table::table(&results).trim_end());
+        keep(&results, options)?;
+        all.merge(results);
+    }
+    if is_wanted(MATRIX) {
+        all.merge(matrix::measure(options)?);
+    }
+    if let Some(path) = &options.json {
+        all.write(path)?;
+    }
     Ok(0)
 }
 

@@ -87,19 +87,7 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
         [] => USUAL.iter().map(|(mode, npages)| ((*mode).to_owned(), *npages)).collect(),
         named => named.iter().map(|mode| (mode.clone(), None)).collect(),
     };
-    let mut systems: Vec<Target> =
-        options.aspace.designs().iter().map(|design| Target::Quire(*design)).collect();
-    if options.vs == Some(Vs::Linux) {
-        systems.extend(
-            options
-                .linux
-                .map_or(vec![Linux::V6_1, Linux::Newest], |one| vec![one])
-                .iter()
-                .map(|l| Target::Linux(*l)),
-        );
-    } else if options.linux.is_some() {
-        return Err(failure(USAGE, "--linux says which Linux to compare with: say --vs linux too"));
-    }
+    let systems = systems(options)?;
     if options.accel != Accel::Exact && (options.quantum.is_some() || options.seed.is_some()) {
         return Err(failure(USAGE, "--quantum and --seed are about the exact machine: say --accel exact"));
     }
@@ -122,6 +110,24 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
         }
     }
     Ok(sweeps)
+}
+
+/// The systems that the options ask for.
+pub fn systems(options: &Bench) -> Result<Vec<Target>> {
+    let mut systems: Vec<Target> =
+        options.aspace.designs().iter().map(|design| Target::Quire(*design)).collect();
+    if options.vs == Some(Vs::Linux) {
+        systems.extend(
+            options
+                .linux
+                .map_or(vec![Linux::V6_1, Linux::Newest], |one| vec![one])
+                .iter()
+                .map(|l| Target::Linux(*l)),
+        );
+    } else if options.linux.is_some() {
+        return Err(failure(USAGE, "--linux says which Linux to compare with: say --vs linux too"));
+    }
+    Ok(systems)
 }
 
 impl AspaceChoice {

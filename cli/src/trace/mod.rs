@@ -12,17 +12,23 @@ mod report;
 mod source;
 mod table;
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
 use crate::{
     args::{Accel, Trace, Traced},
     counts,
     failure::{USAGE, failure},
-    run, ui,
+    linux::Linux,
+    program::Program,
+    run,
+    session::Outcome,
+    ui,
 };
-pub use names::Names;
-pub use report::Report;
-pub use source::{Elf, Source};
+pub use names::{Kind, Names};
+pub use report::{Line, Report, common};
+pub use source::{Elf, Function, Source};
 
 /// Do what the options say; the exit status is the program's.
 pub fn run(options: Trace) -> Result<u8> {
@@ -35,7 +41,7 @@ pub fn run(options: Trace) -> Result<u8> {
     let ran = run::execute(&wanted)?;
     if let Some(counted) = &ran.outcome.counts {
         counts::show(&wanted, counted, || ran.names())?;
-        let names = names(&ran)?;
+        let names = names(&ran.outcome, &ran.kernel, ran.linux.as_ref(), &ran.program)?;
         let report = Report::new(counted, &names)?;
         if let Some(path) = &json {
             let text = format!("{:#}\n", json::value(&report));
@@ -52,9 +58,8 @@ pub fn run(options: Trace) -> Result<u8> {
     run::report(&wanted, &ran.outcome)
 }
 
-/// Names for what a run's addresses are.
-fn names(ran: &run::Ran) -> Result<Names> {
-    let run::Ran { outcome, kernel, linux, program } = ran;
+/// Names for what a run's addresses are: of this kernel, Linux's if one is given, and of the program.
+pub fn names(outcome: &Outcome, kernel: &Path, linux: Option<&Linux>, program: &Program) -> Result<Names> {
     let kernel: Box<dyn Source> = match linux {
         Some(linux) => Box::new(linux.kallsyms()?),
         None => Box::new(Elf::new(kernel, 0)),

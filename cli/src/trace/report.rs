@@ -297,7 +297,7 @@ fn objects(lines: &[Line], by_operation: bool) -> Vec<Object> {
 }
 
 /// A name without the numbers that tell its kind apart: `thread N: scheduling`.
-fn common(what: &str) -> String {
+pub fn common(what: &str) -> String {
     let what = what.split(" (and ").next().unwrap_or(what);
     let what = what.split(" around 0x").next().unwrap_or(what);
     let number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());

@@ -1,0 +1,298 @@
+//! One run of `pairs` in a machine: what it says, what the tracer saw in each window, and what the model says of it.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{CPUS, number};
+use crate::{
+    bench::plan::Target,
+    cargo,
+    exact::Exact,
+    guest,
+    image::{Exec, Image},
+    kernel::{self, Build},
+    linux::{self, Linux},
+    machine::{Boot, Machine},
+    program::Program,
+    run as runs,
+    session::{self, End, Files},
+    trace::{self, Kind, Line, Report},
+    workspace,
+};
+
+/// No run takes longer than this.
+const LIMIT: Duration = Duration::from_secs(900);
+/// Lines of each window that the tracer reports: more than two operations share.
+const WINDOW_LINES: u32 = 1024;
+/// Where both sides have their pages (`bench/guest/src/bin/pairs/memory.rs`).
+const PAGES: std::ops::Range<u64> = 64 << 30..80 << 30;
+
+/// What every run needs.
+pub struct Lab {
+    /// The tracer and its parameters.
+    pub exact: Exact,
+    program: PathBuf,
+    oracle: PathBuf,
+    kernel: PathBuf,
+}
+
+impl Lab {
+    /// Build it.
+    pub fn furnish(exact: Exact) -> Result<Self> {
+        Ok(Self {
+            exact: Exact { window_lines: WINDOW_LINES, ..exact },
+            program: guest::rust("pairs")?,
+            oracle: oracle()?,
+            kernel: kernel::build(Build::Ordinary)?,
+        })
+    }
+}
+
+/// The program that asks the model.
+fn oracle() -> Result<PathBuf> {
+    let target = workspace::target("host");
+    let mut command = cargo::command(target.clone());
+    command.args(["build", "--profile", "driver", "-p", "quire-bench-host", "--bin", "commute"]);
+    cargo::build(&mut command, "the oracle")?;
+    Ok(target.join("driver/commute"))
+}
+
+/// A combination that was tried.
+#[derive(Debug)]
+pub struct Tried {
+    /// `OP1 OP2 PLACE STATE SHARE START1 START2`.
+    words: Vec<String>,
+    /// Whether the operations commute.
+    pub commutes: bool,
+    /// What moved in operations, in the windows that were taken; what moved most first.
+    pub lines: Vec<Shared>,
+    /// The fewest and the most lines of one window.
+    pub fewest: usize,
+    /// See above.
+    pub most: usize,
+    /// How many windows were taken.
+    pub windows: u32,
+}
+
+/// Lines of one name that moved between the two sides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shared {
+    /// What they are.
+    pub name: String,
+    /// Which line of it, in bytes from its beginning.
+    pub offset: u64,
+    /// Transfers in operations, of all windows.
+    pub transfers: u64,
+    /// Functions that read it, and that wrote it.
+    pub readers: Vec<String>,
+    /// See above.
+    pub writers: Vec<String>,
+}
+
+impl Tried {
+    /// As `mmap-munmap`.
+    pub fn pair(&self) -> String {
+        format!("{}-{}", self.words[0], self.words[1])
+    }
+    /// `same`, `adjacent` or `disjoint`.
+    pub fn place(&self) -> &str {
+        &self.words[2]
+    }
+    /// `fresh` or `warm`.
+    pub fn state(&self) -> &str {
+        &self.words[3]
+    }
+    /// `threads` or `processes`.
+    pub fn share(&self) -> &str {
+        &self.words[4]
+    }
+    /// Whether no line moved.
+    pub fn is_free(&self) -> bool {
+        self.lines.is_empty()
+    }
+}
+
+/// Run `pairs` with these options on the system; `linux` is what to boot if that isn't Quire.
+pub fn run(
+    lab: &Lab,
+    system: Target,
+    linux: Option<&Linux>,
+    words: &[String],
+    planted: bool,
+) -> Result<Vec<Tried>> {
+    let program = Program { host: lab.program.clone(), guest: b"/bin/pairs".to_vec(), packed: false };
+    let mut image = Image::default();
+    runs::add_program(&mut image, &program)?;
+    let argv = std::iter::once("pairs").chain(words.iter().map(String::as_str));
+    let argv = argv.map(|word| word.as_bytes().to_vec()).collect();
+    image.exec(&Exec { argv, env: Vec::new(), cwd: b"/".to_vec(), path: program.guest.clone() });
+    let booted = match linux {
+        None => Machine::new(lab.kernel.clone(), CPUS),
+        Some(linux) => {
+            linux::furnish(&mut image)?;
+            linux.machine(CPUS)
+        }
+    };
+    let machine = Machine { exact: Some(lab.exact.clone()), ..booted };
+    let aspace = match system {
+        Target::Quire(aspace) => Some(aspace),
+        Target::Linux(_) => None,
+    };
+    let boot = Boot {
+        aspace,
+        places: linux.is_none(),
+        plant_shared_counter: planted && linux.is_none(),
+        ..Boot::default()
+    };
+    let outcome = session::run(&machine, &boot, image, Files::Captured(Vec::new()), Some(LIMIT))?;
+    if outcome.end != End::Exited(0) {
+        let texts =
+            [&outcome.stderr, &outcome.stdout].map(|bytes| String::from_utf8_lossy(bytes).trim().to_owned());
+        bail!(
+            "pairs on {} went wrong: {:?}\n{}\n{}",
+            system.label(),
+            outcome.end,
+            texts.join("\n"),
+            outcome.log.join("\n")
+        );
+    }
+    let said = String::from_utf8(outcome.stdout.clone()).context("pairs prints text")?;
+    let counts = outcome.counts.as_deref().context("nothing was counted")?;
+    let names = trace::names(&outcome, &machine.kernel, linux, &program)?;
+    join(&said, &asked(lab, &said)?, counts, &Report::new(counts, &names)?)
+}
+
+/// What the oracle says of these lines.
+fn asked(lab: &Lab, said: &str) -> Result<String> {
+    let mut child = Command::new(&lab.oracle)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the oracle")?;
+    let mut input = child.stdin.take().context("the oracle has no input")?;
+    let output = std::thread::scope(|scope| {
+        // Beside reading, as neither pipe holds all of it.
+        scope.spawn(move || {
+            // If it has ended, its status says more.
+            let _ = input.write_all(said.as_bytes());
+        });
+        child.wait_with_output()
+    })?;
+    if !output.status.success() {
+        bail!("the oracle does not understand what pairs says");
+    }
+    String::from_utf8(output.stdout).context("the oracle prints text")
+}
+
+/// Put together what pairs said, the verdicts, and the windows, of which each combination has as many.
+fn join(said: &str, verdicts: &str, counts: &str, report: &Report) -> Result<Vec<Tried>> {
+    let counts: Value = serde_json::from_str(counts).context("the tracer's counts are not JSON")?;
+    if counts["complete"] != Value::Bool(true) || counts["stray_markers"] != 0 {
+        bail!("the tracer missed a part of the run");
+    }
+    let windows = counts["windows"].as_array().context("the tracer saw no windows")?;
+    let combinations = said.lines().count();
+    if combinations == 0 || verdicts.lines().count() != combinations || windows.len() % combinations != 0 {
+        bail!("{} windows of {combinations} combinations", windows.len());
+    }
+    let each = windows.len() / combinations;
+    let named = windows.chunks(each.max(1)).zip(report.windows.chunks(each.max(1)));
+    let mut all = Vec::new();
+    for ((line, verdict), (windows, lines)) in said.lines().zip(verdicts.lines()).zip(named) {
+        let commutes = agreed(line, verdict)?;
+        let words: Vec<String> =
+            line.split('|').next().unwrap_or("").split_whitespace().map(str::to_owned).collect();
+        if words.len() != 7 {
+            bail!("not a combination: {line}");
+        }
+        let quiet = windows.iter().map(quiet).collect::<Result<Vec<bool>>>().context(line.to_owned())?;
+        // A tick in the window touches lines too. Where it came in all windows they are better than nothing.
+        let any = quiet.contains(&true);
+        let taken: Vec<Vec<Shared>> = lines
+            .iter()
+            .zip(&quiet)
+            .filter(|(_, quiet)| **quiet || !any)
+            .map(|(lines, _)| lines.iter().filter(|line| is_shared(line)).map(shared).collect())
+            .collect();
+        let counts = || taken.iter().map(Vec::len);
+        let (fewest, most) = (counts().min().unwrap_or(0), counts().max().unwrap_or(0));
+        let (windows, lines) = (taken.len() as u32, together(taken));
+        all.push(Tried { words, commutes, lines, fewest, most, windows });
+    }
+    Ok(all)
+}
+
+/// Whether the operations commute; an error if the machine's answers aren't the model's.
+fn agreed(line: &str, verdict: &str) -> Result<bool> {
+    let (answers, commutes) = match (verdict.strip_suffix(" | commutes"), verdict.strip_suffix(" | depends")) {
+        (Some(answers), _) => (answers, true),
+        (_, Some(answers)) => (answers, false),
+        _ => bail!("not a verdict: {verdict}"),
+    };
+    if answers != line.trim_end() {
+        bail!("the machine's answers and pages are not the model's:\nmachine: {line}\nmodel:   {answers}");
+    }
+    Ok(commutes)
+}
+
+/// Whether nothing periodic was done in the window; an error if it isn't one of a pair's.
+fn quiet(window: &Value) -> Result<bool> {
+    let cpus = window["cpus"].as_array().context("a window without CPUs")?;
+    if cpus.len() != CPUS as usize || cpus.iter().any(|cpu| cpu["operations"] != 1 || cpu["opened"] != 1) {
+        bail!("a window with other than one operation on each of two CPUs");
+    }
+    let periodic = |cpu: &Value| number(&cpu["in_window"]["periodic_instructions"], "periodic instructions");
+    Ok(cpus.iter().map(periodic).sum::<Result<u64>>()? == 0)
+}
+
+/// Whether the line moved in an operation, and is not the benchmark's own.
+fn is_shared(line: &Line) -> bool {
+    let own = line.name.kind == Kind::User && !PAGES.contains(&line.user_address);
+    line.in_operations > 0 && !own
+}
+
+fn shared(line: &Line) -> Shared {
+    let by = |read: bool| {
+        let touches = line.touches.iter().filter(|touch| (touch.access == "read") == read);
+        let mut names: Vec<_> = touches.filter_map(|touch| who(&touch.functions)).collect();
+        names.dedup();
+        names
+    };
+    Shared {
+        name: line.name.what.clone(),
+        offset: line.name.offset & !63,
+        transfers: line.in_operations,
+        readers: by(true),
+        writers: by(false),
+    }
+}
+
+/// Who did it, of functions of which each is inlined in the next: the last, which has the path.
+fn who(functions: &[trace::Function]) -> Option<String> {
+    Some(functions.last()?.name.clone())
+}
+
+/// The lines of several windows, those of one name and offset as one; what moved most first.
+fn together(windows: Vec<Vec<Shared>>) -> Vec<Shared> {
+    let mut all: BTreeMap<(String, u64), Shared> = BTreeMap::new();
+    for line in windows.into_iter().flatten() {
+        let sum = all.entry((trace::common(&line.name), line.offset)).or_insert_with_key(|(name, offset)| {
+            Shared { name: name.clone(), offset: *offset, ..Shared::default() }
+        });
+        sum.transfers += line.transfers;
+        for (to, from) in [(&mut sum.readers, line.readers), (&mut sum.writers, line.writers)] {
+            from.into_iter().for_each(|name| if !to.contains(&name) { to.push(name) });
+        }
+    }
+    let mut all: Vec<_> = all.into_values().collect();
+    all.sort_by_key(|line| std::cmp::Reverse(line.transfers));
+    all
+}
