@@ -192,7 +192,8 @@ pub struct Bench {
     /// Pages an operation [default: the mode's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 18))]
     pub npages: Option<u64>,
-    /// Operations of each thread [default: 1000, or 100 with more than 8 CPUs]
+    /// Operations of each thread [default: 1000, or 100 with more than 8 CPUs]; of matrix, how often each order is tried
+    /// [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub operations: Option<u32>,
     /// Also Linux in the same machine

@@ -47,6 +47,9 @@ pub fn measure(options: &Bench) -> Result<Results> {
     if !options.pairs.is_empty() {
         words = vec!["--pairs".to_owned(), options.pairs.join(",")];
     }
+    if let Some(operations) = options.operations {
+        words.extend(["--repeats".to_owned(), operations.to_string()]);
+    }
     let mut all = Results { version: results::VERSION, ..Results::default() };
     let progress = ui::Progress::new("matrix");
     let mut texts = Vec::new();
@@ -90,11 +93,7 @@ pub fn measure(options: &Bench) -> Result<Results> {
 fn records(system: &Point, tried: &[Tried]) -> Results {
     let mut results = Results::default();
     for one in tried.iter().filter(|one| one.commutes) {
-        let point = Point {
-            bench: one.pair(),
-            variant: Some([one.place(), one.state(), one.share()].join("/")),
-            ..system.clone()
-        };
+        let point = Point { bench: one.pair(), variant: Some(one.variant()), ..system.clone() };
         let record = record(&point, "shared_lines", "lines", one.most as f64, one.windows);
         results.records.push(Record { min: one.fewest as f64, ..record });
         results.lines.extend(one.lines.iter().take(KEPT_LINES).map(|line| HotLine {
@@ -108,8 +107,7 @@ fn records(system: &Point, tried: &[Tried]) -> Results {
     }
     for share in [None, Some("threads"), Some("processes")] {
         let (free, commuting) = shown::totals(tried, share);
-        let point =
-            Point { bench: "all".to_owned(), variant: share.map(str::to_owned), ..system.clone() };
+        let point = Point { bench: "all".to_owned(), variant: share.map(str::to_owned), ..system.clone() };
         for (metric, n) in [("conflict_free", free), ("commuting", commuting)] {
             results.records.push(record(&point, metric, "combinations", n as f64, 1));
         }

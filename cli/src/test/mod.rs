@@ -9,6 +9,7 @@ mod kernel;
 mod linux;
 mod loom;
 mod manifest;
+mod matrix;
 mod mutants;
 mod output;
 mod peer;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::Report;
+use super::{Report, matrix};
 use crate::{
     exact::Exact,
     guest::{self, Toolchain},
@@ -74,7 +74,7 @@ pub fn run(report: &mut Report, _: bool) -> Result<()> {
         let result = traced(&machine, &program, case).map_err(|error| format!("{error:#}"));
         report.record(case.what, result.and_then(|traced| (case.check)(&traced)));
     }
-    Ok(())
+    matrix::run(report)
 }
 
 fn traced(machine: &Machine, program: &Program, case: &Case) -> Result<Traced> {

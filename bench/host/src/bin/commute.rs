@@ -313,7 +313,9 @@ mod tests {
 
     #[test]
     fn what_is_no_combination_is_refused() {
-        for line in ["", "mmap", "mmap mmap near fresh threads free free", "mmap fly same fresh threads free free"] {
+        for line in
+            ["", "mmap", "mmap mmap near fresh threads free free", "mmap fly same fresh threads free free"]
+        {
             assert!(answer(line).is_err(), "{line}");
         }
     }

@@ -121,8 +121,7 @@ fn residuals(text: &mut String, tried: &[Tried]) {
         functions.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
         let functions: Vec<_> = functions.into_iter().take(FUNCTIONS).map(|(name, _)| name).collect();
         let [threads, processes] = spoils;
-        let _ =
-            writeln!(text, "{name:44} {threads:>8} {processes:>10} {alone:>6}  {}", functions.join(", "));
+        let _ = writeln!(text, "{name:44} {threads:>8} {processes:>10} {alone:>6}  {}", functions.join(", "));
     }
 }
 
@@ -165,7 +164,9 @@ mod tests {
         assert_eq!(totals(&all, None), (1, 3));
         assert_eq!(totals(&all, Some("threads")), (0, 2));
         let text = text("Quire locked", &all);
-        assert!(text.contains("conflict-free 1 of 3 commuting combinations (threads 0 of 2, processes 1 of 1)"));
+        assert!(
+            text.contains("conflict-free 1 of 3 commuting combinations (threads 0 of 2, processes 1 of 1)")
+        );
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert!(rows.contains(&vec!["mmap-munmap", "-", "2", "1", "."]), "{text}");
         let at = |row: &[&str]| rows.iter().position(|other| other == row);

@@ -72,7 +72,7 @@ pub struct Tried {
     words: Vec<String>,
     /// Whether the operations commute.
     pub commutes: bool,
-    /// What moved in operations, in the windows that were taken; what moved most first.
+    /// What the operations moved, in the windows that were taken; what moved most first.
     pub lines: Vec<Shared>,
     /// The fewest and the most lines of one window.
     pub fewest: usize,
@@ -89,7 +89,7 @@ pub struct Shared {
     pub name: String,
     /// Which line of it, in bytes from its beginning.
     pub offset: u64,
-    /// Transfers in operations, of all windows.
+    /// How often it moved, in all windows.
     pub transfers: u64,
     /// Functions that read it, and that wrote it.
     pub readers: Vec<String>,
@@ -113,6 +113,14 @@ impl Tried {
     /// `threads` or `processes`.
     pub fn share(&self) -> &str {
         &self.words[4]
+    }
+    /// All of it, as in `mmap-munmap/same/fresh/threads`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.pair(), self.variant())
+    }
+    /// As in `same/fresh/threads`.
+    pub fn variant(&self) -> String {
+        self.words[2..5].join("/")
     }
     /// Whether no line moved.
     pub fn is_free(&self) -> bool {
@@ -232,7 +240,8 @@ fn join(said: &str, verdicts: &str, counts: &str, report: &Report) -> Result<Vec
 
 /// Whether the operations commute; an error if the machine's answers aren't the model's.
 fn agreed(line: &str, verdict: &str) -> Result<bool> {
-    let (answers, commutes) = match (verdict.strip_suffix(" | commutes"), verdict.strip_suffix(" | depends")) {
+    let (answers, commutes) = match (verdict.strip_suffix(" | commutes"), verdict.strip_suffix(" | depends"))
+    {
         (Some(answers), _) => (answers, true),
         (_, Some(answers)) => (answers, false),
         _ => bail!("not a verdict: {verdict}"),
@@ -253,10 +262,14 @@ fn quiet(window: &Value) -> Result<bool> {
     Ok(cpus.iter().map(periodic).sum::<Result<u64>>()? == 0)
 }
 
-/// Whether the line moved in an operation, and is not the benchmark's own.
+/// Whether the operations moved the line. The sides wait for each other in user mode, so a line of the kernel's moves for
+/// an operation or for an interrupt that it caused, in whichever bracket; the programs' own lines count where they are
+/// the pages that are operated on.
 fn is_shared(line: &Line) -> bool {
-    let own = line.name.kind == Kind::User && !PAGES.contains(&line.user_address);
-    line.in_operations > 0 && !own
+    match line.name.kind {
+        Kind::User => line.in_operations > 0 && PAGES.contains(&line.user_address),
+        _ => line.transfers > line.periodic,
+    }
 }
 
 fn shared(line: &Line) -> Shared {
@@ -269,7 +282,7 @@ fn shared(line: &Line) -> Shared {
     Shared {
         name: line.name.what.clone(),
         offset: line.name.offset & !63,
-        transfers: line.in_operations,
+        transfers: line.transfers - line.periodic,
         readers: by(true),
         writers: by(false),
     }
@@ -289,7 +302,11 @@ fn together(windows: Vec<Vec<Shared>>) -> Vec<Shared> {
         });
         sum.transfers += line.transfers;
         for (to, from) in [(&mut sum.readers, line.readers), (&mut sum.writers, line.writers)] {
-            from.into_iter().for_each(|name| if !to.contains(&name) { to.push(name) });
+            from.into_iter().for_each(|name| {
+                if !to.contains(&name) {
+                    to.push(name)
+                }
+            });
         }
     }
     let mut all: Vec<_> = all.into_values().collect();

@@ -236,7 +236,9 @@ mod tests {
         assert_eq!(plan("").unwrap().combinations.len(), 36 * 3 * 2 * 2);
         let some = plan("--pairs mmap-munmap,fault-fault --states warm --repeats 1").unwrap();
         assert_eq!((some.combinations.len(), some.repeats), (2 * 3 * 2, 1));
-        assert!(plan("--pairs munmap-mmap").is_err() && plan("--what 1").is_err() && plan("--places").is_err());
+        assert!(
+            plan("--pairs munmap-mmap").is_err() && plan("--what 1").is_err() && plan("--places").is_err()
+        );
     }
 
     #[test]

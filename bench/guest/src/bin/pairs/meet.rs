@@ -102,7 +102,11 @@ mod tests {
                     for round in 1..=200 {
                         // Relaxed: the meetings order it.
                         sum.fetch_add(1, Ordering::Relaxed);
-                        if round % 2 == 0 { me.sleep() } else { me.spin() }
+                        if round % 2 == 0 {
+                            me.sleep()
+                        } else {
+                            me.spin()
+                        }
                         assert_eq!(sum.load(Ordering::Relaxed), round * 2);
                         me.sleep();
                     }

@@ -104,8 +104,7 @@ impl Part {
         };
         let page = BASE + side * offset;
         let step = side * STEP * PAGE;
-        let prepares =
-            side == 0 || combination.place != Place::Same || combination.share == Share::Processes;
+        let prepares = side == 0 || combination.place != Place::Same || combination.share == Share::Processes;
         Self {
             side,
             page,
