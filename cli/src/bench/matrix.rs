@@ -28,8 +28,6 @@ pub use tried::{Lab, Tried, run as try_pairs};
 
 /// The virtual CPUs: one a side.
 pub const CPUS: u32 = 2;
-/// Lines of a combination that are kept in the results.
-const KEPT_LINES: usize = 12;
 
 /// Measure what the options say, show it, and return it.
 pub fn measure(options: &Bench) -> Result<Results> {
@@ -94,12 +92,14 @@ fn records(system: &Point, tried: &[Tried]) -> Results {
     let mut results = Results::default();
     for one in tried.iter().filter(|one| one.commutes) {
         let point = Point { bench: one.pair(), variant: Some(one.variant()), ..system.clone() };
-        let record = record(&point, "shared_lines", "lines", one.most as f64, one.windows);
-        results.records.push(Record { min: one.fewest as f64, ..record });
-        results.lines.extend(one.lines.iter().take(KEPT_LINES).map(|line| HotLine {
+        let record = record(&point, "shared_lines", "lines", one.count as f64, one.windows);
+        let (min, max) = (one.extremes.0 as f64, one.extremes.1 as f64);
+        results.records.push(Record { min, max, ..record });
+        results.lines.extend(one.lines.iter().map(|line| HotLine {
             point: point.clone(),
             name: line.name.clone(),
-            transfers: line.transfers as f64 / f64::from(one.windows.max(1)),
+            // Of one try of each order.
+            transfers: line.transfers as f64 / 2.0,
             touched_by: CPUS,
             readers: line.readers.clone(),
             writers: line.writers.clone(),

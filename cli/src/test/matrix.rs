@@ -62,8 +62,8 @@ fn apart(all: &[Tried]) -> Result<(), String> {
             (one.pair(), one.place(), one.state()) == (threads.pair(), threads.place(), threads.state())
         };
         let processes = of("processes").find(same).ok_or_else(|| format!("{}: no twin", threads.name()))?;
-        if processes.most >= threads.most {
-            return Err(format!("{}: {} and {} lines", threads.name(), threads.most, processes.most));
+        if processes.count >= threads.count {
+            return Err(format!("{}: {} and {} lines", threads.name(), threads.count, processes.count));
         }
         compared += 1;
     }

@@ -13,6 +13,8 @@ const PLACES: [&str; 3] = ["same", "adjacent", "disjoint"];
 const STATES: [&str; 2] = ["fresh", "warm"];
 /// Functions that are named with a residual line.
 const FUNCTIONS: usize = 3;
+/// Residual lines that are named; the JSON has more.
+const NAMED: usize = 24;
 
 /// How many commuting combinations are free of conflicts, and how many there are; of one share or of all.
 pub fn totals(tried: &[Tried], share: Option<&str>) -> (usize, usize) {
@@ -32,7 +34,8 @@ pub fn text(system: &str, tried: &[Tried]) -> String {
         let (free, commuting) = totals(tried, Some(share));
         format!("{share} {free} of {commuting}")
     });
-    let _ = writeln!(text, "{})", parts.join(", "));
+    let always = tried.iter().filter(|one| one.commutes && one.is_always_free()).count();
+    let _ = writeln!(text, "{}); in every single try {always}", parts.join(", "));
     residuals(&mut text, tried);
     text
 }
@@ -80,7 +83,7 @@ fn cell(one: &Tried) -> String {
     match (one.commutes, one.is_free()) {
         (false, _) => "-".to_owned(),
         (true, true) => ".".to_owned(),
-        (true, false) => one.most.to_string(),
+        (true, false) => one.count.to_string(),
     }
 }
 
@@ -115,13 +118,17 @@ fn residuals(text: &mut String, tried: &[Tried]) {
     }
     let mut all: Vec<_> = all.into_iter().collect();
     all.sort_by_key(|(_, residual)| std::cmp::Reverse(residual.spoils.iter().sum::<usize>()));
-    let _ = writeln!(text, "\n{:44} {:>8} {:>10} {:>6}  by", "spoiled by", "threads", "processes", "alone");
-    for (name, Residual { spoils, alone, functions }) in all {
+    let _ = writeln!(text, "\ncombinations spoiled\n{:>8} {:>10} {:>6}  by", "threads", "processes", "alone");
+    let others = all.len().saturating_sub(NAMED);
+    for (name, Residual { spoils, alone, functions }) in all.into_iter().take(NAMED) {
         let mut functions: Vec<_> = functions.into_iter().collect();
         functions.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
         let functions: Vec<_> = functions.into_iter().take(FUNCTIONS).map(|(name, _)| name).collect();
         let [threads, processes] = spoils;
-        let _ = writeln!(text, "{name:44} {threads:>8} {processes:>10} {alone:>6}  {}", functions.join(", "));
+        let _ = writeln!(text, "{threads:>8} {processes:>10} {alone:>6}  {name} ({})", functions.join(", "));
+    }
+    if others > 0 {
+        let _ = writeln!(text, "{:28}{others} others: --json FILE has them", "");
     }
 }
 
@@ -147,8 +154,8 @@ mod tests {
             words: words.split(' ').map(str::to_owned).collect(),
             commutes,
             lines: lines.collect(),
-            fewest: names.len(),
-            most: names.len(),
+            count: names.len(),
+            extremes: (names.len(), names.len()),
             windows: 4,
         }
     }
@@ -165,12 +172,12 @@ mod tests {
         assert_eq!(totals(&all, Some("threads")), (0, 2));
         let text = text("Quire locked", &all);
         assert!(
-            text.contains("conflict-free 1 of 3 commuting combinations (threads 0 of 2, processes 1 of 1)")
+            text.contains("conflict-free 1 of 3 commuting combinations (threads 0 of 2, processes 1 of 1); in every single try 1")
         );
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert!(rows.contains(&vec!["mmap-munmap", "-", "2", "1", "."]), "{text}");
         let at = |row: &[&str]| rows.iter().position(|other| other == row);
-        let (lock, heap) = (at(&["lock", "2", "0", "1", "f"]), at(&["heap", "1", "0", "0", "f"]));
+        let (lock, heap) = (at(&["2", "0", "1", "lock", "(f)"]), at(&["1", "0", "0", "heap", "(f)"]));
         assert!(lock.is_some() && lock < heap, "{text}");
     }
 }

@@ -72,13 +72,13 @@ pub struct Tried {
     words: Vec<String>,
     /// Whether the operations commute.
     pub commutes: bool,
-    /// What the operations moved, in the windows that were taken; what moved most first.
+    /// What the operations moved, in the better window of each order; what moved most first.
     pub lines: Vec<Shared>,
-    /// The fewest and the most lines of one window.
-    pub fewest: usize,
-    /// See above.
-    pub most: usize,
-    /// How many windows were taken.
+    /// How many lines that were, in the worse order.
+    pub count: usize,
+    /// The fewest and the most lines of any window.
+    pub extremes: (usize, usize),
+    /// How many windows were looked at.
     pub windows: u32,
 }
 
@@ -89,7 +89,7 @@ pub struct Shared {
     pub name: String,
     /// Which line of it, in bytes from its beginning.
     pub offset: u64,
-    /// How often it moved, in all windows.
+    /// How often it moved.
     pub transfers: u64,
     /// Functions that read it, and that wrote it.
     pub readers: Vec<String>,
@@ -124,7 +124,11 @@ impl Tried {
     }
     /// Whether no line moved.
     pub fn is_free(&self) -> bool {
-        self.lines.is_empty()
+        self.count == 0
+    }
+    /// Whether none moved in any window at all.
+    pub fn is_always_free(&self) -> bool {
+        self.extremes.1 == 0
     }
 }
 
@@ -221,19 +225,24 @@ fn join(said: &str, verdicts: &str, counts: &str, report: &Report) -> Result<Vec
         if words.len() != 7 {
             bail!("not a combination: {line}");
         }
-        let quiet = windows.iter().map(quiet).collect::<Result<Vec<bool>>>().context(line.to_owned())?;
-        // A tick in the window touches lines too. Where it came in all windows they are better than nothing.
-        let any = quiet.contains(&true);
-        let taken: Vec<Vec<Shared>> = lines
-            .iter()
-            .zip(&quiet)
-            .filter(|(_, quiet)| **quiet || !any)
-            .map(|(lines, _)| lines.iter().filter(|line| is_shared(line)).map(shared).collect())
-            .collect();
-        let counts = || taken.iter().map(Vec::len);
-        let (fewest, most) = (counts().min().unwrap_or(0), counts().max().unwrap_or(0));
-        let (windows, lines) = (taken.len() as u32, together(taken));
-        all.push(Tried { words, commutes, lines, fewest, most, windows });
+        let mut orders: [Vec<Vec<Shared>>; 2] = Default::default();
+        for (i, (window, lines)) in windows.iter().zip(lines).enumerate() {
+            // A tick in the window touches lines too.
+            if quiet(window).with_context(|| line.to_owned())? {
+                // The orders take turns.
+                orders[i % 2].push(lines.iter().filter(|line| is_shared(line)).map(shared).collect());
+            }
+        }
+        if orders.iter().any(Vec::is_empty) {
+            bail!("no window without a tick: try more often, with --operations\n{line}");
+        }
+        let counts = orders.iter().flatten().map(Vec::len);
+        let extremes = (counts.clone().min().unwrap_or(0), counts.clone().max().unwrap_or(0));
+        let looked_at = counts.count() as u32;
+        let best = orders.map(|windows| windows.into_iter().min_by_key(Vec::len).unwrap_or_default());
+        let count = best.iter().map(Vec::len).max().unwrap_or(0);
+        let lines = together(best.into_iter().flatten());
+        all.push(Tried { words, commutes, lines, count, extremes, windows: looked_at });
     }
     Ok(all)
 }
@@ -279,8 +288,16 @@ fn shared(line: &Line) -> Shared {
         names.dedup();
         names
     };
+    // Linux doesn't say what is in its heap; who uses it does.
+    let what = &line.name.what;
+    let vague = trace::linux_areas().iter().any(|area| area.name == *what);
+    let user = line.touches.iter().find_map(|touch| who(&touch.functions));
+    let name = match user {
+        Some(user) if vague => format!("{what}, used by {user}"),
+        _ => what.clone(),
+    };
     Shared {
-        name: line.name.what.clone(),
+        name,
         offset: line.name.offset & !63,
         transfers: line.transfers - line.periodic,
         readers: by(true),
@@ -293,10 +310,10 @@ fn who(functions: &[trace::Function]) -> Option<String> {
     Some(functions.last()?.name.clone())
 }
 
-/// The lines of several windows, those of one name and offset as one; what moved most first.
-fn together(windows: Vec<Vec<Shared>>) -> Vec<Shared> {
+/// Those of one name and offset as one; what moved most first.
+fn together(lines: impl Iterator<Item = Shared>) -> Vec<Shared> {
     let mut all: BTreeMap<(String, u64), Shared> = BTreeMap::new();
-    for line in windows.into_iter().flatten() {
+    for line in lines {
         let sum = all.entry((trace::common(&line.name), line.offset)).or_insert_with_key(|(name, offset)| {
             Shared { name: name.clone(), offset: *offset, ..Shared::default() }
         });
