@@ -1,7 +1,10 @@
 //! A task: one thread of a process, or one of the kernel's own.
 
 use alloc::{boxed::Box, sync::Arc, task::Wake, vec::Vec};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::{
+    ops::Deref,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
 
 use aspace::Policy;
 use percpu::CpuSet;
@@ -21,7 +24,19 @@ use crate::{
 
 /// A task's own handle of the memory that it shares with others. Faults and calls of different threads count their
 /// references to the handle, so they write no line that another thread writes.
-pub type TaskMm = Arc<Arc<Mm>>;
+pub type TaskMm = Arc<Handle>;
+
+/// What is behind it. With the counts it has cache lines of its own, since what lies beside it in the heap is others'.
+#[repr(align(64))]
+pub struct Handle(Arc<Mm>);
+
+impl Deref for Handle {
+    type Target = Arc<Mm>;
+
+    fn deref(&self) -> &Arc<Mm> {
+        &self.0
+    }
+}
 
 /// A thread.
 pub struct Task {
@@ -171,7 +186,7 @@ impl Task {
         if inherit && !me.mm().is_some_and(|mine| Arc::ptr_eq(&*mine, &mm)) {
             me.rseq.fork_to(&task.rseq, Arc::as_ptr(&mm).addr());
         }
-        *task.mm.lock() = Some(Arc::new(mm));
+        *task.mm.lock() = Some(Arc::new(Handle(mm)));
         let task = Arc::new(task);
         places::thread(&task);
         Ok(task)
@@ -220,7 +235,7 @@ impl Task {
     }
     /// Replace the address space: `execve` and exit.
     pub fn set_mm(&self, mm: Option<Arc<Mm>>) -> Option<Arc<Mm>> {
-        let old = core::mem::replace(&mut *self.mm.lock(), mm.map(Arc::new));
+        let old = core::mem::replace(&mut *self.mm.lock(), mm.map(|mm| Arc::new(Handle(mm))));
         old.map(|handle| Arc::clone(&*handle))
     }
     /// Store the thread id at `at` in its own memory when it first runs.
