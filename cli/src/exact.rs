@@ -242,10 +242,12 @@ mod tests {
             count: true,
             places: vec!["periodic=0x10".into()],
             lines: 3,
+            window_lines: 5,
         };
         let words = exact.arguments(Some(Path::new("/proc/self/fd/9"))).join(" ");
         assert!(words.contains("-icount shift=0,sleep=off ") && words.contains(" -seed 7 "));
-        let plugin = "file=/a,,b/t.so,quantum=50,seed=7,window=run,lines=3,periodic=0x10,out=/proc/self/fd/9";
+        let plugin = "file=/a,,b/t.so,quantum=50,seed=7,window=run,lines=3,window_lines=5,periodic=0x10,\
+                      out=/proc/self/fd/9";
         assert!(words.ends_with(&format!(" -plugin {plugin}")));
         assert!(!exact.arguments(None).join(" ").contains("out="));
     }

@@ -27,6 +27,7 @@ pub fn run(report: &mut Report) -> Result<()> {
     report.record("a counter that is not planted isn't shared", hides(&usual));
     report.record("processes share fewer lines than threads", apart(&usual));
     report.record("loads of a page share nothing", loads(&usual));
+    report.record("a thread's handle of its memory is on a line of its own", handles(&usual));
     Ok(())
 }
 
@@ -69,6 +70,14 @@ fn apart(all: &[Tried]) -> Result<(), String> {
     }
     // None of the three commutes on one page.
     if compared == 12 { Ok(()) } else { Err(format!("{compared} were compared")) }
+}
+
+fn handles(all: &[Tried]) -> Result<(), String> {
+    let is_handle = |one: &&Tried| one.lines.iter().any(|line| line.name.contains("handle of its memory"));
+    match all.iter().filter(|one| one.commutes).find(is_handle) {
+        Some(one) => Err(format!("{}: {:?}", one.name(), one.lines)),
+        None => Ok(()),
+    }
 }
 
 fn loads(all: &[Tried]) -> Result<(), String> {

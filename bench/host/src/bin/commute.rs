@@ -108,8 +108,15 @@ struct Combination {
 struct Outcome {
     /// By side: the operation's answer, the page, the place to move to.
     sides: [[String; 3]; 2],
-    /// Of each address space: its mappings, and the contents of each page of theirs.
-    spaces: Vec<(Vec<(PageRange, State)>, Vec<u64>)>,
+    /// The address spaces.
+    spaces: Vec<Space>,
+}
+
+/// Its mappings, and the contents of each page of theirs.
+#[derive(PartialEq, Eq)]
+struct Space {
+    mappings: Vec<(PageRange, State)>,
+    contents: Vec<u64>,
 }
 
 impl Outcome {
@@ -257,11 +264,11 @@ fn look(space: &Model, at: u64) -> String {
 }
 
 /// Everything there is in a space.
-fn all_of(space: &Model) -> (Vec<(PageRange, State)>, Vec<u64>) {
-    let list = space.list();
-    let pages = list.iter().flat_map(|(range, _)| range.start().number()..range.end().number());
+fn all_of(space: &Model) -> Space {
+    let mappings = space.list();
+    let pages = mappings.iter().flat_map(|(range, _)| range.start().number()..range.end().number());
     let contents = pages.map(|n| space.load(page(n), &Objects::new()).unwrap_or(u64::MAX)).collect();
-    (list, contents)
+    Space { mappings, contents }
 }
 
 #[cfg(test)]

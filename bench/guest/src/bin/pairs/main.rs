@@ -106,19 +106,19 @@ fn main() -> ExitCode {
         sys::pin(cpu);
         all(&plan, share, side, meeting, outcomes);
     };
-    // Before there are threads.
-    for (side, cpu) in [first, second].into_iter().enumerate() {
-        sys::child(|| run(Share::Processes, side, cpu));
-    }
-    if !(sys::a_child_succeeded() & sys::a_child_succeeded()) {
-        sys::die("a process ended without success");
-    }
     std::thread::scope(|scope| {
         let run = &run;
         for (side, cpu) in [first, second].into_iter().enumerate() {
             scope.spawn(move || run(Share::Threads, side, cpu));
         }
     });
+    // They have ended, so a fork copies all there is.
+    for (side, cpu) in [first, second].into_iter().enumerate() {
+        sys::child(|| run(Share::Processes, side, cpu));
+    }
+    if !(sys::a_child_succeeded() & sys::a_child_succeeded()) {
+        sys::die("a process ended without success");
+    }
     for (combination, outcomes) in plan.combinations.iter().zip(outcomes) {
         let orders = outcomes.each_ref().map(|sides| sides.each_ref().map(Outcome::words).join(" "));
         println!("{} | {}", combination.words(), orders.join(" | "));
@@ -211,7 +211,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Plan, String> {
     let chosen = |of: &[String], name: &str| of.iter().any(|one| one == name);
     let mut combinations = Vec::new();
     // In the order in which they are tried, so that a window's number says whose it is.
-    for (share, _) in SHARES.iter().rev().filter(|(_, name)| chosen(&shares, name)) {
+    for (share, _) in SHARES.iter().filter(|(_, name)| chosen(&shares, name)) {
         for operations in combination::pairs().into_iter().filter(|one| chosen(&pairs, &pair(*one))) {
             for (place, _) in PLACES.iter().filter(|(_, name)| chosen(&places, name)) {
                 for (warm, _) in STATES.iter().filter(|(_, name)| chosen(&states, name)) {
