@@ -69,7 +69,7 @@ fn oracle() -> Result<PathBuf> {
 #[derive(Debug)]
 pub struct Tried {
     /// `OP1 OP2 PLACE STATE SHARE START1 START2`.
-    words: Vec<String>,
+    pub words: Vec<String>,
     /// Whether the operations commute.
     pub commutes: bool,
     /// What the operations moved, in the better window of each order; what moved most first.
@@ -329,4 +329,103 @@ fn together(lines: impl Iterator<Item = Shared>) -> Vec<Shared> {
     let mut all: Vec<_> = all.into_values().collect();
     all.sort_by_key(|line| std::cmp::Reverse(line.transfers));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const LINE: &str = "munmap munmap disjoint warm threads present present | 0x0 | 0x0";
+
+    /// The report of two orders, each tried twice: in `moved` windows a line of the kernel's moved, in `ticked` ones there
+    /// was a tick.
+    fn counts(moved: [bool; 4], ticked: [bool; 4]) -> String {
+        let window = |i: usize| {
+            let cpu = |cpu: u32| {
+                let periodic = u32::from(ticked[i]);
+                json!({"cpu": cpu, "opened": 1, "operations": 1, "in_window": {"periodic_instructions": periodic}})
+            };
+            let line = |name: &str, address: &str, in_operations: u32| {
+                json!({"line": "0x40", "transfers": 1, "in_operations": in_operations, "periodic": 0, "cpus": "0-1",
+                       name: address, "by_others": 0, "touched_by": []})
+            };
+            // The words by which the sides meet, and a page of theirs.
+            let mut lines =
+                vec![line("user_address", "0x7f0000001000", 1), line("user_address", "0x1000000000", 0)];
+            if moved[i] {
+                lines.push(line("kernel_address", "0xffff800000000040", 0));
+            }
+            json!({"cpus": [cpu(0), cpu(1)], "lines_moved": lines.len(), "lines": lines})
+        };
+        let windows: Vec<_> = (0..4).map(window).collect();
+        json!({"complete": true, "stray_markers": 0, "windows": windows, "lines": []}).to_string()
+    }
+
+    fn tried(moved: [bool; 4], ticked: [bool; 4]) -> Result<Tried> {
+        struct Nothing;
+        impl trace::Source for Nothing {
+            fn functions(&self, _: u64) -> Vec<trace::Function> {
+                Vec::new()
+            }
+            fn object(&self, _: u64) -> Option<(String, u64)> {
+                Some(("lock".to_owned(), 0))
+            }
+        }
+        let counts = counts(moved, ticked);
+        let names = trace::Names::new(Box::new(Nothing), &[], &[], std::path::Path::new("/nonexistent"), b"");
+        let report = Report::new(&counts, &names)?;
+        let mut all = join(LINE, &format!("{LINE} | commutes"), &counts, &report)?;
+        all.pop().context("one combination")
+    }
+
+    #[test]
+    fn the_better_try_of_each_order_counts() {
+        let quiet = [false; 4];
+        let free = tried([true, false, false, true], quiet).unwrap();
+        assert!(free.is_free() && !free.is_always_free() && free.lines.is_empty());
+        assert_eq!((free.extremes, free.windows), ((0, 1), 4));
+        // In one order it's shared each time.
+        let shared = tried([true, false, true, false], quiet).unwrap();
+        assert_eq!((shared.count, shared.lines.len(), &*shared.lines[0].name), (1, 1, "lock"));
+        assert!(tried([false; 4], quiet).unwrap().is_always_free());
+    }
+
+    #[test]
+    fn a_window_with_a_tick_says_nothing() {
+        let ticked = [true, false, false, false];
+        let one = tried([true, false, false, false], ticked).unwrap();
+        assert!(one.is_always_free() && one.windows == 3);
+        let error = tried([false; 4], [true, false, true, false]).unwrap_err();
+        assert!(error.to_string().contains("without a tick"), "{error}");
+    }
+
+    #[test]
+    fn the_machine_must_answer_as_the_model_does() {
+        assert!(agreed(LINE, &format!("{LINE} | commutes")).unwrap());
+        assert!(!agreed(LINE, &format!("{LINE} | depends")).unwrap());
+        let error =
+            agreed(LINE, "munmap munmap disjoint warm threads present present | 0x0 | errno12 | commutes");
+        assert!(error.unwrap_err().to_string().contains("not the model's"));
+        assert!(agreed(LINE, LINE).is_err());
+    }
+
+    #[test]
+    fn windows_that_are_missing_are_seen() {
+        let names = trace::Names::new(
+            Box::new(trace::Elf::new(std::path::Path::new("/nonexistent"), 0)),
+            &[],
+            &[],
+            std::path::Path::new("/nonexistent"),
+            b"",
+        );
+        let text = counts([false; 4], [false; 4]);
+        let report = Report::new(&text, &names).unwrap();
+        let three = [LINE; 3].join("\n");
+        let verdicts =
+            [format!("{LINE} | commutes"), format!("{LINE} | commutes"), format!("{LINE} | commutes")];
+        let error = join(&three, &verdicts.join("\n"), &text, &report).unwrap_err();
+        assert!(error.to_string().contains("4 windows of 3 combinations"), "{error}");
+    }
 }
