@@ -183,7 +183,7 @@ pub struct Bench {
     /// Suites of benchmarks, of mapbench and matrix [default: mapbench]
     #[arg(value_name = "SUITE")]
     pub suites: Vec<String>,
-    /// Numbers of virtual CPUs, each with as many threads
+    /// Numbers of virtual CPUs, each with as many threads; matrix has two
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = cpus, default_value = "1,2,4,8")]
     pub cpus: Vec<u32>,
     /// Modes of the benchmark [default: local with 1 and 4 pages, pipeline, fault]

@@ -48,6 +48,7 @@ pub fn measure(options: &Bench) -> Result<Results> {
     if let Some(operations) = options.operations {
         words.extend(["--repeats".to_owned(), operations.to_string()]);
     }
+    lab.check(&words)?;
     let mut all = Results { version: results::VERSION, ..Results::default() };
     let progress = ui::Progress::new("matrix");
     let mut texts = Vec::new();

@@ -39,7 +39,8 @@ use plan::Sweep;
 use point::Lab;
 
 /// The suites that there are.
-const SUITES: [&str; 2] = ["mapbench", MATRIX];
+const SUITES: [&str; 2] = [MAPBENCH, MATRIX];
+const MAPBENCH: &str = "mapbench";
 const MATRIX: &str = "matrix";
 /// Points that are measured at once: an exact machine needs one host thread.
 const WORKERS: usize = 2;
@@ -53,8 +54,15 @@ pub fn run(options: &Bench) -> Result<u8> {
     if !is_wanted(MATRIX) && (options.plant_shared_counter || !options.pairs.is_empty()) {
         return Err(failure(USAGE, "--plant-shared-counter and --pairs are about the suite matrix: name it"));
     }
+    let of_mapbench = !options.mode.is_empty() || options.npages.is_some() || options.resume;
+    if of_mapbench && !options.suites.is_empty() && !is_wanted(MAPBENCH) {
+        return Err(failure(
+            USAGE,
+            "--mode, --npages and --resume are about the suite mapbench: name it too",
+        ));
+    }
     let mut all = Results { version: results::VERSION, ..Results::default() };
-    if options.suites.is_empty() || is_wanted(SUITES[0]) {
+    if options.suites.is_empty() || is_wanted(MAPBENCH) {
         let results = if options.native { native::measure(options)? } else { measure(options)? };
         ui::result(table::table(&results).trim_end());
         keep(&results, options)?;

@@ -1,12 +1,6 @@
 //! One run of `pairs` in a machine: what it says, what the tracer saw in each window, and what the model says of it.
 
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    path::PathBuf,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -14,8 +8,9 @@ use serde_json::Value;
 use super::{CPUS, number};
 use crate::{
     bench::plan::Target,
-    cargo,
+    cargo, child,
     exact::Exact,
+    failure::{USAGE, failure},
     guest,
     image::{Exec, Image},
     kernel::{self, Build},
@@ -30,6 +25,8 @@ use crate::{
 
 /// No run takes longer than this.
 const LIMIT: Duration = Duration::from_secs(900);
+/// And nothing on the host.
+const SHORT: Duration = Duration::from_secs(60);
 /// Lines of each window that the tracer reports: more than two operations share.
 const WINDOW_LINES: u32 = 1024;
 /// Where both sides have their pages (`bench/guest/src/bin/pairs/memory.rs`).
@@ -53,6 +50,19 @@ impl Lab {
             oracle: oracle()?,
             kernel: kernel::build(Build::Ordinary)?,
         })
+    }
+}
+
+impl Lab {
+    /// Whether `pairs` understands these options, which it can say on the host, too.
+    pub fn check(&self, words: &[String]) -> Result<()> {
+        let answer = child::capture(Command::new(&self.program).arg("--list").args(words), &[], SHORT)?;
+        match String::from_utf8_lossy(&answer.stderr).lines().next() {
+            Some(problem) if !answer.success() => {
+                Err(failure(USAGE, problem.trim_start_matches("pairs: ").to_owned()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -153,7 +163,11 @@ pub fn run(
             linux.machine(CPUS)
         }
     };
-    let machine = Machine { exact: Some(lab.exact.clone()), ..booted };
+    let mut exact = lab.exact.clone();
+    if let Some(linux) = linux {
+        exact.places = linux.kallsyms()?.places();
+    }
+    let machine = Machine { exact: Some(exact), ..booted };
     let aspace = match system {
         Target::Quire(aspace) => Some(aspace),
         Target::Linux(_) => None,
@@ -184,24 +198,11 @@ pub fn run(
 
 /// What the oracle says of these lines.
 fn asked(lab: &Lab, said: &str) -> Result<String> {
-    let mut child = Command::new(&lab.oracle)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start the oracle")?;
-    let mut input = child.stdin.take().context("the oracle has no input")?;
-    let output = std::thread::scope(|scope| {
-        // Beside reading, as neither pipe holds all of it.
-        scope.spawn(move || {
-            // If it has ended, its status says more.
-            let _ = input.write_all(said.as_bytes());
-        });
-        child.wait_with_output()
-    })?;
-    if !output.status.success() {
-        bail!("the oracle does not understand what pairs says");
+    let answer = child::capture(&mut Command::new(&lab.oracle), said.as_bytes(), SHORT)?;
+    if !answer.success() {
+        bail!("the oracle: {}\n{}", answer.ending(), String::from_utf8_lossy(&answer.stderr).trim_end());
     }
-    String::from_utf8(output.stdout).context("the oracle prints text")
+    Ok(answer.text())
 }
 
 /// Put together what pairs said, the verdicts, and the windows, of which each combination has as many.
