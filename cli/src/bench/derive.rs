@@ -4,25 +4,36 @@
 //! benchmark says it did (an operation may have several brackets). Page clearing and periodic work are apart, as in
 //! `docs/results.md`. Linux does not mark its page clearing, so there it is among the instructions.
 
-use std::collections::BTreeSet;
-
 use anyhow::{Context, Result, bail};
 use cost::{Costs, Counts, Line};
 use serde_json::Value;
 
-use crate::results::{HotLine, Kind, Point, Record, Results};
+use crate::{
+    results::{Function, HotLine, Kind, Point, Record, Results},
+    trace::{self, Report},
+};
 
 /// Lines for which the model lets CPUs queue; the others are too cold for that.
-const MODELLED_LINES: usize = 64;
-/// Lines that are kept in the results.
-const KEPT_LINES: usize = 12;
+const MODELLED: usize = 64;
+/// Lines, and functions, that are kept in the results.
+const KEPT: usize = 12;
+/// Functions that are told of a line.
+const TOLD: usize = 4;
 
 /// What one run gave.
 pub struct Measured {
     /// The benchmark's own words.
     pub said: Value,
-    /// The tracer's.
-    pub counts: Option<Value>,
+    /// What was counted, if it was.
+    pub counts: Option<Counted>,
+}
+
+/// What the tracer counted.
+pub struct Counted {
+    /// Its own words.
+    pub raw: Value,
+    /// The same with names.
+    pub report: Report,
 }
 
 /// The cost model's parameters, for people.
@@ -42,25 +53,21 @@ pub fn parameters() -> String {
 
 /// Records of an exact run.
 pub fn counted(point: &Point, run: &Measured) -> Result<Results> {
-    let counts = run.counts.as_ref().context("nothing was counted")?;
+    let Counted { raw: counts, report } = run.counts.as_ref().context("nothing was counted")?;
     let operations = checked(run, counts)?;
     let sum = |name: &str| number(&counts["totals"]["in_operations"], name);
     let each = |name: &str| sum(name) / operations;
     let (user, kernel, clearing) = (each("instructions_user"), each("instructions_kernel"), each("clearing"));
     let window = |name: &str| number(&counts["totals"]["in_windows"], name) / operations;
     let worst = worst_cpu(run, counts);
-    let lines = lines(counts);
+    let queued: Vec<Line> = queued(counts, operations);
     let modelled = cost::model(
         &Costs::default(),
         point.cpus,
         &Counts {
             instructions: user + kernel + clearing,
-            other_transfers: each("transfers")
-                - lines.iter().map(|line| line.transfers).sum::<f64>() / operations,
-            lines: lines
-                .iter()
-                .map(|line| Line { transfers: line.transfers / operations, sharers: line.cpus })
-                .collect(),
+            other_transfers: each("transfers") - queued.iter().map(|line| line.transfers).sum::<f64>(),
+            lines: queued,
             ipis_sent: each("ipis"),
             // Every interrupt that is sent is received, by CPUs that do the same.
             ipis_received: each("ipis"),
@@ -91,8 +98,13 @@ pub fn counted(point: &Point, run: &Measured) -> Result<Results> {
         min: value,
         max: value,
     });
-    let hot = lines.iter().take(KEPT_LINES).map(|line| line.hot(point, operations));
-    Ok(Results { records: records.into(), lines: hot.collect(), ..Results::default() })
+    let lines = report.lines.iter().take(KEPT).map(|line| hot(point, line, operations)).collect();
+    let functions = report.functions.iter().take(KEPT).map(|one| Function {
+        point: point.clone(),
+        name: one.name.clone(),
+        instructions: one.in_operations as f64 / operations,
+    });
+    Ok(Results { records: records.into(), lines, functions: functions.collect(), ..Results::default() })
 }
 
 /// The operations of all threads, if the run was right and the tracer saw all of it.
@@ -159,47 +171,36 @@ fn number(object: &Value, name: &str) -> f64 {
     object[name].as_f64().unwrap_or(0.0)
 }
 
-/// A line that moved in operations.
-struct Moved {
-    name: String,
-    transfers: f64,
-    cpus: u32,
-    readers: Vec<String>,
-    writers: Vec<String>,
-}
-
-impl Moved {
-    fn hot(&self, point: &Point, operations: f64) -> HotLine {
-        HotLine {
-            point: point.clone(),
-            name: self.name.clone(),
-            transfers: self.transfers / operations,
-            touched_by: self.cpus,
-            readers: self.readers.clone(),
-            writers: self.writers.clone(),
-        }
-    }
-}
-
-/// The lines that moved most in operations.
-fn lines(counts: &Value) -> Vec<Moved> {
-    let mut lines: Vec<Moved> = counts["lines"].as_array().into_iter().flatten().map(moved).collect();
+/// The lines that moved most in operations, for the model.
+fn queued(counts: &Value, operations: f64) -> Vec<Line> {
+    let line = |line: &Value| Line {
+        transfers: number(line, "in_operations") / operations,
+        sharers: members(line["cpus"].as_str().unwrap_or("")),
+    };
+    let mut lines: Vec<Line> = counts["lines"].as_array().into_iter().flatten().map(line).collect();
     lines.sort_by(|a, b| b.transfers.total_cmp(&a.transfers));
-    lines.truncate(MODELLED_LINES);
+    lines.truncate(MODELLED);
     lines
 }
 
-fn moved(line: &Value) -> Moved {
-    let touches = || line["touched_by"].as_array().into_iter().flatten();
+/// A line by name, for people.
+fn hot(point: &Point, line: &trace::Line, operations: f64) -> HotLine {
     let by = |wanted: fn(&str) -> bool| {
-        let named = touches().filter(|touch| touch["access"].as_str().is_some_and(wanted));
-        let names: BTreeSet<_> = named.filter_map(|touch| touch["pc"].as_str().map(str::to_owned)).collect();
-        names.into_iter().collect::<Vec<_>>()
+        let mut names: Vec<String> = Vec::new();
+        for touch in line.touches.iter().filter(|touch| wanted(&touch.access)) {
+            let name = touch.functions.first().map_or_else(|| format!("{:#x}", touch.pc), |f| f.name.clone());
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.truncate(TOLD);
+        names
     };
-    Moved {
-        name: line["line"].as_str().unwrap_or("?").to_owned(),
-        transfers: number(line, "in_operations"),
-        cpus: members(line["cpus"].as_str().unwrap_or("")),
+    HotLine {
+        point: point.clone(),
+        name: trace::title(line),
+        transfers: line.in_operations as f64 / operations,
+        touched_by: members(&line.cpus.to_string()),
         readers: by(|access| access == "read"),
         writers: by(|access| access != "read"),
     }
@@ -219,6 +220,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::symbols::Kallsyms;
 
     fn point() -> Point {
         Point {
@@ -240,8 +242,12 @@ mod tests {
             "totals": {"operations": 40, "in_operations": inside, "in_windows": {"periodic_instructions": 40}},
             "per_cpu": [{"in_operations": {"transfers": 20}}, {"in_operations": {"transfers": 40}}],
             "lines": [{"line": "0x40", "in_operations": 50, "cpus": "0-1", "touched_by": [
-                {"pc": "0x1", "access": "read"}, {"pc": "0x2", "access": "update"}]}]});
-        Measured { said, counts: Some(counts) }
+                {"pc": "0xffffffff81000001", "access": "read"}, {"pc": "0xffffffff81000102", "access": "update"}]}],
+            "profile": [{"pc": "0xffffffff81000110", "instructions": 300, "in_operations": 200}]});
+        let kernel = Kallsyms::parse(b"ffffffff81000000 T f\nffffffff81000100 t g\n").unwrap();
+        let names = trace::Names::from_sources(Box::new(kernel), Vec::new(), None);
+        let report = Report::new(&counts.to_string(), &names).unwrap();
+        Measured { said, counts: Some(Counted { raw: counts, report }) }
     }
 
     #[test]
@@ -256,7 +262,9 @@ mod tests {
         assert!(value("throughput_per_cpu") < alone && value("throughput_per_cpu") > 0.8 * alone);
         assert_eq!(results.records[0].operations, 10);
         let line = &results.lines[0];
-        assert_eq!((line.transfers, line.touched_by, line.writers.len()), (2.5, 2, 1));
+        assert_eq!((line.transfers, line.touched_by), (2.5, 2));
+        assert_eq!((&line.readers[..], &line.writers[..]), (&["f".to_owned()][..], &["g".to_owned()][..]));
+        assert_eq!((results.functions[0].name.as_str(), results.functions[0].instructions), ("g", 10.0));
     }
 
     #[test]
@@ -264,7 +272,7 @@ mod tests {
         let spoil = |path: &str, value: Value| {
             let mut run = run();
             let (which, pointer) = path.split_at(4);
-            let object = if which == "said" { &mut run.said } else { run.counts.as_mut().unwrap() };
+            let object = if which == "said" { &mut run.said } else { &mut run.counts.as_mut().unwrap().raw };
             *object.pointer_mut(pointer).unwrap() = value;
             counted(&point(), &run).err().map(|error| error.to_string())
         };

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{
-    derive::{self, Measured},
+    derive::{self, Counted, Measured},
     plan::{Sweep, Target},
 };
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     results::{Point, Results},
     run,
     session::{self, End, Files},
+    trace,
 };
 
 /// No point takes longer than this.
@@ -188,13 +189,15 @@ fn once(lab: &Lab, sweep: &Sweep, cpus: u32, words: &[String]) -> Result<Measure
     let mut image = Image::default();
     run::add_program(&mut image, &program)?;
     let argv = words.iter().map(|word| word.clone().into_bytes()).collect();
-    image.exec(&Exec { argv, env: Vec::new(), cwd: b"/".to_vec(), path: program.guest });
+    let path = program.guest.clone();
+    image.exec(&Exec { argv, env: Vec::new(), cwd: b"/".to_vec(), path });
     let machine = lab.machine(sweep, cpus, &mut image)?;
     let aspace = match sweep.system {
         Target::Quire(aspace) => Some(aspace),
         Target::Linux(_) => None,
     };
-    let boot = Boot { aspace, ..Boot::default() };
+    // What lies where is said after the end, so it costs nothing that is counted.
+    let boot = Boot { aspace, places: lab.is_exact(), ..Boot::default() };
     let outcome = session::run(&machine, &boot, image, Files::Captured(Vec::new()), Some(LIMIT))?;
     let what = || format!("{} on {} with {cpus} CPUs", sweep.mode, sweep.system.label());
     if outcome.end != End::Exited(0) {
@@ -203,8 +206,17 @@ fn once(lab: &Lab, sweep: &Sweep, cpus: u32, words: &[String]) -> Result<Measure
         bail!("{} went wrong: {:?}\n{}\n{}", what(), outcome.end, texts.join("\n"), outcome.log.join("\n"));
     }
     let said = serde_json::from_slice(&outcome.stdout).with_context(|| format!("{}: no result", what()))?;
-    let counts = match outcome.counts {
-        Some(text) => Some(serde_json::from_str(&text).with_context(|| format!("{}: no counts", what()))?),
+    let linux = match sweep.system {
+        Target::Quire(_) => None,
+        Target::Linux(choice) => Some(lab.linux(choice)?),
+    };
+    let counts = match &outcome.counts {
+        Some(text) => {
+            let names = trace::names(&outcome, &lab.kernel, linux, &program)?;
+            let report = trace::Report::new(text, &names)?;
+            let raw = serde_json::from_str(text).with_context(|| format!("{}: no counts", what()))?;
+            Some(Counted { raw, report })
+        }
         None => None,
     };
     Ok(Measured { said, counts })
