@@ -221,14 +221,17 @@ pub struct Bench {
     #[arg(long)]
     pub resume: bool,
     /// Run on this host instead, timed
-    #[arg(long, conflicts_with_all = ["vs", "quantum", "seed", "resume"])]
+    #[arg(long, conflicts_with_all = ["vs", "quantum", "seed", "resume", "plant_shared_counter", "first_touch"])]
     pub native: bool,
     /// Of the suite matrix: only these pairs
     #[arg(long, value_name = "OP1-OP2,…", value_delimiter = ',')]
     pub pairs: Vec<String>,
-    /// Of the suite matrix: share a counter of page faults among all CPUs of Quire, which must show
+    /// Share a counter of page faults among all CPUs of Quire: a control, which must show
     #[arg(long)]
     pub plant_shared_counter: bool,
+    /// Of the modes fault and fault-2m: pages that nobody has touched before
+    #[arg(long)]
+    pub first_touch: bool,
 }
 
 impl Default for Bench {
@@ -250,6 +253,7 @@ impl Default for Bench {
             native: false,
             pairs: Vec::new(),
             plant_shared_counter: false,
+            first_touch: false,
         }
     }
 }

@@ -17,7 +17,7 @@ const SHOWN_LINES: usize = 8;
 const SHOWN_TOUCHES: usize = 4;
 
 /// The counts in a table, in this order.
-const ROWS: [&str; 11] = [
+const ROWS: [&str; 12] = [
     "instructions_user",
     "instructions_kernel",
     "clearing",
@@ -29,6 +29,7 @@ const ROWS: [&str; 11] = [
     "periodic_transfers",
     "ipis",
     "periodic_ipis",
+    "periods",
 ];
 
 /// Write the counts where the options want them.

@@ -46,6 +46,8 @@ pub struct Counts {
     pub ipis: u64,
     /// CPUs interrupted by periodic work.
     pub periodic_ipis: u64,
+    /// How often periodic work began.
+    pub periods: u64,
 }
 
 impl Counts {
@@ -62,6 +64,7 @@ impl Counts {
         self.periodic_transfers += other.periodic_transfers;
         self.ipis += other.ipis;
         self.periodic_ipis += other.periodic_ipis;
+        self.periods += other.periods;
     }
 }
 
@@ -136,7 +139,10 @@ impl Ledger {
         match marker {
             Marker::ClearingBegin => state.clearing = true,
             Marker::ClearingEnd => state.clearing = false,
-            Marker::PeriodicBegin => state.periodic = true,
+            Marker::PeriodicBegin => {
+                state.periodic = true;
+                self.add(cpu, Counts { periods: 1, ..Counts::default() });
+            }
             Marker::PeriodicEnd => state.periodic = false,
             Marker::WindowBegin if !open => self.open_window(cpu),
             Marker::WindowEnd if open => self.close(cpu),
@@ -160,7 +166,11 @@ impl Ledger {
             Place::Return => state.nested = state.nested.saturating_sub(1),
             Place::Switch => state.nested = 0,
         }
+        let begins = state.nested > 0 && !state.periodic;
         state.periodic = state.nested > 0;
+        if begins {
+            self.add(cpu, Counts { periods: 1, ..Counts::default() });
+        }
     }
 
     /// Open the windows of all CPUs.
@@ -402,6 +412,7 @@ mod tests {
             clearing_transfers: 1,
             periodic_transfers: 1,
             periodic_ipis: 1,
+            periods: 1,
             ..Counts::default()
         };
         assert_eq!(share(&ledger, 0, 0).operation, counts);

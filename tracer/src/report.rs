@@ -140,6 +140,7 @@ fn counts(text: &mut String, counts: &Counts) -> fmt::Result {
         ("periodic_transfers", counts.periodic_transfers),
         ("ipis", counts.ipis),
         ("periodic_ipis", counts.periodic_ipis),
+        ("periods", counts.periods),
     ];
     for (i, (name, n)) in named.into_iter().enumerate() {
         write!(text, "{}\"{name}\":{n}", if i == 0 { '{' } else { ',' })?;
@@ -240,7 +241,7 @@ mod tests {
         ledger.mark(1, Marker::OperationEnd);
         let options = Options::parse(["quantum=50"].into_iter()).unwrap();
         let zero = "{\"instructions_user\":0,\"instructions_kernel\":0,\"clearing\":0,\"periodic_instructions\":0,\
-                    \"accesses\":0,\"transfers\":0,\"user_transfers\":0,\"clearing_transfers\":0,\"periodic_transfers\":0,\"ipis\":0,\"periodic_ipis\":0}";
+                    \"accesses\":0,\"transfers\":0,\"user_transfers\":0,\"clearing_transfers\":0,\"periodic_transfers\":0,\"ipis\":0,\"periodic_ipis\":0,\"periods\":0}";
         let some = zero
             .replace("instructions_user\":0", "instructions_user\":3")
             .replace("kernel\":0", "kernel\":4")

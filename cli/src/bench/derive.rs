@@ -83,6 +83,7 @@ pub fn counted(point: &Point, run: &Measured) -> Result<Results> {
         ("transfers_max", worst, "lines/operation", Kind::Count),
         ("periodic_instructions", window("periodic_instructions"), "instructions/operation", Kind::Count),
         ("periodic_transfers", window("periodic_transfers"), "lines/operation", Kind::Count),
+        ("periods", number(&counts["totals"]["in_windows"], "periods"), "periods/window", Kind::Count),
         ("ipis", each("ipis"), "interrupts/operation", Kind::Count),
         ("throughput_per_cpu", modelled.throughput_per_cpu, "operations/s", Kind::Modelled),
     ];
@@ -188,7 +189,10 @@ fn hot(point: &Point, line: &trace::Line, operations: f64) -> HotLine {
     let by = |wanted: fn(&str) -> bool| {
         let mut names: Vec<String> = Vec::new();
         for touch in line.touches.iter().filter(|touch| wanted(&touch.access)) {
-            let name = touch.functions.first().map_or_else(|| format!("{:#x}", touch.pc), |f| f.name.clone());
+            let name = match trace::chain(&touch.functions) {
+                unknown if unknown.is_empty() => format!("{:#x}", touch.pc),
+                name => name,
+            };
             if !names.contains(&name) {
                 names.push(name);
             }

@@ -51,8 +51,8 @@ pub fn run(options: &Bench) -> Result<u8> {
         return Err(failure(USAGE, format!("no suite {unknown}: there is {}", SUITES.join(", "))));
     }
     let is_wanted = |suite: &str| options.suites.iter().any(|one| one == suite);
-    if !is_wanted(MATRIX) && (options.plant_shared_counter || !options.pairs.is_empty()) {
-        return Err(failure(USAGE, "--plant-shared-counter and --pairs are about the suite matrix: name it"));
+    if !is_wanted(MATRIX) && !options.pairs.is_empty() {
+        return Err(failure(USAGE, "--pairs is about the suite matrix: name it"));
     }
     let of_mapbench = !options.mode.is_empty() || options.npages.is_some() || options.resume;
     if of_mapbench && !options.suites.is_empty() && !is_wanted(MAPBENCH) {

@@ -56,6 +56,10 @@ pub struct Sweep {
     pub cpus: Vec<u32>,
     /// Operations of each thread, if said.
     operations: Option<u32>,
+    /// On pages that nobody has touched before.
+    pub first_touch: bool,
+    /// With the planted conflict; Quire alone has it.
+    pub planted: bool,
 }
 
 impl Sweep {
@@ -70,6 +74,13 @@ impl Sweep {
         let affordable = BUDGET / (expected.max(1.0) * f64::from(cpus));
         let usual = if cpus <= FEW { MOST } else { LEAST };
         (affordable as u32).clamp(LEAST, usual)
+    }
+
+    /// What tells it from a default run.
+    pub fn variant(&self) -> Option<String> {
+        let words = [(self.first_touch, "--first-touch"), (self.planted, "--plant-shared-counter")];
+        let told: Vec<_> = words.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
+        (!told.is_empty()).then(|| told.join(" "))
     }
 
     /// Operations of each thread before the window.
@@ -91,6 +102,9 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
     if options.accel != Accel::Exact && (options.quantum.is_some() || options.seed.is_some()) {
         return Err(failure(USAGE, "--quantum and --seed are about the exact machine: say --accel exact"));
     }
+    if options.first_touch && !modes.iter().all(|(mode, _)| mode.starts_with("fault")) {
+        return Err(failure(USAGE, "--first-touch is about the modes fault and fault-2m: say --mode fault"));
+    }
     let mut sweeps = Vec::new();
     for (mode, npages) in modes {
         for system in &systems {
@@ -106,6 +120,8 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
                 system: *system,
                 cpus,
                 operations: options.operations,
+                first_touch: options.first_touch,
+                planted: options.plant_shared_counter && matches!(system, Target::Quire(_)),
             });
         }
     }
@@ -154,6 +170,10 @@ mod tests {
         assert_eq!(plan.iter().filter(|s| s.system == Target::Linux(Linux::V6_1)).count(), 4);
         assert!(plan.iter().enumerate().all(|(i, sweep)| sweep.number == i));
         assert!(plan.iter().filter(|s| s.mode == "pipeline").all(|s| s.cpus == [8]));
+        assert!(plan.iter().all(|sweep| sweep.variant().is_none()));
+        let planted = Bench { plant_shared_counter: true, vs: Some(Vs::Linux), ..options() };
+        let variants: Vec<_> = sweeps(&planted).unwrap().iter().map(Sweep::variant).collect();
+        assert_eq!(variants[..2], [Some("--plant-shared-counter".to_owned()), None]);
         let one = sweeps(&Bench { mode: vec!["fork".into()], ..options() }).unwrap();
         assert_eq!((one.len(), one[0].npages), (1, None));
     }
@@ -161,6 +181,7 @@ mod tests {
     #[test]
     fn what_contradicts_itself_is_refused() {
         assert!(sweeps(&Bench { linux: Some(Linux::V6_1), ..options() }).is_err());
+        assert!(sweeps(&Bench { first_touch: true, ..options() }).is_err());
         assert!(sweeps(&Bench { accel: Accel::Tcg, quantum: Some(50), ..options() }).is_err());
     }
 

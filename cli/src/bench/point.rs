@@ -133,7 +133,7 @@ impl Lab {
             system: system.to_owned(),
             linux_version,
             aspace,
-            variant: None,
+            variant: sweep.variant(),
             cpus,
             threads: cpus,
             npages,
@@ -168,6 +168,9 @@ pub fn measure(lab: &Lab, sweep: &Sweep, cpus: u32, operations: u32) -> Result<R
     let mut words: Vec<String> = vec!["mapbench".into(), sweep.mode.clone(), "--json".into()];
     words.extend(["--threads".into(), cpus.to_string(), "--warm-up".into(), warm_up.to_string()]);
     words.extend(length);
+    if sweep.first_touch {
+        words.push("--first-touch".into());
+    }
     if let Some(npages) = sweep.npages {
         words.extend(["--npages".into(), npages.to_string()]);
     }
@@ -197,7 +200,8 @@ fn once(lab: &Lab, sweep: &Sweep, cpus: u32, words: &[String]) -> Result<Measure
         Target::Linux(_) => None,
     };
     // What lies where is said after the end, so it costs nothing that is counted.
-    let boot = Boot { aspace, places: lab.is_exact(), ..Boot::default() };
+    let boot =
+        Boot { aspace, places: lab.is_exact(), plant_shared_counter: sweep.planted, ..Boot::default() };
     let outcome = session::run(&machine, &boot, image, Files::Captured(Vec::new()), Some(LIMIT))?;
     let what = || format!("{} on {} with {cpus} CPUs", sweep.mode, sweep.system.label());
     if outcome.end != End::Exited(0) {

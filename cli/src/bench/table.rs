@@ -5,11 +5,12 @@ use std::{collections::BTreeSet, fmt::Write};
 use crate::results::{Point, Results};
 
 /// Metrics that have a column, and its head.
-const COLUMNS: [(&str, &str); 6] = [
+const COLUMNS: [(&str, &str); 7] = [
     ("instructions", "instr/op"),
     ("clearing", "clearing"),
     ("transfers", "transfers"),
     ("ipis", "IPIs"),
+    ("periods", "ticks"),
     ("ns", "ns/op"),
     ("throughput_per_cpu", "ops/s/CPU"),
 ];
@@ -49,8 +50,8 @@ pub fn table(results: &Results) -> String {
         text.push('\n');
     }
     if counted {
-        text +=
-            "per operation, the mean over CPUs; throughput is modelled from the counts (docs/results.md)\n";
+        text += "per operation, the mean over CPUs; ticks are those that fell into the windows, counted apart;\n\
+                 throughput is modelled from the counts (docs/results.md)\n";
     }
     text
 }

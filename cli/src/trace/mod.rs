@@ -29,7 +29,7 @@ use crate::{
 pub use names::{Kind, Names};
 pub use report::{Line, Report, common};
 pub use source::{Elf, Function, Source, linux_areas};
-pub use table::title;
+pub use table::{chain, title};
 
 /// Do what the options say; the exit status is the program's.
 pub fn run(options: Trace) -> Result<u8> {
