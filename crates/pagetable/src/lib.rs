@@ -309,23 +309,27 @@ impl PageTable {
         Some(link)
     }
     /// The next present link of `level` that serves a page of `at..end`, and the first page it serves; `at` moves
-    /// past what it serves.
+    /// past what it serves. Runs of absent links are passed within their table, so an empty table costs one look at each
+    /// of its entries.
     fn next_link(&self, at: &mut Page, end: Page, level: u32) -> Option<(&AtomicU64, Page)> {
         'from_root: while *at < end {
             let mut table = self.root()?;
             for l in (level..=3).rev() {
-                let page = *at;
-                let slot = self.slot(table, page, l)?;
+                let entries = self.entries(table).get(at.index(l)..)?;
                 // Acquire: as in `peek`.
-                let link = Pte::from_bits(slot.load(Ordering::Acquire));
-                let first = page.number() & !(span(l) - 1);
-                if l == level || !link.is_present() {
-                    *at = Page::new(first + span(l)).unwrap_or(end);
-                }
-                if !link.is_present() {
+                let links = entries.iter().map(|slot| (slot, Pte::from_bits(slot.load(Ordering::Acquire))));
+                let found = links.enumerate().find(|(_, (_, link))| link.is_present());
+                let first = at.number() & !(span(l) - 1);
+                let Some((absent, (slot, link))) = found else {
+                    *at = Page::new(first + entries.len() as u64 * span(l)).unwrap_or(end);
                     continue 'from_root;
+                };
+                let first = first + absent as u64 * span(l);
+                if absent > 0 {
+                    *at = Page::new(first).filter(|&page| page < end)?;
                 }
                 if l == level {
+                    *at = Page::new(first + span(l)).unwrap_or(end);
                     return Some((slot, Page::new(first)?));
                 }
                 table = link.frame();
