@@ -409,6 +409,10 @@ static void waiting(void)
     CHECK(now_ns() - start >= 25000000);
     t.tv_usec = 1000000;
     FAILS(setsockopt(s[0], SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t), EDOM);
+    t = (struct timeval){.tv_sec = INT64_MAX, .tv_usec = 999999}; // longer than nanoseconds can say
+    OK(setsockopt(s[0], SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t));
+    t = (struct timeval){0};
+    OK(setsockopt(s[0], SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t));
     OK(close(s[0])); OK(close(s[1]));
 }
 
