@@ -92,6 +92,8 @@ fn figure(results: &Results, group: &Group, metric: &str, logarithmic: bool) -> 
 fn words(metric: &str) -> String {
     match metric {
         "throughput_per_cpu" => "throughput of each CPU".to_owned(),
+        "ipis" => "interrupts sent".to_owned(),
+        "clearing" => "clearing pages".to_owned(),
         "transfers" => "cache lines moved".to_owned(),
         other => other.replace('_', " "),
     }
@@ -123,18 +125,22 @@ fn points(results: &Results, group: &Group) -> Vec<Point> {
 }
 
 fn numbers(results: &Results, group: &Group) -> Markup {
-    const COLUMNS: [&str; 5] = ["instructions", "transfers", "ipis", "faults", "throughput_per_cpu"];
+    const ALL: [&str; 6] = ["instructions", "clearing", "transfers", "ipis", "ns", "throughput_per_cpu"];
+    let points = points(results, group);
+    // Counts and times are measured apart.
+    let columns: Vec<&str> =
+        ALL.into_iter().filter(|metric| points.iter().any(|p| results.value(p, metric).is_some())).collect();
     html! {
         div.wide {
             table {
                 caption { "Per operation, the mean over CPUs" }
-                thead { tr { th { "system" } th { "CPUs" } @for column in COLUMNS { th { (words(column)) } } } }
+                thead { tr { th { "system" } th { "CPUs" } @for column in &columns { th { (words(column)) } } } }
                 tbody {
-                    @for point in points(results, group) {
+                    @for point in &points {
                         tr {
                             td { (point.label()) }
                             td { (point.cpus) }
-                            @for column in COLUMNS { td { (cell(results.value(&point, column))) } }
+                            @for column in &columns { td { (cell(results.value(point, column))) } }
                         }
                     }
                 }
@@ -185,7 +191,7 @@ fn hottest(results: &Results, group: &Group) -> Markup {
             div.wide {
                 table {
                     caption { "What moves between CPUs: " (point.label()) ", " (point.cpus) " CPUs" }
-                    thead { tr { th { "line" } th { "transfers" } th { "CPUs" } th { "read by" } th { "written by" } } }
+                    thead { tr { th { "line" } th { "transfers" } th { "CPUs" } th.name { "read by" } th.name { "written by" } } }
                     tbody {
                         @for line in results.lines.iter().filter(|l| l.point == point).take(ROWS) {
                             tr {

@@ -590,7 +590,8 @@ pub fn setsockopt(a: &Args) -> SysResult {
             if !(0..1_000_000).contains(&us) {
                 return Err(Errno::EDOM);
             }
-            let ns = u64::try_from(seconds).unwrap_or(0).saturating_mul(time::NS).saturating_add(us as u64 * 1000);
+            let ns =
+                u64::try_from(seconds).unwrap_or(0).saturating_mul(time::NS).saturating_add(us as u64 * 1000);
             let which = if option == SO_RCVTIMEO { Number::ReceiveTimeout } else { Number::SendTimeout };
             socket.set_number(which, ns);
             return Ok(0);
