@@ -319,6 +319,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     // Relaxed: these words belong to the thread.
     me.clear_child_tid.store(0, Ordering::Relaxed);
     me.robust_list.store(0, Ordering::Relaxed);
+    me.rseq.clear();
     p.has_execed.store(true, Ordering::Relaxed);
     own_files.exec();
     let shared_files = core::mem::replace(&mut *p.files.lock(), own_files);

@@ -414,7 +414,9 @@ impl Process {
     }
     /// What all its threads have used, ended ones included. Its memory counts when it has let go of it.
     pub fn used(&self) -> Used {
-        let live = self.threads.lock().iter().map(|t| t.used()).fold(Used::default(), Used::and);
+        // Held over both, as by a thread that ends: it is among the live or among the ended, never both or neither.
+        let threads = self.threads.lock();
+        let live = threads.iter().map(|t| t.used()).fold(Used::default(), Used::and);
         live.and(*self.ended_threads.lock())
     }
     /// What its collected children have used, and theirs.

@@ -65,6 +65,12 @@ impl State {
     pub const fn new() -> Self {
         Self { registration: irq::Lock::new(None), due: AtomicBool::new(false) }
     }
+    /// Forget what is registered: `execve`.
+    pub fn clear(&self) {
+        *self.registration.lock() = None;
+        // Relaxed: see `set_due`.
+        self.due.store(false, Ordering::Relaxed);
+    }
     /// The thread is being switched away from, or another one wants it out of its critical section (`membarrier`).
     pub fn set_due(&self) {
         // Relaxed: read by the thread itself, after the switch or the interrupt that the other one sends.
@@ -165,6 +171,11 @@ pub fn rseq(at: u64, len: u32, flags: u32, signature: u32) -> SysResult {
     }
     if at.checked_add(len.into()).is_none_or(|end| end > USER_END) {
         return Err(Errno::EFAULT);
+    }
+    // Libraries reuse the structure of a thread that has ended, and may have left a critical section in it: a leftover is
+    // taken out rather than taken for the new thread's, as in Linux since 6.15.
+    if usercopy::read::<u64>(at + OFFSET_CS)? != 0 {
+        usercopy::write(at + OFFSET_CS, &0u64)?;
     }
     let me = task::current();
     *me.rseq.registration.lock() = Some(wanted);

@@ -450,7 +450,7 @@ pub fn kick(task: &Task) {
 /// Load `next`'s address space. A thread without one (idle, kernel threads) keeps what is loaded, so that a CPU which
 /// goes idle and comes back to the same process does not lose its TLB.
 fn load_space(rq: &RunQueue, next: &Task) {
-    let Some(mm) = next.mm() else { return };
+    let Some(mm) = next.space() else { return };
     load(rq, Some(mm));
 }
 
@@ -483,7 +483,7 @@ fn load(rq: &RunQueue, mm: Option<TaskMm>) {
 /// Load the calling task's address space, after it was given another one.
 pub fn reload_space() {
     let _off = irq::Off::new();
-    load(mine(), task::current().mm());
+    load(mine(), task::current().space());
 }
 
 /// Let go of whatever address space this CPU has loaded, for a thread that has none.
@@ -498,7 +498,7 @@ pub fn unload_space() {
 /// a CPU that kept the space through it would keep its root for as long as it then stays idle.
 pub fn drop_lazy_space() -> bool {
     let rq = mine();
-    if !thread::has_current() || task::current().mm().is_some() || rq.loaded.lock().is_none() {
+    if !thread::has_current() || task::current().space().is_some() || rq.loaded.lock().is_none() {
         return false;
     }
     cpu::load_cr3(hw::paging::kernel_root());

@@ -67,6 +67,8 @@ pub struct Task {
     /// Page faults that were resolved for it.
     faults: AtomicU64,
     mm: irq::Lock<Option<TaskMm>>,
+    /// The memory that it has moved into for a moment: [`visit`].
+    visited: irq::Lock<Option<TaskMm>>,
     kind: Kind,
     /// Asked to end: by `exit`, or since the process ends or executes another program.
     ending: AtomicBool,
@@ -143,6 +145,28 @@ enum Kind {
     Kernel(irq::Lock<Option<Box<dyn FnOnce() + Send>>>),
 }
 
+/// Run `f` with `mm` as the calling thread's memory, for copies on its behalf; `None` if the last task that used it has gone.
+/// The thread becomes a user of `mm` meanwhile, so that its contents and its tables stay. What others ask the thread for
+/// ([`Task::mm`]) is still its own.
+pub fn visit<R>(mm: &Arc<Mm>, f: impl FnOnce() -> R) -> Option<R> {
+    let me = current();
+    if me.mm().is_some_and(|own| Arc::ptr_eq(&**own, mm)) {
+        return Some(f());
+    }
+    // Not `join`: the caller is no user, so the count may have come down to 0, and what is cleared stays so.
+    if !mm.join_if_used() {
+        return None;
+    }
+    *me.visited.lock() = Some(Arc::new(Handle(mm.clone())));
+    sched::reload_space();
+    let result = f();
+    let visited = me.visited.lock().take();
+    sched::reload_space();
+    drop(visited);
+    mm.leave();
+    Some(result)
+}
+
 impl Task {
     fn assemble(tid: u32, process: Arc<Process>, thread: Thread, kind: Kind) -> Self {
         Self {
@@ -160,6 +184,7 @@ impl Task {
             set_tid: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             mm: irq::Lock::new(None),
+            visited: irq::Lock::new(None),
             kind,
             ending: AtomicBool::new(false),
             exit_code: AtomicU32::new(0),
@@ -232,6 +257,10 @@ impl Task {
     /// The address space, for user threads that have not ended.
     pub fn mm(&self) -> Option<TaskMm> {
         self.mm.lock().clone()
+    }
+    /// The address space that it runs in: its own, unless it [`visit`]s another.
+    pub fn space(&self) -> Option<TaskMm> {
+        self.visited.lock().clone().or_else(|| self.mm())
     }
     /// Replace the address space: `execve` and exit.
     pub fn set_mm(&self, mm: Option<Arc<Mm>>) -> Option<Arc<Mm>> {

@@ -5,7 +5,7 @@
 // of pages that are cut off go, copies of pages that are punched out stay; shared anonymous memory is shared by all
 // descendants, and by nobody else; a file lives as long as a descriptor or a mapping of it.
 //
-// calls: mmap munmap mprotect mremap madvise memfd_create
+// calls: mmap munmap mprotect mremap madvise memfd_create remap_file_pages
 #include "check.h"
 #include <setjmp.h>
 #include <sys/stat.h>
@@ -191,6 +191,7 @@ static void seals(void)
     EQUAL(touch(AT(1), 1), 0);
     FAILS(pwrite(fd, &byte, 1, 0), EPERM);
     FAILS((intptr_t)mmap(NULL, PAGE, RW, MAP_SHARED, fd, 0), EPERM);
+    FAILS(syscall(SYS_remap_file_pages, AT(0), PAGE, 0L, 1L, 0L), EPERM); // it maps anew
     map_at(8, 1, PROT_READ, MAP_SHARED, fd, 0);
     EQUAL(AT(8)[0], 'w');
     FAILS(mprotect(AT(8), PAGE, RW), EACCES);

@@ -182,6 +182,58 @@ static void *wake_fifth(void *unused)
     return unused;
 }
 
+// Whoever reads another process's memory is itself still where it was: what a third one writes to it arrives there.
+static void readers_stay_themselves(void)
+{
+    static volatile long word;
+    static char bytes[1 << 15];
+    word = 0;
+    pid_t read_from = fork(), reader;
+    if (read_from == 0) {
+        while (word == 0) sleep_ms(1);
+        _exit(1); // nobody writes here
+    }
+    OK(reader = fork());
+    if (reader == 0) {
+        static char copy[sizeof bytes];
+        struct iovec here = {copy, sizeof copy}, there = {bytes, sizeof bytes};
+        for (;;) process_vm_readv(read_from, &here, 1, &there, 1, 0);
+    }
+    long one = 1;
+    struct iovec here = {&one, sizeof one}, there = {(void *)&word, sizeof word};
+    for (int i = 0; i < 2000; i++) EQUAL(process_vm_writev(reader, &here, 1, &there, 1, 0), (long)sizeof one);
+    sleep_ms(5);
+    EQUAL(waitpid(read_from, NULL, WNOHANG), 0);
+    OK(kill(reader, SIGKILL));
+    OK(kill(read_from, SIGKILL));
+    wait_for(reader);
+    wait_for(read_from);
+}
+
+// A process may end while its environment is read.
+static void ends_while_read(void)
+{
+    for (int i = 0; i < 150; i++) {
+        pid_t child = fork();
+        if (child == 0) for (;;) pause();
+        char path[40], text[4096];
+        snprintf(path, sizeof path, "/proc/%d/environ", child);
+        pid_t killer = fork();
+        if (killer == 0) {
+            for (volatile int spin = 0; spin < i * 20; spin++) {}
+            kill(child, SIGKILL);
+            _exit(0);
+        }
+        int fd = open(path, O_RDONLY);
+        if (fd >= 0) {
+            for (int k = 0; k < 20; k++) pread(fd, text, sizeof text, 0);
+            OK(close(fd));
+        }
+        wait_for(killer);
+        wait_for(child);
+    }
+}
+
 static void several_futexes(void)
 {
     struct waitv w[130] = {0};
@@ -354,6 +406,8 @@ int main(void)
     RUN(processes_by_descriptor);
     RUN(descriptors_of_clones);
     RUN(other_memory);
+    RUN(readers_stay_themselves);
+    RUN(ends_while_read);
     RUN(several_futexes);
     RUN(unsettable_clocks);
     RUN(splicing);

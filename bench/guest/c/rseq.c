@@ -169,13 +169,49 @@ static void nothing_is_lost(void)
     EQUAL(sum, 20000 * threads);
 }
 
+// A new program has registered nothing, whatever memory it is given: the place that another one registered stays as it is.
+static void forgotten_by_exec(void)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        char *const argv[] = {"rseq", "fresh", "8", NULL};
+        execv("/proc/self/exe", argv);
+        _exit(9);
+    }
+    EQUAL(wait_for(child), 0);
+}
+
+// Started anew `left` times more, registering only in every second life.
+static int fresh(const char *left)
+{
+    static uint32_t place[8] __attribute__((aligned(32)));
+    int n = atoi(left);
+    memset(place, 0x5a, sizeof place);
+    if (n % 2 == 0) {
+        // The C library may have registered its own.
+        if (syscall(SYS_rseq, place, 32, 0, 0x53053053) != 0) return errno == EINVAL || errno == EBUSY ? 0 : 1;
+    } else {
+        for (int i = 0; i < 20; i++) sched_yield();
+        sleep_ms(2);
+        for (int i = 0; i < 8; i++) EQUAL(place[i], 0x5a5a5a5a);
+    }
+    if (n == 0) return 0;
+    char next[12];
+    snprintf(next, sizeof next, "%d", n - 1);
+    char *const argv[] = {"rseq", "fresh", next, NULL};
+    execv("/proc/self/exe", argv);
+    return 9;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc > 2 && strcmp(argv[1], "fresh") == 0) return fresh(argv[2]);
     if (argc > 1) threads = atoi(argv[1]);
     RUN(registration);
     RUN(follows_the_thread);
     RUN(a_signal_restarts);
     RUN(nothing_is_lost);
+    RUN(forgotten_by_exec);
     puts("rseq: all checks passed");
     return 0;
 }

@@ -91,7 +91,8 @@ pub fn quick() -> Result<Results> {
     Ok(results)
 }
 
-fn measure(options: &Bench) -> Result<Results> {
+/// Measure what the options say of the suite mapbench in machines.
+pub fn measure(options: &Bench) -> Result<Results> {
     let sweeps = plan::sweeps(options)?;
     let lab = Lab::furnish(options, &sweeps)?;
     let total: usize = sweeps.iter().map(|sweep| sweep.cpus.len()).sum();

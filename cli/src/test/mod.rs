@@ -3,6 +3,7 @@
 //! Each group shows its progress on a terminal, each failure as it happens, and a line with its counts at the end; the
 //! last line of all is `N passed, N failed`.
 
+mod bench;
 mod exact;
 mod host;
 mod kernel;

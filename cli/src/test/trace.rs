@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{Report, matrix};
+use super::{Report, bench, matrix};
 use crate::{
     exact::Exact,
     guest::{self, Toolchain},
@@ -74,6 +74,7 @@ pub fn run(report: &mut Report, _: bool) -> Result<()> {
         let result = traced(&machine, &program, case).map_err(|error| format!("{error:#}"));
         report.record(case.what, result.and_then(|traced| (case.check)(&traced)));
     }
+    bench::run(report)?;
     matrix::run(report)
 }
 

@@ -347,6 +347,12 @@ pub trait AddressSpace: Send + Sync {
     ///
     /// Errors: `Invalid`; `NoMemory` if memory is short and the range leaves a hole in the middle of a mapping.
     fn unmap(&self, range: PageRange, ctx: &Unpinned<'_>) -> Result<(), Error>;
+    /// Remove those parts of `range` that show the object `identity` as a mapping of it from its page 0 on at the range's
+    /// start would (`shmdt`), all at one instant; what else is mapped there stays. Whether there were any.
+    ///
+    /// Errors: `Invalid`; `NoMemory` if memory is short and a part leaves a hole in the middle of a mapping.
+    fn unmap_object(&self, range: PageRange, identity: (u64, u64), ctx: &Unpinned<'_>)
+    -> Result<bool, Error>;
     /// Change the protection of `range`. Contents stay, also under an empty protection. `down`: begin where the lowest
     /// mapping of the range begins, which must grow down (PROT_GROWSDOWN).
     ///

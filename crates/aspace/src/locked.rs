@@ -293,6 +293,44 @@ impl AddressSpace for Locked {
         Ok(())
     }
 
+    fn unmap_object(
+        &self,
+        range: PageRange,
+        identity: (u64, u64),
+        ctx: &Unpinned<'_>,
+    ) -> Result<bool, Error> {
+        user(range)?;
+        // Exclude.
+        let mut space = self.space.write(ctx);
+        // Only a mapping that holds the whole range and more is left with a hole in its middle.
+        if space.mappings.punches(range) && self.machine.frames.low() {
+            return Err(Error::NoMemory);
+        }
+        let part_of = |area: PageRange, mapping: &Mapping| match &mapping.backing {
+            // A mapping may begin before the range.
+            Backing::Object { object, page } if mapping.shared && object.identity() == identity => {
+                let part = area.intersect(range)?;
+                let shown = page + (part.start().number() - area.start().number());
+                (part.start().number() - range.start().number() == shown).then_some(part)
+            }
+            _ => None,
+        };
+        // Take; flush; release; free.
+        let mut gather = self.gather(ctx);
+        let (mut next, mut any) = (Some(range.start()), false);
+        while let Some((area, mapping)) = next.and_then(|at| space.mappings.find_from(at)) {
+            let part = part_of(area, mapping);
+            next = Some(area.end()).filter(|&end| end < range.end());
+            if let Some(part) = part {
+                any = true;
+                self.evict(&mut space, part, &mut gather, ctx);
+            }
+        }
+        self.flush(&mut gather, &ctx.pin());
+        drop(space);
+        Ok(any)
+    }
+
     fn protect_within(
         &self,
         range: PageRange,
@@ -572,7 +610,8 @@ impl AddressSpace for Locked {
         // Known to the objects before it has anything of theirs, so that what is cut off from now on is cut off here.
         for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.contains(Flags::DONT_FORK)) {
             let mut mapping = mapping.clone();
-            relock(&mut mapping, Lock::Off);
+            // Droppable memory too, which may be locked only from the beginning.
+            mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT);
             if !mutant!("fork-unannounced") {
                 // Whatever a shared mapping may write, the parent's may too: so it is not sealed.
                 let _ = into.mappings.announce(&mapping, area.len());

@@ -43,6 +43,10 @@ pub trait Object: Send + Sync {
     fn mappers(&self) -> Option<&Mappers> {
         None
     }
+    /// Whether new shared mappings may write it.
+    fn is_writable(&self) -> bool {
+        true
+    }
     /// Whether it is memory that processes share, rather than a file; for reports.
     fn is_memory(&self) -> bool {
         false

@@ -370,7 +370,7 @@ impl Model {
         let mut child = Self { pages: self.pages.clone(), future: Lock::Off };
         child.pages.retain(|_, state| !state.flags.contains(Flags::DONT_FORK));
         for state in child.pages.values_mut() {
-            state.relock(Lock::Off);
+            state.flags.remove(Flags::LOCKED | Flags::ON_FAULT);
             if state.flags.contains(Flags::WIPE_ON_FORK) {
                 (state.own, state.guard) = (None, false);
             }

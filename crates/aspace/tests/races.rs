@@ -502,3 +502,34 @@ fn mappings_that_stay_behind_alike_move_once_each() {
         end(sim, &space, &ctx);
     });
 }
+
+#[test]
+fn only_what_shows_an_object_from_the_start_is_detached() {
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let of = |inode: u64| Pages::new(sim, inode, &[1, 2, 3, 4, 5, 6, 7, 8], &ctx);
+        let (ours, others) = (of(7), of(8));
+        let space = sim.space(&ctx);
+        let map = |at: u64, pages: u64, mapping| {
+            space.map(Placement::Fixed(page(BASE + at)), pages, mapping, &ctx).expect("there is room");
+        };
+        map(0, 8, object(&ours, 0, RW, true));
+        // Another object, another page of the same, a private mapping, and none at all.
+        map(2, 1, object(&others, 2, RW, true));
+        map(3, 1, object(&ours, 0, RW, true));
+        map(4, 1, object(&ours, 4, RW, false));
+        space.unmap(range(BASE + 5, 1), &ctx).expect("pages of the user's");
+        for at in [0, 1, 2, 3, 4, 6, 7] {
+            assert_eq!(space.fault(page(BASE + at).base(), Access::Read, &ctx), Ok(()));
+        }
+        let detach = || space.unmap_object(range(BASE, 8), (1, 7), &ctx);
+        assert_eq!(detach(), Ok(true));
+        let mapped: Vec<_> = (0..8).filter(|&at| space.find(page(BASE + at), &ctx).is_some()).collect();
+        assert_eq!(mapped, [2, 3, 4]);
+        assert_eq!(detach(), Ok(false));
+        space.clear(&ctx);
+        ours.free(sim, &ctx);
+        others.free(sim, &ctx);
+        assert_eq!(sim.owned(), [0; Use::COUNT], "frames were not given back");
+    });
+}

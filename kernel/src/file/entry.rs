@@ -212,6 +212,9 @@ impl Object for Entry {
     fn mappers(&self) -> Option<&Mappers> {
         self.inode.store().map(Store::mappers)
     }
+    fn is_writable(&self) -> bool {
+        self.inode.store().is_none_or(|store| store.seals() & (c::F_SEAL_WRITE | c::F_SEAL_FUTURE_WRITE) == 0)
+    }
     fn is_memory(&self) -> bool {
         self.inode.store().is_some_and(Store::is_memory)
     }

@@ -18,7 +18,6 @@ use crate::{
     errno::Errno,
     hw,
     process::{Mm, Process, UNLIMITED},
-    sched,
     task::{self, Task},
     usercopy,
 };
@@ -217,24 +216,6 @@ fn memory(s: &Subject) -> Option<Arc<Mm>> {
     s.thread.as_ref().and_then(|t| t.mm()).map(|mm| Arc::clone(&*mm))
 }
 
-/// Run `f` with the memory `mm` as the calling thread's own.
-fn with_memory<R>(mm: &Arc<Mm>, f: impl FnOnce() -> R) -> R {
-    let me = task::current();
-    let own = me.mm();
-    if own.as_ref().is_some_and(|own| Arc::ptr_eq(&**own, mm)) {
-        return f();
-    }
-    let own = me.set_mm(Some(mm.join()));
-    sched::reload_space();
-    let result = f();
-    let borrowed = me.set_mm(own);
-    sched::reload_space();
-    if let Some(mm) = borrowed {
-        mm.leave();
-    }
-    result
-}
-
 /// The strings between bounds `which` and `which + 1` of the program's arguments and environment; nothing for a
 /// process without memory, as on Linux.
 fn strings(s: &Subject, which: usize) -> Result<Vec<u8>> {
@@ -248,8 +229,8 @@ fn strings(s: &Subject, which: usize) -> Result<Vec<u8>> {
     let len = end.saturating_sub(start).min(MOST) as usize;
     bytes.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
     bytes.resize(len, 0);
-    let copied = with_memory(&mm, || usercopy::copy_in(start, &mut bytes));
-    Ok(if copied.is_ok() { bytes } else { Vec::new() })
+    let copied = task::visit(&mm, || usercopy::copy_in(start, &mut bytes));
+    Ok(if copied.is_some_and(|copied| copied.is_ok()) { bytes } else { Vec::new() })
 }
 
 /// Pages mapped, and pages in memory.

@@ -10,7 +10,7 @@ use super::Args;
 use crate::{
     errno::{Errno, SysResult},
     process::{self, Mm},
-    sched, task, usercopy,
+    task, usercopy,
 };
 
 /// The most segments of a call.
@@ -20,19 +20,7 @@ const PIECE: usize = 16 << 10;
 
 /// Run `f` with `mm` as the calling thread's memory. ESRCH if its process has ended.
 fn inside<R>(mm: &Arc<Mm>, f: impl FnOnce() -> Result<R, Errno>) -> Result<R, Errno> {
-    if !mm.join_if_used() {
-        return Err(Errno::ESRCH);
-    }
-    let me = task::current();
-    let own = me.set_mm(Some(mm.clone()));
-    sched::reload_space();
-    let result = f();
-    let theirs = me.set_mm(own);
-    sched::reload_space();
-    if let Some(mm) = theirs {
-        mm.leave();
-    }
-    result
+    task::visit(mm, f).unwrap_or(Err(Errno::ESRCH))
 }
 
 #[derive(Clone, Copy)]

@@ -12,7 +12,7 @@ use alloc::{
     vec::Vec,
 };
 
-use addr::{PAGE_SIZE, PageRange, Prot, USER_END, VirtAddr};
+use addr::{PAGE_SIZE, PageRange, Prot, USER_END, USER_END_PAGE, VirtAddr};
 use aspace::{Backing, Error, Flags, Mappers, Mapping, Object, ObjectError, Placement};
 use frames::{Frames, OwnedFrame};
 use percpu::Unpinned;
@@ -261,24 +261,24 @@ pub fn shmdt(a: &Args) -> SysResult {
     let start = start.ok_or(Errno::EINVAL)?.page();
     let me = task::current();
     let (mm, ctx) = (me.mm().ok_or(Errno::EINVAL)?, task::unpinned());
-    // The page shows that page of a segment which belongs there if the segment begins at `start`.
-    let belongs = |segment: &Segment, offset: u64| {
-        let page = start.checked_add(offset)?;
-        let shown = mm.aspace.shared_page(page, &ctx)?;
-        (shown == (segment.identity(), offset)).then_some(page)
-    };
-    let attached = |segment: &Segment| (0..segment.pages()).any(|offset| belongs(segment, offset).is_some());
-    let first = mm.aspace.shared_page(start, &ctx).map(|(identity, _)| identity);
-    // Usually the first page tells; if that has been unmapped, another one does.
-    let mut segments = all();
-    segments.sort_by_key(|(_, segment)| Some(segment.identity()) != first);
-    let (_, segment) = segments.into_iter().find(|(_, segment)| attached(segment)).ok_or(Errno::EINVAL)?;
-    for offset in 0..segment.pages() {
-        if let Some(page) = belongs(&segment, offset)
-            && let Some(range) = PageRange::with_len(page, 1)
-        {
-            mm.aspace.unmap(range, &ctx).map_err(|_| Errno::ENOMEM)?;
+    let segments = all();
+    let rest = PageRange::new(start, USER_END_PAGE).ok_or(Errno::EINVAL)?;
+    // The first mapping from there on that is where it would be if a segment had been attached at `start`.
+    let mut found = None;
+    mm.aspace.areas(rest, &ctx, &mut |info| {
+        let Backing::Object { object, page } = &info.mapping.backing else { return };
+        let distance = info.range.start().number().checked_sub(start.number());
+        if found.is_none() && info.mapping.shared && distance == Some(*page) {
+            let identity = object.identity();
+            found = segments.iter().find(|(_, segment)| segment.identity() == identity);
         }
+    });
+    let (_, segment) = found.ok_or(Errno::EINVAL)?;
+    let range = PageRange::new(start, start.checked_add(segment.pages()).unwrap_or(USER_END_PAGE));
+    let range = range.filter(|range| range.end() <= USER_END_PAGE).ok_or(Errno::EINVAL)?;
+    // Another thread may have been quicker.
+    if !mm.aspace.unmap_object(range, segment.identity(), &ctx).map_err(|_| Errno::ENOMEM)? {
+        return Err(Errno::EINVAL);
     }
     let mut about = segment.about.lock();
     (about.detached, about.last) = (Time::now().sec, me.process.pid);

@@ -259,9 +259,16 @@ pub fn remap_file_pages(a: &Args) -> SysResult {
     if first.checked_add(r.len()).is_none_or(|end| end > i64::MAX as u64 / PAGE_SIZE) {
         return Err(Errno::EOVERFLOW);
     }
+    let mut max_prot = mapping.max_prot;
+    if !object.is_writable() {
+        if mapping.prot.contains(Prot::WRITE) {
+            return Err(Errno::EPERM);
+        }
+        max_prot.remove(Prot::WRITE);
+    }
     let backing = Backing::Object { object: object.clone(), page: first };
     let limits = task::current().process.memory_limits();
-    let mapping = Mapping { backing, policy: Policy::default(), ..mapping };
+    let mapping = Mapping { backing, max_prot, policy: Policy::default(), ..mapping };
     let at = Placement::Fixed(r.start());
     let (placed, _) = mm.aspace.map_within(at, r.len(), mapping, &limits, &ctx).map_err(errno)?;
     if flags & abi::MAP_NONBLOCK == 0 {
@@ -283,7 +290,8 @@ fn all_of(mm: &Mm, r: PageRange, object: &Arc<dyn Object>, first: &Mapping) -> b
         };
         if same
             && info.range.start() <= upto
-            && (m.prot, m.flags, m.shared) == (first.prot, first.flags, first.shared)
+            && (m.prot, m.max_prot, m.flags, m.shared)
+                == (first.prot, first.max_prot, first.flags, first.shared)
         {
             upto = info.range.end();
         }
