@@ -17,7 +17,7 @@ const SHOWN_LINES: usize = 8;
 const SHOWN_TOUCHES: usize = 4;
 
 /// The counts in a table, in this order.
-const ROWS: [&str; 12] = [
+const ROWS: [&str; 13] = [
     "instructions_user",
     "instructions_kernel",
     "clearing",
@@ -30,6 +30,7 @@ const ROWS: [&str; 12] = [
     "ipis",
     "periodic_ipis",
     "periods",
+    "faults",
 ];
 
 /// Write the counts where the options want them.

@@ -125,6 +125,7 @@ impl Kallsyms {
                         places.push(format!("clearing={at:#x}-{end:#x}"));
                     }
                 }
+                "asm_exc_page_fault" => places.push(format!("fault={at:#x}")),
                 "asm_sysvec_apic_timer_interrupt" => places.push(format!("periodic={at:#x}")),
                 "__switch_to_asm" => places.push(format!("switch={at:#x}")),
                 name if ["asm_exc_", "asm_sysvec_", "asm_common_interrupt", "asm_spurious_interrupt"]
@@ -182,7 +183,7 @@ mod tests {
                 "switch=0xffff0010",
                 "clearing=0xffff0040-0xffff0070",
                 "clearing=0xffff0070-0xffff0100",
-                "entry=0xffff0100",
+                "fault=0xffff0100",
                 "periodic=0xffff0120",
                 "entry=0xffff0140",
             ]

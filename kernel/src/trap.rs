@@ -10,7 +10,7 @@ use addr::VirtAddr;
 
 use crate::{
     fault,
-    hw::{self, TrapFrame, apic, cpu, irq},
+    hw::{self, TrapFrame, apic, cpu, irq, marker},
     panic, rseq, sched, shootdown,
     signal::{self, SigInfo, code},
     stats::{self, Counter},
@@ -79,6 +79,7 @@ fn interrupt(frame: &TrapFrame, vector: u8) {
 }
 
 fn page_fault(frame: &mut TrapFrame) {
+    marker::fault();
     let at = cpu::read_cr2();
     let access = fault::access(frame.error);
     let user_half = VirtAddr::user(at);

@@ -48,6 +48,8 @@ pub struct Counts {
     pub periodic_ipis: u64,
     /// How often periodic work began.
     pub periods: u64,
+    /// Page faults.
+    pub faults: u64,
 }
 
 impl Counts {
@@ -65,6 +67,7 @@ impl Counts {
         self.ipis += other.ipis;
         self.periodic_ipis += other.periodic_ipis;
         self.periods += other.periods;
+        self.faults += other.faults;
     }
 }
 
@@ -150,6 +153,7 @@ impl Ledger {
                 state.operation = Some(Counts::default());
             }
             Marker::OperationEnd if state.operation.is_some() => self.end_operation(cpu),
+            Marker::Fault => self.add(cpu, Counts { faults: 1, ..Counts::default() }),
             Marker::RunBegin | Marker::RunEnd => {}
             _ => self.strays += 1,
         }
@@ -161,8 +165,8 @@ impl Ledger {
         let state = &mut self.cpus[cpu as usize];
         match place {
             Place::Periodic => state.nested += 1,
-            Place::Entry if state.nested > 0 => state.nested += 1,
-            Place::Entry => {}
+            Place::Entry | Place::Fault if state.nested > 0 => state.nested += 1,
+            Place::Entry | Place::Fault => {}
             Place::Return => state.nested = state.nested.saturating_sub(1),
             Place::Switch => state.nested = 0,
         }
@@ -170,6 +174,9 @@ impl Ledger {
         state.periodic = state.nested > 0;
         if begins {
             self.add(cpu, Counts { periods: 1, ..Counts::default() });
+        }
+        if place == Place::Fault {
+            self.add(cpu, Counts { faults: 1, ..Counts::default() });
         }
     }
 

@@ -27,13 +27,15 @@ pub enum Marker {
     RunBegin = 0x5151_0009,
     /// The first program has ended.
     RunEnd = 0x5151_000a,
+    /// A page fault has been entered.
+    Fault = 0x5151_000b,
 }
 
 /// The bytes before the number.
 const OPCODE: [u8; 4] = [0x0f, 0x1f, 0x84, 0x00];
 
 impl Marker {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::WindowBegin,
         Self::WindowEnd,
         Self::OperationBegin,
@@ -44,6 +46,7 @@ impl Marker {
         Self::PeriodicEnd,
         Self::RunBegin,
         Self::RunEnd,
+        Self::Fault,
     ];
 
     /// The marker that these bytes of one instruction are, if they are one.

@@ -75,7 +75,7 @@ impl Options {
                 "lines" => options.lines = value.parse().map_err(|_| wrong())?,
                 "window" if value == "marked" => options.windows = Windows::Marked,
                 "window" if value == "run" => options.windows = Windows::Run,
-                "clearing" | "periodic" | "entry" | "switch" if options.places.add(key, value) => {}
+                "clearing" | "periodic" | "entry" | "fault" | "switch" if options.places.add(key, value) => {}
                 "out" => options.out = Some(value.into()),
                 _ => return Err(wrong()),
             }

@@ -15,6 +15,8 @@ pub enum Place {
     Periodic,
     /// The first instruction of another interrupt or exception.
     Entry,
+    /// The first instruction of a page fault.
+    Fault,
     /// The last instruction of any of them.
     Return,
     /// The switch to another thread, or the end of a system call.
@@ -24,7 +26,9 @@ pub enum Place {
 impl Place {
     /// The place of this number.
     pub fn from_number(number: u32) -> Option<Self> {
-        [Self::Periodic, Self::Entry, Self::Return, Self::Switch].into_iter().find(|p| *p as u32 == number)
+        [Self::Periodic, Self::Entry, Self::Fault, Self::Return, Self::Switch]
+            .into_iter()
+            .find(|p| *p as u32 == number)
     }
 }
 
@@ -34,6 +38,7 @@ pub struct Places {
     clearing: Vec<Range<u64>>,
     periodic: Vec<u64>,
     entries: Vec<u64>,
+    faults: Vec<u64>,
     switches: Vec<u64>,
 }
 
@@ -41,13 +46,14 @@ const IRETQ: [u8; 2] = [0x48, 0xcf];
 const SYSRETQ: [u8; 3] = [0x48, 0x0f, 0x07];
 
 impl Places {
-    /// Add what an option says: `clearing` a range of addresses, `periodic`, `entry` and `switch` one address each. Whether
-    /// it was understood.
+    /// Add what an option says: `clearing` a range of addresses, `periodic`, `entry`, `fault` and `switch` one address each.
+    /// Whether it was understood.
     pub fn add(&mut self, key: &str, value: &str) -> bool {
         let address = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
         match (key, address(value), value.split_once('-')) {
             ("periodic", Some(at), _) => self.periodic.push(at),
             ("entry", Some(at), _) => self.entries.push(at),
+            ("fault", Some(at), _) => self.faults.push(at),
             ("switch", Some(at), _) => self.switches.push(at),
             ("clearing", _, Some((from, to))) => match (address(from), address(to)) {
                 (Some(from), Some(to)) if from < to => self.clearing.push(from..to),
@@ -72,6 +78,7 @@ impl Places {
         match bytes {
             _ if is(&self.periodic) => Some(Place::Periodic),
             _ if is(&self.entries) => Some(Place::Entry),
+            _ if is(&self.faults) => Some(Place::Fault),
             _ if is(&self.switches) || bytes == SYSRETQ => Some(Place::Switch),
             _ if bytes == IRETQ => Some(Place::Return),
             _ => None,
@@ -91,11 +98,13 @@ mod tests {
         assert!(
             places.add("periodic", "0x1000")
                 && places.add("entry", "0x2000")
+                && places.add("fault", "0x2800")
                 && places.add("switch", "0x3000")
         );
         for (pc, bytes, place) in [
             (0x1000, &[0x90][..], Some(Place::Periodic)),
             (0x2000, &[0x90], Some(Place::Entry)),
+            (0x2800, &[0x90], Some(Place::Fault)),
             (0x3000, &[0x90], Some(Place::Switch)),
             (0x4000, &IRETQ, Some(Place::Return)),
             (0x4000, &SYSRETQ, Some(Place::Switch)),

@@ -141,6 +141,7 @@ fn counts(text: &mut String, counts: &Counts) -> fmt::Result {
         ("ipis", counts.ipis),
         ("periodic_ipis", counts.periodic_ipis),
         ("periods", counts.periods),
+        ("faults", counts.faults),
     ];
     for (i, (name, n)) in named.into_iter().enumerate() {
         write!(text, "{}\"{name}\":{n}", if i == 0 { '{' } else { ',' })?;
@@ -241,7 +242,7 @@ mod tests {
         ledger.mark(1, Marker::OperationEnd);
         let options = Options::parse(["quantum=50"].into_iter()).unwrap();
         let zero = "{\"instructions_user\":0,\"instructions_kernel\":0,\"clearing\":0,\"periodic_instructions\":0,\
-                    \"accesses\":0,\"transfers\":0,\"user_transfers\":0,\"clearing_transfers\":0,\"periodic_transfers\":0,\"ipis\":0,\"periodic_ipis\":0,\"periods\":0}";
+                    \"accesses\":0,\"transfers\":0,\"user_transfers\":0,\"clearing_transfers\":0,\"periodic_transfers\":0,\"ipis\":0,\"periodic_ipis\":0,\"periods\":0,\"faults\":0}";
         let some = zero
             .replace("instructions_user\":0", "instructions_user\":3")
             .replace("kernel\":0", "kernel\":4")

@@ -85,6 +85,7 @@ pub fn counted(point: &Point, run: &Measured) -> Result<Results> {
         ("periodic_transfers", window("periodic_transfers"), "lines/operation", Kind::Count),
         ("periods", number(&counts["totals"]["in_windows"], "periods"), "periods/window", Kind::Count),
         ("ipis", each("ipis"), "interrupts/operation", Kind::Count),
+        ("faults", each("faults"), "faults/operation", Kind::Count),
         ("throughput_per_cpu", modelled.throughput_per_cpu, "operations/s", Kind::Modelled),
     ];
     let per_thread = (operations / f64::from(point.threads)) as u64;

@@ -5,11 +5,12 @@ use std::{collections::BTreeSet, fmt::Write};
 use crate::results::{Point, Results};
 
 /// Metrics that have a column, and its head.
-const COLUMNS: [(&str, &str); 7] = [
+const COLUMNS: [(&str, &str); 8] = [
     ("instructions", "instr/op"),
     ("clearing", "clearing"),
     ("transfers", "transfers"),
     ("ipis", "IPIs"),
+    ("faults", "faults"),
     ("periods", "ticks"),
     ("ns", "ns/op"),
     ("throughput_per_cpu", "ops/s/CPU"),

@@ -125,7 +125,8 @@ fn points(results: &Results, group: &Group) -> Vec<Point> {
 }
 
 fn numbers(results: &Results, group: &Group) -> Markup {
-    const ALL: [&str; 6] = ["instructions", "clearing", "transfers", "ipis", "ns", "throughput_per_cpu"];
+    const ALL: [&str; 7] =
+        ["instructions", "clearing", "transfers", "ipis", "faults", "ns", "throughput_per_cpu"];
     let points = points(results, group);
     // Counts and times are measured apart.
     let columns: Vec<&str> =

@@ -17,6 +17,8 @@ const PERIODIC_END: u32 = 0x5151_0008;
 /// The first program.
 const RUN_BEGIN: u32 = 0x5151_0009;
 const RUN_END: u32 = 0x5151_000a;
+/// A page fault.
+const FAULT: u32 = 0x5151_000b;
 
 macro_rules! mark {
     ($number:expr) => {
@@ -48,6 +50,12 @@ const _: () = assert!(PERIODIC_BEGIN == 0x5151_0007 && PERIODIC_END == 0x5151_00
 #[inline]
 pub fn periodic_end() {
     mark!(PERIODIC_END);
+}
+
+/// A page fault has been entered.
+#[inline]
+pub fn fault() {
+    mark!(FAULT);
 }
 
 /// The first program is about to run.
