@@ -4,7 +4,10 @@ use std::{process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
-use super::derive::{self, Measured};
+use super::{
+    derive::{self, Measured},
+    plan,
+};
 use crate::{
     args::Bench,
     child, guest, machine,
@@ -17,6 +20,7 @@ const REPEATS: usize = 3;
 
 /// Timed runs of each mode with each number of threads that the host has CPUs for.
 pub fn measure(options: &Bench) -> Result<Results> {
+    plan::check_modes(&options.mode)?;
     let program = guest::rust("mapbench")?;
     let host = machine::host_cpus();
     let mut all = Results { version: results::VERSION, ..Results::default() };

@@ -12,6 +12,22 @@ use crate::{
 const USUAL: [(&str, Option<u64>); 4] =
     [("local", Some(1)), ("local", Some(4)), ("pipeline", None), ("fault", None)];
 
+/// All modes of the benchmark.
+pub const MODES: [&str; 12] = [
+    "local",
+    "pipeline",
+    "global",
+    "global-fixed",
+    "countbench",
+    "imbalance",
+    "fault",
+    "fault-2m",
+    "protect",
+    "fork",
+    "unmap-virt",
+    "unmap-touched",
+];
+
 /// Instructions that a point may take: about 20 s of the exact machine, counted, on one core of a small host.
 const BUDGET: f64 = 1.2e9;
 /// What an operation is taken to cost before anything is known, in instructions.
@@ -91,6 +107,7 @@ impl Sweep {
 
 /// What the options ask for.
 pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
+    check_modes(&options.mode)?;
     let mut cpus = options.cpus.clone();
     cpus.sort_unstable();
     cpus.dedup();
@@ -126,6 +143,14 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
         }
     }
     Ok(sweeps)
+}
+
+/// Whether the benchmark has these modes.
+pub fn check_modes(modes: &[String]) -> Result<()> {
+    match modes.iter().find(|mode| !MODES.contains(&mode.as_str())) {
+        Some(unknown) => Err(failure(USAGE, format!("no mode {unknown}: there is {}", MODES.join(", ")))),
+        None => Ok(()),
+    }
 }
 
 /// The systems that the options ask for.
@@ -181,6 +206,8 @@ mod tests {
     #[test]
     fn what_contradicts_itself_is_refused() {
         assert!(sweeps(&Bench { linux: Some(Linux::V6_1), ..options() }).is_err());
+        let unknown = sweeps(&Bench { mode: vec!["frob".into()], ..options() }).unwrap_err().to_string();
+        assert!(unknown.starts_with("no mode frob: there is local, "));
         assert!(sweeps(&Bench { first_touch: true, ..options() }).is_err());
         assert!(sweeps(&Bench { accel: Accel::Tcg, quantum: Some(50), ..options() }).is_err());
     }
