@@ -1,5 +1,4 @@
-//! What `bench` measures: the same to the last byte each time, and one transfer an operation more with a conflict that is
-//! planted in each.
+//! What `bench` measures: the same to the last byte each time, and a conflict that is planted in each operation by its name.
 
 use anyhow::Result;
 
@@ -21,7 +20,7 @@ pub fn run(report: &mut Report) -> Result<()> {
     let alike = serde_json::to_string(&one)? == serde_json::to_string(&other)?;
     report.record("two measurements are alike", if alike { Ok(()) } else { Err(differs(&one, &other)) });
     let planted = bench::measure(&args::Bench { plant_shared_counter: true, ..options })?;
-    report.record("a planted conflict bends the curve", bends(&one, &planted));
+    report.record("a planted conflict is counted by its name", counted(&one, &planted));
     Ok(())
 }
 
@@ -33,7 +32,7 @@ fn differs(one: &Results, other: &Results) -> String {
 /// Every fault moves the counter, unless its CPU was the last to fault: about one transfer an operation, and none where there
 /// is one CPU or no counter. (Of all transfers that is too few to show under one lock, whose own vary by more with the
 /// interleaving.)
-fn bends(usual: &Results, planted: &Results) -> Result<(), String> {
+fn counted(usual: &Results, planted: &Results) -> Result<(), String> {
     let counter = |results: &Results, cpus: u32| -> f64 {
         let named =
             results.lines.iter().filter(|l| l.name.contains("SHARED_COUNTER") && l.point.cpus == cpus);
