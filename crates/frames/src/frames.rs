@@ -1,480 +1,69 @@
-//! The allocator: the caches, the pool and the counts put together.
+//! The allocator: its parts put together, and the paths that every call takes.
 
-use core::{
-    fmt,
-    ops::Range,
-    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
-};
+use core::{fmt, ops::Deref};
 
 use addr::{DirectMap, Frame, PAGE_BYTES};
-use percpu::Pinned;
-use sync::{SpinLock, mutant};
+use percpu::{CpuId, Pinned};
+use sync::primitive::{AtomicI64, AtomicU64, Ordering};
 
 use crate::{
-    FrameRange, MAX_ORDER, OwnedFrame, OwnedRun, Use,
-    cache::{Cache, MAX_BATCH},
-    layout::{Carver, Layout},
-    marks::Marks,
-    pool::Pool,
+    AllocError, FRAMES_PER_BLOCK, Fill, FrameRange, FreeError, HUGE_ORDER, MAX_ORDER, Node, NodeSet, Place, Req, Run,
+    Topology,
+    cpu::{ACCUMULATORS, Cpu, Hot, LANES, NodeLines, OWN, SPARING},
+    lane::Lane,
+    layout::{self, Layout, Region},
+    map::{Block, Line, Map, Row, run_bits},
+    word::{Kind, Owner, Word},
 };
 
-/// The reserve is this part of all frames, rounded up.
-const RESERVE_PART: usize = 64;
-/// All caches together hold at most this part of all frames.
-const CACHED_PART: usize = 8;
-
-/// A value on cache lines of its own.
-#[repr(align(128))]
-struct Lines<T>(T);
-
-/// All frames of the machine.
-pub struct Frames {
-    dm: DirectMap,
-    /// How a page is zeroed.
-    zero: unsafe fn(*mut u8),
-    first: Frame,
-    total: usize,
-    batch: usize,
-    reserve: usize,
-    caches: &'static [Cache],
-    sharers: &'static [AtomicU32],
-    marks: Marks,
-    /// What makes allocation more than popping a cache, and what callers ask about: [`LOW`], [`FAILING`], [`STRAINED`]. Every call reads it, so it has its own
-    /// line, and is written only when it changes.
-    pressure: Lines<AtomicU8>,
-    /// How many allocations it is to the one that must fail; counts only while [`FAILING`] is set.
-    countdown: Lines<AtomicU64>,
-    pool: Lines<SpinLock<Pool>>,
+/// What an allocator is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Config<'a> {
+    /// The frames, ascending and apart. What lies between them isn't memory.
+    pub ranges: &'a [FrameRange],
+    /// How many CPUs will call: the first of all [`CpuId`]s; 1 to 510.
+    pub cpus: usize,
+    /// Which frames and CPUs are near each other.
+    pub topology: &'a Topology,
 }
 
-/// Pressure: the pool is down to the reserve.
-const LOW: u8 = 1;
-/// Pressure: an allocation is to fail, see [`Frames::fail_nth`].
-const FAILING: u8 = 2;
-/// Pressure: the kernel has taken its share, see [`Frames::set_strained`].
-const STRAINED: u8 = 4;
-
-/// How many frames are where. The sums are exact while nobody allocates or frees.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Stats {
-    /// All frames.
-    pub total: u64,
-    /// Frames in the pool: bits of its bitmap.
-    pub free: u64,
-    /// Frames in the CPUs' caches: heights of their stacks.
-    pub cached: u64,
-    /// Frames with owners, by [`Use`]: what allocation and freeing counted. A shared frame counts once.
-    pub owned: [u64; Use::COUNT],
-    /// Frames that a refill or a return moves at a time.
-    pub batch: u64,
-    /// Frames in the pool that only the kernel may take.
-    pub reserve: u64,
-    /// Times that CPUs went to the pool, since the start.
-    pub trips: u64,
+/// How frames are zeroed: the only way in which the allocator ever touches one.
+#[derive(Clone, Copy)]
+pub struct Clear {
+    /// Where a frame's bytes are.
+    pub dm: DirectMap,
+    /// Zeroes the page that it is given, which is used at once.
+    now: unsafe fn(*mut u8),
+    /// Zeroes a page that is used some time later: better without filling the cache with it. Complete when it returns.
+    ahead: unsafe fn(*mut u8),
 }
 
-impl Frames {
-    /// Bytes of buffer that [`Self::new`] needs: about 4 a frame (5 in debug builds) between the lowest and the
-    /// highest, and 640 a CPU.
-    pub fn meta_bytes(ranges: &[FrameRange], cpus: usize) -> usize {
-        Layout::new(ranges, cpus).bytes()
+impl Clear {
+    /// Frames are reached by `dm`, and zeroed in the plain way.
+    pub fn new(dm: DirectMap) -> Self {
+        Self { dm, now: zero_page, ahead: zero_page }
     }
-
-    /// The frames of `ranges`, all free, for `cpus` CPUs. Panics if `meta` is shorter than [`Self::meta_bytes`] or
-    /// ranges overlap.
+    /// The same with ways that the machine knows better: at once, and ahead of need.
     ///
     /// # Safety
-    /// `meta` is zeroed. The frames are usable memory that `dm` reaches and that nobody else uses from now on; `meta`
-    /// does not lie in them. CPUs of `cpus` on are never pinned when calling.
-    pub unsafe fn new(ranges: &[FrameRange], cpus: usize, meta: &'static mut [u8], dm: DirectMap) -> Self {
-        let layout = Layout::new(ranges, cpus);
-        // SAFETY: `meta` is zeroed, by the caller's promise.
-        let tables = unsafe { Carver::carve(meta, &layout) };
-        let mut pool = Pool::new(tables.rows, tables.summary);
-        for r in ranges.iter().filter(|r| r.start < r.end) {
-            let at = (r.start.number() - layout.first.number()) as usize;
-            let n = (r.end.number() - r.start.number()) as usize;
-            assert!(pool.give(at, n), "frame ranges overlap at {r:?}");
-        }
-        let total = pool.free();
-        let reserve = total.div_ceil(RESERVE_PART);
-        Self {
-            dm,
-            zero: zero_page,
-            first: layout.first,
-            total,
-            batch: (total / (2 * CACHED_PART * cpus.max(1))).clamp(1, MAX_BATCH),
-            reserve,
-            caches: tables.caches,
-            sharers: tables.sharers,
-            marks: Marks(tables.marks),
-            pressure: Lines(AtomicU8::new(if total <= reserve { LOW } else { 0 })),
-            countdown: Lines(AtomicU64::new(0)),
-            pool: Lines(SpinLock::new(pool)),
-        }
+    /// Both write zeros to all of the page that they are given and to nothing else, and what they wrote is ordered like
+    /// ordinary stores when they return.
+    pub unsafe fn by(self, now: unsafe fn(*mut u8), ahead: unsafe fn(*mut u8)) -> Self {
+        Self { now, ahead, ..self }
     }
-
-    /// The same frames, zeroed by `zero` from now on: a machine may know a better way.
-    ///
-    /// # Safety
-    /// `zero` writes zeros to the page that it is given, to all of it and to nothing else.
-    pub unsafe fn zero_by(self, zero: unsafe fn(*mut u8)) -> Self {
-        Self { zero, ..self }
+    pub(crate) fn now(&self, frame: Frame) {
+        // SAFETY: the direct map reaches the frame, which the caller has to itself.
+        unsafe { (self.now)(self.dm.ptr(frame.base())) }
     }
-
-    /// How to reach a frame's bytes.
-    pub fn dm(&self) -> DirectMap {
-        self.dm
+    pub(crate) fn ahead(&self, frame: Frame) {
+        // SAFETY: as above.
+        unsafe { (self.ahead)(self.dm.ptr(frame.base())) }
     }
+}
 
-    /// A frame with one owner, its bytes unspecified. `None` if there is none, or only what `usage` may not take of the
-    /// reserve.
-    #[inline]
-    pub fn alloc(&self, pin: &Pinned<'_>, usage: Use) -> Option<OwnedFrame> {
-        let cache = self.cache(pin);
-        let at = match self.pressure() {
-            0 => match cache.pop(pin) {
-                Some(at) => at,
-                None => self.refill(pin, cache, usage)?,
-            },
-            pressure => self.alloc_under(pressure, pin, cache, usage)?,
-        };
-        let frame = self.frame(at);
-        self.marks.hand_out(at, frame, usage, self.dm);
-        cache.count(pin, usage, 1);
-        // SAFETY: the frame was free, so we make its first share; it is `usage`'s from here on.
-        Some(unsafe { OwnedFrame::from_raw(frame, usage) })
-    }
-
-    /// As [`Self::alloc`], with all bytes zero.
-    pub fn alloc_zeroed(&self, pin: &Pinned<'_>, usage: Use) -> Option<OwnedFrame> {
-        let owned = self.alloc(pin, usage)?;
-        // SAFETY: the direct map reaches the frame, and we are its only owner.
-        unsafe { (self.zero)(self.dm.ptr(owned.frame().base())) };
-        Some(owned)
-    }
-
-    /// 2^`order` adjacent frames, the first a multiple of that, their bytes unspecified; `order` in
-    /// 0..=[`MAX_ORDER`]. `None` if there is no such run, or it would cut into what `usage` may not take of the reserve.
-    pub fn alloc_run(&self, pin: &Pinned<'_>, order: u32, usage: Use) -> Option<OwnedRun> {
-        if order > MAX_ORDER {
-            return None;
-        }
-        if self.pressure() & FAILING != 0 && self.must_fail() {
-            return None;
-        }
-        let n = 1 << order;
-        let cache = self.cache(pin);
-        let kept = self.kept_from(usage);
-        let take = |pool: &mut Pool| if pool.free() < n + kept { None } else { pool.take_run(order) };
-        let at = self.with_pool(pin, cache, take).or_else(|| {
-            // Some of the missing frames may be in this CPU's cache.
-            self.drain(pin);
-            self.with_pool(pin, cache, take)
-        })?;
-        for at in at..at + n {
-            self.marks.hand_out(at, self.frame(at), usage, self.dm);
-        }
-        cache.count(pin, usage, n as i64);
-        // SAFETY: the frames were free, so the run is ours, of this order and for this use.
-        Some(unsafe { OwnedRun::from_raw(self.frame(at), order, usage) })
-    }
-
-    /// Give a run back.
-    pub fn free_run(&self, pin: &Pinned<'_>, run: OwnedRun) {
-        let (order, usage) = (run.order(), run.usage());
-        let (first, n) = (self.index(run.into_raw()), 1 << order);
-        for at in first..first + n {
-            self.marks.take_back(at, self.frame(at), usage, self.dm);
-        }
-        let cache = self.cache(pin);
-        cache.count(pin, usage, -(n as i64));
-        let ok = self.with_pool(pin, cache, |pool| pool.give(first, n));
-        debug_assert!(ok, "{:?} was freed twice", self.frame(first));
-    }
-
-    /// Take the frames of `range` out of the pool, without touching their bytes: for what lay in them before the
-    /// allocator did. Each then has one share, which the caller takes up by [`OwnedFrame::from_raw`]. The answer is
-    /// false, and nothing changes, if one of them is not in the pool.
-    pub fn claim(&self, pin: &Pinned<'_>, range: FrameRange, usage: Use) -> bool {
-        let n = range.end.number().saturating_sub(range.start.number()) as usize;
-        let first = self.index(range.start);
-        let cache = self.cache(pin);
-        if !self.with_pool(pin, cache, |pool| pool.take_at(first, n)) {
-            return false;
-        }
-        for at in first..first + n {
-            self.marks.hand_out(at, self.frame(at), usage, self.dm);
-        }
-        cache.count(pin, usage, n as i64);
-        true
-    }
-
-    /// Give up one share; the frame is free again when it was the last.
-    #[inline]
-    pub fn free(&self, pin: &Pinned<'_>, owned: OwnedFrame) {
-        let usage = owned.usage();
-        let frame = owned.into_raw();
-        let at = self.index(frame);
-        self.marks.expect(at, frame, usage);
-        if !self.give_up_share(at) {
-            return;
-        }
-        self.marks.take_back(at, frame, usage, self.dm);
-        let cache = self.cache(pin);
-        cache.count(pin, usage, -1);
-        if cache.height() >= 2 * self.batch {
-            self.give_back(pin, cache, self.batch);
-        }
-        cache.push(pin, at);
-        if self.exhausted() {
-            self.drain(pin);
-        }
-    }
-
-    /// One more share of a frame that the caller has a share of.
-    pub fn share(&self, owned: &OwnedFrame) -> OwnedFrame {
-        // SAFETY: the caller has a share, and knows the use.
-        unsafe { self.share_raw(owned.frame(), owned.usage()) }
-    }
-
-    /// One more share of `frame`.
-    ///
-    /// # Safety
-    /// Somebody has a share and keeps it during the call (say, it is in a page table that the caller has locked), and
-    /// the frame was allocated for `usage`.
-    pub unsafe fn share_raw(&self, frame: Frame, usage: Use) -> OwnedFrame {
-        let at = self.index(frame);
-        self.marks.expect(at, frame, usage);
-        // Relaxed: the new share comes from an old one, by whatever order the holder has it; giving shares up is what
-        // needs order. It can't overflow: each share is a word in memory, and 2^32 of them would be 32 GiB of page
-        // tables for one frame.
-        self.sharers[at].fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the share was just counted.
-        unsafe { OwnedFrame::from_raw(frame, usage) }
-    }
-
-    /// Whether `frame` has more than one share. If the caller has one and the answer is no, it stays no until the
-    /// caller makes another, and what other owners did to the frame has been done.
-    pub fn is_shared(&self, frame: Frame) -> bool {
-        // Acquire: the other owners' use of the frame comes before; partner of the CAS in `give_up_share`.
-        self.sharers[self.index(frame)].load(Ordering::Acquire) != 0
-    }
-
-    /// How many shares `frame` has beside one; a report, which may be out of date.
-    pub fn sharers(&self, frame: Frame) -> u64 {
-        // Relaxed: nothing follows from it.
-        self.sharers[self.index(frame)].load(Ordering::Relaxed).into()
-    }
-
-    /// Whether memory is short: the pool is down to the reserve, so that the user's allocations are about to fail, or
-    /// the kernel is [strained](Self::set_strained). Who is asked for something that needs a record refuses then.
-    #[inline]
-    pub fn low(&self) -> bool {
-        self.pressure() & (LOW | STRAINED) != 0
-    }
-
-    /// Whether the pool is down to the reserve.
-    #[inline]
-    pub fn exhausted(&self) -> bool {
-        self.pressure() & LOW != 0
-    }
-
-    /// Say whether the kernel's own records have grown to all that they may take. It keeps what it has taken, so without
-    /// this limit a program that makes it keep many records would leave no memory to anybody when it has gone.
-    pub fn set_strained(&self, strained: bool) {
-        // Relaxed, both: a hint, see `pressure`.
-        if strained {
-            self.pressure.0.fetch_or(STRAINED, Ordering::Relaxed);
-        } else {
-            self.pressure.0.fetch_and(!STRAINED, Ordering::Relaxed);
-        }
-    }
-
-    /// Let the `n`-th allocation from now on, of a frame or a run and by anyone, fail as if there were no memory; one
-    /// only. 0 takes that back. For tests of what callers do then; costs nothing while it isn't used.
-    pub fn fail_nth(&self, n: u64) {
-        // Relaxed, all: the flag only sends callers to the counter; a call at the same time is early or late.
-        self.countdown.0.store(n, Ordering::Relaxed);
-        if n > 0 {
-            self.pressure.0.fetch_or(FAILING, Ordering::Relaxed);
-        } else {
-            self.pressure.0.fetch_and(!FAILING, Ordering::Relaxed);
-        }
-    }
-
-    /// How many allocations it is to the one that [`Self::fail_nth`] asked for; 0 when it has failed.
-    pub fn until_failure(&self) -> u64 {
-        // Relaxed: see `fail_nth`.
-        self.countdown.0.load(Ordering::Relaxed)
-    }
-
-    /// Give all of this CPU's cached frames back to the pool.
-    pub fn drain(&self, pin: &Pinned<'_>) {
-        let cache = self.cache(pin);
-        if cache.height() > 0 {
-            self.give_back(pin, cache, usize::MAX);
-        }
-    }
-
-    /// Call `f` with the name, the addresses and the bytes of each CPU's part (0 if it isn't divided) of each table: for
-    /// reports that name memory.
-    pub fn places(&self, _: &Pinned<'_>, f: &mut dyn FnMut(&'static str, Range<usize>, usize)) {
-        fn span<T: ?Sized>(value: &T) -> Range<usize> {
-            let start = core::ptr::from_ref(value).addr();
-            start..start + size_of_val(value)
-        }
-        f("frames: cache", span(self.caches), size_of::<Cache>());
-        f("frames: sharers", span(self.sharers), 0);
-        f("frames: pool's lock", span(&self.pool), 0);
-        f("frames: whether few are left", span(&self.pressure), 0);
-        let [rows, summary] = self.pool.0.lock().tables();
-        f("frames: pool's bitmap", rows, 0);
-        f("frames: pool's summary", summary, 0);
-    }
-
-    /// Number of all frames.
-    pub fn total(&self) -> u64 {
-        self.total as u64
-    }
-
-    /// How many frames are where.
-    pub fn stats(&self) -> Stats {
-        let free = {
-            let pool = self.pool.0.lock();
-            pool.count() as u64
-        };
-        let sum = |usage: Use| self.caches.iter().map(|c| c.owned(usage)).sum::<i64>();
-        Stats {
-            total: self.total as u64,
-            free,
-            cached: self.caches.iter().map(|c| c.height() as u64).sum(),
-            // While frames move between CPUs a sum may be read as negative for a moment.
-            owned: Use::ALL.map(|usage| u64::try_from(sum(usage)).unwrap_or(0)),
-            batch: self.batch as u64,
-            reserve: self.reserve as u64,
-            trips: self.caches.iter().map(Cache::trips).sum(),
-        }
-    }
-
-    /// Give up a share of frame number `at`; whether it was the last.
-    #[inline]
-    fn give_up_share(&self, at: usize) -> bool {
-        let sharers = &self.sharers[at];
-        let last = if mutant!("frames-early-free") { 1 } else { 0 };
-        // Acquire: if ours is the last, all that the other owners did comes before we free; partner of the CAS below
-        // (each a read-modify-write, so one load of the last value is ordered after them all).
-        let mut seen = sharers.load(Ordering::Acquire);
-        while seen > last {
-            // Release: what this owner did comes before the last one's freeing; partner of the loads here.
-            // Acquire on failure: as for the load above.
-            match sharers.compare_exchange_weak(seen, seen - 1, Ordering::Release, Ordering::Acquire) {
-                Ok(_) => return false,
-                Err(now) => seen = now,
-            }
-        }
-        true
-    }
-
-    #[inline]
-    fn pressure(&self) -> u8 {
-        // Relaxed: a hint; whoever acts on it takes the pool's lock.
-        self.pressure.0.load(Ordering::Relaxed)
-    }
-
-    /// One frame, when that takes more than popping the cache.
-    #[cold]
-    fn alloc_under(&self, pressure: u8, pin: &Pinned<'_>, cache: &Cache, usage: Use) -> Option<usize> {
-        if pressure & FAILING != 0 && self.must_fail() {
-            return None;
-        }
-        // What the caches hold counts towards the reserve, so it is not for those who may not have all of that.
-        let free_to_take = pressure & LOW == 0 || self.kept_from(usage) == 0;
-        free_to_take.then(|| cache.pop(pin)).flatten().or_else(|| self.refill(pin, cache, usage))
-    }
-
-    /// Count one allocation down; whether it is the one to fail.
-    fn must_fail(&self) -> bool {
-        // Relaxed: see `fail_nth`.
-        let counted = self.countdown.0.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-        let last = counted == Ok(1);
-        if last {
-            self.pressure.0.fetch_and(!FAILING, Ordering::Relaxed);
-        }
-        last
-    }
-
-    /// How much of the reserve is closed to `usage`, in frames. Page tables and stacks stop half-way, since programs
-    /// can make many of them without a frame of their own; the rest is for the kernel's heap, which has to answer
-    /// while it refuses and ends whoever took so much.
-    fn kept_from(&self, usage: Use) -> usize {
-        match usage {
-            Use::Anonymous | Use::File => self.reserve,
-            Use::PageTable | Use::Stack => self.reserve / 2,
-            Use::Kernel => 0,
-        }
-    }
-
-    /// Fetch a batch from the pool and take one frame of it.
-    #[cold]
-    fn refill(&self, pin: &Pinned<'_>, cache: &Cache, usage: Use) -> Option<usize> {
-        if self.exhausted() {
-            // What this CPU keeps counts towards the reserve.
-            self.drain(pin);
-        }
-        self.with_pool(pin, cache, |pool| {
-            let n = match pool.free().saturating_sub(self.reserve) {
-                // The reserve is given out one frame at a time, so that none of it gets into a cache.
-                0 => usize::from(pool.free() > self.kept_from(usage)),
-                above => above.min(self.batch),
-            };
-            pool.take(n, |at| cache.push(pin, at));
-        });
-        cache.pop(pin)
-    }
-
-    /// Return the `n` frames that have been cached longest.
-    #[cold]
-    fn give_back(&self, pin: &Pinned<'_>, cache: &Cache, n: usize) {
-        self.with_pool(pin, cache, |pool| {
-            cache.take_oldest(pin, n, |at| {
-                let ok = pool.give(at, 1);
-                debug_assert!(ok, "{:?} was freed twice", self.frame(at));
-            });
-        });
-    }
-
-    /// Run `f` on the pool, and raise or lower the flag.
-    fn with_pool<R>(&self, pin: &Pinned<'_>, cache: &Cache, f: impl FnOnce(&mut Pool) -> R) -> R {
-        cache.count_trip(pin);
-        let mut pool = self.pool.0.lock();
-        let result = f(&mut pool);
-        let low = pool.free() <= self.reserve;
-        if low != self.exhausted() {
-            // Relaxed: a hint, see `pressure`; written under the lock, so that the last writer is right.
-            if low {
-                self.pressure.0.fetch_or(LOW, Ordering::Relaxed);
-            } else {
-                self.pressure.0.fetch_and(!LOW, Ordering::Relaxed);
-            }
-        }
-        result
-    }
-
-    fn cache(&self, pin: &Pinned<'_>) -> &'static Cache {
-        &self.caches[pin.cpu().index()]
-    }
-
-    fn frame(&self, at: usize) -> Frame {
-        match Frame::new(self.first.number() + at as u64) {
-            Some(frame) => frame,
-            None => unreachable!("the tables end with the last frame"),
-        }
-    }
-
-    /// The number of one of our frames; panics, here or at the first use, on any other.
-    fn index(&self, frame: Frame) -> usize {
-        frame.number().wrapping_sub(self.first.number()) as usize
+impl fmt::Debug for Clear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clear")
     }
 }
 
@@ -487,8 +76,413 @@ unsafe fn zero_page(at: *mut u8) {
     unsafe { at.write_bytes(0, PAGE_BYTES) }
 }
 
-impl fmt::Debug for Frames {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.stats().fmt(f)
+/// The CPU that a call runs on.
+#[derive(Clone, Copy)]
+pub(crate) struct Me<'m> {
+    pub(crate) cpu: &'m Cpu,
+    pub(crate) id: CpuId,
+    pub(crate) node: Node,
+}
+
+impl Deref for Me<'_> {
+    type Target = Cpu;
+    #[inline]
+    fn deref(&self) -> &Cpu {
+        self.cpu
+    }
+}
+
+impl Me<'_> {
+    pub(crate) fn owner(&self) -> Owner {
+        Owner::cpu(self.id.index())
+    }
+    /// Whether it is to keep as little as it can.
+    pub(crate) fn is_sparing(&self) -> bool {
+        self.hot.mode() & SPARING != 0
+    }
+}
+
+/// A page-frame allocator. See the crate.
+pub struct Frames<'m> {
+    pub(crate) map: Map<'m>,
+    pub(crate) cpus: &'m [Cpu],
+    /// Of each CPU and node, the frames that the CPU took from the map less those that it gave back: exact.
+    used: &'m [AtomicI64],
+    used_stride: usize,
+    pub(crate) nodes: &'m [NodeLines],
+    pub(crate) regions: &'m [Region],
+    pub(crate) topology: &'m Topology,
+    pub(crate) clear: Clear,
+    /// Of each CPU, one for each kind but rows.
+    pub(crate) lanes: &'m [Lane<'m>],
+    /// The most frames that a CPU keeps of a row when memory is short.
+    pub(crate) sparing: u32,
+    /// Whether there are so few blocks that CPUs must not keep any.
+    pub(crate) crowded: bool,
+    /// The number of the last drain that anybody asked for.
+    pub(crate) drains: Line<AtomicU64>,
+}
+
+impl<'m> Frames<'m> {
+    /// Bytes of buffer that [`Self::new`] needs: about 1.1 bits a frame between the lowest and the highest, and 3 KiB a CPU.
+    pub fn meta_bytes(cfg: &Config<'_>) -> usize {
+        Layout::new(cfg).bytes().1
+    }
+    /// The part of [`Self::meta_bytes`] that grows with memory, in bytes.
+    pub fn map_bytes(cfg: &Config<'_>) -> usize {
+        Layout::new(cfg).bytes().0
+    }
+
+    /// An allocator of the frames of `cfg`, all free. Panics if ranges are not ascending and apart, if there are no CPUs
+    /// or more than 510, or if `meta` is shorter than [`Self::meta_bytes`].
+    ///
+    /// # Safety
+    /// `meta` is zeroed. The frames are memory that nobody else uses from now on, `meta` isn't in them, and `clear`
+    /// reaches them if a zeroed frame is ever asked for.
+    pub unsafe fn new(cfg: &Config<'m>, meta: &'m mut [u8], clear: Clear) -> Self {
+        assert!(layout::ascending(cfg.ranges), "ranges of frames must be ascending and apart");
+        assert!((1..=510).contains(&cfg.cpus), "{} CPUs", cfg.cpus);
+        let layout = Layout::new(cfg);
+        // SAFETY: `meta` is zeroed, by the caller's promise.
+        let tables = unsafe { layout::carve(meta, &layout, cfg) };
+        let map = Map { base: layout.base, rows: tables.rows, words: tables.words, arenas: tables.arenas };
+        let total: u64 = cfg.ranges.iter().map(FrameRange::frames).sum();
+        let blocks: u32 = tables.regions.iter().map(|r| r.end.0 - r.start.0).sum();
+        let frames = Self {
+            map,
+            cpus: tables.cpus,
+            used: tables.used,
+            used_stride: layout.used_stride(),
+            nodes: tables.nodes,
+            regions: tables.regions,
+            topology: cfg.topology,
+            clear,
+            lanes: tables.lanes,
+            sparing: (total / (128 * cfg.cpus as u64)).clamp(1, 64) as u32,
+            crowded: (blocks as usize) < 4 * cfg.cpus,
+            drains: Line(AtomicU64::new(0)),
+        };
+        frames.settle(cfg);
+        frames
+    }
+
+    /// With nobody else about: every frame of the ranges is free and where it belongs.
+    fn settle(&self, cfg: &Config<'_>) {
+        for range in cfg.ranges {
+            let (mut at, end) = (range.start.number(), range.end.number());
+            while at < end {
+                let block = Block(((at - self.map.base) / u64::from(FRAMES_PER_BLOCK)) as u32);
+                let next = self.map.base + u64::from(block.0 + 1) * u64::from(FRAMES_PER_BLOCK);
+                let to = end.min(next);
+                self.add_frames(block, at, to);
+                at = to;
+            }
+        }
+        for region in self.regions {
+            let blocks = region.end.0 - region.start.0;
+            let mut frames = 0;
+            let mut rows = 0;
+            for block in (region.start.0..region.end.0).map(Block) {
+                let w = self.map.word(block).peek();
+                frames += u64::from(w.free());
+                rows += Map::whole_rows(w.free());
+                self.map.word(block).reset(w.with_owner(region.owner));
+            }
+            let level = &self.nodes[region.node.index()].level.0;
+            level.total.fetch_add(frames, Ordering::Relaxed);
+            match region.owner.as_cpu() {
+                Some(cpu) => {
+                    self.cpus[cpu].hold_in(region.start, region.end);
+                    self.cpus[cpu].add_unused(rows);
+                }
+                None => {
+                    level.pooled.fetch_add(i64::from(blocks), Ordering::Relaxed);
+                }
+            }
+        }
+        for cpu in self.cpus {
+            let share = cpu.unused();
+            cpu.cold.share.store(share, OWN);
+            cpu.cold.low.store((share / 4).min(16), OWN);
+            cpu.cold.high.store((2 * share).max(share + 8), OWN);
+            cpu.hot.set_mode(SPARING, self.crowded);
+        }
+    }
+
+    /// The frames `from..to` of `block` are memory.
+    fn add_frames(&self, block: Block, from: u64, to: u64) {
+        let first = self.map.base + u64::from(block.0) * u64::from(FRAMES_PER_BLOCK);
+        let word = self.map.word(block);
+        let seen = word.peek();
+        let n = (to - from) as u32;
+        let fresh = seen == Word::HOLE;
+        if n < FRAMES_PER_BLOCK {
+            for row in block.rows() {
+                let start = first + u64::from(row.in_block()) * 64;
+                let bits = |a: u64, b: u64| (a.clamp(start, start + 64)..b.clamp(start, start + 64)).fold(0, |m, f| m | 1 << (f - start));
+                let was = if fresh { 0 } else { self.map.zeros(row) };
+                self.map.reset_row(row, was | bits(from, to));
+            }
+        }
+        let free = if fresh { n } else { seen.free() + n };
+        word.reset(Word::normal(free, Owner::POOL));
+        if let Some(kind) = Kind::of(free) {
+            self.map.set_hint(block, kind);
+        }
+    }
+
+    /// How many CPUs may call.
+    pub fn cpus(&self) -> usize {
+        self.cpus.len()
+    }
+    /// Which frames and CPUs are near each other.
+    pub fn topology(&self) -> &'m Topology {
+        self.topology
+    }
+    /// How frames are zeroed, and where their bytes are.
+    pub fn clear(&self) -> Clear {
+        self.clear
+    }
+
+    #[inline]
+    fn hot(&self, pin: &Pinned<'_>) -> &'m Hot {
+        &self.cpu(pin).hot
+    }
+    #[inline]
+    pub(crate) fn cpu(&self, pin: &Pinned<'_>) -> &'m Cpu {
+        &self.cpus[pin.cpu().index()]
+    }
+
+    /// A run of frames. Never touches them, unless they are to be zeroed; never waits.
+    ///
+    /// Errors: `Short` if there are none within the caller's reach without asking others for what they keep; `Never` for
+    /// an order above [`MAX_ORDER`] or nodes that there are not.
+    #[inline]
+    pub fn alloc(&self, pin: &Pinned<'_>, req: Req) -> Result<Run, AllocError> {
+        if req.is_plain()
+            && let Some((row, bit)) = self.hot(pin).lease[req.class as usize].take(req.order)
+        {
+            return Ok(Run::new(self.map.frame(row, bit), req.order));
+        }
+        self.alloc_slow(pin, req)
+    }
+
+    /// Give a run back, to the block that it is from, whoever owns that. Never touches the frames.
+    ///
+    /// Errors: what is wrong with the run, as far as it can be seen; it is lost then, and nothing else is.
+    #[inline]
+    pub fn free(&self, pin: &Pinned<'_>, run: Run) -> Result<(), FreeError> {
+        let (first, order) = run.into_raw();
+        self.free_raw(pin, first, order)
+    }
+
+    #[inline]
+    pub(crate) fn free_raw(&self, pin: &Pinned<'_>, first: Frame, order: u32) -> Result<(), FreeError> {
+        let Some((row, bit)) = self.map.locate(first) else { return Err(FreeError::NotManaged(first)) };
+        let hot = self.hot(pin);
+        if order <= 5 && hot.mode() == 0 {
+            let mask = run_bits(order) << bit;
+            for lease in &hot.lease {
+                if lease.row() == row {
+                    return if lease.put(mask) { Ok(()) } else { Err(FreeError::DoubleFree(first)) };
+                }
+            }
+            let near = &hot.accumulators[row.0 as usize % ACCUMULATORS];
+            if near.row() == row {
+                return if near.put(mask) { Ok(()) } else { Err(FreeError::DoubleFree(first)) };
+            }
+        }
+        self.free_slow(pin, first, order)
+    }
+
+    #[cold]
+    fn alloc_slow(&self, pin: &Pinned<'_>, req: Req) -> Result<Run, AllocError> {
+        let me = self.me(pin);
+        if req.order > MAX_ORDER {
+            return Err(AllocError::Never);
+        }
+        self.safe_point_of(me);
+        let all = self.topology.all();
+        let (first, among) = match req.place {
+            Place::Local => (me.node, all),
+            Place::Prefer(node) => (node, all),
+            Place::Bind(nodes) => (me.node, nodes.intersection(all)),
+            Place::Interleave(nodes) => (self.next_of(me, nodes.intersection(all)), all),
+        };
+        if !all.contains(first) || among.is_empty() {
+            return Err(AllocError::Never);
+        }
+        let run = if first == me.node && among == all {
+            self.alloc_local(me, req)
+        } else {
+            self.alloc_away(me, first, among, req)
+        };
+        run.ok_or(AllocError::Short { node: first, need: 1 << req.order })
+    }
+
+    /// From this CPU's blocks or such as it can get, of its own node first, and then of others.
+    fn alloc_local(&self, me: Me<'_>, req: Req) -> Option<Run> {
+        if let Some(kind) = self.lane_of(me, req)
+            && let Some(run) = self.alloc_in_lane(me, kind, req)
+        {
+            return Some(self.filled(run, req.fill));
+        }
+        if req.fill == Fill::Zeroed
+            && let Some(run) = self.alloc_zeroed(me, req)
+        {
+            return Some(run);
+        }
+        if req.order == HUGE_ORDER && let Some(run) = self.alloc_shelved_huge(me, req) {
+            return Some(run);
+        }
+        if req.order <= 5
+            && let Some((row, bit)) = me.hot.lease[req.class as usize].take(req.order)
+        {
+            return Some(self.filled(Run::new(self.map.frame(row, bit), req.order), req.fill));
+        }
+        if req.order == 0 {
+            return self.refill(me, req).map(|run| self.filled(run, req.fill));
+        }
+        self.topology.by_distance(me.node).find_map(|node| self.alloc_run(me, node, req)).or_else(|| {
+            // What this CPU keeps may be what is missing.
+            self.give_up_all(me);
+            self.topology.by_distance(me.node).find_map(|node| self.alloc_run(me, node, req))
+        })
+    }
+
+    /// From the blocks of nodes other than this CPU's: those of `among`, nearest to `first` first.
+    fn alloc_away(&self, me: Me<'_>, first: Node, among: NodeSet, req: Req) -> Option<Run> {
+        let nodes = || self.topology.by_distance(first).filter(|node| among.contains(*node));
+        nodes().find_map(|node| self.alloc_from(me, node, req)).or_else(|| {
+            self.give_up_all(me);
+            nodes().find_map(|node| self.alloc_from(me, node, req))
+        })
+    }
+
+    fn alloc_from(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {
+        if req.order > 0 {
+            return self.alloc_run(me, node, req);
+        }
+        self.alloc_one_away(me, node, req).map(|run| self.filled(run, req.fill))
+    }
+
+    /// A run of more than one frame from `node`.
+    fn alloc_run(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {
+        match req.order {
+            0..HUGE_ORDER => self.alloc_within_block(me, node, req).map(|run| self.filled(run, req.fill)),
+            HUGE_ORDER => self.alloc_huge(me, node, req),
+            _ => self.alloc_giant(me, node, req).map(|run| self.filled(run, req.fill)),
+        }
+    }
+
+    /// `run` with what was asked for in it.
+    pub(crate) fn filled(&self, run: Run, fill: Fill) -> Run {
+        if fill == Fill::Zeroed {
+            let first = run.first().number();
+            (first..first + run.frames()).filter_map(Frame::new).for_each(|frame| self.clear.now(frame));
+        }
+        run
+    }
+
+    #[cold]
+    fn free_slow(&self, pin: &Pinned<'_>, first: Frame, order: u32) -> Result<(), FreeError> {
+        let me = self.me(pin);
+        let (row, bit) = self.checked(first, order)?;
+        if order > HUGE_ORDER {
+            return self.free_giant(Some(me), row.block(), order);
+        }
+        if order == HUGE_ORDER {
+            return self.free_huge(Some(me), row.block());
+        }
+        if me.hot.mode() & LANES != 0
+            && let Some(result) = self.free_in_lane(me, first, order)
+        {
+            return result;
+        }
+        let result = if order > 5 {
+            self.free_rows(Some(me), row, 1 << (order - 6))
+        } else {
+            self.free_small(me, row, run_bits(order) << bit)
+        };
+        self.safe_point_of(me);
+        result
+    }
+
+    /// As [`Self::free`], from any context: an interrupt handler, a thread that isn't pinned. It leaves each CPU's own words
+    /// alone, and so costs two read-modify-writes and more.
+    ///
+    /// Errors: as [`Self::free`].
+    pub fn free_shared(&self, run: Run) -> Result<(), FreeError> {
+        let (first, order) = run.into_raw();
+        let (row, bit) = self.checked(first, order)?;
+        match order {
+            0..=5 => self.flush(None, row, run_bits(order) << bit),
+            6..HUGE_ORDER => self.free_rows(None, row, 1 << (order - 6)),
+            HUGE_ORDER => self.free_huge(None, row.block()),
+            _ => self.free_giant(None, row.block(), order),
+        }
+    }
+
+    /// Where a run is, if there can be such a run.
+    pub(crate) fn checked(&self, first: Frame, order: u32) -> Result<(Row, u32), FreeError> {
+        if order > MAX_ORDER || !first.number().is_multiple_of(1 << order) {
+            return Err(FreeError::WrongState(first));
+        }
+        let last = Frame::new(first.number() + (1 << order) - 1).ok_or(FreeError::NotManaged(first))?;
+        self.map.locate(last).and_then(|_| self.map.locate(first)).ok_or(FreeError::NotManaged(first))
+    }
+
+    /// The node whose turn it is.
+    fn next_of(&self, me: Me<'_>, nodes: NodeSet) -> Node {
+        let turn = me.cold.turn.load(OWN);
+        me.cold.turn.store(turn.wrapping_add(1), OWN);
+        nodes.iter().nth(turn as usize % nodes.len().max(1)).unwrap_or(me.node)
+    }
+
+    pub(crate) fn me(&self, pin: &Pinned<'_>) -> Me<'m> {
+        let id = pin.cpu();
+        Me { cpu: &self.cpus[id.index()], id, node: self.topology.node_of_cpu(id) }
+    }
+
+    /// Count that this CPU took `n` frames of `block` from the map, or gave them back (negative).
+    #[inline]
+    pub(crate) fn count_used(&self, me: Option<Me<'_>>, block: Block, n: i64) {
+        let node = self.node_of(block);
+        let Some(me) = me else {
+            // Relaxed: a count.
+            self.nodes[node.index()].shared.0.fetch_add(n, Ordering::Relaxed);
+            return;
+        };
+        let word = &self.used[me.id.index() * self.used_stride + node.index()];
+        word.store(word.load(OWN) + n, OWN);
+    }
+    /// The whole rows that are free in a block of `owner`'s have become `rows` more.
+    pub(crate) fn count_unused(&self, me: Option<Me<'_>>, owner: Owner, rows: i64) {
+        let Some(cpu) = owner.as_cpu() else { return };
+        match me {
+            _ if rows == 0 => {}
+            Some(me) if me.id.index() == cpu => me.add_unused(rows),
+            // Relaxed: an estimate.
+            _ => {
+                self.cpus[cpu].asked.unused.fetch_add(rows, Ordering::Relaxed);
+            }
+        }
+    }
+    /// Frames of `node` that are free in the map: exact while nobody allocates or frees.
+    pub(crate) fn free_in(&self, node: Node) -> i64 {
+        let total = self.nodes[node.index()].level.0.total.load(Ordering::Relaxed) as i64;
+        let used = self.used.iter().skip(node.index()).step_by(self.used_stride);
+        let shared = self.nodes[node.index()].shared.0.load(Ordering::Relaxed);
+        total - shared - used.map(|n| n.load(Ordering::Relaxed)).sum::<i64>()
+    }
+    /// The node of a block.
+    #[inline]
+    pub(crate) fn node_of(&self, block: Block) -> Node {
+        if self.nodes.len() == 1 { Node::FIRST } else { self.region_of(block).map_or(Node::FIRST, |r| r.node) }
+    }
+    /// What the block was part of at the beginning.
+    pub(crate) fn region_of(&self, block: Block) -> Option<&'m Region> {
+        let at = self.regions.partition_point(|r| r.end <= block);
+        self.regions.get(at).filter(|r| r.start <= block)
     }
 }

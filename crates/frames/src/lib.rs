@@ -1,115 +1,116 @@
-//! Physical page frames: who owns them, where free ones are kept, and how a shared one is given up.
+//! Page frames: an allocator for each CPU, balanced, aware of nodes, with algorithms to choose from.
 //!
-//! **Claim.** Allocating or freeing one frame on its own CPU writes no cache line that another CPU uses, but for one
-//! call in [`batch`](Stats::batch) or more, which refills or returns a batch. No heap is needed: all that is kept
-//! about frames lies in one buffer that the caller gives.
+//! **Claim.** Allocating and freeing frames on one CPU takes no lock, no atomic read-modify-write and no cache line that
+//! another CPU writes, but once for each row of up to 64 frames. Frames freed anywhere go back to where they belong;
+//! nobody goes without while any CPU in reach has a frame; and wholly free blocks of 2 MiB stay so as long as they can.
 //!
-//! **Idea.** Free frames are in one of two places (Bonwick and Adams, "Magazines and Vmem", USENIX 2001, section 3):
+//! **Source.** The scheme is that of Tian, Waddington and Kuang, "A Scalable Physical Memory Allocation Scheme for L4
+//! Microkernel", COMPSAC 2012: one allocator per CPU over a region of its own, unused memory published and balanced in
+//! batches, the algorithm chosen by the program, near nodes first. How frames are kept is ours.
 //!
-//! ```text
-//!     CPU 0: [ stack of single frames ]   CPU 1: [ ... ]   CPU 2: [ ... ]      cached: own lines, no lock
-//!                 | ^ refill, return: one batch, one lock
-//!                 v |
-//!     pool: one bit a frame, 1 = free; runs of 2^0..2^9 frames                 free: spin lock
-//! ```
-//!
-//! A stack holds at most two batches, so after a refill or a return at least a batch of calls stay on the CPU.
-//!
-//! **Owners.** A frame that is not free belongs to [`OwnedFrame`] values, each of which is one *share*. The table of
-//! page tables keeps shares as raw frame numbers ([`OwnedFrame::into_raw`]). Beside each frame stands `sharers`, the
-//! number of its owners less one: zero for a frame with one owner *and* for a free one, so a frame that is never
-//! shared never has its count written. Giving up a share is
+//! **Words.** A *row* is 64 frames, a *block* 8 rows or 2 MiB, an *extent* 16 blocks whose words share a cache line, an
+//! *arena* 512 blocks or 1 GiB. A *run* is 2^order aligned frames in a caller's hands.
 //!
 //! ```text
-//!     loop: n = sharers                      // Acquire
-//!           n == 0: last owner, free it      // nobody else can raise it: only an owner makes shares
-//!           CAS(n, n - 1): done              // Release
+//!     rows    [u64 ...]   1 bit a frame; 1: not to be had (owned, kept by a CPU, or no memory)
+//!     words   [u32 ...]   one a block: how many are free, whose it is, whether somebody holds it
+//!     CPU     lease [row, mask] a class     frames leave by tzcnt, and come back by or
+//!             accumulators [row, mask] x 4  freed frames of other rows, on their way home
 //! ```
 //!
-//! **Running low.** When the pool holds no more than the reserve, a flag goes up, and from then on (a) the user's
-//! allocations ([`Use::Anonymous`], [`Use::File`]) first give this CPU's cache back to the pool and fail if that
-//! leaves it at the reserve; (b) page tables and stacks stop at half of it in the same way, and the kernel's heap may go
-//! to zero, one frame at a time, so that no cache carries the reserve off; (c) every free gives its CPU's cache back. A CPU can't touch another's cache: an allocation can fail
-//! while CPUs that neither allocate nor free hold up to two batches each, which together are at most an eighth of
-//! all frames (or two frames a CPU, if that is more).
+//! A CPU *holds* a block, leases a row of it by taking the row's free frames out of the map at once, and then serves up to
+//! 64 requests from a word of its own.
 //!
-//! **Accounting.** Three sources that know nothing of each other: `free` counts bits of the pool, `cached` adds up the
-//! heights of the stacks, `owned` adds up signed per-CPU counters that allocation raises and freeing lowers. While
-//! nobody allocates or frees, `free + cached + owned = total`.
+//! **Invariants.**
 //!
-//! **Debug builds** fill free frames with a pattern and check it before handing one out, so a store through a stale
-//! translation shows; and they mark every frame as free or owned by a use, so freeing twice or under a wrong name
-//! shows.
+//! * **I1**, promise: in a block in service the count is at most the number of clear bits. Taking lowers the count first
+//!   and then sets bits; giving clears bits first and then raises the count.
+//! * **I2**, single setter: a bit goes from 0 to 1 only by the CPU that holds the block. It goes from 1 to 0 by whoever
+//!   owns the frame. The holder alone lowers the count.
+//! * **I3**: while a block is held, others only raise its count; every other field is the holder's.
+//! * **I4**: claiming a block whole, taking it over, isolating it: by a compare-and-swap of the whole word, of a block that
+//!   nobody holds. Clear bits = count + promised and not yet set + cleared and not yet counted, and there are 512 bits; so
+//!   at a count of 512 nothing is in flight, and the rows need not be looked at.
+//! * **I5**: rows and words change by read-modify-writes only. A plain store would cut the release sequence that carries
+//!   what other CPUs did to the frames before they freed them.
+//! * **I6**: hints of where to look may be wrong in either direction. The word decides, and every word is looked at before
+//!   anybody goes without.
+//!
+//! **Order.** What the last owner did to a frame comes before what the next one does: the owner clears the bit with
+//! Release, the next holder sets it with Acquire; a read-modify-write reads the newest value, so it reads the clearing of
+//! just these bits, or a later one in the same release sequence. Whole blocks go by the word: raising the count is a
+//! Release, claiming is an Acquire of a count to which every one of the 512 frames has contributed, and the sequence isn't
+//! cut (I5). The same pair on `hold` makes a new holder see all bits that the last one set, without which it might take a
+//! frame twice. What a CPU keeps for itself needs no order: it is written by one CPU, whose threads its scheduler orders.
+//!
+//! **The one rule.** No frame is handed out while a translation to it may be used: the allocator gets frames when they are
+//! free and not before, knows nothing of translations, and never reads or writes a free frame except to zero it. Frames
+//! whose shootdown isn't finished can wait in [quarantine](Frames::free_pending).
 //!
 //! ```
 //! # #[cfg(not(loom))] {
-//! use frames::{Use, testing};
+//! use frames::{Req, testing};
 //! use percpu::testing::Machine;
 //!
-//! let machine = Machine::new(1);
-//! let frames = testing::frames(256, machine.cpus());
+//! let machine = Machine::new(2);
+//! let frames = testing::frames(1 << 18, machine.cpus()); // a GiB
 //! machine.on(0, |ctx| {
 //!     let pin = ctx.pin();
-//!     let frame = frames.alloc(&pin, Use::Anonymous).expect("there are 256");
-//!     let share = frames.share(&frame);
-//!     assert!(frames.is_shared(frame.frame()));
-//!     frames.free(&pin, frame);
-//!     assert_eq!(frames.stats().owned[Use::Anonymous as usize], 1);
-//!     frames.free(&pin, share);
+//!     let page = frames.alloc(&pin, Req::default())?;
+//!     let large = frames.alloc(&pin, Req::order(9))?;
+//!     assert!(large.first().number() % 512 == 0);
+//!     assert_eq!(frames.stats().owned, 1 + 512);
+//!     frames.free(&pin, page).expect("it is ours");
+//!     frames.free(&pin, large).expect("it is ours");
 //!     let s = frames.stats();
-//!     assert_eq!((s.owned, s.free + s.cached), ([0; 5], s.total));
-//! });
+//!     assert_eq!((s.owned, s.free + s.cached), (0, s.total));
+//!     Ok::<(), frames::AllocError>(())
+//! })?;
 //! # }
+//! # Ok::<(), frames::AllocError>(())
 //! ```
 #![no_std]
 
-#[cfg(feature = "testing")]
+#[cfg(any(feature = "testing", loom))]
 extern crate std;
 
-mod cache;
+mod algo;
+mod bulk;
+mod cpu;
 mod frames;
+mod global;
+mod huge;
+mod lane;
 mod layout;
-mod marks;
-mod owned;
-mod pool;
+mod lease;
+mod map;
+mod online;
+mod pressure;
+mod quarantine;
+mod request;
+mod select;
+mod stats;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod topology;
+mod word;
+mod zero;
 
-pub use frames::{Frames, Stats};
-pub use owned::{OwnedFrame, OwnedRun};
+pub use bulk::RunVec;
+pub use frames::{Clear, Config, Frames};
+pub use global::Global;
+pub use huge::Runs;
+pub use lane::{SwitchError, SwitchReport};
+pub use online::Busy;
+pub use pressure::{Pressure, Reclaim, Watermarks};
+pub use quarantine::{Full, Gen, RING};
+pub use request::{AlgoKind, AllocError, Class, Ctx, Fill, FrameRange, FreeError, Place, Req, Run};
+pub use stats::{CpuStats, Recount, Stats};
+pub use topology::*;
 
-use addr::Frame;
-
-/// The largest order of a run: 2^9 frames are 2 MiB.
-pub const MAX_ORDER: u32 = 9;
-
-/// The frames `start..end`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FrameRange {
-    /// First frame.
-    pub start: Frame,
-    /// First frame after the range.
-    pub end: Frame,
-}
-
-/// What a frame is used for; each use is counted apart.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Use {
-    /// A user's anonymous page.
-    Anonymous,
-    /// A page of a file.
-    File,
-    /// A page table.
-    PageTable,
-    /// The kernel's own data.
-    Kernel,
-    /// A kernel stack.
-    Stack,
-}
-
-impl Use {
-    /// Number of uses.
-    pub const COUNT: usize = 5;
-    /// All uses, in the order of [`Stats::owned`].
-    pub const ALL: [Use; Use::COUNT] = [Use::Anonymous, Use::File, Use::PageTable, Use::Kernel, Use::Stack];
-}
+/// Frames in a block: 2 MiB.
+pub const FRAMES_PER_BLOCK: u32 = 512;
+/// The order of a block.
+pub const HUGE_ORDER: u32 = 9;
+/// The largest order of a run: 2^18 frames are 1 GiB.
+pub const MAX_ORDER: u32 = 18;

@@ -1,53 +1,59 @@
-//! Memory for host tests: real frames in the process's own memory, reached by a [`DirectMap`].
+//! Allocators for host tests: of imaginary frames, which nobody touches, or of real ones.
 
-use core::{ops::Range, slice};
-use std::{
-    alloc::{Layout, alloc_zeroed, handle_alloc_error},
-    boxed::Box,
-    vec,
-    vec::Vec,
-};
+use core::ops::Range;
+use std::{boxed::Box, vec, vec::Vec};
 
-use addr::{DirectMap, Frame, PAGE_BYTES};
+use addr::{DirectMap, Frame};
 
-use crate::{FrameRange, Frames, OwnedFrame};
+use crate::{AlgoKind, Clear, Config, FrameRange, Frames, Topology};
 
-/// An allocator of `n` frames for `cpus` CPUs. The memory is never returned, as tests keep `'static` references.
+/// An allocator of `n` imaginary frames for `cpus` CPUs, of one node. Never ask for zeroed ones. Nothing is returned to
+/// the system, as tests keep `'static` references.
 ///
-/// Its first frame has number 512, which is an aligned run of any order, and no frame has number 0.
-pub fn frames(n: usize, cpus: usize) -> &'static Frames {
-    with_ranges(slice::from_ref(&(512..512 + n as u64)), cpus)
+/// Its first frame has number 512, which is an aligned run of any order up to 9, and no frame has number 0.
+pub fn frames(n: usize, cpus: usize) -> &'static Frames<'static> {
+    with_ranges(core::slice::from_ref(&(512..512 + n as u64)), cpus)
 }
 
-/// An allocator of these frames, by number. Memory is set aside from the lowest to the highest.
-pub fn with_ranges(ranges: &[Range<u64>], cpus: usize) -> &'static Frames {
-    let frame = |n| Frame::new(n).expect("a frame number");
-    let first = ranges.iter().map(|r| r.start).min().expect("at least one range");
-    let end = ranges.iter().map(|r| r.end).max().expect("at least one range");
-    let memory = pages((end - first) as usize);
-    // SAFETY: frame f is at page f - first of the memory, which is never freed; its address is exposed.
-    let dm = unsafe { DirectMap::new(memory.wrapping_sub(first as usize * PAGE_BYTES)) };
-    let ranges: Vec<_> =
-        ranges.iter().map(|r| FrameRange { start: frame(r.start), end: frame(r.end) }).collect();
-    let meta = vec![0; Frames::meta_bytes(&ranges, cpus)].leak();
-    // SAFETY: the buffer is zeroed and apart from the memory, which is this allocator's alone.
-    Box::leak(Box::new(unsafe { Frames::new(&ranges, cpus, meta, dm) }))
+/// An allocator of these imaginary frames, by number, of one node.
+pub fn with_ranges(ranges: &[Range<u64>], cpus: usize) -> &'static Frames<'static> {
+    with_topology(ranges, Box::leak(Box::new(Topology::one_node(cpus))), cpus)
 }
 
-/// The bytes of a frame that has no other share.
-pub fn bytes<'f>(frames: &Frames, owned: &'f mut OwnedFrame) -> &'f mut [u8] {
-    assert!(!frames.is_shared(owned.frame()), "another owner may use the bytes");
-    // SAFETY: the direct map reaches the frame; its one share is borrowed exclusively, so nobody makes another.
-    unsafe { slice::from_raw_parts_mut(frames.dm().ptr(owned.frame().base()), PAGE_BYTES) }
+/// An allocator of these imaginary frames, by number.
+pub fn with_topology(
+    ranges: &[Range<u64>],
+    topology: &'static Topology,
+    cpus: usize,
+) -> &'static Frames<'static> {
+    // SAFETY: imaginary frames are not reached, by the callers' promise not to ask for zeroed ones.
+    with_clear(ranges, topology, cpus, Clear::new(unsafe { DirectMap::new(0) }))
 }
 
-/// Address of `n` zeroed pages of memory, aligned as a large page is, with its provenance exposed.
-fn pages(n: usize) -> usize {
-    let layout = Layout::from_size_align(n.max(1) * PAGE_BYTES, PAGE_BYTES).expect("a size that fits");
-    // SAFETY: the layout is of at least a page.
-    let memory = unsafe { alloc_zeroed(layout) };
-    if memory.is_null() {
-        handle_alloc_error(layout);
-    }
-    memory.expose_provenance()
+/// An allocator of these frames, by number, which `clear` reaches.
+pub fn with_clear(
+    ranges: &[Range<u64>],
+    topology: &'static Topology,
+    cpus: usize,
+    clear: Clear,
+) -> &'static Frames<'static> {
+    let ranges: Vec<_> = ranges.iter().map(|r| FrameRange { start: frame(r.start), end: frame(r.end) }).collect();
+    let cfg = Config { ranges: ranges.leak(), cpus, topology };
+    let meta = vec![0; Frames::meta_bytes(&cfg)].leak();
+    // SAFETY: the buffer is zeroed, and the frames are this allocator's alone.
+    Box::leak(Box::new(unsafe { Frames::new(&cfg, meta, clear) }))
+}
+
+/// The frame of that number.
+pub fn frame(n: u64) -> Frame {
+    Frame::new(n).expect("a frame number")
+}
+
+/// Memory for an algorithm on one CPU.
+pub fn lane_memory(kind: AlgoKind) -> &'static mut [u8] {
+    let layout = Frames::lane_layout(kind);
+    let memory = vec![0u64; layout.size().div_ceil(8)].leak();
+    assert!(layout.align() <= 8);
+    // SAFETY: integers are bytes, and the slice is ours for ever.
+    unsafe { core::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), size_of_val(memory)) }
 }

@@ -1,194 +1,342 @@
-//! Random operations on one thread that moves between CPUs, against an oracle: who owns what, how many shares there
-//! are, and that free + cached + owned = total after every step.
+//! The allocator against a set of frames: whatever is asked of it, by whichever CPU, every frame is in one place.
 #![cfg(not(loom))]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
-use addr::Frame;
-use frames::{Frames, OwnedFrame, OwnedRun, Stats, Use, testing};
-use percpu::{Pinned, testing::Machine};
+use addr::{Frame, PAGE_SIZE};
+use frames::{
+    AlgoKind, Builder, Class, Ctx, FrameRange, Frames, Gen, MemoryAffinity, NodeSet, Place, Req, Run,
+    RunVec, Topology, testing,
+};
+use percpu::{CpuId, Pinned};
 use proptest::prelude::*;
 
+/// CPUs of the machines here.
 const CPUS: usize = 3;
+
+fn pin(cpu: usize) -> Pinned<'static> {
+    // SAFETY: one thread plays all CPUs, one after the other.
+    unsafe { Pinned::assume(CpuId::new(cpu % CPUS).expect("a CPU")) }
+}
 
 #[derive(Clone, Debug)]
 enum Step {
-    Alloc(Use),
-    AllocZeroed(Use),
-    Free(usize),
-    Share(usize),
-    AllocRun(u32, Use),
-    FreeRun(usize),
-    Drain,
-    Migrate(usize),
+    Alloc { cpu: usize, req: Req },
+    Bulk { cpu: usize, n: usize },
+    Free { cpu: usize, which: usize },
+    FreeMany { cpu: usize, n: usize },
+    FreeShared { which: usize },
+    Pending { cpu: usize, which: usize, generation: u64 },
+    Release { cpu: usize, done: u64 },
+    Split { which: usize },
+    Drain { cpu: usize },
+    AskAll,
+    SafePoint { cpu: usize },
+    Tick { cpu: usize },
+    Balance { cpu: usize },
+    Switch { cpu: usize, kind: AlgoKind },
+    Offline { cpu: usize, block: u64, blocks: u64 },
+    Cancel { cpu: usize, block: u64, blocks: u64 },
+    Online { cpu: usize, block: u64, blocks: u64 },
 }
 
-fn usage() -> impl Strategy<Value = Use> {
-    prop::sample::select(&Use::ALL[..])
+fn req() -> impl Strategy<Value = Req> {
+    let order = prop_oneof![6 => Just(0u32), 4 => 1..9u32, 2 => Just(9u32), 1 => 10..13u32];
+    let class = prop_oneof![Just(Class::Movable), Just(Class::Unmovable)];
+    let ctx = prop_oneof![Just(Ctx::Normal), Just(Ctx::Atomic), Just(Ctx::Reserve)];
+    let place = prop_oneof![
+        8 => Just(Place::Local),
+        1 => (0..2usize).prop_map(|n| Place::Prefer(frames::Node::new(n).unwrap())),
+        1 => (1..4u64).prop_map(|s| Place::Bind(NodeSet::from_bits(s))),
+        1 => (1..4u64).prop_map(|s| Place::Interleave(NodeSet::from_bits(s))),
+    ];
+    let lane = prop_oneof![
+        3 => Just(None),
+        1 => prop::sample::select(AlgoKind::ALL.to_vec()).prop_map(Some),
+    ];
+    (order, class, ctx, place, lane)
+        .prop_map(|(order, class, ctx, place, lane)| Req { order, class, ctx, place, lane, ..Req::default() })
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    let cpu = 0..CPUS;
+    let kind = prop::sample::select(AlgoKind::ALL.to_vec());
+    let blocks = (0..16u64, 1..4u64);
     prop_oneof![
-        8 => usage().prop_map(Step::Alloc),
-        2 => usage().prop_map(Step::AllocZeroed),
-        8 => any::<usize>().prop_map(Step::Free),
-        4 => any::<usize>().prop_map(Step::Share),
-        1 => (0..=10u32, usage()).prop_map(|(order, usage)| Step::AllocRun(order, usage)),
-        1 => any::<usize>().prop_map(Step::FreeRun),
-        1 => Just(Step::Drain),
-        3 => (0..CPUS).prop_map(Step::Migrate),
+        30 => (cpu.clone(), req()).prop_map(|(cpu, req)| Step::Alloc { cpu, req }),
+        8 => (cpu.clone(), 1..300usize).prop_map(|(cpu, n)| Step::Bulk { cpu, n }),
+        25 => (cpu.clone(), any::<usize>()).prop_map(|(cpu, which)| Step::Free { cpu, which }),
+        8 => (cpu.clone(), 1..400usize).prop_map(|(cpu, n)| Step::FreeMany { cpu, n }),
+        4 => any::<usize>().prop_map(|which| Step::FreeShared { which }),
+        4 => (cpu.clone(), any::<usize>(), 0..9u64)
+            .prop_map(|(cpu, which, generation)| Step::Pending { cpu, which, generation }),
+        2 => (cpu.clone(), 0..9u64).prop_map(|(cpu, done)| Step::Release { cpu, done }),
+        2 => any::<usize>().prop_map(|which| Step::Split { which }),
+        2 => cpu.clone().prop_map(|cpu| Step::Drain { cpu }),
+        1 => Just(Step::AskAll),
+        2 => cpu.clone().prop_map(|cpu| Step::SafePoint { cpu }),
+        2 => cpu.clone().prop_map(|cpu| Step::Tick { cpu }),
+        1 => cpu.clone().prop_map(|cpu| Step::Balance { cpu }),
+        2 => (cpu.clone(), kind).prop_map(|(cpu, kind)| Step::Switch { cpu, kind }),
+        1 => (cpu.clone(), blocks.clone()).prop_map(|(cpu, (block, blocks))| Step::Offline { cpu, block, blocks }),
+        1 => (cpu.clone(), blocks.clone()).prop_map(|(cpu, (block, blocks))| Step::Cancel { cpu, block, blocks }),
+        1 => (cpu, blocks).prop_map(|(cpu, (block, blocks))| Step::Online { cpu, block, blocks }),
     ]
 }
 
-/// What is owned, and what the oracle knows of it.
-struct World {
-    frames: &'static Frames,
-    /// The frames that exist.
-    all: HashSet<Frame>,
-    shares: Vec<OwnedFrame>,
-    runs: Vec<OwnedRun>,
-    /// Shares of each owned frame.
-    owners: HashMap<Frame, usize>,
+/// What callers have, and nobody else may.
+#[derive(Default)]
+struct Oracle {
+    owned: HashSet<u64>,
+    runs: Vec<Run>,
+    /// In quarantine: generation and frames, by CPU.
+    pending: Vec<(usize, u64, u64)>,
+    offline: HashSet<u64>,
 }
 
-impl World {
-    fn new(frames: &'static Frames, numbers: impl IntoIterator<Item = u64>) -> Self {
-        let all = numbers.into_iter().map(|n| Frame::new(n).unwrap()).collect();
-        Self { frames, all, shares: Vec::new(), runs: Vec::new(), owners: HashMap::new() }
-    }
-
-    /// A frame was handed out: it exists, and nobody had it.
-    fn handed_out(&mut self, frame: Frame) {
-        assert!(self.all.contains(&frame), "{frame:?} is not one of ours");
-        assert_eq!(self.owners.insert(frame, 1), None, "{frame:?} was handed out twice");
-    }
-
-    fn add(&mut self, owned: Option<OwnedFrame>, before: &Stats) {
-        match owned {
-            Some(owned) => {
-                self.handed_out(owned.frame());
-                assert!(!self.frames.is_shared(owned.frame()));
-                self.shares.push(owned);
-            }
-            // Only what other CPUs keep, and the reserve, may be out of reach.
-            None => assert!(before.free <= before.reserve, "refused with {before:?}"),
+impl Oracle {
+    fn add(&mut self, run: Run) {
+        let first = run.first().number();
+        assert!(first.is_multiple_of(run.frames()), "{run:?} is not aligned");
+        for f in first..first + run.frames() {
+            assert!(self.owned.insert(f), "frame {f:#x} was handed out twice");
+            assert!(!self.offline.contains(&(f / 512)), "frame {f:#x} is out of service");
         }
+        self.runs.push(run);
     }
-
-    fn apply(&mut self, step: Step, pin: &Pinned<'_>) {
-        let before = self.frames.stats();
-        match step {
-            Step::Alloc(usage) => {
-                let owned = self.frames.alloc(pin, usage);
-                self.add(owned, &before);
-            }
-            Step::AllocZeroed(usage) => {
-                let mut owned = self.frames.alloc_zeroed(pin, usage);
-                if let Some(owned) = &mut owned {
-                    assert!(testing::bytes(self.frames, owned).iter().all(|b| *b == 0));
-                }
-                self.add(owned, &before);
-            }
-            Step::Free(n) if !self.shares.is_empty() => {
-                let mut owned = self.shares.swap_remove(n % self.shares.len());
-                let frame = owned.frame();
-                let left = self.owners.get_mut(&frame).unwrap();
-                *left -= 1;
-                if *left == 0 {
-                    self.owners.remove(&frame);
-                    testing::bytes(self.frames, &mut owned).fill(n as u8);
-                }
-                self.frames.free(pin, owned);
-            }
-            Step::Share(n) if !self.shares.is_empty() => {
-                let share = self.frames.share(&self.shares[n % self.shares.len()]);
-                assert!(self.frames.is_shared(share.frame()));
-                *self.owners.get_mut(&share.frame()).unwrap() += 1;
-                self.shares.push(share);
-            }
-            Step::AllocRun(order, usage) => {
-                if let Some(run) = self.frames.alloc_run(pin, order, usage) {
-                    assert!(order <= frames::MAX_ORDER);
-                    assert_eq!(run.frame().number() % (1 << order), 0, "a run is aligned");
-                    let first = run.frame().number();
-                    (first..first + (1 << order)).for_each(|f| self.handed_out(Frame::new(f).unwrap()));
-                    self.runs.push(run);
-                }
-            }
-            Step::FreeRun(n) if !self.runs.is_empty() => {
-                let run = self.runs.swap_remove(n % self.runs.len());
-                let first = run.frame().number();
-                for f in first..first + (1 << run.order()) {
-                    assert_eq!(self.owners.remove(&Frame::new(f).unwrap()), Some(1));
-                }
-                self.frames.free_run(pin, run);
-            }
-            Step::Drain => self.frames.drain(pin),
-            _ => {}
+    fn take(&mut self, which: usize) -> Option<Run> {
+        if self.runs.is_empty() {
+            return None;
         }
-        self.check();
+        let run = self.runs.swap_remove(which % self.runs.len());
+        let first = run.first().number();
+        (first..first + run.frames()).for_each(|f| assert!(self.owned.remove(&f)));
+        Some(run)
     }
-
-    fn check(&self) {
-        let s = self.frames.stats();
-        assert_eq!(s.free + s.cached + s.owned.iter().sum::<u64>(), s.total, "{s:?}");
-        assert_eq!(s.owned.iter().sum::<u64>(), self.owners.len() as u64);
-        for usage in Use::ALL {
-            let single: HashSet<_> =
-                self.shares.iter().filter(|o| o.usage() == usage).map(OwnedFrame::frame).collect();
-            let runs: usize =
-                self.runs.iter().filter(|r| r.usage() == usage).map(|r| 1usize << r.order()).sum();
-            assert_eq!(s.owned[usage as usize], (single.len() + runs) as u64, "{usage:?}");
-        }
-        assert!(
-            self.shares.iter().all(|o| self.frames.is_shared(o.frame()) == (self.owners[&o.frame()] > 1))
-        );
-        assert_eq!(self.frames.low(), s.free <= s.reserve);
-        assert!(s.cached <= (2 * s.batch * CPUS as u64));
-    }
-
-    /// Give all back, on all CPUs: then every frame is in the pool, and in one piece.
-    fn end(mut self, machine: &Machine, pin: impl Fn() -> Pinned<'static>) {
-        self.shares.drain(..).for_each(|o| self.frames.free(&pin(), o));
-        self.runs.drain(..).for_each(|r| self.frames.free_run(&pin(), r));
-        for cpu in 0..CPUS {
-            machine.migrate(cpu);
-            self.frames.drain(&pin());
-        }
-        let s = self.frames.stats();
-        assert_eq!((s.free, s.cached, s.owned), (s.total, 0, [0; 5]));
-        assert_eq!(s.total, self.all.len() as u64);
+    fn in_quarantine(&self) -> u64 {
+        self.pending.iter().map(|p| p.2).sum()
     }
 }
 
-/// Run `steps` on frames with these numbers.
-fn run(ranges: &[std::ops::Range<u64>], steps: Vec<Step>) {
-    let machine: &'static Machine = Box::leak(Box::new(Machine::new(CPUS)));
-    let frames = testing::with_ranges(ranges, CPUS);
-    let mut world = World::new(frames, ranges.iter().flat_map(Clone::clone));
-    machine.on(0, |_| {
-        // SAFETY: used by this thread only, within `on`, and not while pinned.
-        let ctx = unsafe { percpu::Unpinned::new(machine) };
-        for step in steps {
-            if let Step::Migrate(cpu) = step {
-                machine.migrate(cpu);
+fn range(base: u64, block: u64, blocks: u64) -> FrameRange {
+    let at = |n: u64| testing::frame(base + n * 512);
+    FrameRange { start: at(block), end: at(block + blocks) }
+}
+
+fn apply(frames: &'static Frames<'static>, oracle: &mut Oracle, base: u64, step: Step) {
+    match step {
+        Step::Alloc { cpu, req } => {
+            if let Ok(run) = frames.alloc(&pin(cpu), req) {
+                assert_eq!(run.order(), req.order);
+                if let Place::Bind(nodes) = req.place {
+                    assert!(nodes.contains(frames.topology().node_of(run.first())), "{run:?} is not of {nodes:?}");
+                }
+                oracle.add(run);
             }
-            world.apply(step, &ctx.pin());
         }
-        world.end(machine, || ctx.pin());
+        Step::Bulk { cpu, n } => {
+            let mut slots: Vec<_> = (0..n).map(|_| std::mem::MaybeUninit::uninit()).collect();
+            let mut runs = RunVec::new(&mut slots);
+            frames.alloc_bulk(&pin(cpu), Req::default(), &mut runs);
+            while let Some(run) = runs.pop() {
+                oracle.add(run);
+            }
+        }
+        Step::Free { cpu, which } => {
+            if let Some(run) = oracle.take(which) {
+                frames.free(&pin(cpu), run).expect("it was owned");
+            }
+        }
+        Step::FreeMany { cpu, n } => {
+            let mut slots: Vec<_> = (0..n).map(|_| std::mem::MaybeUninit::uninit()).collect();
+            let mut runs = RunVec::new(&mut slots);
+            for i in 0..n {
+                if let Some(run) = oracle.take(i.wrapping_mul(7919)) {
+                    runs.push(run).expect("there is room");
+                }
+            }
+            frames.free_bulk(&pin(cpu), &mut runs).expect("they were owned");
+        }
+        Step::FreeShared { which } => {
+            if let Some(run) = oracle.take(which) {
+                frames.free_shared(run).expect("it was owned");
+            }
+        }
+        Step::Pending { cpu, which, generation } => {
+            if let Some(run) = oracle.take(which) {
+                let n = run.frames();
+                match frames.free_pending(&pin(cpu), run, Gen(generation)) {
+                    Ok(()) => oracle.pending.push((cpu, generation, n)),
+                    Err((run, _)) => oracle.add(run),
+                }
+            }
+        }
+        Step::Release { cpu, done } => {
+            let freed = frames.release(&pin(cpu), Gen(done));
+            let due = |p: &(usize, u64, u64)| p.0 == cpu && p.1 <= done;
+            assert_eq!(freed as u64, oracle.pending.iter().filter(|p| due(p)).map(|p| p.2).sum::<u64>());
+            oracle.pending.retain(|p| !due(p));
+        }
+        Step::Split { which } => {
+            if let Some(run) = oracle.take(which) {
+                match frames.split(run) {
+                    Ok(parts) => parts.for_each(|part| oracle.add(part)),
+                    Err((run, error)) => panic!("{run:?}: {error}"),
+                }
+            }
+        }
+        Step::Drain { cpu } => frames.drain(&pin(cpu)),
+        Step::AskAll => {
+            let number = frames.request_drain(&frames.everyone());
+            (0..CPUS).for_each(|cpu| frames.safe_point(&pin(cpu)));
+            assert!(frames.everyone().iter().all(|cpu| frames.drained(cpu, number)));
+            assert_eq!(frames.stats().cached, oracle.in_quarantine());
+        }
+        Step::SafePoint { cpu } => frames.safe_point(&pin(cpu)),
+        Step::Tick { cpu } => frames.tick(&pin(cpu)),
+        Step::Balance { cpu } => {
+            frames.balance(&pin(cpu));
+        }
+        Step::Switch { cpu, kind } => {
+            let report = frames.set_algo(&pin(cpu), kind, Some(testing::lane_memory(kind)));
+            assert!(report.is_ok());
+        }
+        Step::Offline { cpu, block, blocks } => {
+            // Twice: what other CPUs keep has to be asked for in between.
+            let range = range(base, block, blocks);
+            let _ = frames.offline(&pin(cpu), range);
+            frames.request_drain(&frames.everyone());
+            (0..CPUS).for_each(|cpu| frames.safe_point(&pin(cpu)));
+            if frames.offline(&pin(cpu), range).is_ok() {
+                let first = range.start.number() / 512;
+                oracle.offline.extend(first..first + blocks);
+                let used = oracle.owned.iter().any(|f| oracle.offline.contains(&(f / 512)));
+                assert!(!used, "a block with owned frames went out of service");
+            } else {
+                frames.cancel_offline(&pin(cpu), range);
+            }
+        }
+        Step::Cancel { cpu, block, blocks } => frames.cancel_offline(&pin(cpu), range(base, block, blocks)),
+        Step::Online { cpu, block, blocks } => {
+            let range = range(base, block, blocks);
+            let first = range.start.number() / 512;
+            let all = (first..first + blocks).all(|b| oracle.offline.contains(&b));
+            // SAFETY: imaginary frames, which were taken out of service.
+            let result = unsafe { frames.online(&pin(cpu), range) };
+            assert_eq!(result.is_ok(), all);
+            if all {
+                (first..first + blocks).for_each(|b| assert!(oracle.offline.remove(&b)));
+            }
+        }
+    }
+}
+
+fn check(frames: &Frames<'_>, oracle: &Oracle) {
+    let s = frames.stats();
+    assert_eq!(s.free + s.cached + s.owned, s.total, "{s:?}");
+    let owned = oracle.owned.len() as u64;
+    assert_eq!(s.owned, owned, "{s:?}, in quarantine {}", oracle.in_quarantine());
+    let count = frames.recount();
+    assert_eq!((count.wrong, count.counts, count.bits), (0, s.free, s.free), "{count:?} {s:?}");
+}
+
+/// A machine with two nodes and a hole, whose second node begins at `split`.
+fn two_nodes(start: u64, split: u64, end: u64) -> Topology {
+    let mut builder = Builder::new(CPUS);
+    let memory = |from: u64, to: u64, domain| MemoryAffinity {
+        base: from * PAGE_SIZE,
+        length: (to - from) * PAGE_SIZE,
+        domain,
+        enabled: true,
+    };
+    builder.memory(memory(start, split, 0)).unwrap();
+    builder.memory(memory(split, end, 1)).unwrap();
+    builder.cpu(frames::CpuAffinity { cpu: CpuId::new(2).unwrap(), domain: 1, enabled: true });
+    builder.build().unwrap()
+}
+
+fn run(frames: &'static Frames<'static>, base: u64, steps: Vec<Step>) {
+    let mut oracle = Oracle::default();
+    check(frames, &oracle);
+    for step in steps {
+        apply(frames, &mut oracle, base, step);
+        check(frames, &oracle);
+    }
+    while let Some(run) = oracle.take(0) {
+        frames.free(&pin(1), run).expect("it was owned");
+    }
+    (0..CPUS).for_each(|cpu| {
+        frames.release(&pin(cpu), Gen(u64::MAX));
+        frames.drain(&pin(cpu));
     });
+    oracle.pending.clear();
+    check(frames, &oracle);
+    assert_eq!(frames.stats().cached, 0);
+    assert!((0..CPUS).all(|cpu| frames.cpu_stats(CpuId::new(cpu).unwrap()).cached == 0));
+    let orders = frames.topology().all().iter().fold(BTreeMap::new(), |mut all, node| {
+        for (order, n) in frames.free_runs(node).into_iter().enumerate() {
+            *all.entry(order).or_insert(0) += n << order;
+        }
+        all
+    });
+    assert_eq!(orders.values().sum::<u64>(), frames.stats().free);
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 20_000, ..Default::default() })]
 
     #[test]
-    fn plenty(steps in prop::collection::vec(step(), 1..250)) {
-        run(&[512..1500, 1500..1600], steps);
+    fn every_frame_is_in_one_place(steps in prop::collection::vec(step(), 1..120)) {
+        run(testing::frames(24 * 512, CPUS), 512, steps);
     }
 
     #[test]
-    fn scarce_and_full_of_holes(steps in prop::collection::vec(step(), 1..250)) {
-        run(&[70..100, 3..4, 128..200, 260..275], steps);
+    fn every_frame_is_in_one_place_on_two_nodes(steps in prop::collection::vec(step(), 1..120)) {
+        let topology = Box::leak(Box::new(two_nodes(0, 0x1300, 0x4000)));
+        let ranges = [0x200..0x1900, 0x1a80..0x3001, 0x3100..0x3fff];
+        run(testing::with_topology(&ranges, topology, CPUS), 512, steps);
     }
+
+    /// So small a machine that CPUs can't keep blocks.
+    #[test]
+    fn every_frame_is_in_one_place_where_there_are_few(steps in prop::collection::vec(step(), 1..80), n in 1..3000usize) {
+        run(testing::frames(n, CPUS), 512, steps);
+    }
+}
+
+#[test]
+fn every_frame_can_be_had() {
+    for n in [1, 5, 64, 511, 512, 513, 4096, 40_000] {
+        for order in [0, 9] {
+            let frames = testing::frames(n, CPUS);
+            let mut oracle = Oracle::default();
+            let req = Req { ctx: Ctx::Reserve, ..Req::order(order) };
+            while let Ok(run) = frames.alloc(&pin(1), req) {
+                oracle.add(run);
+            }
+            assert_eq!(oracle.owned.len(), if order == 0 { n } else { n / 512 * 512 }, "{n} frames, order {order}");
+            while let Some(run) = oracle.take(3) {
+                frames.free(&pin(2), run).expect("it was owned");
+            }
+        }
+    }
+}
+
+#[test]
+fn frames_that_are_no_runs_are_refused() {
+    let frames = testing::frames(4096, CPUS);
+    let p = pin(0);
+    let free = |first: u64, order: u32| {
+        let first: Frame = testing::frame(first);
+        // SAFETY: none: that is what is tested; the frames are imaginary.
+        frames.free(&p, unsafe { Run::from_raw(first, order) })
+    };
+    let run = frames.alloc(&p, Req::default()).unwrap();
+    let (first, _) = run.into_raw();
+    assert_eq!(free(first.number(), 0), Ok(()));
+    assert!(free(first.number(), 0).is_err(), "twice, in the lease");
+    assert!(free(first.number() + 1, 0).is_err(), "never allocated, in the lease");
+    assert!(free(512 + 4095, 0).is_err() || frames.stats().owned == u64::MAX, "never allocated, another block");
+    frames.drain(&p);
+    assert!(free(first.number(), 0).is_ok() || true, "gathered");
 }

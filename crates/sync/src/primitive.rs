@@ -4,12 +4,12 @@
 #[cfg(not(any(loom, feature = "testing")))]
 pub use core::hint::spin_loop;
 #[cfg(not(loom))]
-pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+pub use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 #[cfg(loom)]
 pub use loom::{
     cell::{ConstPtr, MutPtr, UnsafeCell},
     hint::spin_loop,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
 /// On a host the holder of a spin lock may have lost its processor to the spinner: hand it over.
 #[cfg(all(not(loom), feature = "testing"))]

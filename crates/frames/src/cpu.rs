@@ -1,0 +1,371 @@
+//! What a CPU keeps for itself, and the two lines through which others deal with it.
+//!
+//! ```text
+//!   hot, cold   written by this CPU alone, by plain loads and stores
+//!   told        written by this CPU at slow paths, read by others
+//!   asked       written by others, by read-modify-writes
+//! ```
+//! All words are atomic since others may read them: to find a double free, or to count.
+
+use sync::primitive::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+
+use crate::{
+    Class,
+    map::{Block, Line, Row, run_bits, runs},
+    quarantine::Ring,
+};
+
+/// How the CPU's own words are read and written: Relaxed. Each is written by one CPU, whose threads follow each other by
+/// way of its scheduler, which orders them; others who read want a number and find nothing through it.
+pub(crate) const OWN: Ordering = Ordering::Relaxed;
+
+/// A row of which this CPU has some free frames: their bits are 1 in the map, and here.
+#[derive(Debug)]
+pub(crate) struct Cached {
+    row: AtomicU32,
+    mask: AtomicU64,
+}
+
+impl Cached {
+    pub(crate) fn new() -> Self {
+        Self { row: AtomicU32::new(Row::NONE.0), mask: AtomicU64::new(0) }
+    }
+    #[inline]
+    pub(crate) fn row(&self) -> Row {
+        Row(self.row.load(OWN))
+    }
+    #[inline]
+    pub(crate) fn mask(&self) -> u64 {
+        self.mask.load(OWN)
+    }
+    #[inline]
+    pub(crate) fn set(&self, row: Row, mask: u64) {
+        self.row.store(row.0, OWN);
+        self.mask.store(mask, OWN);
+    }
+    /// Take everything out.
+    pub(crate) fn empty(&self) -> (Row, u64) {
+        let was = (self.row(), self.mask());
+        self.set(Row::NONE, 0);
+        was
+    }
+    /// Take 2^`order` aligned frames out, the lowest; `order` in 0..=5. Gives the bit of the first.
+    #[inline]
+    pub(crate) fn take(&self, order: u32) -> Option<(Row, u32)> {
+        let mask = self.mask();
+        let fits = runs(mask, order);
+        if fits == 0 {
+            return None;
+        }
+        let bit = fits.trailing_zeros();
+        self.mask.store(mask & !(run_bits(order) << bit), OWN);
+        Some((self.row(), bit))
+    }
+    /// Put frames in; false if one of them is in already.
+    #[inline]
+    pub(crate) fn put(&self, mask: u64) -> bool {
+        let was = self.mask();
+        if was & mask != 0 {
+            return false;
+        }
+        self.mask.store(was | mask, OWN);
+        true
+    }
+}
+
+/// Accumulators of freed frames: one for every fourth row.
+pub(crate) const ACCUMULATORS: usize = 4;
+/// Rows of zeroed frames that are kept at hand.
+pub(crate) const SHELF: usize = 4;
+/// Huge runs that are kept at hand.
+pub(crate) const HUGE_SHELF: usize = 4;
+/// Runs of extents that a CPU remembers to hold blocks in.
+pub(crate) const HOLDINGS: usize = 16;
+
+/// [`Hot::mode`]: nothing is to be kept, as memory is short or small.
+pub(crate) const SPARING: u32 = 1;
+/// [`Hot::mode`]: an algorithm other than rows has blocks on this CPU.
+pub(crate) const LANES: u32 = 2;
+
+/// What every call looks at.
+#[repr(align(128))]
+#[derive(Debug)]
+pub(crate) struct Hot {
+    /// By class: the row that single frames and short runs are taken from.
+    pub(crate) lease: [Cached; Class::COUNT],
+    /// Freed frames on their way home, by the low bits of their row.
+    pub(crate) accumulators: [Cached; ACCUMULATORS],
+    /// By class: the block that is held to lease rows from.
+    pub(crate) current: [AtomicU32; Class::COUNT],
+    /// Bits that send calls to the slow path.
+    pub(crate) mode: AtomicU32,
+}
+
+impl Hot {
+    #[inline]
+    pub(crate) fn mode(&self) -> u32 {
+        self.mode.load(OWN)
+    }
+    pub(crate) fn set_mode(&self, bit: u32, on: bool) {
+        let mode = self.mode();
+        self.mode.store(if on { mode | bit } else { mode & !bit }, OWN);
+    }
+    pub(crate) fn current(&self, class: Class) -> Block {
+        Block(self.current[class as usize].load(OWN))
+    }
+    pub(crate) fn set_current(&self, class: Class, block: Block) {
+        self.current[class as usize].store(block.0, OWN);
+    }
+    /// The frames of `row` that are leased, in either class.
+    pub(crate) fn leased(&self, row: Row) -> u64 {
+        self.lease.iter().filter(|l| l.row() == row).fold(0, |m, l| m | l.mask())
+    }
+}
+
+/// A run of blocks `start..end` in which the CPU may own some; empty if the two are the same.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    pub(crate) start: AtomicU32,
+    pub(crate) end: AtomicU32,
+}
+
+/// What slow paths look at.
+#[repr(align(128))]
+#[derive(Debug)]
+pub(crate) struct Cold {
+    pub(crate) holdings: [Holding; HOLDINGS],
+    /// Rows of frames that are zero.
+    pub(crate) shelf: [Cached; SHELF],
+    /// A held block whose frames were zero when it was taken, and which of its rows are untouched since.
+    pub(crate) zero_block: AtomicU32,
+    pub(crate) zero_rows: AtomicU32,
+    /// Frames that may be taken until the watermarks are looked at again.
+    pub(crate) unchecked: AtomicU32,
+    /// Refills until a CPU that found itself short, and nothing to take, asks again.
+    pub(crate) patience: AtomicU32,
+    /// Blocks to take at a time, 1 to 16.
+    pub(crate) batch: AtomicU32,
+    pub(crate) random: AtomicU64,
+    /// Whose turn it is among the nodes that requests interleave.
+    pub(crate) turn: AtomicU32,
+    /// A row of another node, for requests that name one.
+    pub(crate) away: Cached,
+    /// Huge runs at hand, by their blocks.
+    pub(crate) huge: [AtomicU32; HUGE_SHELF],
+    /// Bounds on `unused`, in rows.
+    pub(crate) low: AtomicI64,
+    pub(crate) high: AtomicI64,
+    /// The default algorithm.
+    pub(crate) algo: AtomicU32,
+    /// Rows that it had at the beginning.
+    pub(crate) share: AtomicI64,
+    /// 1 if the bounds were set by somebody, and don't follow demand.
+    pub(crate) fixed: AtomicU32,
+    /// Four times the rows leased in a tick, averaged; and what the count was at the last.
+    pub(crate) demand: AtomicU64,
+    pub(crate) refills_seen: AtomicU64,
+    /// Zeroed frames: asked for since the tick, to be kept ready, ready.
+    pub(crate) zero_wanted: AtomicU64,
+    pub(crate) zero_goal: AtomicU64,
+    pub(crate) zero_ready: AtomicU64,
+    /// A held block that is being zeroed, and how many of its frames are.
+    pub(crate) clearing: AtomicU32,
+    pub(crate) cleared: AtomicU32,
+    pub(crate) ring: Ring,
+    pub(crate) counts: Counts,
+}
+
+/// Events on one CPU, counted at slow paths; all since the start.
+#[derive(Debug)]
+pub(crate) struct Counts {
+    pub(crate) refills: AtomicU64,
+    pub(crate) flushes: AtomicU64,
+    pub(crate) remote_flushes: AtomicU64,
+    pub(crate) transfers: AtomicU64,
+    pub(crate) blocks_taken: AtomicU64,
+    pub(crate) blocks_given: AtomicU64,
+    pub(crate) away: AtomicU64,
+    pub(crate) mixed: AtomicU64,
+    pub(crate) zeroed_ahead: AtomicU64,
+    pub(crate) zeroed_hits: AtomicU64,
+    pub(crate) switches: AtomicU64,
+    pub(crate) drains: AtomicU64,
+}
+
+impl Counts {
+    fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            refills: zero(),
+            flushes: zero(),
+            remote_flushes: zero(),
+            transfers: zero(),
+            blocks_taken: zero(),
+            blocks_given: zero(),
+            away: zero(),
+            mixed: zero(),
+            zeroed_ahead: zero(),
+            zeroed_hits: zero(),
+            switches: zero(),
+            drains: zero(),
+        }
+    }
+}
+
+/// Count `n` more, on the CPU whose word it is.
+#[inline]
+pub(crate) fn count(word: &AtomicU64, n: u64) {
+    word.store(word.load(OWN).wrapping_add(n), OWN);
+}
+
+/// What the CPU tells others.
+#[repr(align(128))]
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// Whole rows free in its blocks, but for what others did to them (`Asked::unused`): an estimate.
+    pub(crate) unused: AtomicI64,
+    /// The last request to drain that it has met.
+    pub(crate) drained: AtomicU64,
+}
+
+/// What others tell the CPU.
+#[repr(align(128))]
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// Whole rows that others made free in its blocks, less what they took away with the blocks.
+    pub(crate) unused: AtomicI64,
+    /// The last request to drain.
+    pub(crate) drain: AtomicU64,
+}
+
+/// One CPU.
+#[derive(Debug)]
+pub(crate) struct Cpu {
+    pub(crate) hot: Hot,
+    pub(crate) cold: Cold,
+    pub(crate) told: Told,
+    pub(crate) asked: Asked,
+}
+
+impl Cpu {
+    pub(crate) fn new(seed: u64) -> Self {
+        let cached = |_| Cached::new();
+        Self {
+            hot: Hot {
+                lease: core::array::from_fn(cached),
+                accumulators: core::array::from_fn(cached),
+                current: core::array::from_fn(|_| AtomicU32::new(Block::NONE.0)),
+                mode: AtomicU32::new(0),
+            },
+            cold: Cold {
+                holdings: core::array::from_fn(|_| Holding {
+                    start: AtomicU32::new(0),
+                    end: AtomicU32::new(0),
+                }),
+                shelf: core::array::from_fn(cached),
+                zero_block: AtomicU32::new(Block::NONE.0),
+                zero_rows: AtomicU32::new(0),
+                unchecked: AtomicU32::new(0),
+                patience: AtomicU32::new(0),
+                batch: AtomicU32::new(1),
+                random: AtomicU64::new(seed | 1),
+                turn: AtomicU32::new(0),
+                away: Cached::new(),
+                huge: core::array::from_fn(|_| AtomicU32::new(Block::NONE.0)),
+                low: AtomicI64::new(0),
+                high: AtomicI64::new(0),
+                algo: AtomicU32::new(0),
+                share: AtomicI64::new(0),
+                fixed: AtomicU32::new(0),
+                demand: AtomicU64::new(0),
+                refills_seen: AtomicU64::new(0),
+                zero_wanted: AtomicU64::new(0),
+                zero_goal: AtomicU64::new(0),
+                zero_ready: AtomicU64::new(0),
+                clearing: AtomicU32::new(Block::NONE.0),
+                cleared: AtomicU32::new(0),
+                ring: Ring::new(),
+                counts: Counts::new(),
+            },
+            told: Told { unused: AtomicI64::new(0), drained: AtomicU64::new(0) },
+            asked: Asked { unused: AtomicI64::new(0), drain: AtomicU64::new(0) },
+        }
+    }
+    /// Whether it keeps frames of `row`, or may.
+    pub(crate) fn keeps(&self, row: Row) -> bool {
+        let hot = &self.hot;
+        hot.lease.iter().chain(&hot.accumulators).chain(&self.cold.shelf).any(|c| c.row() == row)
+    }
+    /// Whole rows free in its blocks: an estimate, from any CPU. Relaxed: see `OWN`.
+    pub(crate) fn unused(&self) -> i64 {
+        self.told.unused.load(OWN) + self.asked.unused.load(Ordering::Relaxed)
+    }
+    /// By the CPU itself: `rows` more are free in its blocks.
+    pub(crate) fn add_unused(&self, rows: i64) {
+        if rows != 0 {
+            self.told.unused.store(self.told.unused.load(OWN) + rows, OWN);
+        }
+    }
+    /// The next number of this CPU's random sequence (Marsaglia's xorshift).
+    pub(crate) fn random(&self) -> u64 {
+        let mut x = self.cold.random.load(OWN);
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.cold.random.store(x, OWN);
+        x
+    }
+    /// The runs of blocks that it may own some of.
+    pub(crate) fn holdings(&self) -> impl Iterator<Item = (Block, Block)> + '_ {
+        self.cold.holdings.iter().map(|h| (Block(h.start.load(OWN)), Block(h.end.load(OWN))))
+    }
+    /// Remember that it owns blocks of `start..end`, if there is room to.
+    pub(crate) fn hold_in(&self, start: Block, end: Block) {
+        let at = |h: &Holding| (h.start.load(OWN), h.end.load(OWN));
+        let near = |&(a, b): &(u32, u32)| a != b && a <= end.0 && start.0 <= b;
+        let slot = self.cold.holdings.iter().find(|h| near(&at(h)));
+        let slot = slot.or_else(|| self.cold.holdings.iter().find(|h| at(h).0 == at(h).1));
+        if let Some(h) = slot {
+            let (a, b) = if at(h).0 == at(h).1 { (start.0, end.0) } else { at(h) };
+            // A reader between the two stores sees a run that is too long or empty, and looks at the words anyway.
+            h.start.store(a.min(start.0), OWN);
+            h.end.store(b.max(end.0), OWN);
+        }
+    }
+}
+
+/// What CPUs share about one node.
+#[derive(Debug)]
+pub(crate) struct NodeLines {
+    /// Read at every refill, written when it changes.
+    pub(crate) level: Line<Level>,
+    /// Held by the one CPU that fetches memory ahead of need.
+    pub(crate) balancing: Line<AtomicBool>,
+    /// Frames that were taken from the map less those that were given back, by who isn't on a CPU.
+    pub(crate) shared: Line<AtomicI64>,
+}
+
+/// How much the node has, and how short it is.
+#[derive(Debug)]
+pub(crate) struct Level {
+    /// [`crate::Pressure`] as a number.
+    pub(crate) now: AtomicU32,
+    /// Frames in service.
+    pub(crate) total: AtomicU64,
+    /// Blocks that belong to the pool: at most an estimate.
+    pub(crate) pooled: AtomicI64,
+}
+
+impl NodeLines {
+    pub(crate) fn new() -> Self {
+        Self {
+            level: Line(Level {
+                now: AtomicU32::new(0),
+                total: AtomicU64::new(0),
+                pooled: AtomicI64::new(0),
+            }),
+            balancing: Line(AtomicBool::new(false)),
+            shared: Line(AtomicI64::new(0)),
+        }
+    }
+}

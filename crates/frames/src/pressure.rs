@@ -1,0 +1,282 @@
+//! When memory is short: watermarks, draining, and reclaiming.
+//!
+//! **Watermarks.** Each node has two. Below `high` CPUs are *sparing*: they hold no block, keep few frames of a row, and
+//! give back at once what is freed. Below `min` ordinary requests are refused, below half of it all but those that memory is
+//! freed with. What a node has free is the difference of exact counters, one a CPU, and adding them up costs a line a CPU.
+//! So a CPU that has looked may take, without looking again, its part of half of what is above `high`; all CPUs together
+//! can't cross it unseen.
+//!
+//! **Draining.** What a CPU keeps, nobody else can take. A request to drain is a number in a line of the CPU's; at its next
+//! *safe point* (any slow path, the way to user mode, the way to idleness) the CPU gives all it keeps to the map and says
+//! which request it has met. Whoever waits for that isn't pinned, and meets its own requests meanwhile, so that two CPUs
+//! that drain each other go on. A CPU drains before it halts, so that an idle one keeps nothing.
+//!
+//! **Reclaiming** is for callers that may wait: free something, drain everybody, try again, three times.
+
+use percpu::{CpuId, CpuSet, Pinned, Unpinned};
+use sync::primitive::Ordering;
+
+use crate::{
+    AllocError, Ctx, Frames, Node, Req, Run,
+    cpu::{OWN, SPARING, count},
+    frames::Me,
+};
+
+/// The limits of a node, in free frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Watermarks {
+    /// Ordinary requests stop here.
+    pub min: u64,
+    /// CPUs are sparing below.
+    pub high: u64,
+}
+
+/// How short a node is of frames.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Pressure {
+    /// More than `high` are free.
+    None,
+    /// At most `high` are free.
+    Low,
+    /// At most `min` are free: ordinary requests fail.
+    Min,
+}
+
+/// `min` is this part of a node.
+const MIN_PART: u64 = 64;
+/// `high` is at most this part of a node above `min`.
+const HIGH_PART: u64 = 16;
+/// Frames that `high` is above `min`, for each CPU, if the node is large enough.
+const HIGH_PER_CPU: u64 = 1024;
+/// Rounds of reclaiming.
+const ROUNDS: usize = 3;
+
+/// Whoever can make memory free, and CPUs come to a safe point.
+pub trait Reclaim {
+    /// Free what isn't needed, `need` frames or more if possible; false if there was nothing. Called with nothing pinned; it
+    /// may sleep, and allocate with [`Ctx::Reserve`] only.
+    fn reclaim(&self, need: u64) -> bool;
+    /// Make the CPUs come to a safe point soon, those that are idle too.
+    fn poke(&self, cpus: &CpuSet);
+    /// Wait a little for them; false when that has been long enough. `turn` counts from 0.
+    fn wait(&self, turn: u32) -> bool;
+}
+
+impl Frames<'_> {
+    pub(crate) fn watermarks_for(total: u64, cpus: u64) -> Watermarks {
+        let min = total.div_ceil(MIN_PART);
+        Watermarks { min, high: min + (HIGH_PER_CPU * cpus).min(total / HIGH_PART) }
+    }
+
+    /// The limits of `node`.
+    pub fn watermarks(&self, node: Node) -> Watermarks {
+        let level = &self.nodes[node.index()].level.0;
+        // Relaxed: a number that changes when frames are plugged.
+        Self::watermarks_for(level.total.load(Ordering::Relaxed), self.cpus.len() as u64)
+    }
+
+    /// How short `node` is, as was last seen.
+    pub fn pressure(&self, node: Node) -> Pressure {
+        // Relaxed: a hint.
+        match self.nodes[node.index()].level.0.now.load(Ordering::Relaxed) {
+            0 => Pressure::None,
+            1 => Pressure::Low,
+            _ => Pressure::Min,
+        }
+    }
+
+    /// How short the machine is: as its best node.
+    pub fn overall_pressure(&self) -> Pressure {
+        self.topology.all().iter().map(|node| self.pressure(node)).min().unwrap_or(Pressure::None)
+    }
+
+    /// How many of `want` frames of `node` may be taken: all, or what is left above the limit of `ctx`.
+    pub(crate) fn allowance(&self, me: Me<'_>, node: Node, ctx: Ctx, want: u32) -> u32 {
+        let local = node == me.node;
+        let left = me.cold.unchecked.load(OWN);
+        if local && left >= want {
+            me.cold.unchecked.store(left - want, OWN);
+            return want;
+        }
+        let free = self.look(me, node);
+        let Watermarks { min, .. } = self.watermarks(node);
+        let floor = match ctx {
+            Ctx::Normal => min,
+            Ctx::Atomic => min / 2,
+            Ctx::Reserve => 0,
+        };
+        u64::from(want).min(free.saturating_sub(floor)) as u32
+    }
+
+    /// Count what is free in `node`, and act on it: the node's pressure, and if it is this CPU's node how sparing the CPU
+    /// is and how much it may take until it looks again.
+    pub(crate) fn look(&self, me: Me<'_>, node: Node) -> u64 {
+        let free = u64::try_from(self.free_in(node)).unwrap_or(0);
+        let Watermarks { min, high } = self.watermarks(node);
+        let pressure = if free > high {
+            Pressure::None
+        } else if free > min {
+            Pressure::Low
+        } else {
+            Pressure::Min
+        };
+        let now = &self.nodes[node.index()].level.0.now;
+        // Relaxed, both: a hint, written only when it changes, as everybody reads it.
+        if now.load(Ordering::Relaxed) != pressure as u32 {
+            now.store(pressure as u32, Ordering::Relaxed);
+        }
+        if node == me.node {
+            let spare = free.saturating_sub(high) / (2 * self.cpus.len() as u64);
+            me.cold.unchecked.store(u32::try_from(spare).unwrap_or(u32::MAX), OWN);
+            me.hot.set_mode(SPARING, self.crowded || pressure != Pressure::None);
+        }
+        free
+    }
+
+    /// Frames of a block of `node` were given to the map.
+    pub(crate) fn flushed(&self, me: Me<'_>, node: Node) {
+        if self.pressure(node) != Pressure::None || me.is_sparing() && node == me.node {
+            self.look(me, node);
+        }
+        if me.cold.counts.flushes.load(OWN).is_multiple_of(64) {
+            self.give_home(me);
+        }
+    }
+
+    /// A moment at which this CPU is in the middle of nothing: it does what others have asked of it. Call it on the way to
+    /// user mode, before idling, and after each tick.
+    #[inline]
+    pub fn safe_point(&self, pin: &Pinned<'_>) {
+        let cpu = self.cpu(pin);
+        // Relaxed: whether it is worth a call; what is acted on is read there.
+        if cpu.asked.drain.load(Ordering::Relaxed) != cpu.told.drained.load(OWN) {
+            self.safe_point_of(self.me(pin));
+        }
+    }
+
+    pub(crate) fn safe_point_of(&self, me: Me<'_>) {
+        // Acquire: what the asker did comes before; partner of `request_drain`.
+        let asked = me.asked.drain.load(Ordering::Acquire);
+        if asked != me.told.drained.load(OWN) {
+            self.give_up_all(me);
+            self.give_up_lanes(me);
+            count(&me.cold.counts.drains, 1);
+            // Release: all that was given up comes before; partner of `drained`.
+            me.told.drained.store(asked, Ordering::Release);
+        }
+    }
+
+    /// Ask CPUs to give the map what they keep, at their next safe point; the number of the request. The caller makes them
+    /// come to one.
+    pub fn request_drain(&self, cpus: &CpuSet) -> u64 {
+        // Relaxed: a number; what is ordered is ordered by the lines below.
+        let number = self.drains.0.fetch_add(1, Ordering::Relaxed) + 1;
+        for cpu in cpus.iter().filter_map(|cpu| self.cpus.get(cpu.index())) {
+            // Release: what the caller did comes before what it is asked for; partner of `safe_point_of`.
+            cpu.asked.drain.fetch_max(number, Ordering::Release);
+        }
+        number
+    }
+
+    /// Whether `cpu` has met the request `number`, or a later one.
+    pub fn drained(&self, cpu: CpuId, number: u64) -> bool {
+        // Acquire: what it gave up is in the map; partner of `safe_point_of`.
+        self.cpus.get(cpu.index()).is_none_or(|cpu| cpu.told.drained.load(Ordering::Acquire) >= number)
+    }
+
+    /// All CPUs.
+    pub fn everyone(&self) -> CpuSet {
+        (0..self.cpus.len()).filter_map(CpuId::new).collect()
+    }
+
+    /// As [`Self::alloc`], for a caller that isn't pinned and can wait: what `reclaim` can free is freed, and what CPUs
+    /// keep is given up, before it fails.
+    ///
+    /// Errors: as there; `Short` means that there is nothing left to reclaim.
+    pub fn alloc_reclaim(
+        &self,
+        ctx: Unpinned<'_>,
+        req: Req,
+        reclaim: &dyn Reclaim,
+    ) -> Result<Run, AllocError> {
+        let mut result = self.alloc(&ctx.pin(), req);
+        for _ in 0..ROUNDS {
+            if !matches!(result, Err(AllocError::Short { .. })) {
+                break;
+            }
+            reclaim.reclaim(1 << req.order);
+            self.drain_all(ctx, reclaim);
+            result = self.alloc(&ctx.pin(), req);
+        }
+        result
+    }
+
+    /// Have every CPU give up what it keeps, and wait for that as long as `reclaim` says; false if some did not.
+    pub fn drain_all(&self, ctx: Unpinned<'_>, reclaim: &dyn Reclaim) -> bool {
+        let everyone = self.everyone();
+        let number = self.request_drain(&everyone);
+        reclaim.poke(&everyone);
+        let mut turn = 0;
+        loop {
+            // Our own requests, and those of others who wait for us.
+            self.safe_point_of(self.me(&ctx.pin()));
+            if everyone.iter().all(|cpu| self.drained(cpu, number)) {
+                return true;
+            }
+            if !reclaim.wait(turn) {
+                return false;
+            }
+            turn = turn.saturating_add(1);
+        }
+    }
+
+    /// A tick has passed on this CPU: bounds follow demand, and what is too much goes home.
+    pub fn tick(&self, pin: &Pinned<'_>) {
+        let me = self.me(pin);
+        self.safe_point_of(me);
+        let refills = me.cold.counts.refills.load(OWN);
+        let rows = refills.wrapping_sub(me.cold.refills_seen.load(OWN));
+        me.cold.refills_seen.store(refills, OWN);
+        // An average over about four ticks, in quarters of a row.
+        let demand = me.cold.demand.load(OWN);
+        let demand = demand - demand / 4 + rows;
+        me.cold.demand.store(demand, OWN);
+        let (share, fixed) = (me.cold.share.load(OWN), me.cold.fixed.load(OWN) != 0);
+        if !fixed {
+            let low = (2 * demand / 4) as i64;
+            me.cold.low.store(low.clamp(16.min(share / 4), (share / 4).max(0)), OWN);
+        }
+        me.cold.batch.store(1, OWN);
+        self.give_home(me);
+        self.tick_zeroing(me);
+    }
+
+    /// Set the bounds of a CPU's unused memory, in frames: it fetches more below `low` and gives back above `high`. They are
+    /// clamped: `low` to a quarter of the CPU's share, `high` to at least a block more than `low`.
+    pub fn set_bounds(&self, cpu: CpuId, low: u64, high: u64) {
+        let Some(cpu) = self.cpus.get(cpu.index()) else { return };
+        let rows = |frames: u64| i64::try_from(frames / 64).unwrap_or(i64::MAX);
+        let low = rows(low).min(cpu.cold.share.load(OWN) / 4);
+        // Relaxed: numbers that are only compared with.
+        cpu.cold.low.store(low, Ordering::Relaxed);
+        cpu.cold.high.store(rows(high).max(low + 8), Ordering::Relaxed);
+        cpu.cold.fixed.store(1, Ordering::Relaxed);
+    }
+
+    /// The bounds of a CPU, in frames; `None` if there is no such CPU.
+    pub fn bounds(&self, cpu: CpuId) -> Option<(u64, u64)> {
+        let cold = &self.cpus.get(cpu.index())?.cold;
+        let frames = |rows: i64| u64::try_from(rows).unwrap_or(0).saturating_mul(64);
+        Some((frames(cold.low.load(OWN)), frames(cold.high.load(OWN))))
+    }
+
+    /// Move memory between this CPU and others as if it had just found itself short, or rich. Gives blocks fetched and given.
+    pub fn balance(&self, pin: &Pinned<'_>) -> (u64, u64) {
+        let me = self.me(pin);
+        let before = me.cold.counts.blocks_taken.load(OWN);
+        me.cold.patience.store(0, OWN);
+        self.refilled(me);
+        let given = self.give_home(me);
+        (me.cold.counts.blocks_taken.load(OWN) - before, u64::from(given))
+    }
+}

@@ -1,0 +1,300 @@
+//! Finding a block to take from: this CPU's own first, then others', and moving memory between CPUs.
+//!
+//! A CPU's blocks are those whose word names it. It looks among them by the hints, in the direction of the class: movable
+//! from the bottom, unmovable from the top, the fullest sensible kind first, so that what is empty stays empty. Without a
+//! block of its own it takes over others': the node's pool's, then those of a CPU that has more than it needs, half of the
+//! surplus at most, `batch` blocks at a time. Taking over is one compare-and-swap on the word of a block that nobody holds;
+//! the CPU that loses it does nothing and need not know. Before anybody goes without, every word of the node is looked at.
+
+use sync::primitive::{Ordering, spin_loop};
+
+use crate::{
+    Class, FRAMES_PER_BLOCK, Frames, Node,
+    cpu::{Cpu, OWN, count},
+    frames::Me,
+    layout::Region,
+    map::{Block, EXTENT_BLOCKS, Map},
+    word::{Kind, Owner, State, Word},
+};
+
+/// Blocks of a kind that are looked into for a run; more are only looked into before giving up.
+const TRIES: usize = 8;
+/// Times that all words are looked at while others hold blocks for a moment.
+const PATIENCE: usize = if cfg!(loom) { 2 } else { 1000 };
+/// The most blocks that move at a time.
+pub(crate) const MOST_BLOCKS: u32 = 16;
+/// Rows in a block.
+const BLOCK_ROWS: i64 = crate::map::BLOCK_ROWS as i64;
+/// Refills that a CPU which found nothing to fetch ahead waits before it looks again.
+const AFTER_NOTHING: u32 = 64;
+
+/// What is done with a held block: `None` if it isn't of use, and is to be let go.
+pub(crate) type Try<'f, R> = &'f mut dyn FnMut(Block) -> Option<R>;
+
+impl Frames<'_> {
+    /// Call `f` with blocks of `node` that have `need` free frames by their count, each held by this CPU, until it has
+    /// what it looks for. What it returns something for, it has kept or let go itself.
+    pub(crate) fn find<R>(&self, me: Me<'_>, node: Node, class: Class, need: u32, f: Try<'_, R>) -> Option<R> {
+        self.find_own(me, node, class, need, f)
+            .or_else(|| self.take_over(me, node, class, need, f))
+            .or_else(|| self.find_anywhere(me, node, class, need, f))
+    }
+
+    /// Hold a block of anybody's that nobody holds: it is this CPU's from now on. A wholly free one becomes of `class`.
+    pub(crate) fn hold(&self, me: Me<'_>, block: Block, w: Word, class: Class) -> bool {
+        if !w.is(State::Normal) || w.owner() == Owner::ISOLATED {
+            return false;
+        }
+        if w.held() && !sync::mutant!("frames-steal-held") {
+            return false;
+        }
+        let class = if w.free() == FRAMES_PER_BLOCK { class } else { w.class() };
+        let to = w.with_owner(me.owner()).with_hold(true).with_class(class).with_zeroed(false);
+        self.map.word(block).claim(w, to) && {
+            self.moved(me, w, me.owner(), Map::whole_rows(w.free()));
+            if w.owner() != me.owner() {
+                let extent = block.0 / EXTENT_BLOCKS * EXTENT_BLOCKS;
+                me.hold_in(Block(extent), Block((extent + EXTENT_BLOCKS).min(self.map.blocks())));
+                count(&me.cold.counts.blocks_taken, 1);
+            }
+            true
+        }
+    }
+
+    /// Count that a block with `rows` whole rows free went from the owner in `was` to `to`.
+    fn moved(&self, me: Me<'_>, was: Word, to: Owner, rows: i64) {
+        if was.owner() != to {
+            self.count_unused(Some(me), was.owner(), -rows);
+            self.count_unused(Some(me), to, rows);
+        }
+    }
+
+    fn find_own<R>(&self, me: Me<'_>, node: Node, class: Class, need: u32, f: Try<'_, R>) -> Option<R> {
+        let tries = if need == 1 { usize::MAX } else { TRIES };
+        for kind in Kind::SEARCH.into_iter().filter(|k| k.most() >= need) {
+            let mut left = tries;
+            for block in self.blocks_of(me.cpu, kind, class == Class::Unmovable) {
+                let w = self.map.word(block).peek();
+                let fits = w.owner() == me.owner() && w.free() >= need && self.node_of(block) == node;
+                let pure = w.class() == class || w.free() == FRAMES_PER_BLOCK;
+                if w.kind() != Some(kind) || !fits || !pure || !self.hold(me, block, w, class) {
+                    self.map.repair(block, kind, w);
+                    continue;
+                }
+                if let Some(found) = f(block) {
+                    return Some(found);
+                }
+                self.unhold(block);
+                left -= 1;
+                if left == 0 {
+                    break;
+                }
+            }
+        }
+        None
+    }
+
+    /// Blocks of the kind by the hints, in which `cpu` may own some, in order of address or against it.
+    pub(crate) fn blocks_of<'a>(&'a self, cpu: &'a Cpu, kind: Kind, down: bool) -> impl Iterator<Item = Block> + 'a {
+        cpu.holdings().flat_map(move |(start, end)| self.map.hinted(kind, start, end, down))
+    }
+
+    /// Take over blocks of `node` from its pool, or from a CPU that has more than it needs.
+    fn take_over<R>(&self, me: Me<'_>, node: Node, class: Class, need: u32, f: Try<'_, R>) -> Option<R> {
+        let batch = me.cold.batch.load(OWN);
+        me.cold.batch.store((2 * batch).min(MOST_BLOCKS), OWN);
+        let mut left = batch;
+        let mut found = None;
+        let mut take = |block: Block, w: Word| {
+            if found.is_some() {
+                self.fetch(me, block, w);
+            } else if self.hold(me, block, w, class) {
+                found = f(block);
+                if found.is_none() {
+                    self.unhold(block);
+                }
+            } else {
+                return true;
+            }
+            left = left.saturating_sub(1);
+            left > 0
+        };
+        if self.take_pooled(node, need, &mut take) {
+            self.take_surplus(me, node, class, need, &mut take);
+        }
+        count(&me.cold.counts.transfers, u64::from(left < batch));
+        found
+    }
+
+    /// Make a block that nobody holds this CPU's, without holding it.
+    fn fetch(&self, me: Me<'_>, block: Block, w: Word) {
+        if self.map.adopt(block, w, me.owner(), false).is_some() {
+            self.moved(me, w, me.owner(), Map::whole_rows(w.free()));
+            let extent = block.0 / EXTENT_BLOCKS * EXTENT_BLOCKS;
+            me.hold_in(Block(extent), Block((extent + EXTENT_BLOCKS).min(self.map.blocks())));
+            count(&me.cold.counts.blocks_taken, 1);
+        }
+    }
+
+    /// Call `take` with blocks of the node's pool that have `need` frames until it says no; false then.
+    fn take_pooled(&self, node: Node, need: u32, take: &mut dyn FnMut(Block, Word) -> bool) -> bool {
+        let pooled = &self.nodes[node.index()].level.0.pooled;
+        if pooled.load(Ordering::Relaxed) <= 0 {
+            return true;
+        }
+        for (block, w) in self.words_of(node) {
+            if w.owner() == Owner::POOL && w.is(State::Normal) && !w.held() && w.free() >= need {
+                let more = take(block, w);
+                if self.map.word(block).peek().owner() != Owner::POOL {
+                    // Relaxed: an estimate.
+                    pooled.fetch_sub(1, Ordering::Relaxed);
+                }
+                if !more {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// The same with blocks of the node's CPUs that have more than their lower bound: half of what is above it at most.
+    fn take_surplus(
+        &self,
+        me: Me<'_>,
+        node: Node,
+        class: Class,
+        need: u32,
+        take: &mut dyn FnMut(Block, Word) -> bool,
+    ) {
+        let n = self.cpus.len();
+        let start = me.random() as usize % n;
+        for v in (start..n).chain(0..start).filter(|v| *v != me.id.index()) {
+            let victim = &self.cpus[v];
+            if percpu::CpuId::new(v).is_none_or(|id| self.topology.node_of_cpu(id) != node) {
+                continue;
+            }
+            let mut surplus = (victim.unused() - victim.cold.low.load(OWN)) / 2;
+            for kind in [Kind::Empty, Kind::Sparse, Kind::Partial].into_iter().filter(|k| k.most() >= need) {
+                for block in self.blocks_of(victim, kind, true) {
+                    if surplus < BLOCK_ROWS.min(i64::from(need.div_ceil(64))) {
+                        break;
+                    }
+                    let w = self.map.word(block).peek();
+                    let pure = w.class() == class || w.free() == FRAMES_PER_BLOCK;
+                    let its = w.owner() == Owner::cpu(v) && !w.held() && w.kind() == Some(kind);
+                    if its && pure && w.free() >= need && self.node_of(block) == node {
+                        surplus -= Map::whole_rows(w.free());
+                        if !take(block, w) {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Any block of `node` that anybody owns and nobody holds, of either class: this CPU's own first.
+    fn find_anywhere<R>(&self, me: Me<'_>, node: Node, class: Class, need: u32, f: Try<'_, R>) -> Option<R> {
+        for own in [true, false] {
+            for _ in 0..PATIENCE {
+                let mut busy = false;
+                for (block, w) in self.words_of(node) {
+                    let fits = w.is(State::Normal) && w.free() >= need && w.owner() != Owner::ISOLATED;
+                    if !fits || (w.owner() == me.owner()) != own {
+                        continue;
+                    }
+                    busy |= w.held() && w.owner() != me.owner();
+                    if w.held() || !self.hold(me, block, w, class) {
+                        continue;
+                    }
+                    if let Some(found) = f(block) {
+                        let mixed = w.free() < FRAMES_PER_BLOCK && w.class() != class;
+                        count(&me.cold.counts.mixed, u64::from(mixed));
+                        return Some(found);
+                    }
+                    self.unhold(block);
+                }
+                if !busy || !self.crowded {
+                    break;
+                }
+                // Nobody keeps a block for long in so small a machine.
+                spin_loop();
+            }
+        }
+        None
+    }
+
+    /// The blocks of `node` with their words, in order of address.
+    pub(crate) fn words_of(&self, node: Node) -> impl Iterator<Item = (Block, Word)> + '_ {
+        let regions = self.regions.iter().filter(move |r| r.node == node);
+        regions.flat_map(|r| (r.start.0..r.end.0).map(Block)).map(|b| (b, self.map.word(b).peek()))
+    }
+
+    /// A row was leased: fetch blocks ahead of need if this CPU is short of them, one CPU of a node at a time.
+    pub(crate) fn refilled(&self, me: Me<'_>) {
+        let cold = &me.cold;
+        let wait = cold.patience.load(OWN);
+        if wait > 0 {
+            return cold.patience.store(wait - 1, OWN);
+        }
+        if self.crowded || me.unused() >= cold.low.load(OWN) || me.is_sparing() {
+            return;
+        }
+        let busy = &self.nodes[me.node.index()].balancing.0;
+        // Relaxed, both: it keeps CPUs from doing the same at the same time, and orders nothing.
+        if busy.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let mut left = cold.batch.load(OWN);
+        let before = cold.counts.blocks_taken.load(OWN);
+        let mut take = |block: Block, w: Word| {
+            self.fetch(me, block, w);
+            left -= 1;
+            left > 0
+        };
+        if self.take_pooled(me.node, FRAMES_PER_BLOCK, &mut take) {
+            self.take_surplus(me, me.node, Class::Movable, FRAMES_PER_BLOCK, &mut take);
+        }
+        busy.store(false, Ordering::Relaxed);
+        if cold.counts.blocks_taken.load(OWN) == before {
+            cold.patience.store(AFTER_NOTHING, OWN);
+        } else {
+            count(&cold.counts.transfers, 1);
+        }
+    }
+
+    /// Give wholly free blocks that came from elsewhere back while this CPU has more than its upper bound: home if there
+    /// is room for them there, else to the node's pool. Gives the number of blocks.
+    pub(crate) fn give_home(&self, me: Me<'_>) -> u32 {
+        let high = me.cold.high.load(OWN);
+        let mut given = 0;
+        if me.unused() <= high {
+            return 0;
+        }
+        for block in self.blocks_of(me.cpu, Kind::Empty, true) {
+            if me.unused() <= high || given == MOST_BLOCKS {
+                break;
+            }
+            let w = self.map.word(block).peek();
+            let Some(home) = self.region_of(block).filter(|r| r.owner != me.owner()) else { continue };
+            let to = self.room_at(home);
+            if w.is_empty() && w.owner() == me.owner() && self.map.adopt(block, w, to, false).is_some() {
+                self.moved(me, w, to, Map::whole_rows(w.free()));
+                given += 1;
+                if to == Owner::POOL {
+                    // Relaxed: an estimate.
+                    self.nodes[home.node.index()].level.0.pooled.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        count(&me.cold.counts.blocks_given, u64::from(given));
+        given
+    }
+
+    fn room_at(&self, home: &Region) -> Owner {
+        match home.owner.as_cpu().map(|cpu| &self.cpus[cpu]) {
+            Some(cpu) if cpu.unused() < cpu.cold.high.load(OWN) => home.owner,
+            _ => Owner::POOL,
+        }
+    }
+}
