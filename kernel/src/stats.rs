@@ -131,11 +131,11 @@ pub fn json(leaked: i64) -> String {
         f.free,
         f.cached,
         f.owned.iter().sum::<u64>(),
-        f.owned[frames::Use::Anonymous as usize],
-        f.owned[frames::Use::File as usize],
-        f.owned[frames::Use::PageTable as usize],
-        f.owned[frames::Use::Kernel as usize],
-        f.owned[frames::Use::Stack as usize],
+        f.owned[owned::Use::Anonymous as usize],
+        f.owned[owned::Use::File as usize],
+        f.owned[owned::Use::PageTable as usize],
+        f.owned[owned::Use::Kernel as usize],
+        f.owned[owned::Use::Stack as usize],
     );
     s
 }

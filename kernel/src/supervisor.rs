@@ -6,8 +6,8 @@
 use alloc::{format, sync::Arc, vec::Vec};
 
 use addr::PAGE_SIZE;
-use frames::Use;
 use linux_raw_sys::general::SIGKILL;
+use owned::Use;
 
 use crate::{
     exec::{self, Program},

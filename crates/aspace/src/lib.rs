@@ -25,7 +25,7 @@
 //! # #[cfg(not(loom))] {
 //! use addr::{PageRange, Prot};
 //! use aspace::{Access, AddressSpace, Error, Fault, Locked, Machine, Mapping, Placement};
-//! use frames::testing;
+//! use owned::testing;
 //!
 //! // Nobody caches translations on this machine, so there is nothing to shoot down.
 //! struct NoTlb;
@@ -34,7 +34,7 @@
 //! }
 //!
 //! let cpus = percpu::testing::Machine::new(1);
-//! let machine = Machine { frames: testing::frames(256, 1), shootdown: &NoTlb, kernel_root: None };
+//! let machine = Machine { frames: testing::memory(256, 1), shootdown: &NoTlb, kernel_root: None };
 //! cpus.on(0, |ctx| {
 //!     let space = Locked::new(machine, &ctx).expect("there is memory");
 //!     let rw = Prot::READ | Prot::WRITE;
@@ -68,7 +68,7 @@ use alloc::sync::Arc;
 use core::{ops::Range, ptr};
 
 use addr::{Frame, Page, PageRange, Prot, VirtAddr};
-use frames::{Frames, Use};
+use owned::{Memory, Use};
 use percpu::{Pinned, Unpinned};
 use tlb::Shootdown;
 
@@ -305,7 +305,7 @@ pub enum Seen<'a> {
 #[derive(Clone, Copy)]
 pub struct Machine {
     /// Where frames come from.
-    pub frames: &'static Frames,
+    pub frames: &'static Memory,
     /// How CPUs are made to forget translations.
     pub shootdown: &'static dyn Shootdown,
     /// The root whose upper half every address space shares, if the machine has one.

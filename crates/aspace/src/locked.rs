@@ -83,13 +83,13 @@
 //! # Memory that runs out
 //! Frames fail cleanly: a fault returns `NoMemory`, fork gives back all it made, remap makes the tables it needs
 //! before it changes anything. The ordered map's nodes come from the kernel's heap, which can't fail cleanly; so
-//! operations that could add a mapping ask [`Frames::low`] first and refuse, which leaves the reserve to those nodes.
+//! operations that could add a mapping ask [`Memory::low`] first and refuse, which leaves the reserve to those nodes.
 
 use alloc::sync::{Arc, Weak};
 use core::{fmt, mem::offset_of, ops::Range, ptr};
 
 use addr::{Frame, Page, PageRange, Prot, USER_END_PAGE, VirtAddr};
-use frames::{OwnedFrame, Use};
+use owned::{OwnedFrame, Use};
 use pagetable::{Full, PageTable, USER_PAGES, Which, use_of};
 use percpu::{AtomicCpuSet, Pinned, Unpinned};
 use sync::{

@@ -10,7 +10,7 @@ use alloc::{
 use core::fmt;
 
 use addr::{Page, PageRange, Prot};
-use frames::{Frames, OwnedFrame};
+use owned::{Memory, OwnedFrame};
 use percpu::Unpinned;
 
 use crate::{LOW_WINDOW, LOWEST, MMAP_TOP, Mapper, Mappers, Placement, STACK_GAP};
@@ -34,7 +34,7 @@ pub enum ObjectError {
 pub trait Object: Send + Sync {
     /// A share of the frame that holds page `index`. May sleep; the caller holds the address space's lock, so it
     /// must not touch user memory.
-    fn page(&self, index: u64, frames: &Frames, ctx: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError>;
+    fn page(&self, index: u64, frames: &Memory, ctx: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError>;
     /// Device and inode number, for `/proc/self/maps`.
     fn identity(&self) -> (u64, u64);
     /// Name, for `/proc/self/maps`.

@@ -6,7 +6,7 @@
 //! that a private mapping shows is shared with the object, so it is never written, but copied.
 
 use addr::{Frame, PAGE_BYTES, Prot};
-use frames::{Frames, OwnedFrame, Use};
+use owned::{Memory, OwnedFrame, Use};
 use percpu::Unpinned;
 use sync::{
     mutant,
@@ -23,7 +23,7 @@ pub fn ensure(
     offset: u64,
     held: Option<&OwnedFrame>,
     access: Access,
-    frames: &Frames,
+    frames: &Memory,
     ctx: &Unpinned<'_>,
 ) -> Result<(OwnedFrame, Prot), Fault> {
     let all = hardware(mapping.prot);
@@ -52,7 +52,7 @@ pub fn ensure(
 
 /// The rights that `mapping` may have to `frame`, of which its page has a share: writing only if that is the only
 /// one, or if stores are for the object.
-pub fn rights(mapping: &Mapping, frame: Frame, frames: &Frames) -> Prot {
+pub fn rights(mapping: &Mapping, frame: Frame, frames: &Memory) -> Prot {
     let all = hardware(mapping.prot);
     let copy_first = !mapping.shared && frames.is_shared(frame) && !mutant!("cow-sole-owner-wrong");
     if copy_first { all.difference(Prot::WRITE) } else { all }
@@ -64,7 +64,7 @@ pub fn hardware(prot: Prot) -> Prot {
 }
 
 /// A frame of this address space's own with the same bytes.
-fn copy(old: &OwnedFrame, frames: &Frames, ctx: &Unpinned<'_>) -> Result<OwnedFrame, Fault> {
+fn copy(old: &OwnedFrame, frames: &Memory, ctx: &Unpinned<'_>) -> Result<OwnedFrame, Fault> {
     let new = frames.alloc(&ctx.pin(), Use::Anonymous).ok_or(Fault::NoMemory)?;
     let (from, to) = (words(frames, old), words(frames, &new));
     for (from, to) in from.iter().zip(to) {
@@ -76,7 +76,7 @@ fn copy(old: &OwnedFrame, frames: &Frames, ctx: &Unpinned<'_>) -> Result<OwnedFr
 }
 
 /// The bytes of a frame as words that others may access too.
-fn words<'f>(frames: &'f Frames, owned: &'f OwnedFrame) -> &'f [AtomicU64] {
+fn words<'f>(frames: &'f Memory, owned: &'f OwnedFrame) -> &'f [AtomicU64] {
     let first = frames.dm().ptr(owned.frame().base()).cast::<AtomicU64>();
     // SAFETY: the direct map reaches the frame, which is aligned and stays allocated while its share is borrowed;
     // user memory is accessed atomically or by the hardware only.

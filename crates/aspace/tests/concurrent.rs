@@ -20,8 +20,8 @@ use std::{
 
 use addr::Prot;
 use aspace::{Access, AddressSpace, Advice, Error, Fault, Placement, RemapTo};
-use frames::Use;
 use machine::{Pages, RW, Sim, anonymous, object, page, range};
+use owned::Use;
 use percpu::Unpinned;
 
 /// Pages that are fought over: on both sides of the border of two leaf tables.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use addr::Prot;
 use aspace::{Access, AddressSpace, Advice, Error, Fault, Placement, RemapTo};
-use frames::{OwnedFrame, Use};
 use machine::{Pages, RW, Sim, anonymous, list, object, page, range};
+use owned::{OwnedFrame, Use};
 use percpu::Unpinned;
 
 /// Two leaf tables' border, with tables of all levels of its own.

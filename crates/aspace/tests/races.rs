@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use addr::Prot;
 use aspace::{Access, AddressSpace, Advice, Fault, Limits, Lock, Placement, RemapTo};
-use frames::Use;
 use machine::{Pages, RW, Sim, anonymous, object, page, range};
+use owned::Use;
 use percpu::{CpuId, Unpinned};
 
 const BASE: u64 = 0x1000;

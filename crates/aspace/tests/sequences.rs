@@ -11,8 +11,8 @@ use aspace::{
     Resident, STACK_GAP, Seen, Totals,
     model::{Model, Objects, State},
 };
-use frames::Use;
 use machine::{Pages, Sim, anonymous, list, object, page, range};
+use owned::Use;
 use percpu::Unpinned;
 use proptest::prelude::*;
 

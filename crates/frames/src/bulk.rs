@@ -7,7 +7,7 @@ use core::mem::MaybeUninit;
 
 use percpu::Pinned;
 
-use crate::{FreeError, Frames, Req, Run, map::Row};
+use crate::{Frames, FreeError, Req, Run, map::Row};
 
 /// Runs in storage of the caller's. What is left in it when it is dropped is leaked, which debug builds refuse.
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use percpu::{CpuId, Pinned};
 use sync::primitive::{AtomicI64, AtomicU64, Ordering};
 
 use crate::{
-    AllocError, FRAMES_PER_BLOCK, Fill, FrameRange, FreeError, HUGE_ORDER, MAX_ORDER, Node, NodeSet, Place, Req, Run,
-    Topology,
+    AllocError, FRAMES_PER_BLOCK, Fill, FrameRange, FreeError, HUGE_ORDER, MAX_ORDER, Node, NodeSet, Place,
+    Req, Run, Topology,
     cpu::{ACCUMULATORS, Cpu, Hot, LANES, NodeLines, OWN, SPARING},
     lane::Lane,
     layout::{self, Layout, Region},
@@ -107,8 +107,8 @@ pub struct Frames<'m> {
     pub(crate) map: Map<'m>,
     pub(crate) cpus: &'m [Cpu],
     /// Of each CPU and node, the frames that the CPU took from the map less those that it gave back: exact.
-    used: &'m [AtomicI64],
-    used_stride: usize,
+    pub(crate) used: &'m [AtomicI64],
+    pub(crate) used_stride: usize,
     pub(crate) nodes: &'m [NodeLines],
     pub(crate) regions: &'m [Region],
     pub(crate) topology: &'m Topology,
@@ -219,7 +219,10 @@ impl<'m> Frames<'m> {
         if n < FRAMES_PER_BLOCK {
             for row in block.rows() {
                 let start = first + u64::from(row.in_block()) * 64;
-                let bits = |a: u64, b: u64| (a.clamp(start, start + 64)..b.clamp(start, start + 64)).fold(0, |m, f| m | 1 << (f - start));
+                let bits = |a: u64, b: u64| {
+                    (a.clamp(start, start + 64)..b.clamp(start, start + 64))
+                        .fold(0, |m, f| m | 1 << (f - start))
+                };
                 let was = if fresh { 0 } else { self.map.zeros(row) };
                 self.map.reset_row(row, was | bits(from, to));
             }
@@ -332,7 +335,9 @@ impl<'m> Frames<'m> {
         {
             return Some(run);
         }
-        if req.order == HUGE_ORDER && let Some(run) = self.alloc_shelved_huge(me, req) {
+        if req.order == HUGE_ORDER
+            && let Some(run) = self.alloc_shelved_huge(me, req)
+        {
             return Some(run);
         }
         if req.order <= 5
@@ -478,7 +483,11 @@ impl<'m> Frames<'m> {
     /// The node of a block.
     #[inline]
     pub(crate) fn node_of(&self, block: Block) -> Node {
-        if self.nodes.len() == 1 { Node::FIRST } else { self.region_of(block).map_or(Node::FIRST, |r| r.node) }
+        if self.nodes.len() == 1 {
+            Node::FIRST
+        } else {
+            self.region_of(block).map_or(Node::FIRST, |r| r.node)
+        }
     }
     /// What the block was part of at the beginning.
     pub(crate) fn region_of(&self, block: Block) -> Option<&'m Region> {

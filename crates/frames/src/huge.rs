@@ -12,7 +12,7 @@ use addr::Frame;
 use percpu::Pinned;
 
 use crate::{
-    Fill, FRAMES_PER_BLOCK, FreeError, Frames, HUGE_ORDER, Node, Req, Run,
+    FRAMES_PER_BLOCK, Fill, Frames, FreeError, HUGE_ORDER, Node, Req, Run,
     cpu::OWN,
     frames::Me,
     map::{ARENA_BLOCKS, BLOCK_ROWS, Block, EXTENT_BLOCKS},
@@ -45,7 +45,8 @@ impl Frames<'_> {
             self.give_up_all(me);
             self.claim_own(me, node, req)
         });
-        let (block, was) = found.or_else(|| self.words_of(node).find(|(b, w)| self.claim_huge(me, *b, *w)))?;
+        let (block, was) =
+            found.or_else(|| self.words_of(node).find(|(b, w)| self.claim_huge(me, *b, *w)))?;
         if was.zeroed() {
             self.zeroed_taken(me, req.fill);
         }
@@ -176,7 +177,8 @@ impl Frames<'_> {
 
     fn make_giant(&self, me: Me<'_>, head: u32, n: u32, order: u32) -> Run {
         for block in (head..head + n).map(Block) {
-            let (state, free) = if block.0 == head { (State::GiantHead, order) } else { (State::GiantTail, 0) };
+            let (state, free) =
+                if block.0 == head { (State::GiantHead, order) } else { (State::GiantTail, 0) };
             let w = self.become_of(block, State::Claiming, state, free);
             self.count_unused(Some(me), w.owner(), -ROWS);
             self.count_used(Some(me), block, i64::from(FRAMES_PER_BLOCK));

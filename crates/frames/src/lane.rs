@@ -15,7 +15,7 @@ use percpu::Pinned;
 use sync::primitive::{AtomicU64, UnsafeCell};
 
 use crate::{
-    AlgoKind, Class, FRAMES_PER_BLOCK, FreeError, Frames, HUGE_ORDER, Req, Run,
+    AlgoKind, Class, FRAMES_PER_BLOCK, Frames, FreeError, HUGE_ORDER, Req, Run,
     algo::{AnyAlgo, MAX_BLOCKS, Refused},
     cpu::{LANES, OWN, count},
     frames::Me,

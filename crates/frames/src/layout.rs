@@ -99,11 +99,16 @@ pub(crate) fn divide(cfg: &Config<'_>, base: u64, mut each: impl FnMut(Region)) 
             let to = match turn {
                 Some(i) if i + 1 < n => {
                     let to = at + (border(total, n, i) - rank);
-                    if total / n >= EXTENT_BLOCKS { to.next_multiple_of(EXTENT_BLOCKS).min(end) } else { to.min(end) }
+                    if total / n >= EXTENT_BLOCKS {
+                        to.next_multiple_of(EXTENT_BLOCKS).min(end)
+                    } else {
+                        to.min(end)
+                    }
                 }
                 _ => end,
             };
-            let owner = turn.and_then(|i| cpus().nth(i as usize)).map_or(Owner::POOL, |cpu| Owner::cpu(cpu.index()));
+            let owner =
+                turn.and_then(|i| cpus().nth(i as usize)).map_or(Owner::POOL, |cpu| Owner::cpu(cpu.index()));
             each(Region { start: Block(at), end: Block(to), owner, node });
             dealt[node.index()] += to - at;
             at = to;

@@ -11,7 +11,7 @@
 use percpu::Pinned;
 
 use crate::{
-    Class, Ctx, FRAMES_PER_BLOCK, FreeError, Frames, Node, Req, Run,
+    Class, Ctx, FRAMES_PER_BLOCK, Frames, FreeError, Node, Req, Run,
     cpu::{ACCUMULATORS, Cached, OWN, count},
     frames::Me,
     map::{BLOCK_ROWS, Block, Map, Row, lowest_ones, run_bits, runs},

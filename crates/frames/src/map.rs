@@ -179,7 +179,8 @@ impl Map<'_> {
     /// Release: the caller is done with them; partner of [`Self::take`].
     #[inline]
     pub(crate) fn release(&self, row: Row, mask: u64) -> u64 {
-        let order = if sync::mutant!("frames-relaxed-release") { Ordering::Relaxed } else { Ordering::Release };
+        let order =
+            if sync::mutant!("frames-relaxed-release") { Ordering::Relaxed } else { Ordering::Release };
         self.rows[row.0 as usize].fetch_and(!mask, order) & mask
     }
     /// With nobody else about: exactly the frames `free` of `row` are free.

@@ -9,9 +9,9 @@ use percpu::Pinned;
 use sync::primitive::Ordering;
 
 use crate::{
-    FRAMES_PER_BLOCK, FrameRange, FreeError, Frames,
+    FRAMES_PER_BLOCK, FrameRange, Frames, FreeError,
     frames::Me,
-    map::{BLOCK_ROWS, Block, Map},
+    map::{BLOCK_ROWS, Block, Map, Row},
     word::{Kind, Owner, State, Word},
 };
 
@@ -150,10 +150,54 @@ impl Frames<'_> {
         total.fetch_add(frames as u64, Ordering::Relaxed);
     }
 
+    /// Take the frames of `range` out of the map, without touching their bytes: for what lay in them before the allocator
+    /// did. They are the caller's afterwards, as runs of order 0 ([`Run::from_raw`](crate::Run::from_raw)). For a machine
+    /// that is still being set up: the answer is false, and nothing changes, if one of them isn't free in the map.
+    pub fn claim(&self, pin: &Pinned<'_>, range: FrameRange) -> bool {
+        let me = self.me(pin);
+        let bits = |row: Row| {
+            let first = self.map.frame(row, 0).number();
+            let (from, to) = (range.start.number().max(first), range.end.number().min(first + 64));
+            if from < to { (!0 >> (64 - (to - from))) << (from - first) } else { 0u64 }
+        };
+        let rows = || {
+            let last = Frame::new(range.end.number().wrapping_sub(1)).and_then(|f| self.map.locate(f));
+            let ends = self.map.locate(range.start).zip(last);
+            ends.map(|((a, _), (b, _))| (a.0..=b.0).map(Row)).into_iter().flatten()
+        };
+        let there = |row: Row| {
+            let w = self.map.word(row.block()).peek();
+            w.is(State::Normal) && !w.held() && self.map.zeros(row) & bits(row) == bits(row)
+        };
+        if range.start >= range.end {
+            return true;
+        }
+        if rows().next().is_none() || !rows().all(there) {
+            return false;
+        }
+        for row in rows() {
+            let word = self.map.word(row.block());
+            let w = word.peek();
+            if !word.claim(w, w.with_hold(true).with_zeroed(false)) {
+                return false;
+            }
+            let k = bits(row).count_ones();
+            let was = word.take(w, k, None);
+            self.map.take(row, bits(row));
+            self.count_used(Some(me), row.block(), i64::from(k));
+            let rows = Map::whole_rows(was.free() - k) - Map::whole_rows(was.free());
+            self.count_unused(Some(me), was.owner(), rows);
+            self.unhold(row.block());
+        }
+        true
+    }
+
     /// The blocks that make up `range`, first and end.
     fn whole_blocks(&self, range: FrameRange) -> Option<(u32, u32)> {
         let block = u64::from(FRAMES_PER_BLOCK);
-        if range.start >= range.end || [range.start, range.end].iter().any(|f| !f.number().is_multiple_of(block)) {
+        if range.start >= range.end
+            || [range.start, range.end].iter().any(|f| !f.number().is_multiple_of(block))
+        {
             return None;
         }
         let last = Frame::new(range.end.number() - 1)?;

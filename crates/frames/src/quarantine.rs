@@ -9,7 +9,7 @@ use percpu::Pinned;
 use sync::primitive::{AtomicU32, AtomicU64};
 
 use crate::{
-    FreeError, Frames, HUGE_ORDER, Run,
+    Frames, FreeError, HUGE_ORDER, Run,
     cpu::OWN,
     map::{BLOCK_ROWS, ROW_FRAMES, Row, run_bits},
 };
@@ -46,16 +46,9 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(crate) fn new() -> Self {
-        let entry = |_| Entry {
-            generation: AtomicU64::new(0),
-            what: AtomicU64::new(0),
-            mask: AtomicU64::new(0),
-        };
-        Self {
-            entries: core::array::from_fn(entry),
-            newest: AtomicU32::new(0),
-            frames: AtomicU64::new(0),
-        }
+        let entry =
+            |_| Entry { generation: AtomicU64::new(0), what: AtomicU64::new(0), mask: AtomicU64::new(0) };
+        Self { entries: core::array::from_fn(entry), newest: AtomicU32::new(0), frames: AtomicU64::new(0) }
     }
     /// Frames in quarantine; from any CPU.
     pub(crate) fn frames(&self) -> u64 {

@@ -34,7 +34,14 @@ pub(crate) type Try<'f, R> = &'f mut dyn FnMut(Block) -> Option<R>;
 impl Frames<'_> {
     /// Call `f` with blocks of `node` that have `need` free frames by their count, each held by this CPU, until it has
     /// what it looks for. What it returns something for, it has kept or let go itself.
-    pub(crate) fn find<R>(&self, me: Me<'_>, node: Node, class: Class, need: u32, f: Try<'_, R>) -> Option<R> {
+    pub(crate) fn find<R>(
+        &self,
+        me: Me<'_>,
+        node: Node,
+        class: Class,
+        need: u32,
+        f: Try<'_, R>,
+    ) -> Option<R> {
         self.find_own(me, node, class, need, f)
             .or_else(|| self.take_over(me, node, class, need, f))
             .or_else(|| self.find_anywhere(me, node, class, need, f))
@@ -95,7 +102,12 @@ impl Frames<'_> {
     }
 
     /// Blocks of the kind by the hints, in which `cpu` may own some, in order of address or against it.
-    pub(crate) fn blocks_of<'a>(&'a self, cpu: &'a Cpu, kind: Kind, down: bool) -> impl Iterator<Item = Block> + 'a {
+    pub(crate) fn blocks_of<'a>(
+        &'a self,
+        cpu: &'a Cpu,
+        kind: Kind,
+        down: bool,
+    ) -> impl Iterator<Item = Block> + 'a {
         cpu.holdings().flat_map(move |(start, end)| self.map.hinted(kind, start, end, down))
     }
 

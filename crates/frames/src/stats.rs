@@ -4,6 +4,8 @@
 //! in their own words, and *taken* the counters of what CPUs took from the map and gave back. What was taken and isn't
 //! cached is owned. While nobody allocates or frees, `free + cached + owned = total`.
 
+use core::ops::Range;
+
 use percpu::{CpuId, CpuSet};
 use sync::primitive::Ordering;
 
@@ -139,6 +141,23 @@ impl Frames<'_> {
             switches: n.switches.load(OWN),
             drains: n.drains.load(OWN),
         }
+    }
+
+    /// Call `f` with the name, the addresses and the bytes of each CPU's part (0 if it isn't divided) of each table: for
+    /// reports that name memory.
+    pub fn places(&self, f: &mut dyn FnMut(&'static str, Range<usize>, usize)) {
+        fn span<T>(table: &[T]) -> Range<usize> {
+            let range = table.as_ptr_range();
+            range.start.addr()..range.end.addr()
+        }
+        f("frames: CPU", span(self.cpus), size_of::<crate::cpu::Cpu>());
+        f("frames: taken", span(self.used), self.used_stride * size_of::<u64>());
+        f("frames: lanes", span(self.lanes), LANE_KINDS * size_of::<crate::lane::Lane<'_>>());
+        f("frames: node", span(self.nodes), 0);
+        f("frames: hints", span(self.map.arenas), 0);
+        f("frames: words of blocks", span(self.map.words), 0);
+        f("frames: rows", span(self.map.rows), 0);
+        f("frames: regions", span(self.regions), 0);
     }
 
     /// CPUs that keep frames.

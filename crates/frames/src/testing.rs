@@ -37,7 +37,8 @@ pub fn with_clear(
     cpus: usize,
     clear: Clear,
 ) -> &'static Frames<'static> {
-    let ranges: Vec<_> = ranges.iter().map(|r| FrameRange { start: frame(r.start), end: frame(r.end) }).collect();
+    let ranges: Vec<_> =
+        ranges.iter().map(|r| FrameRange { start: frame(r.start), end: frame(r.end) }).collect();
     let cfg = Config { ranges: ranges.leak(), cpus, topology };
     let meta = vec![0; Frames::meta_bytes(&cfg)].leak();
     // SAFETY: the buffer is zeroed, and the frames are this allocator's alone.

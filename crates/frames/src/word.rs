@@ -227,7 +227,8 @@ impl AtomicWord {
     #[inline]
     pub(crate) fn unhold(&self, seen: Word) -> Word {
         let off = HOLD + (seen.0 & (LEASE_MASK << LEASE_SHIFT));
-        let order = if sync::mutant!("frames-relaxed-unhold") { Ordering::Relaxed } else { Ordering::Release };
+        let order =
+            if sync::mutant!("frames-relaxed-unhold") { Ordering::Relaxed } else { Ordering::Release };
         Word(self.0.fetch_sub(off, order).wrapping_sub(off))
     }
     /// With nobody else about: make it `word`.
@@ -243,7 +244,8 @@ mod tests {
 
     #[test]
     fn fields_do_not_touch_each_other() {
-        let w = Word::normal(512, Owner::cpu(509)).with_class(Class::Unmovable).with_zeroed(true).with_hold(true);
+        let w =
+            Word::normal(512, Owner::cpu(509)).with_class(Class::Unmovable).with_zeroed(true).with_hold(true);
         assert_eq!((w.free(), w.state(), w.owner().as_cpu()), (512, State::Normal, Some(509)));
         assert!(w.held() && w.zeroed() && w.class() == Class::Unmovable && w.leased().is_none());
         let w = w.with_free(3).with_state(State::Offline).with_owner(Owner::ISOLATED).with_zeroed(false);

@@ -78,7 +78,8 @@ impl Frames<'_> {
     fn hold_zeroed(&self, me: Me<'_>) -> Option<Block> {
         self.blocks_of(me.cpu, Kind::Empty, false).find(|&block| {
             let w = self.map.word(block).peek();
-            let ours = w.is_empty() && w.owner() == me.owner() && w.zeroed() && self.node_of(block) == me.node;
+            let ours =
+                w.is_empty() && w.owner() == me.owner() && w.zeroed() && self.node_of(block) == me.node;
             ours && self.hold(me, block, w, Class::Movable)
         })
     }
@@ -126,7 +127,8 @@ impl Frames<'_> {
     fn hold_dirty(&self, me: Me<'_>) -> Option<Block> {
         self.blocks_of(me.cpu, Kind::Empty, true).find(|&block| {
             let w: Word = self.map.word(block).peek();
-            let ours = w.is_empty() && w.owner() == me.owner() && !w.zeroed() && self.node_of(block) == me.node;
+            let ours =
+                w.is_empty() && w.owner() == me.owner() && !w.zeroed() && self.node_of(block) == me.node;
             ours && self.hold(me, block, w, w.class())
         })
     }
@@ -152,6 +154,9 @@ impl Frames<'_> {
     pub(crate) fn zeroed_taken(&self, me: Me<'_>, fill: Fill) {
         let ready = me.cold.zero_ready.load(OWN);
         me.cold.zero_ready.store(ready.saturating_sub(u64::from(FRAMES_PER_BLOCK)), OWN);
-        count(&me.cold.counts.zeroed_hits, if fill == Fill::Zeroed { u64::from(FRAMES_PER_BLOCK) } else { 0 });
+        count(
+            &me.cold.counts.zeroed_hits,
+            if fill == Fill::Zeroed { u64::from(FRAMES_PER_BLOCK) } else { 0 },
+        );
     }
 }

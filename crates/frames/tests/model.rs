@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use addr::{Frame, PAGE_SIZE};
 use frames::{
-    AlgoKind, Builder, Class, Ctx, FrameRange, Frames, Gen, MemoryAffinity, NodeSet, Place, Req, Run,
-    RunVec, Topology, testing,
+    AlgoKind, Builder, Class, Ctx, FrameRange, Frames, Gen, MemoryAffinity, NodeSet, Place, Req, Run, RunVec,
+    Topology, testing,
 };
 use percpu::{CpuId, Pinned};
 use proptest::prelude::*;
@@ -54,8 +54,14 @@ fn req() -> impl Strategy<Value = Req> {
         3 => Just(None),
         1 => prop::sample::select(AlgoKind::ALL.to_vec()).prop_map(Some),
     ];
-    (order, class, ctx, place, lane)
-        .prop_map(|(order, class, ctx, place, lane)| Req { order, class, ctx, place, lane, ..Req::default() })
+    (order, class, ctx, place, lane).prop_map(|(order, class, ctx, place, lane)| Req {
+        order,
+        class,
+        ctx,
+        place,
+        lane,
+        ..Req::default()
+    })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -129,7 +135,10 @@ fn apply(frames: &'static Frames<'static>, oracle: &mut Oracle, base: u64, step:
             if let Ok(run) = frames.alloc(&pin(cpu), req) {
                 assert_eq!(run.order(), req.order);
                 if let Place::Bind(nodes) = req.place {
-                    assert!(nodes.contains(frames.topology().node_of(run.first())), "{run:?} is not of {nodes:?}");
+                    assert!(
+                        nodes.contains(frames.topology().node_of(run.first())),
+                        "{run:?} is not of {nodes:?}"
+                    );
                 }
                 oracle.add(run);
             }
@@ -314,7 +323,11 @@ fn every_frame_can_be_had() {
             while let Ok(run) = frames.alloc(&pin(1), req) {
                 oracle.add(run);
             }
-            assert_eq!(oracle.owned.len(), if order == 0 { n } else { n / 512 * 512 }, "{n} frames, order {order}");
+            assert_eq!(
+                oracle.owned.len(),
+                if order == 0 { n } else { n / 512 * 512 },
+                "{n} frames, order {order}"
+            );
             while let Some(run) = oracle.take(3) {
                 frames.free(&pin(2), run).expect("it was owned");
             }
@@ -336,7 +349,10 @@ fn frames_that_are_no_runs_are_refused() {
     assert_eq!(free(first.number(), 0), Ok(()));
     assert!(free(first.number(), 0).is_err(), "twice, in the lease");
     assert!(free(first.number() + 1, 0).is_err(), "never allocated, in the lease");
-    assert!(free(512 + 4095, 0).is_err() || frames.stats().owned == u64::MAX, "never allocated, another block");
+    assert!(
+        free(512 + 4095, 0).is_err() || frames.stats().owned == u64::MAX,
+        "never allocated, another block"
+    );
     frames.drain(&p);
     assert!(free(first.number(), 0).is_ok() || true, "gathered");
 }

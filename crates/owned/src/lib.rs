@@ -1,24 +1,9 @@
-//! Physical page frames: who owns them, where free ones are kept, and how a shared one is given up.
+//! Who owns page frames: shares, uses, and how many there are of each.
 //!
-//! **Claim.** Allocating or freeing one frame on its own CPU writes no cache line that another CPU uses, but for one
-//! call in [`batch`](Stats::batch) or more, which refills or returns a batch. No heap is needed: all that is kept
-//! about frames lies in one buffer that the caller gives.
-//!
-//! **Idea.** Free frames are in one of two places (Bonwick and Adams, "Magazines and Vmem", USENIX 2001, section 3):
-//!
-//! ```text
-//!     CPU 0: [ stack of single frames ]   CPU 1: [ ... ]   CPU 2: [ ... ]      cached: own lines, no lock
-//!                 | ^ refill, return: one batch, one lock
-//!                 v |
-//!     pool: one bit a frame, 1 = free; runs of 2^0..2^9 frames                 free: spin lock
-//! ```
-//!
-//! A stack holds at most two batches, so after a refill or a return at least a batch of calls stay on the CPU.
-//!
-//! **Owners.** A frame that is not free belongs to [`OwnedFrame`] values, each of which is one *share*. The table of
-//! page tables keeps shares as raw frame numbers ([`OwnedFrame::into_raw`]). Beside each frame stands `sharers`, the
-//! number of its owners less one: zero for a frame with one owner *and* for a free one, so a frame that is never
-//! shared never has its count written. Giving up a share is
+//! Beneath is the allocator (`frames`), which knows only which frames are free. Here a frame that is not free belongs to
+//! [`OwnedFrame`] values, each of which is one *share*. The table of page tables keeps shares as raw frame numbers
+//! ([`OwnedFrame::into_raw`]). Beside each frame stands `sharers`, the number of its owners less one: zero for a frame with
+//! one owner *and* for a free one, so a frame that is never shared never has its count written. Giving up a share is
 //!
 //! ```text
 //!     loop: n = sharers                      // Acquire
@@ -26,16 +11,13 @@
 //!           CAS(n, n - 1): done              // Release
 //! ```
 //!
-//! **Running low.** When the pool holds no more than the reserve, a flag goes up, and from then on (a) the user's
-//! allocations ([`Use::Anonymous`], [`Use::File`]) first give this CPU's cache back to the pool and fail if that
-//! leaves it at the reserve; (b) page tables and stacks stop at half of it in the same way, and the kernel's heap may go
-//! to zero, one frame at a time, so that no cache carries the reserve off; (c) every free gives its CPU's cache back. A CPU can't touch another's cache: an allocation can fail
-//! while CPUs that neither allocate nor free hold up to two batches each, which together are at most an eighth of
-//! all frames (or two frames a CPU, if that is more).
+//! **Uses.** Each frame is allocated for a [`Use`], which says whether its contents can be moved and how deep into the last
+//! frames it may reach: users stop at the allocator's `min` watermark, page tables and stacks at half of it, the kernel's
+//! heap at zero.
 //!
-//! **Accounting.** Three sources that know nothing of each other: `free` counts bits of the pool, `cached` adds up the
-//! heights of the stacks, `owned` adds up signed per-CPU counters that allocation raises and freeing lowers. While
-//! nobody allocates or frees, `free + cached + owned = total`.
+//! **Accounting.** `owned` adds up signed per-CPU counters that allocation raises and freeing lowers here; `free` and
+//! `cached` are the allocator's. While nobody allocates or frees, `free + cached + owned = total`, from sources that know
+//! nothing of each other.
 //!
 //! **Debug builds** fill free frames with a pattern and check it before handing one out, so a store through a stale
 //! translation shows; and they mark every frame as free or owned by a use, so freeing twice or under a wrong name
@@ -43,20 +25,20 @@
 //!
 //! ```
 //! # #[cfg(not(loom))] {
-//! use frames::{Use, testing};
+//! use owned::{Use, testing};
 //! use percpu::testing::Machine;
 //!
 //! let machine = Machine::new(1);
-//! let frames = testing::frames(256, machine.cpus());
+//! let memory = testing::memory(256, machine.cpus());
 //! machine.on(0, |ctx| {
 //!     let pin = ctx.pin();
-//!     let frame = frames.alloc(&pin, Use::Anonymous).expect("there are 256");
-//!     let share = frames.share(&frame);
-//!     assert!(frames.is_shared(frame.frame()));
-//!     frames.free(&pin, frame);
-//!     assert_eq!(frames.stats().owned[Use::Anonymous as usize], 1);
-//!     frames.free(&pin, share);
-//!     let s = frames.stats();
+//!     let frame = memory.alloc(&pin, Use::Anonymous).expect("there are 256");
+//!     let share = memory.share(&frame);
+//!     assert!(memory.is_shared(frame.frame()));
+//!     memory.free(&pin, frame);
+//!     assert_eq!(memory.stats().owned[Use::Anonymous as usize], 1);
+//!     memory.free(&pin, share);
+//!     let s = memory.stats();
 //!     assert_eq!((s.owned, s.free + s.cached), ([0; 5], s.total));
 //! });
 //! # }
@@ -66,31 +48,14 @@
 #[cfg(feature = "testing")]
 extern crate std;
 
-mod cache;
-mod frames;
-mod layout;
 mod marks;
+mod memory;
 mod owned;
-mod pool;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use frames::{Frames, Stats};
+pub use memory::{Memory, Stats};
 pub use owned::{OwnedFrame, OwnedRun};
-
-use addr::Frame;
-
-/// The largest order of a run: 2^9 frames are 2 MiB.
-pub const MAX_ORDER: u32 = 9;
-
-/// The frames `start..end`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FrameRange {
-    /// First frame.
-    pub start: Frame,
-    /// First frame after the range.
-    pub end: Frame,
-}
 
 /// What a frame is used for; each use is counted apart.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -9,9 +9,6 @@ use addr::{DirectMap, Frame, PAGE_BYTES};
 
 use crate::Use;
 
-/// Whether marks are kept and frames are filled.
-pub(crate) const KEPT: bool = cfg!(debug_assertions);
-
 /// What free frames are filled with: neither a canonical address nor a present page-table entry.
 pub(crate) const POISON: u64 = 0xf7ee_f7ee_f7ee_f7ee;
 
@@ -27,13 +24,17 @@ const R: Ordering = Ordering::Relaxed;
 pub(crate) struct Marks(pub(crate) &'static [AtomicU8]);
 
 impl Marks {
-    /// Frame number `at`, `frame`, is handed out for `usage`: it was free, and nobody wrote to it meanwhile.
+    /// Whether marks are kept and frames are filled.
+    pub(crate) const KEPT: bool = cfg!(debug_assertions);
+
+    /// Frame number `at`, `frame`, is handed out for `usage`: it was free, and nobody wrote to it meanwhile but the
+    /// allocator, which may have zeroed it, and has if it says that it is `zeroed`.
     #[inline(always)]
-    pub(crate) fn hand_out(&self, at: usize, frame: Frame, usage: Use, dm: DirectMap) {
-        if KEPT {
+    pub(crate) fn hand_out(&self, at: usize, frame: Frame, usage: Use, zeroed: bool, dm: DirectMap) {
+        if Self::KEPT {
             match self.0[at].swap(OWNED + usage as u8, R) {
-                UNUSED => {}
-                FREE => check(frame, dm),
+                UNUSED if !zeroed => {}
+                FREE | UNUSED => check(frame, zeroed, dm),
                 mark => panic!("{frame:?} was handed out while owned by {}", name(mark)),
             }
         }
@@ -41,7 +42,7 @@ impl Marks {
     /// Frame number `at`, `frame`, comes back from `usage`.
     #[inline(always)]
     pub(crate) fn take_back(&self, at: usize, frame: Frame, usage: Use, dm: DirectMap) {
-        if KEPT {
+        if Self::KEPT {
             self.expect(at, frame, usage);
             fill(frame, dm);
             self.0[at].store(FREE, R);
@@ -50,7 +51,7 @@ impl Marks {
     /// Frame number `at`, `frame`, is owned by `usage`.
     #[inline(always)]
     pub(crate) fn expect(&self, at: usize, frame: Frame, usage: Use) {
-        if KEPT {
+        if Self::KEPT {
             let mark = self.0[at].load(R);
             assert!(mark == OWNED + usage as u8, "{frame:?} is {}, not owned by {usage:?}", name(mark));
         }
@@ -73,12 +74,15 @@ fn fill(frame: Frame, dm: DirectMap) {
     }
 }
 
-fn check(frame: Frame, dm: DirectMap) {
+/// A free frame is full of the pattern, or of zeros.
+fn check(frame: Frame, zeroed: bool, dm: DirectMap) {
     let words = dm.ptr(frame.base()).cast::<u64>();
+    // SAFETY: as in `fill`; the frame has no owner but the caller. Volatile, as another CPU with a stale translation may
+    // be writing, which is what this looks for.
+    let word = |i: usize| unsafe { words.add(i).read_volatile() };
+    let expected = if zeroed || word(0) == 0 { 0 } else { POISON };
     for i in 0..PAGE_BYTES / 8 {
-        // SAFETY: as in `fill`; the frame has no owner but the caller. Volatile, as another CPU with a stale
-        // translation may be writing, which is what this looks for.
-        let seen = unsafe { words.add(i).read_volatile() };
-        assert!(seen == POISON, "{frame:?} was written while free: {seen:#x} at byte {}", 8 * i);
+        let seen = word(i);
+        assert!(seen == expected, "{frame:?} was written while free: {seen:#x} at byte {}", 8 * i);
     }
 }

@@ -6,7 +6,7 @@ use addr::Frame;
 
 use crate::Use;
 
-/// One share of a frame. It is given back by [`Frames::free`](crate::Frames::free); dropping it is a leak, which
+/// One share of a frame. It is given back by [`Memory::free`](crate::Memory::free); dropping it is a leak, which
 /// debug builds refuse.
 #[must_use = "a frame that is dropped is leaked"]
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Drop for OwnedFrame {
 }
 
 /// 2^order adjacent frames, the first a multiple of that, with one owner. It is given back by
-/// [`Frames::free_run`](crate::Frames::free_run); dropping it is a leak, which debug builds refuse.
+/// [`Memory::free_run`](crate::Memory::free_run); dropping it is a leak, which debug builds refuse.
 #[must_use = "a run that is dropped is leaked"]
 #[derive(Debug)]
 pub struct OwnedRun {
@@ -60,7 +60,7 @@ impl OwnedRun {
     pub fn frame(&self) -> Frame {
         self.frame
     }
-    /// log2 of the number of frames: 0..=[`MAX_ORDER`](crate::MAX_ORDER).
+    /// log2 of the number of frames: 0..=[`MAX_ORDER`](frames::MAX_ORDER).
     pub fn order(&self) -> u32 {
         self.order
     }

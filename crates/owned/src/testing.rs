@@ -10,17 +10,19 @@ use std::{
 
 use addr::{DirectMap, Frame, PAGE_BYTES};
 
-use crate::{FrameRange, Frames, OwnedFrame};
+use frames::{Clear, Config, FrameRange, Topology};
+
+use crate::{Memory, OwnedFrame};
 
 /// An allocator of `n` frames for `cpus` CPUs. The memory is never returned, as tests keep `'static` references.
 ///
 /// Its first frame has number 512, which is an aligned run of any order, and no frame has number 0.
-pub fn frames(n: usize, cpus: usize) -> &'static Frames {
+pub fn memory(n: usize, cpus: usize) -> &'static Memory {
     with_ranges(slice::from_ref(&(512..512 + n as u64)), cpus)
 }
 
 /// An allocator of these frames, by number. Memory is set aside from the lowest to the highest.
-pub fn with_ranges(ranges: &[Range<u64>], cpus: usize) -> &'static Frames {
+pub fn with_ranges(ranges: &[Range<u64>], cpus: usize) -> &'static Memory {
     let frame = |n| Frame::new(n).expect("a frame number");
     let first = ranges.iter().map(|r| r.start).min().expect("at least one range");
     let end = ranges.iter().map(|r| r.end).max().expect("at least one range");
@@ -29,16 +31,18 @@ pub fn with_ranges(ranges: &[Range<u64>], cpus: usize) -> &'static Frames {
     let dm = unsafe { DirectMap::new(memory.wrapping_sub(first as usize * PAGE_BYTES)) };
     let ranges: Vec<_> =
         ranges.iter().map(|r| FrameRange { start: frame(r.start), end: frame(r.end) }).collect();
-    let meta = vec![0; Frames::meta_bytes(&ranges, cpus)].leak();
+    let topology = Box::leak(Box::new(Topology::one_node(cpus)));
+    let cfg = Config { ranges: ranges.leak(), cpus, topology };
+    let meta = vec![0; Memory::meta_bytes(&cfg)].leak();
     // SAFETY: the buffer is zeroed and apart from the memory, which is this allocator's alone.
-    Box::leak(Box::new(unsafe { Frames::new(&ranges, cpus, meta, dm) }))
+    Box::leak(Box::new(unsafe { Memory::new(&cfg, meta, Clear::new(dm)) }))
 }
 
 /// The bytes of a frame that has no other share.
-pub fn bytes<'f>(frames: &Frames, owned: &'f mut OwnedFrame) -> &'f mut [u8] {
-    assert!(!frames.is_shared(owned.frame()), "another owner may use the bytes");
+pub fn bytes<'f>(memory: &Memory, owned: &'f mut OwnedFrame) -> &'f mut [u8] {
+    assert!(!memory.is_shared(owned.frame()), "another owner may use the bytes");
     // SAFETY: the direct map reaches the frame; its one share is borrowed exclusively, so nobody makes another.
-    unsafe { slice::from_raw_parts_mut(frames.dm().ptr(owned.frame().base()), PAGE_BYTES) }
+    unsafe { slice::from_raw_parts_mut(memory.dm().ptr(owned.frame().base()), PAGE_BYTES) }
 }
 
 /// Address of `n` zeroed pages of memory, aligned as a large page is, with its provenance exposed.

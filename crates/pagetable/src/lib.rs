@@ -32,7 +32,7 @@
 mod loom;
 
 use addr::{DirectMap, Frame, Page, PageRange, Prot, Pte};
-use frames::{Frames, OwnedFrame, Use};
+use owned::{Memory, OwnedFrame, Use};
 use percpu::Pinned;
 use sync::{
     BitLock, SpinLock,
@@ -80,7 +80,7 @@ pub struct PageTable {
 impl PageTable {
     /// A table that maps nothing in the user half; the entries 256 to 511 are copied from the root `kernel_half`, if
     /// there is one. `None` if there is no frame for the root.
-    pub fn new(frames: &Frames, pin: &Pinned<'_>, kernel_half: Option<Frame>) -> Option<Self> {
+    pub fn new(frames: &Memory, pin: &Pinned<'_>, kernel_half: Option<Frame>) -> Option<Self> {
         let table = Self {
             root: Some(frames.alloc_zeroed(pin, Use::PageTable)?),
             dm: frames.dm(),
@@ -133,7 +133,7 @@ impl PageTable {
     }
     /// Lock the leaf table of `page`, and make it and the tables above it if need be. `None` if there is no frame
     /// for one; what was made by then stays and is pruned with the mapping around `page`.
-    pub fn lock_leaf_or_make(&self, frames: &Frames, pin: &Pinned<'_>, page: Page) -> Option<Leaf<'_>> {
+    pub fn lock_leaf_or_make(&self, frames: &Memory, pin: &Pinned<'_>, page: Page) -> Option<Leaf<'_>> {
         debug_assert!(page.number() < USER_PAGES);
         let mut table = self.root()?;
         for level in [3, 2, 1] {
@@ -293,7 +293,7 @@ impl PageTable {
         self.slot(table, page, 1)
     }
     /// Make a table and link it into `slot`, unless another CPU was first: then its table is the answer.
-    fn link(&self, slot: &AtomicU64, frames: &Frames, pin: &Pinned<'_>) -> Option<Pte> {
+    fn link(&self, slot: &AtomicU64, frames: &Memory, pin: &Pinned<'_>) -> Option<Pte> {
         let fresh = frames.alloc_zeroed(pin, Use::PageTable)?;
         let _upper = self.upper.lock();
         // Relaxed: the lock orders it after the other CPU's store.
@@ -487,7 +487,7 @@ impl<'t> Leaf<'t> {
         }
     }
     /// One more share of the frame in `page`'s entry, if it has one.
-    pub fn share(&self, page: Page, frames: &Frames) -> Option<OwnedFrame> {
+    pub fn share(&self, page: Page, frames: &Memory) -> Option<OwnedFrame> {
         let entry = self.peek(page);
         let usage = use_of(entry)?;
         // SAFETY: the entry owns a share, and keeps it while the lock is held.

@@ -10,8 +10,8 @@ use std::{
 };
 
 use addr::{Page, Prot, Pte};
-use frames::{Frames, Use, testing};
 use loom::{cell::UnsafeCell, sync::Arc, thread};
+use owned::{Memory, Use, testing};
 use percpu::{Unpinned, testing::Machine};
 use sync::primitive::AtomicU64;
 
@@ -27,7 +27,7 @@ unsafe impl Sync for Bytes {}
 /// A leaf table of two entries.
 struct Sim {
     cpus: Machine,
-    frames: &'static Frames,
+    frames: &'static Memory,
     directory: AtomicU64,
     entries: [AtomicU64; 2],
     bytes: [Bytes; 4],
@@ -37,7 +37,7 @@ impl Sim {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             cpus: Machine::new(2),
-            frames: testing::frames(16, 2),
+            frames: testing::memory(16, 2),
             directory: AtomicU64::new(Pte::PRESENT),
             entries: [AtomicU64::new(0), AtomicU64::new(0)],
             bytes: Default::default(),

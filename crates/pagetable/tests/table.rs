@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use addr::{Page, PageRange, Prot};
-use frames::{Frames, Use, testing};
+use owned::{Memory, Use, testing};
 use pagetable::{PageTable, USER_PAGES, Which};
 use percpu::{AtomicCpuSet, CpuSet, Pinned, Unpinned, testing::Machine};
 use proptest::prelude::*;
@@ -58,7 +58,7 @@ fn range(start: u64, pages: u64) -> PageRange {
 }
 
 struct World<'w> {
-    frames: &'static Frames,
+    frames: &'static Memory,
     ctx: Unpinned<'w>,
     table: PageTable,
     /// Frame number and protection of each page that has one.
@@ -156,7 +156,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn entries_are_what_was_put_there(ops in prop::collection::vec(an_op(), 1..60)) {
-        let frames = testing::frames(512, 1);
+        let frames = testing::memory(512, 1);
         Machine::new(1).on(0, |ctx| {
             let table = PageTable::new(frames, &ctx.pin(), None).expect("there is memory");
             let mut world = World { frames, ctx, table, model: BTreeMap::new() };
@@ -171,7 +171,7 @@ proptest! {
 
 #[test]
 fn the_kernel_half_is_copied() {
-    let frames = testing::frames(64, 1);
+    let frames = testing::memory(64, 1);
     Machine::new(1).on(0, |ctx| {
         let pin = ctx.pin();
         let mut kernel = frames.alloc_zeroed(&pin, Use::Kernel).expect("there is memory");

@@ -35,7 +35,7 @@ use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 
 use addr::PageRange;
-use frames::{Frames, OwnedFrame};
+use owned::{Memory, OwnedFrame};
 use percpu::{AtomicCpuSet, CpuSet, Pinned, Unpinned};
 use sync::mutant;
 
@@ -56,8 +56,8 @@ pub trait Shootdown: Sync {
 ///
 /// ```
 /// # use addr::{Page, PageRange};
-/// # fn demo(frames: &frames::Frames, ctx: percpu::Unpinned<'_>, machine: &dyn tlb::Shootdown,
-/// #     active: &percpu::AtomicCpuSet, taken: frames::OwnedFrame, range: PageRange) {
+/// # fn demo(frames: &owned::Memory, ctx: percpu::Unpinned<'_>, machine: &dyn tlb::Shootdown,
+/// #     active: &percpu::AtomicCpuSet, taken: owned::OwnedFrame, range: PageRange) {
 /// let mut gather = tlb::Gather::new(frames, ctx);
 /// gather.add_range(range);
 /// gather.take(taken);
@@ -66,7 +66,7 @@ pub trait Shootdown: Sync {
 /// # }
 /// ```
 pub struct Gather<'f> {
-    frames: &'f Frames,
+    frames: &'f Memory,
     ctx: Unpinned<'f>,
     /// Hull of the ranges told of since the last flush.
     stale: Option<PageRange>,
@@ -79,7 +79,7 @@ pub struct Gather<'f> {
 
 impl<'f> Gather<'f> {
     /// An empty gather, whose frames go back to `frames` when it is dropped, by the thread of `ctx`.
-    pub fn new(frames: &'f Frames, ctx: Unpinned<'f>) -> Self {
+    pub fn new(frames: &'f Memory, ctx: Unpinned<'f>) -> Self {
         Self {
             frames,
             ctx,

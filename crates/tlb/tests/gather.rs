@@ -4,18 +4,18 @@
 use std::sync::Mutex;
 
 use addr::{Page, PageRange};
-use frames::{Frames, Use, testing};
+use owned::{Memory, Use, testing};
 use percpu::{AtomicCpuSet, CpuId, CpuSet, Pinned, testing::Machine};
 use tlb::{Gather, INLINE, LIMIT, Shootdown};
 
 /// Remembers what it was asked to flush, and how many frames were in use then.
 struct Flushes {
-    frames: &'static Frames,
+    frames: &'static Memory,
     asked: Mutex<Vec<(CpuSet, PageRange, u64)>>,
 }
 
 impl Flushes {
-    fn new(frames: &'static Frames) -> Self {
+    fn new(frames: &'static Memory) -> Self {
         Self { frames, asked: Mutex::default() }
     }
 }
@@ -33,7 +33,7 @@ fn range(start: u64, pages: u64) -> PageRange {
 
 #[test]
 fn frames_go_back_after_one_flush_of_the_hull() {
-    let (cpus, frames) = (Machine::new(1), testing::frames(256, 1));
+    let (cpus, frames) = (Machine::new(1), testing::memory(256, 1));
     let machine = Flushes::new(frames);
     let active = AtomicCpuSet::new();
     active.insert(CpuId::default());
@@ -63,7 +63,7 @@ fn frames_go_back_after_one_flush_of_the_hull() {
 
 #[test]
 fn frames_that_nobody_could_reach_disturb_nobody() {
-    let (cpus, frames) = (Machine::new(1), testing::frames(64, 1));
+    let (cpus, frames) = (Machine::new(1), testing::memory(64, 1));
     let machine = Flushes::new(frames);
     cpus.on(0, |ctx| {
         let mut gather = Gather::new(frames, ctx);
@@ -76,7 +76,7 @@ fn frames_that_nobody_could_reach_disturb_nobody() {
 
 #[test]
 fn a_full_gather_says_so_and_goes_on_after_a_round() {
-    let (cpus, frames) = (Machine::new(1), testing::frames(2 * LIMIT, 1));
+    let (cpus, frames) = (Machine::new(1), testing::memory(2 * LIMIT, 1));
     let machine = Flushes::new(frames);
     let active = AtomicCpuSet::new();
     cpus.on(0, |ctx| {
@@ -100,7 +100,7 @@ fn a_full_gather_says_so_and_goes_on_after_a_round() {
 #[cfg(debug_assertions)]
 #[should_panic(expected = "dropped without a flush")]
 fn a_gather_that_was_not_flushed_is_a_bug() {
-    let (cpus, frames) = (Machine::new(1), testing::frames(64, 1));
+    let (cpus, frames) = (Machine::new(1), testing::memory(64, 1));
     cpus.on(0, |ctx| {
         let mut gather = Gather::new(frames, ctx);
         gather.add_range(range(0, 1));

@@ -7,7 +7,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering as Std};
 
 use addr::{Frame, Page, PageRange, Prot, Pte};
-use frames::{Frames, OwnedFrame, Use, testing};
 use loom::{
     cell::UnsafeCell,
     sync::{
@@ -16,6 +15,7 @@ use loom::{
     },
     thread,
 };
+use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{AtomicCpuSet, CpuId, CpuSet, Pinned, Unpinned, testing::Machine};
 use tlb::{Gather, Shootdown};
 
@@ -29,7 +29,7 @@ unsafe impl Sync for Bytes {}
 /// Two CPUs, one page of one address space.
 struct Sim {
     cpus: Machine,
-    frames: &'static Frames,
+    frames: &'static Memory,
     active: AtomicCpuSet,
     /// The page's entry.
     entry: AtomicU64,
@@ -61,7 +61,7 @@ impl Sim {
     fn new() -> Self {
         Self {
             cpus: Machine::new(2),
-            frames: testing::frames(16, 2),
+            frames: testing::memory(16, 2),
             active: AtomicCpuSet::new(),
             entry: AtomicU64::new(0),
             asked: AtomicBool::new(false),

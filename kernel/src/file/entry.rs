@@ -11,8 +11,8 @@ use core::mem;
 
 use addr::PAGE_SIZE;
 use aspace::{Mappers, Object, ObjectError};
-use frames::{Frames, OwnedFrame};
 use linux_raw_sys::general as c;
+use owned::{Memory, OwnedFrame};
 use percpu::Unpinned;
 use sync::SpinLock;
 
@@ -197,7 +197,7 @@ impl Object for Entry {
     fn page(
         &self,
         index: u64,
-        _: &Frames,
+        _: &Memory,
         _: &Unpinned<'_>,
     ) -> core::result::Result<OwnedFrame, ObjectError> {
         self.inode.store().ok_or(ObjectError::Io)?.frame(index)

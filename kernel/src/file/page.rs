@@ -4,7 +4,7 @@
 use core::{mem::ManuallyDrop, slice};
 
 use addr::PAGE_BYTES;
-use frames::{OwnedFrame, Use};
+use owned::{OwnedFrame, Use};
 
 use super::io::{Sink, Source};
 use crate::{memory, task};

@@ -7,8 +7,8 @@ use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::fmt::Write;
 
 use addr::PAGE_SIZE;
-use frames::Use;
 use linux_raw_sys::general as c;
+use owned::Use;
 
 use super::{
     Result,

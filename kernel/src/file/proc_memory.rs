@@ -8,7 +8,7 @@ use core::fmt::Write;
 
 use addr::{PAGE_SIZE, Page, PageRange, Prot, USER_END_PAGE};
 use aspace::{Backing, Flags, Label, MappingInfo, Resident, Seen};
-use frames::Use;
+use owned::Use;
 
 use super::{
     Result,

@@ -31,8 +31,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use addr::{PAGE_BYTES, PAGE_SIZE};
 use aspace::{Mappers, ObjectError};
-use frames::OwnedFrame;
 use linux_raw_sys::general as c;
+use owned::OwnedFrame;
 use sync::RwLock;
 
 use super::{

@@ -4,7 +4,7 @@ use alloc::{boxed::Box, collections::BTreeMap, format, string::String, vec::Vec}
 use core::hint::black_box;
 
 use addr::{PAGE_SIZE, Pte};
-use frames::Use;
+use owned::Use;
 use percpu::Pinned;
 
 use super::{apic, cpu, irq, paging, timer};

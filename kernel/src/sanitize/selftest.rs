@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, vec::Vec};
 use core::{arch::asm, hint::black_box};
 
-use frames::Use;
+use owned::Use;
 
 use crate::{memory, task};
 

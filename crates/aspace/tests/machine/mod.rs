@@ -19,7 +19,7 @@ use addr::{Frame, Page, PageRange, Prot, Pte};
 use aspace::{
     Access, AddressSpace, Backing, Error, Fault, Locked, Machine, Mappers, Mapping, Object, ObjectError,
 };
-use frames::{Frames, OwnedFrame, Use, testing};
+use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{CpuId, CpuSet, Pinned, Unpinned, testing::Machine as Cpus};
 use tlb::Shootdown;
 
@@ -37,7 +37,7 @@ struct Buffer {
 /// The machine. It lives for ever, since address spaces keep references to it.
 pub struct Sim {
     pub cpus: Cpus,
-    pub frames: &'static Frames,
+    pub frames: &'static Memory,
     buffers: Vec<Mutex<Buffer>>,
     pub flushes: AtomicUsize,
     /// Called at the start of every flush.
@@ -48,7 +48,7 @@ impl Sim {
     pub fn new(cpus: usize, frames: usize) -> &'static Sim {
         Box::leak(Box::new(Sim {
             cpus: Cpus::new(cpus),
-            frames: testing::frames(frames, cpus),
+            frames: testing::memory(frames, cpus),
             buffers: (0..cpus).map(|_| Mutex::default()).collect(),
             flushes: AtomicUsize::new(0),
             on_flush: Mutex::new(None),
@@ -247,7 +247,7 @@ impl Pages {
 }
 
 impl Object for Pages {
-    fn page(&self, index: u64, frames: &Frames, _: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError> {
+    fn page(&self, index: u64, frames: &Memory, _: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError> {
         let on_page = self.on_page.lock().unwrap().take();
         if let Some(f) = on_page {
             f();
