@@ -74,9 +74,11 @@ mod owned;
 mod pool;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod topology;
 
 pub use frames::{Frames, Stats};
 pub use owned::{OwnedFrame, OwnedRun};
+pub use topology::{MAX_NODES, Node, NodeSet, Topology};
 
 use addr::Frame;
 
