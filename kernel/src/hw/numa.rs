@@ -33,8 +33,7 @@ struct Numa {
 struct Cell(UnsafeCell<Numa>);
 // SAFETY: written by `init`, on the boot CPU before others run.
 unsafe impl Sync for Cell {}
-static NUMA: Cell =
-    Cell(UnsafeCell::new(Numa { topology: Topology::one_node(1), frames: [0; MAX_NODES] }));
+static NUMA: Cell = Cell(UnsafeCell::new(Numa { topology: Topology::one_node(1), frames: [0; MAX_NODES] }));
 
 fn numa() -> &'static Numa {
     // SAFETY: nobody writes after `init`, which runs before anybody calls this.
