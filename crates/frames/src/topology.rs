@@ -262,6 +262,12 @@ impl Builder {
     /// The topology, with distances as if there were no matrix. Errors: `TooManyDomains`.
     pub fn build(&self) -> Result<Topology, TopologyError> {
         let mut topology = Topology::one_node(self.cpus);
+        self.build_in(&mut topology).map(|()| topology)
+    }
+
+    /// As [`Self::build`], in place: a topology is large for a small stack. After an error it has one node.
+    pub fn build_in(&self, topology: &mut Topology) -> Result<(), TopologyError> {
+        *topology = Topology::one_node(self.cpus);
         topology.number(self.named())?;
         for (node, domain) in topology.node_of_cpu.iter_mut().zip(self.domains) {
             *node = domain.and_then(|d| topology.domains.node(d)).unwrap_or_default();
@@ -275,7 +281,7 @@ impl Builder {
             let borders = ranges.iter().flat_map(|(a, b, _)| [*a, *b]);
             at = borders.filter(|&border| border > start).min();
         }
-        Ok(topology)
+        Ok(())
     }
 
     /// The domains that records name, in no order, repeatedly.
@@ -416,16 +422,15 @@ impl Topology {
         Ok(())
     }
 
-    /// Make nodes of the domains that are named.
+    /// Make nodes of the domains that are named; without any, there is the one node that there always is.
     fn number(&mut self, named: impl Iterator<Item = u32> + Clone) -> Result<(), TopologyError> {
-        let mut nodes = 0;
-        let mut next = named.clone().min();
-        while let Some(domain) = next {
-            *self.domains.of.get_mut(nodes).ok_or(TopologyError::TooManyDomains)? = domain;
-            nodes += 1;
-            next = named.clone().filter(|&d| d > domain).min();
+        let above = |last| named.clone().filter(|&domain| domain > last).min();
+        let ascending = core::iter::successors(named.clone().min(), |&last| above(last));
+        let nodes = ascending.clone().count();
+        if nodes > MAX_NODES {
+            return Err(TopologyError::TooManyDomains);
         }
-        // Without a record there is the one node that there always is.
+        self.domains.of.iter_mut().zip(ascending).for_each(|(slot, domain)| *slot = domain);
         self.domains.nodes = nodes.max(1);
         Ok(())
     }

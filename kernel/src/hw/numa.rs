@@ -90,11 +90,10 @@ pub(super) fn init(tables: Option<&AcpiTables<Direct>>, machine: &Machine, info:
     let numa = unsafe { &mut *NUMA.0.get() };
     let ids = machine.apic_ids();
     numa.topology = Topology::one_node(ids.len());
-    if let Some(srat) = tables.and_then(|tables| tables.find_table::<Srat>().ok()) {
-        match read_srat(bytes(&srat), ids, info.ram()) {
-            Ok(topology) => numa.topology = topology,
-            Err(why) => log!("SRAT is left out: {why}"),
-        }
+    if let Some(srat) = tables.and_then(|tables| tables.find_table::<Srat>().ok())
+        && let Err(why) = read_srat(bytes(&srat), ids, info.ram(), &mut numa.topology)
+    {
+        log!("SRAT is left out: {why}");
     }
     if let Some(slit) = tables.and_then(|tables| tables.find_table::<Slit>().ok())
         && let Err(why) = read_slit(bytes(&slit), &mut numa.topology)
@@ -158,9 +157,15 @@ const REVISION: usize = 8;
 /// Where SRAT's entries begin: 12 reserved bytes follow the header.
 const ENTRIES: usize = HEADER + 12;
 
-/// The topology by the bytes of SRAT, which begin with the header (ACPI 6.5, section 5.2.16), for CPUs with these local
-/// APICs' numbers. Ranges in which there is no `ram` are left out: memory could be plugged in there.
-pub(super) fn read_srat(table: &[u8], apic_ids: &[u32], ram: &[PhysRange]) -> Result<Topology, Malformed> {
+/// Make `topology` what the bytes of SRAT say, which begin with the header (ACPI 6.5, section 5.2.16), for CPUs with these
+/// local APICs' numbers. Ranges in which there is no `ram` are left out: memory could be plugged in there. After an error
+/// it is as it was, or has one node.
+pub(super) fn read_srat(
+    table: &[u8],
+    apic_ids: &[u32],
+    ram: &[PhysRange],
+    topology: &mut Topology,
+) -> Result<(), Malformed> {
     let mut builder = Builder::new(apic_ids.len());
     // Before revision 2 a domain's upper three bytes are reserved.
     let revision = *table.get(REVISION).ok_or(Malformed::Short)?;
@@ -206,7 +211,7 @@ pub(super) fn read_srat(table: &[u8], apic_ids: &[u32], ram: &[PhysRange]) -> Re
         }
         rest = next;
     }
-    if rest.is_empty() { Ok(builder.build()?) } else { Err(Malformed::Short) }
+    if rest.is_empty() { Ok(builder.build_in(topology)?) } else { Err(Malformed::Short) }
 }
 
 /// Take the distances from the bytes of SLIT, which begin with the header: the number of domains, and a byte for each
