@@ -43,7 +43,8 @@ use hw::boot::Info;
 /// The boot CPU, when `hw` has set up tables, frames, heap, interrupts and the clock; interrupts are off.
 fn kernel_main(info: &'static Info) -> ! {
     options::init(info.cmdline());
-    log!("Quire {}: {} CPUs, {}", env!("CARGO_PKG_VERSION"), hw::cpu::count(), info.cmdline());
+    let (cpus, nodes) = (hw::cpu::count(), hw::numa::topology().nodes());
+    log!("Quire {}: {cpus} CPUs, {nodes} nodes, {}", env!("CARGO_PKG_VERSION"), info.cmdline());
     places::init();
     planted::init();
     vdso::init();

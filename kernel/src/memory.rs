@@ -38,14 +38,15 @@ use core::{
 };
 
 use addr::{DirectMap, Frame, PAGE_SIZE, PhysAddr};
-use frames::{FrameRange, Frames, MAX_ORDER, OwnedFrame, Use};
+use frames::{Clear, Config, FrameRange, HUGE_ORDER, Node};
+use owned::{Memory, OwnedFrame, Use};
 use percpu::Pinned;
 use talc::{DefaultBinning, base::Talc, source::Manual};
 
 use crate::{
     hw::{
         boot::{Info, PhysRange},
-        cpu, irq, marker, paging,
+        cpu, irq, marker, numa, paging,
     },
     places::Place,
     sanitize::{
@@ -142,13 +143,13 @@ fn may_use_frames() -> bool {
     irq::enabled() || cpu::current_task().is_null()
 }
 
-struct FramesCell(UnsafeCell<MaybeUninit<Frames>>);
-// SAFETY: written once, by `init`, before there is another CPU; `Frames` is `Sync`.
-unsafe impl Sync for FramesCell {}
-static FRAMES: FramesCell = FramesCell(UnsafeCell::new(MaybeUninit::uninit()));
+struct MemoryCell(UnsafeCell<MaybeUninit<Memory>>);
+// SAFETY: written once, by `init`, before there is another CPU; `Memory` is `Sync`.
+unsafe impl Sync for MemoryCell {}
+static FRAMES: MemoryCell = MemoryCell(UnsafeCell::new(MaybeUninit::uninit()));
 
 /// All frames of the machine.
-pub fn frames() -> &'static Frames {
+pub fn frames() -> &'static Memory {
     debug_assert!(EARLY.lock().is_none(), "too early");
     // SAFETY: `init` has run: nothing before it in the boot order calls this.
     unsafe { (*FRAMES.0.get()).assume_init_ref() }
@@ -157,13 +158,16 @@ pub fn frames() -> &'static Frames {
 /// Make `frames` of all RAM that isn't in use, for `cpus` CPUs; from here on there is a heap.
 pub fn init(info: &Info, cpus: usize) {
     const MOST: usize = 128;
+    const FOR_MORE_RANGES: usize = 1024;
     let [start, ..] = paging::image();
     let mut ranges = [FrameRange { start: Frame::default(), end: Frame::default() }; MOST];
     let mut early = EARLY.lock();
     let Some(e) = &mut *early else { panic!("initialised twice") };
-    // The tables' size depends on the ranges only by their span, which does not change when the tables are cut out.
+    // The tables' size depends on the ranges by their span, which does not change when the tables are cut out, and a little
+    // by their number, which does.
     let n = free_ranges(info, core::slice::from_ref(&(start..e.next)), &mut ranges);
-    let bytes = Frames::meta_bytes(&ranges[..n], cpus);
+    let cfg = Config { ranges: &ranges[..n], cpus, topology: numa::topology() };
+    let bytes = Memory::meta_bytes(&cfg) + FOR_MORE_RANGES;
     let Some(meta) = e.take(bytes as u64) else { panic!("no room for the frames' tables: {bytes} bytes") };
     let used = [start..e.from.min(e.next), e.from..e.next];
     let n = free_ranges(info, &used, &mut ranges);
@@ -171,7 +175,9 @@ pub fn init(info: &Info, cpus: usize) {
     // which is claimed before anything is allocated. All CPUs are below `cpus`. `clear_page` zeroes the page.
     unsafe {
         let meta = slice::from_raw_parts_mut(dm().ptr(meta), bytes);
-        (*FRAMES.0.get()).write(Frames::new(&ranges[..n], cpus, meta, dm()).zero_by(marker::clear_page));
+        let clear = Clear::new(dm()).by(marker::clear_page, marker::clear_page);
+        let cfg = Config { ranges: &ranges[..n], cpus, topology: numa::topology() };
+        (*FRAMES.0.get()).write(Memory::new(&cfg, meta, clear));
     }
     *early = None;
     drop(early);
@@ -184,6 +190,17 @@ pub fn init(info: &Info, cpus: usize) {
         INITRAMFS[0].store(module.start, Ordering::Relaxed);
         INITRAMFS[1].store(module.end, Ordering::Relaxed);
     }
+}
+
+/// How many frames of RAM `node` has; of a machine with one node, those that are handed out.
+pub fn total_of(node: Node) -> u64 {
+    if numa::topology().nodes() == 1 { frames().total() } else { numa::frames_of(node) }
+}
+
+/// How many frames of `node` are free, if that is known: the allocator counts no nodes, so only if there is one.
+pub fn free_of(_node: Node) -> Option<u64> {
+    let stats = frames().stats();
+    (numa::topology().nodes() == 1).then_some(stats.free + stats.cached)
 }
 
 /// RAM above the first MiB without `used` (ascending), to `out`; how many ranges.
@@ -242,7 +259,7 @@ pub fn release_initramfs() {
 /// Where the frames' tables and the heap are.
 pub fn places(add: &mut dyn FnMut(Place)) {
     let frames = frames();
-    frames.places(&here(), &mut |what, at, stride| add(Place::divided(what, at, stride)));
+    frames.places(&mut |what, at, stride| add(Place::divided(what, at, stride)));
     let runs = HEAP.0.lock().runs;
     runs.into_iter()
         .filter(|(from, to)| from < to)
@@ -254,7 +271,7 @@ pub fn places(add: &mut dyn FnMut(Place)) {
 /// Order of the smallest run that is good as a spare: 64 KiB.
 const SPARE_ORDER: u32 = 4;
 /// The largest allocation, in bytes.
-const LARGEST: usize = ((PAGE_SIZE as usize) << MAX_ORDER) - OVERHEAD;
+const LARGEST: usize = ((PAGE_SIZE as usize) << HUGE_ORDER) - OVERHEAD;
 /// The part of memory that the heap may fill with what can be refused.
 const HEAP_PART: usize = 4;
 /// The part of the heap's share that may be in quarantine.
@@ -371,7 +388,7 @@ static HEAP: KernelHeap = KernelHeap(irq::Lock::new(Heap {
 fn fetch(bytes: usize) -> Option<Run> {
     let pages = (bytes + OVERHEAD).div_ceil(PAGE_SIZE as usize);
     let least = pages.next_power_of_two().trailing_zeros();
-    let run = (least..=MAX_ORDER).rev().find_map(|order| frames().alloc_run(&here(), order, Use::Kernel))?;
+    let run = (least..=HUGE_ORDER).rev().find_map(|order| frames().alloc_run(&here(), order, Use::Kernel))?;
     let bytes = (PAGE_SIZE as usize) << run.order();
     let base = NonNull::new(dm().ptr(run.into_raw().base()))?;
     Some(Run { base, bytes })

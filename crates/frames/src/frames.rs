@@ -18,13 +18,13 @@ use crate::{
 
 /// What an allocator is made for.
 #[derive(Clone, Copy, Debug)]
-pub struct Config<'a> {
+pub struct Config<'r, 'm> {
     /// The frames, ascending and apart. What lies between them isn't memory.
-    pub ranges: &'a [FrameRange],
+    pub ranges: &'r [FrameRange],
     /// How many CPUs will call: the first of all [`CpuId`]s; 1 to 510.
     pub cpus: usize,
     /// Which frames and CPUs are near each other.
-    pub topology: &'a Topology,
+    pub topology: &'m Topology,
 }
 
 /// How frames are zeroed: the only way in which the allocator ever touches one.
@@ -125,11 +125,11 @@ pub struct Frames<'m> {
 
 impl<'m> Frames<'m> {
     /// Bytes of buffer that [`Self::new`] needs: about 1.1 bits a frame between the lowest and the highest, and 3 KiB a CPU.
-    pub fn meta_bytes(cfg: &Config<'_>) -> usize {
+    pub fn meta_bytes(cfg: &Config<'_, '_>) -> usize {
         Layout::new(cfg).bytes().1
     }
     /// The part of [`Self::meta_bytes`] that grows with memory, in bytes.
-    pub fn map_bytes(cfg: &Config<'_>) -> usize {
+    pub fn map_bytes(cfg: &Config<'_, '_>) -> usize {
         Layout::new(cfg).bytes().0
     }
 
@@ -139,7 +139,7 @@ impl<'m> Frames<'m> {
     /// # Safety
     /// `meta` is zeroed. The frames are memory that nobody else uses from now on, `meta` isn't in them, and `clear`
     /// reaches them if a zeroed frame is ever asked for.
-    pub unsafe fn new(cfg: &Config<'m>, meta: &'m mut [u8], clear: Clear) -> Self {
+    pub unsafe fn new(cfg: &Config<'_, 'm>, meta: &'m mut [u8], clear: Clear) -> Self {
         assert!(layout::ascending(cfg.ranges), "ranges of frames must be ascending and apart");
         assert!((1..=510).contains(&cfg.cpus), "{} CPUs", cfg.cpus);
         let layout = Layout::new(cfg);
@@ -167,7 +167,7 @@ impl<'m> Frames<'m> {
     }
 
     /// With nobody else about: every frame of the ranges is free and where it belongs.
-    fn settle(&self, cfg: &Config<'_>) {
+    fn settle(&self, cfg: &Config<'_, '_>) {
         for range in cfg.ranges {
             let (mut at, end) = (range.start.number(), range.end.number());
             while at < end {

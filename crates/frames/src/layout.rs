@@ -52,7 +52,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    pub(crate) fn new(cfg: &Config<'_>) -> Self {
+    pub(crate) fn new(cfg: &Config<'_, '_>) -> Self {
         let used = || cfg.ranges.iter().filter(|r| r.start < r.end);
         let first = used().map(|r| r.start.number()).min().unwrap_or_default();
         let end = used().map(|r| r.end.number()).max().unwrap_or_default();
@@ -83,7 +83,7 @@ impl Layout {
 }
 
 /// Call `each` with the regions, in order of address.
-pub(crate) fn divide(cfg: &Config<'_>, base: u64, mut each: impl FnMut(Region)) {
+pub(crate) fn divide(cfg: &Config<'_, '_>, base: u64, mut each: impl FnMut(Region)) {
     let mut totals = [0; MAX_NODES];
     pieces(cfg, base, |node, start, end| totals[node.index()] += end - start);
     let mut dealt = [0; MAX_NODES];
@@ -122,7 +122,7 @@ fn border(total: u32, n: u32, i: u32) -> u32 {
 }
 
 /// Call `each` with the blocks that ranges touch, in order of address, each once.
-fn pieces(cfg: &Config<'_>, base: u64, mut each: impl FnMut(Node, u32, u32)) {
+fn pieces(cfg: &Config<'_, '_>, base: u64, mut each: impl FnMut(Node, u32, u32)) {
     let block = |frame: u64| ((frame - base) / u64::from(FRAMES_PER_BLOCK)) as u32;
     let mut next = 0;
     for range in cfg.ranges.iter().filter(|r| r.start < r.end) {
@@ -159,7 +159,7 @@ pub(crate) fn ascending(ranges: &[FrameRange]) -> bool {
 /// # Safety
 /// Every byte of `meta` is zero.
 #[cfg(not(loom))]
-pub(crate) unsafe fn carve<'m>(meta: &'m mut [u8], layout: &Layout, cfg: &Config<'_>) -> Tables<'m> {
+pub(crate) unsafe fn carve<'m>(meta: &'m mut [u8], layout: &Layout, cfg: &Config<'_, '_>) -> Tables<'m> {
     let mut rest = meta;
     let cpus = cut(&mut rest, layout.cpus, new_cpu);
     let used = cut(&mut rest, layout.cpus * layout.used_stride(), |_| AtomicI64::new(0));
@@ -181,7 +181,7 @@ pub(crate) unsafe fn carve<'m>(meta: &'m mut [u8], layout: &Layout, cfg: &Config
 /// # Safety
 /// None is asked here; as above.
 #[cfg(loom)]
-pub(crate) unsafe fn carve<'m>(_meta: &'m mut [u8], layout: &Layout, cfg: &Config<'_>) -> Tables<'m> {
+pub(crate) unsafe fn carve<'m>(_meta: &'m mut [u8], layout: &Layout, cfg: &Config<'_, '_>) -> Tables<'m> {
     use std::vec::Vec;
     fn make<'m, T>(n: usize, each: impl FnMut(usize) -> T) -> &'m mut [T] {
         (0..n).map(each).collect::<Vec<T>>().leak()
@@ -204,7 +204,7 @@ fn new_cpu(i: usize) -> Cpu {
     Cpu::new((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-fn fill(regions: &mut [Region], cfg: &Config<'_>, layout: &Layout) {
+fn fill(regions: &mut [Region], cfg: &Config<'_, '_>, layout: &Layout) {
     let mut slots = regions.iter_mut();
     divide(cfg, layout.base, |region| {
         if let Some(slot) = slots.next() {

@@ -92,7 +92,7 @@ mod select;
 mod stats;
 #[cfg(feature = "testing")]
 pub mod testing;
-mod topology;
+pub mod topology;
 mod word;
 mod zero;
 
@@ -106,7 +106,7 @@ pub use pressure::{Pressure, Reclaim, Watermarks};
 pub use quarantine::{Full, Gen, RING};
 pub use request::{AlgoKind, AllocError, Class, Ctx, Fill, FrameRange, FreeError, Place, Req, Run};
 pub use stats::{CpuStats, Recount, Stats};
-pub use topology::*;
+pub use topology::{MAX_NODES, Node, NodeSet, Topology};
 
 /// Frames in a block: 2 MiB.
 pub const FRAMES_PER_BLOCK: u32 = 512;

@@ -90,6 +90,15 @@ impl Frames<'_> {
         self.topology.all().iter().map(|node| self.pressure(node)).min().unwrap_or(Pressure::None)
     }
 
+    /// Whether every node is down to `min`, so that ordinary requests fail. Costs a line a CPU while memory is short, and
+    /// otherwise one a node.
+    pub fn is_exhausted(&self) -> bool {
+        self.topology.all().iter().all(|node| {
+            self.pressure(node) != Pressure::None
+                && u64::try_from(self.free_in(node)).unwrap_or(0) <= self.watermarks(node).min
+        })
+    }
+
     /// How many of `want` frames of `node` may be taken: all, or what is left above the limit of `ctx`.
     pub(crate) fn allowance(&self, me: Me<'_>, node: Node, ctx: Ctx, want: u32) -> u32 {
         let local = node == me.node;

@@ -264,6 +264,12 @@ impl Builder {
     /// The topology, with distances as if there were no matrix. Errors: `TooManyDomains`.
     pub fn build(&self) -> Result<Topology, TopologyError> {
         let mut topology = Topology::one_node(self.cpus);
+        self.build_in(&mut topology).map(|()| topology)
+    }
+
+    /// As [`Self::build`], in place: a topology is large for a small stack. After an error it has one node.
+    pub fn build_in(&self, topology: &mut Topology) -> Result<(), TopologyError> {
+        *topology = Topology::one_node(self.cpus);
         topology.number(self.named())?;
         for (node, domain) in topology.node_of_cpu.iter_mut().zip(self.domains) {
             *node = domain.and_then(|d| topology.domains.node(d)).unwrap_or_default();
@@ -277,7 +283,7 @@ impl Builder {
             let borders = ranges.iter().flat_map(|(a, b, _)| [*a, *b]);
             at = borders.filter(|&border| border > start).min();
         }
-        Ok(topology)
+        Ok(())
     }
 
     /// The domains that records name, in no order, repeatedly.
@@ -303,7 +309,7 @@ impl Domains {
 /// The most parts into which the borders of all ranges divide memory.
 const MAX_PARTS: usize = 2 * MAX_RANGES + 1;
 
-/// The nodes of a machine: what belongs to them, and how far they are apart.
+/// The nodes of a machine: what belongs to them, and how far they are apart. Some 7 KiB: meant for a static.
 #[derive(Clone, Debug)]
 pub struct Topology {
     /// What [`Self::set_distances`] is told of.
@@ -403,31 +409,30 @@ impl Topology {
         localities: u64,
         entry: impl Fn(u32, u32) -> u8,
     ) -> Result<(), TopologyError> {
-        let mut distances = self.distances;
         let Domains { of, nodes } = self.domains;
-        let known = |domain: u32| u64::from(domain) < localities;
-        for (from, row) in of[..nodes].iter().zip(&mut distances).filter(|(from, _)| known(**from)) {
-            for (to, distance) in of[..nodes].iter().zip(row).filter(|(to, _)| known(**to)) {
-                *distance = entry(*from, *to);
-                if (from == to) != (*distance == LOCAL) || *distance < LOCAL {
-                    return Err(TopologyError::BadDistance);
-                }
+        let known = of[..nodes].iter().enumerate().filter(|(_, domain)| u64::from(**domain) < localities);
+        let pairs = known.clone().flat_map(|from| known.clone().map(move |to| (from, to)));
+        for ((_, from), (_, to)) in pairs.clone() {
+            let distance = entry(*from, *to);
+            if (from == to) != (distance == LOCAL) || distance < LOCAL {
+                return Err(TopologyError::BadDistance);
             }
         }
-        self.distances = distances;
+        for ((i, from), (j, to)) in pairs {
+            self.distances[i][j] = entry(*from, *to);
+        }
         Ok(())
     }
 
-    /// Make nodes of the domains that are named.
+    /// Make nodes of the domains that are named; without any, there is the one node that there always is.
     fn number(&mut self, named: impl Iterator<Item = u32> + Clone) -> Result<(), TopologyError> {
-        let mut nodes = 0;
-        let mut next = named.clone().min();
-        while let Some(domain) = next {
-            *self.domains.of.get_mut(nodes).ok_or(TopologyError::TooManyDomains)? = domain;
-            nodes += 1;
-            next = named.clone().filter(|&d| d > domain).min();
+        let above = |last| named.clone().filter(|&domain| domain > last).min();
+        let ascending = core::iter::successors(named.clone().min(), |&last| above(last));
+        let nodes = ascending.clone().count();
+        if nodes > MAX_NODES {
+            return Err(TopologyError::TooManyDomains);
         }
-        // Without a record there is the one node that there always is.
+        self.domains.of.iter_mut().zip(ascending).for_each(|(slot, domain)| *slot = domain);
         self.domains.nodes = nodes.max(1);
         Ok(())
     }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use addr::{Frame, PAGE_SIZE};
 use frames::{
-    AlgoKind, Builder, Class, Ctx, FrameRange, Frames, Gen, MemoryAffinity, NodeSet, Place, Req, Run, RunVec,
-    Topology, testing,
+    AlgoKind, Class, Ctx, FrameRange, Frames, Gen, NodeSet, Place, Req, Run, RunVec, Topology, testing,
+    topology::{Builder, CpuAffinity, MemoryAffinity},
 };
 use percpu::{CpuId, Pinned};
 use proptest::prelude::*;
@@ -260,7 +260,7 @@ fn two_nodes(start: u64, split: u64, end: u64) -> Topology {
     };
     builder.memory(memory(start, split, 0)).unwrap();
     builder.memory(memory(split, end, 1)).unwrap();
-    builder.cpu(frames::CpuAffinity { cpu: CpuId::new(2).unwrap(), domain: 1, enabled: true });
+    builder.cpu(CpuAffinity { cpu: CpuId::new(2).unwrap(), domain: 1, enabled: true });
     builder.build().unwrap()
 }
 

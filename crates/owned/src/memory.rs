@@ -8,7 +8,7 @@ use core::{
 
 use addr::{DirectMap, Frame};
 use frames::{
-    AllocError, Class, Clear, Config, Ctx, Fill, FrameRange, Frames, MAX_ORDER, Pressure, Req, Run,
+    AllocError, Class, Clear, Config, Ctx, Fill, FrameRange, Frames, MAX_ORDER, Req, Run,
 };
 use percpu::Pinned;
 use sync::mutant;
@@ -65,7 +65,7 @@ pub struct Stats {
 impl Memory {
     /// Bytes of buffer that [`Self::new`] needs: of the allocator, and beside it 4 bytes a frame (5 in debug builds)
     /// between the lowest and the highest.
-    pub fn meta_bytes(cfg: &Config<'_>) -> usize {
+    pub fn meta_bytes(cfg: &Config<'_, '_>) -> usize {
         let (_, span) = span(cfg.ranges);
         Frames::meta_bytes(cfg) + cfg.cpus * size_of::<Counts>() + span * (4 + usize::from(Marks::KEPT)) + 512
     }
@@ -75,7 +75,7 @@ impl Memory {
     /// # Safety
     /// `meta` is zeroed. The frames are usable memory that `clear` reaches and that nobody else uses from now on; `meta`
     /// does not lie in them.
-    pub unsafe fn new(cfg: &Config<'static>, meta: &'static mut [u8], clear: Clear) -> Self {
+    pub unsafe fn new(cfg: &Config<'_, 'static>, meta: &'static mut [u8], clear: Clear) -> Self {
         let (first, span) = span(cfg.ranges);
         let mut rest = meta;
         // SAFETY: all are made of atomic integers, for which zero is a value, and the buffer is zeroed.
@@ -249,7 +249,7 @@ impl Memory {
     /// Whether only the reserve is left.
     #[inline]
     pub fn exhausted(&self) -> bool {
-        self.frames.overall_pressure() == Pressure::Min
+        self.frames.is_exhausted()
     }
 
     /// Say whether the kernel's own records have grown to all that they may take. It keeps what it has taken, so without

@@ -2,29 +2,39 @@
 
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 
+use addr::PAGE_SIZE;
+use frames::NodeSet;
 use linux_raw_sys::general as c;
+use percpu::{CpuId, CpuSet};
 
 use super::{
     Result,
     entry::Entry,
-    inode::{Inode, Kind, Listing, Name, Node, Volume},
+    inode::{Inode, Kind, Link, Listing, Name, Node, Volume},
     proc::{Item, Table, number, text},
     proc_pid::ranges,
 };
-use crate::hw::cpu;
+use crate::{
+    hw::{cpu, numa},
+    memory,
+};
 
 fn all_cpus() -> String {
     format!("{}\n", ranges(0..cpu::count()))
 }
 
+/// A mask as wide as there are CPUs, in words of 32 bits, the highest first.
 fn mask(cpus: impl Iterator<Item = usize>) -> String {
-    let mut words = alloc::vec![0u32; cpu::count().div_ceil(32)];
+    let count = cpu::count();
+    let mut words = alloc::vec![0u32; count.div_ceil(32)];
     for n in cpus {
         if let Some(word) = words.get_mut(n / 32) {
             *word |= 1 << (n % 32);
         }
     }
-    let shown: Vec<String> = words.iter().rev().map(|w| format!("{w:08x}")).collect();
+    let digits = |i: usize| (count - 32 * i).min(32).div_ceil(4);
+    let shown: Vec<String> =
+        words.iter().enumerate().rev().map(|(i, w)| format!("{w:0width$x}", width = digits(i))).collect();
     shown.join(",") + "\n"
 }
 
@@ -36,17 +46,22 @@ const CPU: &[(&str, Item)] = &[
     ("present", Item::Text(all_cpus)),
 ];
 
-/// One memory node: all of it.
 const NODE: &[(&str, Item)] = &[
-    ("has_cpu", Item::Text(|| "0\n".into())),
-    ("has_memory", Item::Text(|| "0\n".into())),
-    ("node0", Item::Directory(NODE0)),
-    ("online", Item::Text(|| "0\n".into())),
-    ("possible", Item::Text(|| "0\n".into())),
+    ("has_cpu", Item::Text(|| nodes(with_cpus()))),
+    ("has_memory", Item::Text(|| nodes(numa::with_memory()))),
+    ("has_normal_memory", Item::Text(|| nodes(numa::with_memory()))),
+    ("online", Item::Text(|| nodes(numa::topology().all()))),
+    ("possible", Item::Text(|| nodes(numa::topology().all()))),
 ];
 
-const NODE0: &[(&str, Item)] =
-    &[("cpulist", Item::Text(all_cpus)), ("cpumap", Item::Text(|| mask(0..cpu::count())))];
+fn nodes(set: NodeSet) -> String {
+    format!("{}\n", ranges(set.iter().map(frames::Node::index)))
+}
+
+fn with_cpus() -> NodeSet {
+    let topology = numa::topology();
+    topology.all().iter().filter(|&node| !topology.cpus_of(node).is_empty()).collect()
+}
 
 /// A directory whose names are made up here: `lookup` and the names with their kinds.
 struct Directory {
@@ -86,7 +101,7 @@ macro_rules! only {
 const SYSTEM: Directory = Directory {
     lookup: |name| match name {
         b"cpu" => Some(directory(CPUS)),
-        b"node" => Some(directory(Table(NODE))),
+        b"node" => Some(directory(NODES)),
         _ => None,
     },
     names: || Vec::from([("cpu".into(), c::DT_DIR), ("node".into(), c::DT_DIR)]),
@@ -105,6 +120,89 @@ const CPUS: Directory = Directory {
         fixed.chain((0..cpu::count()).map(|n| (format!("cpu{n}"), c::DT_DIR))).collect()
     },
 };
+
+/// /sys/devices/system/node.
+const NODES: Directory = Directory {
+    lookup: |name| {
+        Table(NODE).lookup(name).or_else(|| {
+            let node = frames::Node::new(number(name.strip_prefix(b"node")?)? as usize)?;
+            numa::topology().all().contains(node).then(|| directory(OneNode(node)))
+        })
+    },
+    names: || {
+        let fixed = NODE.iter().map(|(n, _)| (String::from(*n), c::DT_REG));
+        let numbered = numa::topology().all().iter().map(|node| (format!("node{}", node.index()), c::DT_DIR));
+        fixed.chain(numbered).collect()
+    },
+};
+
+/// /sys/devices/system/node/nodeN.
+struct OneNode(frames::Node);
+
+/// A file's name, and what it says of a node.
+type NodeFile = (&'static str, fn(frames::Node) -> String);
+
+const NODE_FILES: &[NodeFile] = &[
+    ("cpulist", |node| format!("{}\n", ranges(cpus_of(node).iter().map(CpuId::index)))),
+    ("cpumap", |node| mask(cpus_of(node).iter().map(CpuId::index))),
+    ("distance", distances),
+    ("meminfo", node_meminfo),
+];
+
+fn cpus_of(node: frames::Node) -> CpuSet {
+    numa::topology().cpus_of(node)
+}
+
+fn distances(node: frames::Node) -> String {
+    let topology = numa::topology();
+    let all: Vec<_> = topology.all().iter().map(|to| format!("{}", topology.distance(node, to))).collect();
+    all.join(" ") + "\n"
+}
+
+fn node_meminfo(node: frames::Node) -> String {
+    let (total, free) = (memory::total_of(node), memory::free_of(node));
+    let free = free.map(|free| [("MemFree:", free), ("MemUsed:", total.saturating_sub(free))]);
+    let rows = [("MemTotal:", total)].into_iter().chain(free.into_iter().flatten());
+    rows.map(|(name, frames)| {
+        format!("Node {} {name:<15}{:>8} kB\n", node.index(), frames * PAGE_SIZE / 1024)
+    })
+    .collect()
+}
+
+impl Listing for OneNode {
+    fn lookup(&self, name: &[u8]) -> Option<Node> {
+        let node = self.0;
+        if let Some(&(_, make)) = NODE_FILES.iter().find(|(n, _)| n.as_bytes() == name) {
+            return Some(text(move || Ok(make(node).into_bytes())));
+        }
+        let cpu = CpuId::new(number(name.strip_prefix(b"cpu")?)? as usize)?;
+        cpus_of(node).contains(cpu).then(|| relative(format!("../../cpu/cpu{}", cpu.index())))
+    }
+    fn names(&self) -> Vec<Name> {
+        let files = NODE_FILES.iter().map(|(n, _)| (String::from(*n), c::DT_REG));
+        let cpus = cpus_of(self.0);
+        let links = cpus.iter().map(|cpu| (format!("cpu{}", cpu.index()), c::DT_LNK));
+        let name = |(position, (n, kind)): (u64, (String, u32))| Name {
+            position,
+            name: n.into_bytes(),
+            kind: kind as u8,
+        };
+        (2..).zip(files.chain(links)).map(name).collect()
+    }
+}
+
+/// A link that always says the same.
+struct Fixed(String);
+
+impl Link for Fixed {
+    fn text(&self) -> Result<Vec<u8>> {
+        Ok(self.0.clone().into_bytes())
+    }
+}
+
+fn relative(to: String) -> Node {
+    Node { kind: Kind::Link(Box::new(Fixed(to))), mode: 0o777 }
+}
 
 /// /sys/devices/system/cpu/cpuN, and its directory `topology`: every CPU is a core of one package.
 struct OneCpu {
@@ -127,27 +225,39 @@ const TOPOLOGY: &[TopologyFile] = &[
     ("thread_siblings_list", |n| format!("{n}\n")),
 ];
 
+/// The node of CPU number `n`.
+fn node_of(n: usize) -> usize {
+    CpuId::new(n).map_or(0, |cpu| numa::topology().node_of_cpu(cpu).index())
+}
+
 impl Listing for OneCpu {
     fn lookup(&self, name: &[u8]) -> Option<Node> {
         let n = self.n;
         match (self.inside, name) {
             (false, b"topology") => Some(directory(OneCpu { n, inside: true })),
             (false, b"online") => Some(text(|| Ok(b"1\n".to_vec()))),
+            (false, _) => {
+                let node = number(name.strip_prefix(b"node")?)? as usize;
+                (node == node_of(n)).then(|| relative(format!("../../node/node{node}")))
+            }
             (true, _) => {
                 let (_, make) = *TOPOLOGY.iter().find(|(t, _)| t.as_bytes() == name)?;
                 Some(text(move || Ok(make(n).into_bytes())))
             }
-            _ => None,
         }
     }
     fn names(&self) -> Vec<Name> {
-        let names: Vec<(&str, u32)> = if self.inside {
-            TOPOLOGY.iter().map(|(n, _)| (*n, c::DT_REG)).collect()
+        let names: Vec<(String, u32)> = if self.inside {
+            TOPOLOGY.iter().map(|(n, _)| (String::from(*n), c::DT_REG)).collect()
         } else {
-            Vec::from([("online", c::DT_REG), ("topology", c::DT_DIR)])
+            let node = format!("node{}", node_of(self.n));
+            Vec::from([(node, c::DT_LNK), ("online".into(), c::DT_REG), ("topology".into(), c::DT_DIR)])
         };
-        let name =
-            |(position, (n, kind)): (u64, (&str, u32))| Name { position, name: n.into(), kind: kind as u8 };
+        let name = |(position, (n, kind)): (u64, (String, u32))| Name {
+            position,
+            name: n.into_bytes(),
+            kind: kind as u8,
+        };
         (2..).zip(names).map(name).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! What the firmware's tables say of CPUs, interrupt controllers and the power-management timer.
+//! What the firmware's tables say of CPUs, interrupt controllers and the power-management timer; of nodes, see `numa`.
 //!
 //! Read before there is a heap, so the result lives in a static.
 
@@ -11,7 +11,7 @@ use acpi::{
 };
 use percpu::MAX_CPUS;
 
-use super::{cpu, paging};
+use super::{boot::Info, cpu, numa, paging};
 
 /// The machine according to the firmware.
 pub struct Machine {
@@ -52,7 +52,7 @@ static MACHINE: Cell = Cell(UnsafeCell::new(Machine {
 
 /// Tables are reached by the direct map.
 #[derive(Clone)]
-struct Direct;
+pub(super) struct Direct;
 
 impl AcpiHandler for Direct {
     unsafe fn map_physical_region<T>(&self, at: usize, size: usize) -> PhysicalMapping<Self, T> {
@@ -72,13 +72,15 @@ pub(super) fn own_apic_id() -> u32 {
     }
 }
 
-/// Read the tables below the root pointer at `rsdp`, and set [`cpu::count`]. Without tables: one CPU, no I/O APIC.
-pub fn init(rsdp: u64) -> &'static Machine {
+/// Read the tables below the root pointer that the loader names, and set [`cpu::count`]. Without tables: one CPU, no I/O
+/// APIC, one node.
+pub fn init(info: &Info) -> &'static Machine {
     // SAFETY: the boot CPU, once; see `Cell`.
     let machine = unsafe { &mut *MACHINE.0.get() };
     machine.apic_ids[0] = own_apic_id();
     // SAFETY: the loader says that it is there.
-    if let Ok(tables) = unsafe { AcpiTables::from_rsdp(Direct, rsdp as usize) } {
+    let tables = unsafe { AcpiTables::from_rsdp(Direct, info.rsdp() as usize) }.ok();
+    if let Some(tables) = &tables {
         if let Ok(madt) = tables.find_table::<Madt>() {
             read_madt(machine, &madt);
         }
@@ -92,6 +94,7 @@ pub fn init(rsdp: u64) -> &'static Machine {
         }
     }
     cpu::set_count(machine.cpus);
+    numa::init(tables.as_ref(), machine, info);
     machine
 }
 

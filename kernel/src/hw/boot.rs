@@ -330,7 +330,7 @@ extern "C" fn start(info: u32) -> ! {
     // SAFETY: this is CPU 0's first initialisation, on its final page tables.
     unsafe { gdt::init_cpu(percpu::CpuId::default()) };
     cpu::init();
-    let machine = acpi::init(info.rsdp());
+    let machine = acpi::init(info);
     sanitize::start();
     memory::init(info, cpu::count());
     gdt::prepare_others();

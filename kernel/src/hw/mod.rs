@@ -7,8 +7,8 @@
 //!  gdt     segments, task state, interrupt stacks              apic     local APIC: IPIs, end of interrupt; I/O APIC
 //!  idt     the vectors, trap frames, the system call entry     timer    TSC, one-shot timer, the clock at boot
 //!  acpi    which CPUs there are, and where their APICs are     serial   output by debug ports, input by COM1
-//!  smp     start of the other CPUs                             selftest what the kernel can check of all this
-//!  marker  no-operations that a tracer understands
+//!  numa    which memory and CPUs are near each other           selftest what the kernel can check of all this
+//!  smp     start of the other CPUs                             marker   no-operations that a tracer understands
 //! ```
 //!
 //! # Virtual addresses
@@ -38,6 +38,7 @@ pub mod gdt;
 pub mod idt;
 pub mod irq;
 pub mod marker;
+pub mod numa;
 pub mod paging;
 pub mod port;
 pub mod selftest;

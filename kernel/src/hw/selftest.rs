@@ -4,10 +4,17 @@ use alloc::{boxed::Box, collections::BTreeMap, format, string::String, vec::Vec}
 use core::hint::black_box;
 
 use addr::{PAGE_SIZE, Pte};
+use frames::Topology;
 use owned::Use;
 use percpu::Pinned;
 
-use super::{apic, cpu, irq, paging, timer};
+use super::{
+    apic,
+    boot::PhysRange,
+    cpu, irq,
+    numa::{Malformed, read_slit, read_srat},
+    paging, timer,
+};
 use crate::memory;
 
 /// A test: says what is wrong.
@@ -26,6 +33,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("the heap keeps what it holds", heap_keeps_what_it_holds),
     ("the heap works with interrupts off", heap_without_interrupts),
     ("floating-point state survives a round trip", xstate_round_trip),
+    ("tables of nodes are read with care", tables_of_nodes),
 ];
 
 fn check(ok: bool, what: impl FnOnce() -> String) -> Result<(), String> {
@@ -229,4 +237,69 @@ pub fn overflow_stack() -> ! {
     }
     deeper(0);
     unreachable!("the stack has no end")
+}
+
+/// SRAT and SLIT of two nodes, whole, cut short anywhere, and with lengths that lie.
+fn tables_of_nodes() -> Result<(), String> {
+    const HEADER: usize = 36;
+    let ram = [PhysRange { start: 0, end: 64 << 20 }];
+    let mut srat = alloc::vec![0u8; HEADER + 12];
+    srat[8] = 3;
+    // CPUs 4 and 0x105, of domains 0x0a0b0c02 and 9; memory of both; a range where there is no RAM.
+    srat.extend([0, 16, 2, 4, 1, 0, 0, 0, 0, 0xc, 0xb, 0xa, 0, 0, 0, 0]);
+    srat.extend([2, 24, 0, 0, 9, 0, 0, 0, 5, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    for (domain, base, length) in
+        [(9u32, 0u64, 32u64 << 20), (0x0a0b_0c02, 32 << 20, 32 << 20), (77, 64 << 20, 1 << 20)]
+    {
+        srat.extend([1, 40]);
+        srat.extend(domain.to_le_bytes());
+        srat.extend([0, 0]);
+        srat.extend(base.to_le_bytes());
+        srat.extend(length.to_le_bytes());
+        srat.extend([0, 0, 0, 0, 1, 0, 0, 0]);
+        srat.extend([0; 8]);
+    }
+    // Topologies are large for this stack.
+    let mut topology = Box::new(Topology::one_node(2));
+    let read = |bytes: &[u8], into: &mut Topology| read_srat(bytes, &[4, 0x105], &ram, into);
+    read(&srat, &mut topology).map_err(|e| format!("SRAT: {e}"))?;
+    let nodes: Vec<_> = topology.all().iter().collect();
+    let [a, b] = nodes[..] else { return Err(format!("{nodes:?}")) };
+    let seen =
+        (topology.domain(a), topology.domain(b), topology.cpus_of(a).words()[0], topology.distance(a, b));
+    check(seen == (9, 0x0a0b_0c02, 2, 20), || format!("{seen:x?}"))?;
+    // A domain has one byte in the first revision.
+    srat[8] = 1;
+    let mut old = Box::new(Topology::one_node(2));
+    read(&srat, &mut old).map_err(|e| format!("old SRAT: {e}"))?;
+    check(old.domain(a) == 2, || format!("{old:?}"))?;
+    let borders = [48, 64, 88, 128, 168, 208];
+    for n in 0..srat.len() {
+        let whole = read(&srat[..n], &mut topology).is_ok();
+        check(whole == borders.contains(&n), || format!("{n} bytes of SRAT: {whole}"))?;
+    }
+    for length in [0, 1, 39] {
+        srat[89] = length;
+        check(read(&srat, &mut topology).is_err(), || format!("an entry of {length} bytes"))?;
+    }
+
+    let slit = |localities: u64, matrix: &[u8]| {
+        let mut bytes = alloc::vec![0u8; HEADER];
+        bytes.extend(localities.to_le_bytes());
+        bytes.extend(matrix);
+        bytes
+    };
+    for short in [&slit(4, &[10; 15])[..], &slit(u64::MAX, &[10; 16]), &slit(1 << 32, &[10; 16]), &[0; 43]] {
+        let answer = read_slit(short, &mut old);
+        check(answer == Err(Malformed::Short), || format!("{} bytes of SLIT: {answer:?}", short.len()))?;
+    }
+    // Domains 2 and 9 of ten.
+    let mut matrix = [30; 100];
+    (0..10).for_each(|n| matrix[11 * n] = 10);
+    (matrix[29], matrix[92]) = (41, 42);
+    read_slit(&slit(10, &matrix), &mut old).map_err(|e| format!("SLIT: {e}"))?;
+    let seen = (old.distance(a, b), old.distance(b, a));
+    check(seen == (41, 42), || format!("{seen:?}"))?;
+    matrix[22] = 11;
+    check(read_slit(&slit(10, &matrix), &mut old).is_err(), || "far from itself".into())
 }

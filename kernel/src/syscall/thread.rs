@@ -11,7 +11,7 @@ use super::Args;
 use crate::{
     errno::{Errno, SysResult},
     file,
-    hw::cpu,
+    hw::{cpu, numa},
     process, sched,
     shootdown::Ipi,
     task, usercopy,
@@ -101,11 +101,13 @@ pub fn sched_setaffinity(a: &Args) -> SysResult {
 
 /// `getcpu(2)`.
 pub fn getcpu(a: &Args) -> SysResult {
+    // Both of one instant: the thread may move when it waits for a page of its own.
+    let here = cpu::id();
     if a.raw(0) != 0 {
-        usercopy::write(a.raw(0), &(cpu::id().index() as u32))?;
+        usercopy::write(a.raw(0), &(here.index() as u32))?;
     }
     if a.raw(1) != 0 {
-        usercopy::write(a.raw(1), &0u32)?;
+        usercopy::write(a.raw(1), &(numa::topology().node_of_cpu(here).index() as u32))?;
     }
     Ok(0)
 }
