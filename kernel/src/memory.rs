@@ -38,7 +38,7 @@ use core::{
 };
 
 use addr::{DirectMap, Frame, PAGE_SIZE, PhysAddr};
-use frames::{Clear, Config, FrameRange, HUGE_ORDER, Node};
+use frames::{Clear, Config, FrameRange, HUGE_ORDER};
 use owned::{Memory, OwnedFrame, Use};
 use percpu::Pinned;
 use talc::{DefaultBinning, base::Talc, source::Manual};
@@ -190,17 +190,6 @@ pub fn init(info: &Info, cpus: usize) {
         INITRAMFS[0].store(module.start, Ordering::Relaxed);
         INITRAMFS[1].store(module.end, Ordering::Relaxed);
     }
-}
-
-/// How many frames of RAM `node` has; of a machine with one node, those that are handed out.
-pub fn total_of(node: Node) -> u64 {
-    if numa::topology().nodes() == 1 { frames().total() } else { numa::frames_of(node) }
-}
-
-/// How many frames of `node` are free, if that is known: the allocator counts no nodes, so only if there is one.
-pub fn free_of(_node: Node) -> Option<u64> {
-    let stats = frames().stats();
-    (numa::topology().nodes() == 1).then_some(stats.free + stats.cached)
 }
 
 /// RAM above the first MiB without `used` (ascending), to `out`; how many ranges.

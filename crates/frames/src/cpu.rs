@@ -190,6 +190,7 @@ pub(crate) struct Counts {
     pub(crate) zeroed_hits: AtomicU64,
     pub(crate) switches: AtomicU64,
     pub(crate) drains: AtomicU64,
+    pub(crate) refused: AtomicU64,
 }
 
 impl Counts {
@@ -208,6 +209,7 @@ impl Counts {
             zeroed_hits: zero(),
             switches: zero(),
             drains: zero(),
+            refused: zero(),
         }
     }
 }

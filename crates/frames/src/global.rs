@@ -1,15 +1,15 @@
 //! One tree of all free memory behind one lock: what the CPUs' own allocators are measured against.
 //!
-//! **Claim.** None for speed: this is the arrangement that does not scale. Every call on every CPU takes the same lock, and
-//! walks a tree that all CPUs write. Nothing uses it unless it is asked for.
+//! **Claim.** None for speed: this is the arrangement that does not scale. Every call on every CPU takes the same
+//! lock, and walks a tree that all CPUs write. Nothing uses it unless it is asked for.
 //!
-//! **Idea.** Native L4Re has one pager with one tree of free areas (Tian, Waddington and Kuang, "A Scalable Physical Memory
-//! Allocation Scheme for L4 Microkernel", COMPSAC 2012, measure 25 times the time per allocation with 48 cores). Here it is
-//! without the pager: no messages, but the queue for the lock stays. The tree is the one that a lane has, see
-//! [`tree`](crate::algo::tree).
+//! **Idea.** Native L4Re has one pager with one tree of free areas (Tian, Waddington and Kuang, "A Scalable Physical
+//! Memory Allocation Scheme for L4 Microkernel", COMPSAC 2012, measure 25 times the time per allocation with 48
+//! cores). Here it is without the pager: no messages, but the queue for the lock stays. The tree is the one that a
+//! lane has, see [`tree`](crate::algo::tree).
 //!
-//! **Memory.** n frames make at most n/2 extents (rounded up, in each range), of 24 bytes: 12 bytes a frame. All of it is
-//! given at the beginning, so that neither call fails for want of a node.
+//! **Memory.** n frames make at most n/2 extents (rounded up, in each range), of 24 bytes: 12 bytes a frame. All of it
+//! is given at the beginning, so that neither call fails for want of a node.
 
 use core::alloc::Layout;
 
@@ -17,9 +17,9 @@ use addr::Frame;
 use sync::SpinLock;
 
 use crate::{
-    FrameRange,
+    FrameRange, FreeError,
     algo::{
-        Refused, cut, frame, table,
+        cut, frame, table,
         tree::{Node, Tree},
     },
 };
@@ -46,8 +46,8 @@ impl<'m> Global<'m> {
     pub fn layout(ranges: &[FrameRange]) -> Layout {
         table::<Node>(Tree::nodes(ranges.iter().map(|r| len(r).div_ceil(2) as usize).sum()))
     }
-    /// The frames of `ranges`, all free, in memory of [`Self::layout`], whatever it contains. Panics if that is too short,
-    /// if ranges overlap, or if they are 16 TiB or more.
+    /// The frames of `ranges`, all free, in memory of [`Self::layout`], whatever it contains. Panics if that is too
+    /// short, if ranges overlap, or if they are 16 TiB or more.
     pub fn new(ranges: &[FrameRange], mut memory: &'m mut [u8]) -> Self {
         let nodes = Self::layout(ranges).size() / size_of::<Node>();
         let mut tree = Tree::new(cut(&mut memory, nodes));
@@ -74,15 +74,15 @@ impl<'m> Global<'m> {
         state.free -= 1 << order;
         Some(frame(first))
     }
-    /// Take back 2^`order` frames from `first` on; they come from [`Self::alloc`], in these pieces or others. Frames of no
-    /// range are refused if they lie below or above all ranges.
-    pub fn free(&self, first: Frame, order: u32) -> Result<(), Refused> {
+    /// Take back 2^`order` frames from `first` on; they come from [`Self::alloc`], in these pieces or others. Frames
+    /// of no range are refused if they lie below or above all ranges.
+    pub fn free(&self, first: Frame, order: u32) -> Result<(), FreeError> {
         let (start, n) = (first.number(), 1 << order.min(MAX_ORDER));
         if first < self.span.start || start + n > self.span.end.number() || order > MAX_ORDER {
-            return Err(Refused::NotHeld);
+            return Err(FreeError::NotManaged(first));
         }
         let mut state = self.state.lock();
-        state.tree.give(start, n as u32).map_err(|_| Refused::DoubleFree)?;
+        state.tree.give(start, n as u32).map_err(|_| FreeError::DoubleFree(first))?;
         state.free += n;
         Ok(())
     }
@@ -182,7 +182,7 @@ mod tests {
                         let (first, order): (u64, u32) = live.swap_remove(at.index(live.len()));
                         let run = first..first + (1 << order);
                         let expected = if free.range(run.clone()).next().is_some() {
-                            Err(Refused::DoubleFree)
+                            Err(FreeError::DoubleFree(frame(first)))
                         } else {
                             free.extend(run);
                             Ok(())
@@ -192,9 +192,9 @@ mod tests {
                     Step::FreeAt(at, order) => {
                         let run = at..at + (1 << order);
                         let expected = if run.start < 513 || run.end > 2555 {
-                            Err(Refused::NotHeld)
+                            Err(FreeError::NotManaged(frame(at)))
                         } else if free.range(run.clone()).next().is_some() {
-                            Err(Refused::DoubleFree)
+                            Err(FreeError::DoubleFree(frame(at)))
                         } else if run.start < 2101 && run.end > 2048 {
                             continue; // frames that are no memory: the caller's promise
                         } else {
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(runs, [frame(1 << 18), frame(2 << 18)]);
         let below: Vec<_> = std::iter::from_fn(|| global.alloc(17)).collect();
         assert_eq!(below, [frame(1 << 17)]);
-        assert_eq!(global.free(frame(2 << 18), 19), Err(Refused::NotHeld));
+        assert_eq!(global.free(frame(2 << 18), 19), Err(FreeError::NotManaged(frame(2 << 18))));
         runs.into_iter().for_each(|run| global.free(run, 18).unwrap());
         // In other pieces than it was taken.
         (0..1 << 8).for_each(|i| global.free(frame((1 << 17) + (i << 9)), 9).unwrap());

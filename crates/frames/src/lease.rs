@@ -8,6 +8,7 @@
 //! A leased row's frames are this CPU's, and go in and out of a word of its own until it is empty. Freed frames of other
 //! rows gather in accumulators, a row each, and go home together: one pair of read-modify-writes for up to 64 frames.
 
+use addr::Frame;
 use percpu::Pinned;
 
 use crate::{
@@ -236,6 +237,15 @@ impl Frames<'_> {
             near.put(mask);
             return Ok(());
         }
+        // What goes home later is looked at now, while there is somebody to tell.
+        let seen = self.map.word(row.block()).peek();
+        if !seen.is(State::Normal) {
+            return Err(not_normal(seen, self.map.frame(row, mask.trailing_zeros())));
+        }
+        let free = self.map.zeros(row) & mask;
+        if free != 0 {
+            return Err(FreeError::DoubleFree(self.map.frame(row, free.trailing_zeros())));
+        }
         let (old, gathered) = near.empty();
         near.set(row, mask);
         if gathered == 0 { Ok(()) } else { self.flush(Some(me), old, gathered) }
@@ -249,7 +259,7 @@ impl Frames<'_> {
         let word = self.map.word(block);
         let seen = word.peek();
         if !seen.is(State::Normal) {
-            return Err(FreeError::WrongState(self.map.frame(row, mask.trailing_zeros())));
+            return Err(not_normal(seen, self.map.frame(row, mask.trailing_zeros())));
         }
         let twice = self.leased_elsewhere(me, seen, row) & mask;
         let good = self.map.release(row, mask & !twice);
@@ -296,12 +306,11 @@ impl Frames<'_> {
         }
     }
 
-    /// Give back frames of this CPU's own words: they were cached, so nothing can be wrong with them.
+    /// Give back frames of this CPU's own words. What was freed twice shows only now, and there is nobody to tell: it is
+    /// counted.
     pub(crate) fn give_back(&self, me: Me<'_>, row: Row, mask: u64) {
-        if mask != 0
-            && let Err(error) = self.flush(Some(me), row, mask)
-        {
-            debug_assert!(false, "{error}: cached");
+        if mask != 0 && self.flush(Some(me), row, mask).is_err() {
+            count(&me.cold.counts.refused, 1);
         }
     }
 
@@ -312,7 +321,7 @@ impl Frames<'_> {
         let seen = word.peek();
         let at = |i: u32| Row(first.0 + i);
         if !seen.is(State::Normal) {
-            return Err(FreeError::WrongState(self.map.frame(first, 0)));
+            return Err(not_normal(seen, self.map.frame(first, 0)));
         }
         for row in (0..rows).map(at) {
             let own = me.map_or(0, |me| {
@@ -355,6 +364,11 @@ impl Frames<'_> {
         self.give_up_all(me);
         self.give_up_lanes(me);
     }
+}
+
+/// What is wrong with freeing a single frame of a block with the word `w`, which isn't in service for such.
+fn not_normal(w: Word, frame: Frame) -> FreeError {
+    if w.is(State::Hole) { FreeError::NotManaged(frame) } else { FreeError::WrongState(frame) }
 }
 
 const ROW_MOST: u32 = 64;

@@ -34,13 +34,16 @@ impl Frames<'_> {
         let Some((first, end)) = self.whole_blocks(range) else { return Err(Busy { first: range.start }) };
         self.give_up_all(me);
         self.give_up_lanes(me);
+        // All are isolated even if one is busy: what is free stays so until the others are.
         let mut busy = None;
         for block in (first..end).map(Block) {
-            if !self.isolate(me, block) || !self.retire(block) {
+            if !self.isolate(me, block) || !self.is_retirable(block) {
                 busy = busy.or(Some(Busy { first: self.map.frame(block.row(0), 0) }));
             }
         }
-        busy.map_or(Ok(()), Err)
+        busy.map_or(Ok(()), Err)?;
+        (first..end).map(Block).for_each(|block| self.retire(block));
+        Ok(())
     }
 
     /// Give a block to nobody; false if somebody holds it.
@@ -66,19 +69,23 @@ impl Frames<'_> {
         }
     }
 
-    /// Take an isolated block out of service if nothing of it is in use.
-    fn retire(&self, block: Block) -> bool {
-        let word = self.map.word(block);
-        let w = word.load();
+    /// Whether nothing of an isolated block is in use. It stays so: nobody takes from it.
+    fn is_retirable(&self, block: Block) -> bool {
+        // Acquire, in `load`: what the last owners did to the frames comes before whatever becomes of the memory.
+        let w = self.map.word(block).load();
         match w.state() {
             State::Offline | State::Hole => true,
-            State::Normal if w.free() == FRAMES_PER_BLOCK && w.owner() == Owner::ISOLATED => {
-                word.claim(w, w.with_state(State::Offline).with_free(0)) && {
-                    self.change_total(block, -i64::from(FRAMES_PER_BLOCK));
-                    true
-                }
-            }
+            State::Normal => w.free() == FRAMES_PER_BLOCK && w.owner() == Owner::ISOLATED,
             _ => false,
+        }
+    }
+
+    /// Take an isolated block of which nothing is in use out of service.
+    fn retire(&self, block: Block) {
+        let word = self.map.word(block);
+        let w = word.load();
+        if w.is(State::Normal) && word.claim(w, w.with_state(State::Offline).with_free(0)) {
+            self.change_total(block, -i64::from(FRAMES_PER_BLOCK));
         }
     }
 

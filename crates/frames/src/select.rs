@@ -215,8 +215,9 @@ impl Frames<'_> {
                     if !fits || (w.owner() == me.owner()) != own {
                         continue;
                     }
-                    busy |= w.held() && w.owner() != me.owner();
                     if w.held() || !self.hold(me, block, w, class) {
+                        // Held by another CPU, or changed at this moment.
+                        busy |= !w.held() || w.owner() != me.owner();
                         continue;
                     }
                     if let Some(found) = f(block) {

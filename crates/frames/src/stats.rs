@@ -67,6 +67,8 @@ pub struct CpuStats {
     pub switches: u64,
     /// Requests to drain that it met.
     pub drains: u64,
+    /// Rows with frames that were freed twice, which showed only when the row went home.
+    pub refused: u64,
 }
 
 /// What a full count of the tables finds.
@@ -140,6 +142,7 @@ impl Frames<'_> {
             zeroed_hits: n.zeroed_hits.load(OWN),
             switches: n.switches.load(OWN),
             drains: n.drains.load(OWN),
+            refused: n.refused.load(OWN),
         }
     }
 

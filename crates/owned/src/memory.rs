@@ -7,9 +7,7 @@ use core::{
 };
 
 use addr::{DirectMap, Frame};
-use frames::{
-    AllocError, Class, Clear, Config, Ctx, Fill, FrameRange, Frames, MAX_ORDER, Req, Run,
-};
+use frames::{AllocError, Class, Clear, Config, Ctx, Fill, FrameRange, Frames, MAX_ORDER, Req, Run};
 use percpu::Pinned;
 use sync::mutant;
 

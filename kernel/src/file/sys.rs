@@ -160,13 +160,13 @@ fn distances(node: frames::Node) -> String {
 }
 
 fn node_meminfo(node: frames::Node) -> String {
-    let (total, free) = (memory::total_of(node), memory::free_of(node));
-    let free = free.map(|free| [("MemFree:", free), ("MemUsed:", total.saturating_sub(free))]);
-    let rows = [("MemTotal:", total)].into_iter().chain(free.into_iter().flatten());
-    rows.map(|(name, frames)| {
-        format!("Node {} {name:<15}{:>8} kB\n", node.index(), frames * PAGE_SIZE / 1024)
-    })
-    .collect()
+    let (total, free) = memory::frames().allocator().node_stats(node);
+    let rows = [("MemTotal:", total), ("MemFree:", free), ("MemUsed:", total.saturating_sub(free))];
+    rows.into_iter()
+        .map(|(name, frames)| {
+            format!("Node {} {name:<15}{:>8} kB\n", node.index(), frames * PAGE_SIZE / 1024)
+        })
+        .collect()
 }
 
 impl Listing for OneNode {

@@ -1,11 +1,11 @@
 //! A lane as a tree of free extents: first fit, the lowest address first.
 //!
-//! **Claim.** An allocation is served if and only if an aligned run of its size is free in the blocks held, and from the
-//! lowest address; what is freed is whole again at once.
+//! **Claim.** An allocation is served if and only if an aligned run of its size is free in the blocks held, and from
+//! the lowest address; what is freed is whole again at once.
 //!
-//! **Idea.** The [tree](super::tree) of Fiasco.OC's L4Re, one for each CPU, as Tian, Waddington and Kuang propose. It is
-//! here to be compared with, and for programs that want their memory dense: time rises with the logarithm of the number
-//! of extents, as they measured, where the other algorithms have a constant.
+//! **Idea.** The [tree](super::tree) of Fiasco.OC's L4Re, one for each CPU, as Tian, Waddington and Kuang propose. It
+//! is here to be compared with, and for programs that want their memory dense: time rises with the logarithm of the
+//! number of extents, as they measured, where the other algorithms have a constant.
 //!
 //! **Invariants.** Those of the tree. Extents go across blocks that are neighbours, and are cut at a block's bounds
 //! when it is given up. A block's 512 frames make at most 256 maximal runs, and one that goes across a bound counts in

@@ -3,11 +3,12 @@
 //! **Claim.** An allocation is served if and only if an aligned run of its size is free in the blocks held. A size that
 //! comes and goes costs neither splits nor merges. The work of a call has a bound that no history raises.
 //!
-//! **Idea.** The buddy system (Knowlton 1965; Knuth, "The Art of Computer Programming" 1, section 2.5, algorithms R and S):
-//! a free run of order k begins at a multiple of 2^k; its *buddy* is the other half of the run of order k + 1 that
-//! contains it, and when both are free they are merged. Merging at once makes a pair of calls expensive: taking one frame
-//! of a free block leaves nine remainders, and putting it back collects them all. So a run that is freed waits first
-//! (as in Barkley and Lee, "A Lazy Buddy System Bounded by Two Coalescing Delays per Class", SOSP 1989, with a simpler bound):
+//! **Idea.** The buddy system (Knowlton 1965; Knuth, "The Art of Computer Programming" 1, section 2.5, algorithms R
+//! and S): a free run of order k begins at a multiple of 2^k; its *buddy* is the other half of the run of order k + 1
+//! that contains it, and when both are free they are merged. Merging at once makes a pair of calls expensive: taking
+//! one frame of a free block leaves nine remainders, and putting it back collects them all. So a run that is freed
+//! waits first (as in Barkley and Lee, "A Lazy Buddy System Bounded by Two Coalescing Delays per Class", SOSP 1989,
+//! with a simpler bound):
 //!
 //! ```text
 //!     free(run) --> waiting[order]: last in, first out --- more than WAITING[order]: the oldest --> settled[order]
@@ -21,17 +22,18 @@
 //!
 //! **Invariants.**
 //! - A frame is free (its bit in `free` is 1) if and only if it lies in one listed run, waiting or settled.
-//! - No two settled runs are buddies of each other. So if nothing waits below order k, and an aligned run of 2^k frames
-//!   is free, then a run of order k or above is listed: the smallest run within those frames is of order k, or else it has
-//!   a buddy within them, which is free, can't be made of smaller runs, and thus is listed as it is: a contradiction.
-//! - The bit of a pair in `pairs` is 1 if and only if one of the two is a settled run of that order (Knuth's exercise
-//!   2.5.22 marks pairs in this way). So one bit says whether to merge.
+//! - No two settled runs are buddies of each other. So if nothing waits below order k, and an aligned run of 2^k
+//!   frames is free, then a run of order k or above is listed: the smallest run within those frames is of order k, or
+//!   else it has a buddy within them, which is free, can't be made of smaller runs, and thus is listed as it is: a
+//!   contradiction.
+//! - The bit of a pair in `pairs` is 1 if and only if one of the two is a settled run of that order. So one bit says
+//!   whether to merge.
 //! - At most `WAITING[k]` runs wait at order k.
 //!
-//! **Bounds.** Freeing settles one run at most: 9 merges. Allocation splits at most 9 times, after at most 129 runs have
-//! settled; each merge makes one run of two, and each run that waits was freed, so over any sequence there are no more
-//! merges than runs freed and split off. Giving a block up settles what waits, then takes its runs off the lists, 256 at most.
-//! What waits is at most 832 frames, and is in no allocation's way.
+//! **Bounds.** Freeing lets one run settle at most, with 9 merges at most. Allocation splits at most 9 times, after at
+//! most 129 runs have settled. Each merge makes one run of two, so over any sequence of calls there are no more merges
+//! than runs freed, split off or adopted. Giving a block up lets all settle that waits, and takes the block's runs off
+//! the lists, 256 at most. What waits is at most 832 frames, and is in no allocation's way.
 //!
 //! **Memory.** Links of 2 * 2 bytes a frame, as any frame may begin a run; a free bit a frame and a pair bit for
 //! each two of an order: 2176 bytes a block.
@@ -216,8 +218,8 @@ impl<'m> Buddy<'m> {
 
 /// The runs that free frames of a block make when none is left to merge, as (first, order).
 ///
-/// From the low end of an extent on, the longest aligned run that fits begins there. Its buddy is then not free or not of
-/// the same order: it would begin before the extent, or end after it, or the run would have been twice as long.
+/// From the low end of an extent on, the longest aligned run that fits begins there. Its buddy is then not free or not
+/// of the same order: it would begin before the extent, or end after it, or the run would have been twice as long.
 fn merged(free: &FreeRows) -> impl Iterator<Item = (usize, usize)> {
     extents(free).flat_map(|(first, len)| {
         let (mut at, end) = (first, first + len);
@@ -331,10 +333,10 @@ mod tests {
     impl Check for Buddy<'_> {
         fn checked(&self) -> Vec<u64> {
             let (mut listed, mut pairs) = (BTreeSet::new(), std::vec![0; self.pairs.len()]);
-            for order in 0..ORDERS {
+            for (order, most) in WAITING.into_iter().enumerate() {
                 let waiting = self.runs_of(&self.waiting, order);
                 let settled = self.runs_of(&self.settled, order);
-                assert!(waiting.len() <= WAITING[order].into(), "{} wait at order {order}", waiting.len());
+                assert!(waiting.len() <= most.into(), "{} wait at order {order}", waiting.len());
                 for run in settled.iter().filter(|_| order < 9) {
                     let (word, mask) = pair(*run, order);
                     assert_eq!(pairs[word] & mask, 0, "{run:#x} of order {order} and its buddy are settled");

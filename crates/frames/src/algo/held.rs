@@ -1,7 +1,8 @@
 //! The blocks that a lane holds: each has a slot, and a count of its free frames.
 //!
-//! A block is found by its number in a table of twice as many places as blocks, from the place that the low bits of its
-//! number name on. A lane's blocks are mostly neighbours, which have places of their own; in the worst case all are looked at.
+//! A block is found by its number in a table of twice as many places as blocks, from the place that the low bits of
+//! its number name on. A lane's blocks are mostly neighbours, which have places of their own; in the worst case all
+//! are looked at.
 
 use addr::Frame;
 

@@ -22,7 +22,7 @@
 //! | algorithm | finds | alloc, free | bytes a block |
 //! |---|---|---|---|
 //! | [`Avl`] | the lowest aligned run | O(log extents) | 6144, and 24 |
-//! | [`Buddy`] | a run of the size, else a split of the smallest larger | O(1), at times 129 merges | 2176 |
+//! | [`Buddy`] | a run of the size, else a split of the smallest larger | O(1), at times 129 runs settle | 2176 |
 //! | [`Slab`] | a run in the row used last, orders 0..=5 | O(1) | 128 |
 //!
 //! Each instance has [`Held`] beside that, inline: which blocks there are, and how many frames of each are free.
@@ -90,10 +90,12 @@ pub(crate) trait Algo {
     fn give_up(&mut self, block: Frame) -> Option<FreeRows>;
 
     /// Number of free frames in the block of `block`; 0 if it is not held here.
+    #[cfg(test)]
     fn free_in(&self, block: Frame) -> u32 {
         self.held().free_in(block)
     }
     /// Number of free frames.
+    #[cfg(test)]
     fn free_frames(&self) -> u32 {
         self.held().free_frames()
     }
@@ -129,14 +131,6 @@ impl<'m> AnyAlgo<'m> {
             AlgoKind::Avl => Some(Self::Avl(Avl::new(blocks, memory))),
             AlgoKind::Buddy => Some(Self::Buddy(Buddy::new(blocks, memory))),
             AlgoKind::Slab => Some(Self::Slab(Slab::new(blocks, memory))),
-        }
-    }
-    /// Which algorithm this is.
-    pub(crate) fn kind(&self) -> AlgoKind {
-        match self {
-            Self::Avl(_) => AlgoKind::Avl,
-            Self::Buddy(_) => AlgoKind::Buddy,
-            Self::Slab(_) => AlgoKind::Slab,
         }
     }
     /// The blocks held here.

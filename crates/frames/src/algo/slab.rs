@@ -4,10 +4,10 @@
 //! CPU's cache and whose frames most likely are.
 //!
 //! **Idea.** After Bonwick ("The Slab Allocator: An Object-Caching Kernel Memory Allocator", USENIX 1994): memory for
-//! objects of one size is kept together in pieces, here rows of 64 frames, so that a piece is either of use for its size
-//! or comes back whole. A row with some frames free is on its class's list, the one touched last in front; a row with all
-//! frames free is of no class and on a list of its own; one with none is on no list, and is found by its address when a frame of
-//! it is freed.
+//! objects of one size is kept together in pieces, here rows of 64 frames, so that a piece is either of use for its
+//! size or comes back whole. A row with some frames free is on its class's list, the one touched last in front; a row
+//! with all frames free is of no class and on a list of its own; one with none is on no list, and is found by its
+//! address when a frame of it is freed.
 //!
 //! ```text
 //!     class 0:  [..1.11.1]->[1.......]          class 3:  [....1111]          whole:  [11111111]->[11111111]

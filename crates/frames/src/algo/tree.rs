@@ -4,10 +4,10 @@
 //! to what is free there already, in O(log n) for n extents, whatever the alignment and the history.
 //!
 //! **Idea.** An *extent* is a maximal run of free frames. Extents hang in a binary tree ordered by address, which is
-//! kept balanced by the heights of subtrees (Adelson-Velsky and Landis 1962; Knuth, "The Art of Computer Programming" 3,
-//! section 6.2.3). This is how the pagers of Fiasco.OC's L4Re keep the memory they give out; what Tian, Waddington and
-//! Kuang measured ("A Scalable Physical Memory Allocation Scheme for L4 Microkernel", COMPSAC 2012) is its rise with the
-//! number of extents, and the queue in front of one such tree.
+//! kept balanced by the heights of subtrees (Adelson-Velsky and Landis 1962; Knuth, "The Art of Computer Programming"
+//! 3, section 6.2.3). This is how the pagers of Fiasco.OC's L4Re keep the memory they give out; what Tian, Waddington
+//! and Kuang measured ("A Scalable Physical Memory Allocation Scheme for L4 Microkernel", COMPSAC 2012) is its rise
+//! with the number of extents, and the queue in front of one such tree.
 //!
 //! Each node knows, of all extents below and including it, the largest order for which one holds an aligned run:
 //!
@@ -257,7 +257,7 @@ impl<'m> Tree<'m> {
         };
         let (child, light) = (self.node(at).child[heavy], 1 - heavy);
         let below = self.heights(child);
-        if false {
+        if below[light] > below[heavy] {
             self.node_mut(at).child[heavy] = self.rotate(child, heavy);
         }
         self.rotate(at, light)
