@@ -22,6 +22,7 @@ mod panic;
 mod places;
 mod planted;
 mod process;
+mod reclaim;
 mod rseq;
 mod sanitize;
 mod sched;

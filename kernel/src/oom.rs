@@ -17,7 +17,7 @@ use linux_raw_sys::general::SIGKILL;
 use crate::{
     hw, memory,
     process::{self, Process, Status},
-    task, wait,
+    reclaim, task, wait,
 };
 
 /// How long a fault waits for the victim to give its memory back, in ns.
@@ -37,6 +37,8 @@ pub fn make_room() -> bool {
     if me.is_ending() {
         return false;
     }
+    // What is missing may be what other CPUs keep at hand.
+    reclaim::drain_all();
     if !memory::frames().exhausted() {
         // There is some again, or no more was missing than one run of luck.
         return true;

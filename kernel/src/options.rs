@@ -2,6 +2,8 @@
 
 use alloc::string::{String, ToString};
 
+use frames::AlgoKind;
+
 use crate::hw::irq::Lock;
 
 /// The options that the kernel knows; others are ignored with a message.
@@ -17,6 +19,8 @@ pub struct Options {
     pub cols: u16,
     /// Run the kernel's own tests instead of a program: `all`, or a name.
     pub selftest: Option<String>,
+    /// The algorithm that hands out frames, if not rows.
+    pub frames: Option<AlgoKind>,
     /// Let programs choose an allocation of a frame that fails (`prctl`).
     pub inject: bool,
     /// Write at the end what lies where in memory.
@@ -39,6 +43,10 @@ pub fn init(line: &str) {
             "places" => o.places = value == "1",
             "plant_shared_counter" => o.plant_shared_counter = value == "1",
             "inject" => o.inject = value == "1",
+            "frames" => match AlgoKind::from_name(value) {
+                Some(kind) => o.frames = Some(kind),
+                None => crate::log!("frames={value} is no algorithm; using row"),
+            },
             "stats" => o.stats = value == "1",
             "selftest" => o.selftest = Some(value.to_string()),
             "aspace" if value != "locked" => crate::log!("aspace={value} is not in this image; using locked"),

@@ -34,7 +34,7 @@ use percpu::{CpuId, CpuSet, MAX_CPUS};
 use crate::{
     hw::{self, cpu, irq, thread},
     places::Place,
-    process,
+    process, reclaim,
     stats::{self, Counter},
     task::{self, Task, TaskMm},
     timers,
@@ -379,6 +379,7 @@ pub fn reschedule() {
         if !(misplaced || mine().resched.swap(false, Ordering::Relaxed)) {
             return;
         }
+        reclaim::tick();
         yield_from(&me, misplaced);
     }
 }
@@ -513,7 +514,10 @@ pub fn drop_lazy_space() -> bool {
 pub fn idle() -> ! {
     let here = cpu::id();
     hw::smp::release_boot_stack();
+    reclaim::begin();
     loop {
+        // Relaxed: a hint; whatever is queued meanwhile is seen below.
+        reclaim::idle(|| mine().len.load(Ordering::Relaxed) == 0);
         {
             let _off = irq::Off::new();
             let rq = mine();

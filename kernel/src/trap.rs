@@ -11,7 +11,7 @@ use addr::VirtAddr;
 use crate::{
     fault,
     hw::{self, TrapFrame, apic, cpu, irq, marker},
-    panic, rseq, sched, shootdown,
+    panic, reclaim, rseq, sched, shootdown,
     signal::{self, SigInfo, code},
     stats::{self, Counter},
     syscall as calls, task, usercopy,
@@ -174,6 +174,7 @@ pub fn leave_to_user(frame: &mut TrapFrame) {
             signal::deliver(frame);
             irq::disable();
         } else if !signal::settle(frame) {
+            reclaim::safe_point();
             return;
         }
     }

@@ -12,7 +12,7 @@ use addr::Frame;
 use percpu::Pinned;
 
 use crate::{
-    Class, Ctx, FRAMES_PER_BLOCK, Frames, FreeError, Node, Req, Run,
+    Class, Ctx, FRAMES_PER_BLOCK, Frames, FreeError, Node, Pressure, Req, Run,
     cpu::{ACCUMULATORS, Cached, OWN, count},
     frames::Me,
     map::{BLOCK_ROWS, Block, Map, Row, lowest_ones, run_bits, runs},
@@ -355,6 +355,28 @@ impl Frames<'_> {
             }
         }
         self.stop_zeroing(me);
+        self.give_up_huge(me);
+    }
+
+    /// This CPU has nothing to do: it lets go of what others may want. Zeroed frames stay at hand, unless memory is short.
+    pub fn park(&self, pin: &Pinned<'_>) {
+        let me = self.me(pin);
+        self.safe_point_of(me);
+        if self.pressure(me.node) != Pressure::None {
+            self.give_up_all(me);
+            return self.give_up_lanes(me);
+        }
+        for kept in me.hot.lease.iter().chain(&me.hot.accumulators).chain([&me.cold.away]) {
+            let (row, mask) = kept.empty();
+            self.give_back(me, row, mask);
+        }
+        for current in &me.hot.current {
+            let block = Block(current.load(OWN));
+            current.store(Block::NONE.0, OWN);
+            if block != Block::NONE {
+                self.unhold(block);
+            }
+        }
         self.give_up_huge(me);
     }
 

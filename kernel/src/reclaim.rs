@@ -1,0 +1,141 @@
+//! When CPUs give back what they keep of free frames, and what they do with them when they have nothing else to do.
+//!
+//! A CPU comes to a *safe point* on its way to user mode and before it halts: there it does what others asked of the
+//! allocator on it. Before it halts it also lets go of what it keeps, so that an idle CPU keeps no frame from anybody; and
+//! as long as nothing is runnable it zeroes frames ahead of need.
+//!
+//! A thread that found no frame asks every CPU for what it keeps, pokes them with the reschedule interrupt, after which each
+//! comes to a safe point, and waits a little. It holds nothing meanwhile, and meets requests itself, so two that ask each
+//! other both go on.
+#![allow(unsafe_code)] // says that this thread stays where it is; gives memory to algorithms
+
+use alloc::alloc::alloc;
+use core::{
+    slice,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use frames::{AlgoKind, Frames, Reclaim, SwitchError, SwitchReport};
+use percpu::{CpuSet, MAX_CPUS, Pinned};
+
+use crate::{
+    hw::{apic, cpu, irq, timer},
+    memory::frames,
+    options, task,
+};
+
+/// How long others are waited for, in ns: each is in the kernel for less, but for the longest calls.
+const PATIENCE: u64 = 20_000_000;
+/// Time between two looks at demand, in ns.
+const TICK: u64 = 10_000_000;
+/// Frames that an idle CPU zeroes before it looks whether it is still idle.
+const AT_A_TIME: u32 = 16;
+
+/// When each CPU looked at demand last.
+#[repr(align(128))]
+struct LastTick(AtomicU64);
+static LAST_TICK: [LastTick; MAX_CPUS] = [const { LastTick(AtomicU64::new(0)) }; MAX_CPUS];
+
+fn here() -> Pinned<'static> {
+    // SAFETY: a thread in the kernel isn't preempted, the callers are no interrupt handlers, and none sleeps meanwhile.
+    unsafe { Pinned::assume(cpu::id()) }
+}
+
+/// On the way to user mode, interrupts off: do what others have asked.
+#[inline]
+pub fn safe_point() {
+    frames().allocator().safe_point(&here());
+}
+
+/// The slice of a thread has ended: look at demand, if it is time.
+pub fn tick() {
+    let last = &LAST_TICK[cpu::id().index()].0;
+    let now = timer::now();
+    // Relaxed: this CPU's own.
+    if now.saturating_sub(last.load(Ordering::Relaxed)) >= TICK {
+        last.store(now, Ordering::Relaxed);
+        frames().allocator().tick(&here());
+    }
+}
+
+/// This CPU has nothing to run, as far as `is_idle` knows: zero frames until it has, and let go of the others. Interrupts
+/// are on.
+pub fn idle(is_idle: impl Fn() -> bool) {
+    let allocator = frames().allocator();
+    tick();
+    while is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {}
+    allocator.park(&here());
+}
+
+/// What the allocator needs of the machine to reclaim.
+struct Others {
+    deadline: u64,
+}
+
+impl Reclaim for Others {
+    /// Nothing is cached that could be dropped: files live in memory, and have no other copy.
+    fn reclaim(&self, _need: u64) -> bool {
+        false
+    }
+    fn poke(&self, cpus: &CpuSet) {
+        let _off = irq::Off::new();
+        let mut others = *cpus;
+        others.remove(cpu::id());
+        apic::send(&others, apic::VECTOR_RESCHED);
+    }
+    fn wait(&self, turn: u32) -> bool {
+        // The first looks come quickly; afterwards others may want this CPU.
+        if turn > 100 {
+            crate::sched::yield_now();
+        }
+        cpu::pause();
+        timer::now() < self.deadline
+    }
+}
+
+/// Have all CPUs give up what they keep, and wait for that a little. For a thread that holds no lock.
+pub fn drain_all() {
+    let others = Others { deadline: timer::now() + PATIENCE };
+    frames().allocator().drain_all(task::unpinned(), &others);
+}
+
+/// Make `kind` this CPU's algorithm, with memory of the kernel's heap if it needs some.
+///
+/// Errors: `NoMemory`.
+pub fn set_algo(kind: AlgoKind) -> Result<SwitchReport, SwitchError> {
+    let allocator = frames().allocator();
+    open(kind)?;
+    allocator.set_algo(&here(), kind, None)
+}
+
+/// Make `kind` available on this CPU.
+///
+/// Errors: `NoMemory`.
+pub fn open(kind: AlgoKind) -> Result<(), SwitchError> {
+    let allocator = frames().allocator();
+    if allocator.is_open(&here(), kind) {
+        return Ok(());
+    }
+    let layout = Frames::lane_layout(kind);
+    // SAFETY: an algorithm's layout isn't empty, if it isn't open already.
+    let memory = unsafe { alloc(layout) };
+    if memory.is_null() {
+        return Err(SwitchError::NoMemory);
+    }
+    // SAFETY: fresh memory of this layout, which is never given back; what is in it doesn't matter to an algorithm, and
+    // is made defined first.
+    let memory = unsafe {
+        memory.write_bytes(0, layout.size());
+        slice::from_raw_parts_mut(memory, layout.size())
+    };
+    allocator.open_lane(&here(), kind, memory)
+}
+
+/// A CPU begins: it takes the algorithm that the command line names.
+pub fn begin() {
+    if let Some(kind) = options::get().frames
+        && let Err(error) = set_algo(kind)
+    {
+        crate::log!("frames={}: {error}", kind.name());
+    }
+}
