@@ -60,6 +60,11 @@ impl Held {
     pub(crate) fn free_frames(&self) -> u32 {
         self.total
     }
+    /// The first frame of the block with most free frames: giving that up moves most memory at a time. `None` if no
+    /// block is held.
+    pub(crate) fn most_free(&self) -> Option<Frame> {
+        self.blocks().max_by_key(|(_, free)| *free).map(|(first, _)| first)
+    }
 
     /// The slot of the block of `block`.
     #[inline]

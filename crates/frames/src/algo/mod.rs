@@ -99,10 +99,9 @@ pub(crate) trait Algo {
     fn free_frames(&self) -> u32 {
         self.held().free_frames()
     }
-    /// The first frame of the block with most free frames: giving it up moves most memory at a time. `None` if no
-    /// block is held.
+    /// The first frame of the block to give up first: see [`Held::most_free`].
     fn most_free(&self) -> Option<Frame> {
-        self.held().blocks().max_by_key(|(_, free)| *free).map(|(first, _)| first)
+        self.held().most_free()
     }
 }
 
@@ -177,13 +176,17 @@ impl<'m> AnyAlgo<'m> {
             Self::Slab(a) => a.give_up(block),
         }
     }
+    /// [`Algo::free_in`].
+    pub(crate) fn free_in(&self, block: Frame) -> u32 {
+        self.held().free_in(block)
+    }
+    /// [`Algo::free_frames`].
+    pub(crate) fn free_frames(&self) -> u32 {
+        self.held().free_frames()
+    }
     /// [`Algo::most_free`].
     pub(crate) fn most_free(&self) -> Option<Frame> {
-        match self {
-            Self::Avl(a) => a.most_free(),
-            Self::Buddy(a) => a.most_free(),
-            Self::Slab(a) => a.most_free(),
-        }
+        self.held().most_free()
     }
 }
 
@@ -287,6 +290,14 @@ fn extents(free: &FreeRows) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
+/// The first multiple of 2^`order` from `at` on. The division that `next_multiple_of` is would take longer than the
+/// search around it.
+#[inline]
+fn round_up(at: u64, order: u32) -> u64 {
+    let below = (1 << order) - 1;
+    (at + below) & !below
+}
+
 /// The largest k for which an aligned run of 2^k lies within `len` >= 1 frames from `start` on.
 ///
 /// A run as long as the length allows may miss its alignment; one of half that size can't, as fewer than half of the
@@ -294,5 +305,5 @@ fn extents(free: &FreeRows) -> impl Iterator<Item = (usize, usize)> {
 #[inline]
 fn largest_order(start: u64, len: u64) -> u32 {
     let order = len.ilog2();
-    if start.next_multiple_of(1 << order) + (1 << order) <= start + len { order } else { order - 1 }
+    if round_up(start, order) + (1 << order) <= start + len { order } else { order - 1 }
 }

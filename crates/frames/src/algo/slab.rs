@@ -271,6 +271,16 @@ mod tests {
     }
 
     #[test]
+    fn an_adopted_row_serves_the_runs_it_consists_of() {
+        let mut slab = slab(1);
+        assert!(slab.adopt(frame(0), &[0, 0xff00, 0, 0xffff_0000, 0, 0, 0xfff0, 0]));
+        assert_eq!(slab.alloc(4), Some(frame(3 * 64 + 16)));
+        assert_eq!((slab.alloc(4), slab.alloc(3)), (None, Some(frame(64 + 8))));
+        // The last row has a run of 8 too, but not of 8 alone.
+        assert_eq!((slab.alloc(3), slab.alloc(2)), (None, Some(frame(6 * 64 + 4))));
+    }
+
+    #[test]
     fn single_frames_come_from_larger_classes_when_nothing_else_is_left() {
         let mut slab = slab(1);
         assert!(slab.adopt(frame(0), &[!0; ROWS]));

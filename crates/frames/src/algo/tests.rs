@@ -283,7 +283,8 @@ fn an_instance_of_each_kind_works_in_memory_of_its_layout() {
         assert!(algo.adopt(frame(1024), &[0, 0, 0, !0, 0, 0, 0, 0]) && algo.held().is_full());
         assert_eq!(algo.most_free(), Some(frame(512)));
         let run = algo.alloc(3).unwrap();
-        assert_eq!(algo.held().free_frames(), 512 + 64 - 8);
+        assert_eq!(algo.free_frames(), 512 + 64 - 8);
+        assert_eq!(algo.free_in(frame(512)) + algo.free_in(frame(1024)), algo.free_frames());
         assert_eq!(algo.free(run, 3), Ok(()));
         assert_eq!(algo.free(run, 2), Err(Refused::DoubleFree));
         assert_eq!(algo.free(frame(0), 0), Err(Refused::NotHeld));

@@ -31,7 +31,7 @@
 //! Nodes lie in one table and are named by their index. Index 0 is no node: its height and best are 0. Nodes given
 //! back form a chain; those never used need no preparation.
 
-use super::{Plain, largest_order};
+use super::{Plain, largest_order, round_up};
 
 /// No node.
 const NIL: u32 = 0;
@@ -50,13 +50,15 @@ pub(crate) struct Node {
     child: [u32; 2],
     /// 1 more than the greater height of the subtrees.
     height: u8,
+    /// 1 more than the largest order that this extent can serve.
+    own: u8,
     /// 1 more than the largest order that the subtree can serve.
     best: u8,
     /// So that no byte is padding.
-    _zero: [u8; 2],
+    _zero: u8,
 }
 
-// SAFETY: integers, and 8 + 4 + 2 * 4 + 1 + 1 + 2 bytes of them, a multiple of 8.
+// SAFETY: integers, and 8 + 4 + 2 * 4 + 4 * 1 bytes of them, a multiple of 8.
 unsafe impl Plain for Node {}
 const _: () = assert!(size_of::<Node>() == 24);
 
@@ -64,9 +66,10 @@ impl Node {
     fn end(&self) -> u64 {
         self.start + u64::from(self.len)
     }
-    /// 1 more than the largest order that this extent can serve.
-    fn own(&self) -> u8 {
-        largest_order(self.start, self.len.into()) as u8 + 1
+    /// Change the bounds of the extent.
+    fn set(&mut self, start: u64, len: u32) {
+        (self.start, self.len) = (start, len);
+        self.own = largest_order(start, len.into()) as u8 + 1;
     }
 }
 
@@ -97,7 +100,7 @@ impl<'m> Tree<'m> {
     /// Take the lowest run of 2^`order` frames whose first is a multiple of that.
     pub(crate) fn take(&mut self, order: u32) -> Option<u64> {
         let at = self.first_fit(order)?;
-        let run = self.node(at).start.next_multiple_of(1 << order);
+        let run = round_up(self.node(at).start, order);
         self.cut(at, run, run + (1 << order));
         Some(run)
     }
@@ -146,7 +149,7 @@ impl<'m> Tree<'m> {
             let [left, right] = node.child;
             if u32::from(self.node(left).best) > order {
                 at = left;
-            } else if u32::from(node.own()) > order {
+            } else if u32::from(node.own) > order {
                 return Some(at);
             } else {
                 at = right;
@@ -189,7 +192,8 @@ impl<'m> Tree<'m> {
             self.spare = self.node(node).child[LEFT];
             node
         };
-        *self.node_mut(node) = Node { start, len, ..Node::default() };
+        *self.node_mut(node) = Node::default();
+        self.node_mut(node).set(start, len);
         self.refresh(node);
         self.root = self.insert(self.root, node);
     }
@@ -202,8 +206,7 @@ impl<'m> Tree<'m> {
     }
     /// Change the bounds of an extent, between those of its neighbours.
     fn resize(&mut self, at: u32, start: u64, len: u32) {
-        let node = self.node_mut(at);
-        (node.start, node.len) = (start, len);
+        self.node_mut(at).set(start, len);
         self.refresh_path(self.root, start);
     }
 
@@ -284,7 +287,7 @@ impl<'m> Tree<'m> {
         let [left, right] = self.node(at).child.map(|child| *self.node(child));
         let node = self.node_mut(at);
         node.height = 1 + left.height.max(right.height);
-        node.best = node.own().max(left.best).max(right.best);
+        node.best = node.own.max(left.best).max(right.best);
     }
 
     /// The side of `at` on which an extent that begins at `start` is.
@@ -343,6 +346,6 @@ impl Tree<'_> {
             run + (1 << order) <= node.end()
         };
         let own = (0..40).filter(fits).max().expect("a single frame fits") as u8 + 1;
-        assert_eq!(node.best, own.max(left.best).max(right.best));
+        assert_eq!((node.own, node.best), (own, own.max(left.best).max(right.best)));
     }
 }
