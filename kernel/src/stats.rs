@@ -1,14 +1,20 @@
 //! Counters, one set per CPU, printed on request; the fault path logs nothing.
 
-use alloc::{collections::BTreeMap, string::String};
+use alloc::{
+    collections::BTreeMap,
+    string::{String, ToString},
+    vec::Vec,
+};
 use core::{
     fmt::Write,
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use frames::CpuStats;
 use percpu::MAX_CPUS;
 
 use crate::{
+    file::proc_frames::columns,
     hw::{cpu, irq},
     memory,
     places::Place,
@@ -99,6 +105,17 @@ pub fn total(what: Counter) -> u64 {
     COUNTS.iter().map(|c| c.0[what as usize].load(Ordering::Relaxed)).sum()
 }
 
+/// The allocator's counters, as more of `counters`.
+fn frame_counters(s: &mut String) {
+    let allocator = memory::frames().allocator();
+    let all: Vec<_> = allocator.everyone().iter().map(|cpu| columns(&allocator.cpu_stats(cpu))).collect();
+    let names = columns(&CpuStats::default()).map(|(name, _)| name);
+    for (i, name) in names.iter().enumerate() {
+        let row: Vec<_> = all.iter().map(|cpu| cpu[i].1.to_string()).collect();
+        let _ = write!(s, ",\"frames_{name}\":[{}]", row.join(","));
+    }
+}
+
 /// Everything as one line of JSON: `counters` by name as an array over CPUs, `unknown_syscalls` by number, and where
 /// every page frame is; in the sanitized build `edges` of the control flow too. `leaked`: frames owned by programs or files after all of them are gone.
 pub fn json(leaked: i64) -> String {
@@ -114,6 +131,7 @@ pub fn json(leaked: i64) -> String {
         }
         s.push(']');
     }
+    frame_counters(&mut s);
     s.push_str("},\"unknown_syscalls\":{");
     for (i, (nr, n)) in UNKNOWN.lock().iter().enumerate() {
         let _ = write!(s, "{}\"{nr}\":{n}", if i > 0 { "," } else { "" });

@@ -49,6 +49,7 @@ mod pidfd;
 mod pipe;
 mod poll;
 mod proc;
+pub mod proc_frames;
 mod proc_memory;
 mod proc_pid;
 mod random;

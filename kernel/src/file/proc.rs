@@ -14,6 +14,7 @@ use super::{
     Result,
     entry::Entry,
     inode::{Inode, Kind, Link, Listing, Name, Node, Volume},
+    proc_frames,
     proc_pid::ProcessDirectory,
     random,
 };
@@ -45,8 +46,10 @@ pub enum Item {
 }
 
 const ROOT: &[(&str, Item)] = &[
+    ("buddyinfo", Item::Text(proc_frames::buddyinfo)),
     ("cpuinfo", Item::Text(cpuinfo)),
     ("filesystems", Item::Text(|| "nodev\ttmpfs\nnodev\tproc\nnodev\tsysfs\n".into())),
+    ("frames", Item::Text(proc_frames::frames)),
     ("loadavg", Item::Text(loadavg)),
     ("meminfo", Item::Text(meminfo)),
     ("mounts", Item::Link(|| "self/mounts".into())),

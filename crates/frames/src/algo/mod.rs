@@ -100,6 +100,7 @@ pub(crate) trait Algo {
         self.held().free_frames()
     }
     /// The first frame of the block to give up first: see [`Held::most_free`].
+    #[cfg(test)]
     fn most_free(&self) -> Option<Frame> {
         self.held().most_free()
     }
@@ -177,10 +178,12 @@ impl<'m> AnyAlgo<'m> {
         }
     }
     /// [`Algo::free_in`].
+    #[cfg(test)]
     pub(crate) fn free_in(&self, block: Frame) -> u32 {
         self.held().free_in(block)
     }
     /// [`Algo::free_frames`].
+    #[cfg(test)]
     pub(crate) fn free_frames(&self) -> u32 {
         self.held().free_frames()
     }
