@@ -63,6 +63,7 @@ mod mappers;
 mod mapping;
 pub mod model;
 pub mod page;
+mod policy;
 
 use alloc::sync::Arc;
 use core::{ops::Range, ptr};
@@ -74,9 +75,8 @@ use tlb::Shootdown;
 
 pub use locked::Locked;
 pub use mappers::{Mapper, Mappers};
-pub use mapping::{
-    Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Policy, Totals,
-};
+pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Totals};
+pub use policy::{Mode, Place, Policy};
 
 /// Pages below this one are never mapped at a place that the caller dictates: Linux's default `mmap_min_addr`, 64 KiB.
 pub const LOWEST: u64 = 16;
@@ -420,7 +420,19 @@ pub trait AddressSpace: Send + Sync {
     /// Make it so that `access` to `va` succeeds, at least once, unless another thread interferes. The faulting
     /// processor has dropped the entry that it faulted on by itself (Intel SDM vol. 3A, 4.10.4.3), so there is
     /// nothing to flush here if rights were only raised.
-    fn fault(&self, va: VirtAddr, access: Access, ctx: &Unpinned<'_>) -> Result<(), Fault>;
+    ///
+    /// A frame that is needed comes from where the mapping's policy says, or else `policy`, the caller's own.
+    fn fault_by(
+        &self,
+        policy: &Policy,
+        va: VirtAddr,
+        access: Access,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Fault>;
+    /// As [`Self::fault_by`], by one who has no policy.
+    fn fault(&self, va: VirtAddr, access: Access, ctx: &Unpinned<'_>) -> Result<(), Fault> {
+        self.fault_by(&Policy::DEFAULT, va, access, ctx)
+    }
     /// A copy: shared mappings stay shared, private pages are the same frames until one side writes.
     ///
     /// Errors: `NoMemory`.

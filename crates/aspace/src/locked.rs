@@ -515,7 +515,13 @@ impl AddressSpace for Locked {
         Ok(())
     }
 
-    fn fault(&self, va: VirtAddr, access: Access, ctx: &Unpinned<'_>) -> Result<(), Fault> {
+    fn fault_by(
+        &self,
+        policy: &Policy,
+        va: VirtAddr,
+        access: Access,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Fault> {
         let (frames, at) = (self.machine.frames, va.page());
         // Exclude those that change the mappings, not other faults.
         let space = self.space.read(ctx);
@@ -525,6 +531,7 @@ impl AddressSpace for Locked {
             return Err(Fault::Denied);
         }
         let offset = at.number() - area.start().number();
+        let policy = mapping.policy.or(*policy);
         let mut gather = self.gather(ctx);
         loop {
             // A frame may be needed: prepare it before the leaf lock.
@@ -533,7 +540,7 @@ impl AddressSpace for Locked {
                 return Err(Fault::Guard);
             }
             if entry.is_empty() {
-                let (frame, rights) = page::ensure(mapping, offset, None, access, frames, ctx)?;
+                let (frame, rights) = page::ensure(mapping, &policy, at, offset, None, access, frames, ctx)?;
                 let pin = ctx.pin();
                 let Some(leaf) = space.table.lock_leaf_or_make(frames, &pin, at) else {
                     frames.free(&pin, frame);
@@ -566,13 +573,14 @@ impl AddressSpace for Locked {
                 let Some(old) = leaf.share(at, frames) else { continue };
                 old
             };
-            let (new, rights) = match page::ensure(mapping, offset, Some(&old), access, frames, ctx) {
-                Ok(copy) => copy,
-                Err(fault) => {
-                    frames.free(&ctx.pin(), old);
-                    return Err(fault);
-                }
-            };
+            let (new, rights) =
+                match page::ensure(mapping, &policy, at, offset, Some(&old), access, frames, ctx) {
+                    Ok(copy) => copy,
+                    Err(fault) => {
+                        frames.free(&ctx.pin(), old);
+                        return Err(fault);
+                    }
+                };
             let pin = ctx.pin();
             let leaf = space.table.lock_leaf(at);
             let Some(leaf) =
@@ -887,7 +895,7 @@ impl Locked {
     fn advise_policy(&self, range: PageRange, policy: Policy, ctx: &Unpinned<'_>) -> Result<(), Error> {
         // Exclude.
         let mut space = self.space.write(ctx);
-        let default = policy == Policy::default();
+        let default = policy.is_default();
         if space.mappings.is_free(range) || !default && !space.mappings.covers(range) {
             return Err(Error::NoMapping);
         }

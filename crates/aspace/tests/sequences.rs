@@ -7,11 +7,11 @@ use std::{cell::Cell, sync::Arc};
 
 use addr::{Page, PageRange, Prot, USER_END_PAGE};
 use aspace::{
-    Access, AddressSpace, Advice, Error, Flags, LOWEST, Limits, Lock, MMAP_TOP, Placement, Policy, RemapTo,
-    Resident, STACK_GAP, Seen, Totals,
+    Access, AddressSpace, Advice, Error, Flags, LOWEST, Limits, Lock, MMAP_TOP, Mode, Placement, Policy,
+    RemapTo, Resident, STACK_GAP, Seen, Totals,
     model::{Model, Objects, State},
 };
-use frames::Use;
+use frames::{Node, NodeSet, Use};
 use machine::{Pages, Sim, anonymous, list, object, page, range};
 use percpu::Unpinned;
 use proptest::prelude::*;
@@ -91,6 +91,19 @@ fn a_length() -> impl Strategy<Value = u64> {
 fn a_range(windows: [u64; 2]) -> impl Strategy<Value = PageRange> {
     (a_page(windows), a_length()).prop_map(|(start, pages)| range(start, pages))
 }
+/// One of few, so that neighbours often have the same; with a part each that another lacks.
+fn a_policy() -> impl Strategy<Value = Policy> {
+    let nodes = NodeSet::first(2);
+    let bind = Policy { mode: Mode::Bind, nodes, told: nodes, ..Policy::DEFAULT };
+    prop::sample::select(vec![
+        Policy::DEFAULT,
+        Policy { mode: Mode::Local, ..Policy::DEFAULT },
+        bind,
+        Policy { home: Node::new(1), ..bind },
+        Policy { told: NodeSet::first(9), flags: 1 << 15, ..bind },
+        Policy { mode: Mode::Interleave, ..bind },
+    ])
+}
 fn a_prot() -> impl Strategy<Value = Prot> {
     (0u8..8).prop_map(Prot::from_bits_truncate)
 }
@@ -116,7 +129,7 @@ fn an_op(windows: [u64; 2]) -> impl Strategy<Value = Op> {
         1 => prop::sample::select(&[Advice::WillNeed, Advice::Cold, Advice::Free, Advice::DontNeedLocked][..]),
         2 => Just(Advice::InstallGuards),
         1 => Just(Advice::RemoveGuards),
-        1 => (0..3u32).prop_map(|mode| Advice::Place(Policy { mode, nodes: u64::from(mode > 1) })),
+        2 => a_policy().prop_map(Advice::Place),
         2 => told,
     ];
     let flags = prop_oneof![

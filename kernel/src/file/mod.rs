@@ -50,6 +50,7 @@ mod pipe;
 mod poll;
 mod proc;
 mod proc_memory;
+mod proc_numa;
 mod proc_pid;
 mod random;
 mod record;
