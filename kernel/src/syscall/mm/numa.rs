@@ -121,7 +121,7 @@ fn policy(mode: Mode, flags: u16, asked: &Mask) -> Result<Policy, Errno> {
         nodes = NodeSet::only(first);
     }
     // As it was said, if that was to be kept; else what it comes down to.
-    Ok(Policy { nodes, told: if chosen { asked.nodes() } else { nodes }, ..said(mode) })
+    Ok(Policy { nodes, told: if flags != 0 { asked.nodes() } else { nodes }, ..said(mode) })
 }
 
 /// A policy's mode with its flags, by Linux's numbers.
