@@ -125,6 +125,23 @@ pub enum Fault {
     NoMemory,
 }
 
+/// Why a page keeps the frame that it has ([`AddressSpace::move_page`]).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Unmoved {
+    /// No mapping covers it, or it is a guard.
+    NoMapping,
+    /// It has no frame.
+    Empty,
+    /// Its frame is an object's.
+    Object,
+    /// Others have it too.
+    Shared,
+    /// Something happened to it meanwhile.
+    Busy,
+    /// There is no frame where it is to be.
+    NoMemory,
+}
+
 /// Why an operation was refused. A refused operation has changed nothing, but for [`AddressSpace::protect`] and
 /// [`AddressSpace::advise`], which say so.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -433,6 +450,17 @@ pub trait AddressSpace: Send + Sync {
     fn fault(&self, va: VirtAddr, access: Access, ctx: &Unpinned<'_>) -> Result<(), Fault> {
         self.fault_by(&Policy::DEFAULT, va, access, ctx)
     }
+    /// Put the contents of `at`, a private page that has a frame of its own, into a frame at `place`; nothing to do if
+    /// `wanted` says yes to the one that it has. A new frame to which `wanted` says no is not taken: `NoMemory`.
+    ///
+    /// Errors: all of [`Unmoved`]. The page is then as before, and needs a fault before the next store.
+    fn move_page(
+        &self,
+        at: Page,
+        place: Place,
+        wanted: &dyn Fn(Frame) -> bool,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Unmoved>;
     /// A copy: shared mappings stay shared, private pages are the same frames until one side writes.
     ///
     /// Errors: `NoMemory`.

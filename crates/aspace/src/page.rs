@@ -85,8 +85,13 @@ pub fn hardware(prot: Prot) -> Prot {
     if prot.is_empty() { prot } else { prot | Prot::READ }
 }
 
-/// A frame of this address space's own with the same bytes.
-fn copy(old: &OwnedFrame, place: Place, frames: &Frames, ctx: &Unpinned<'_>) -> Result<OwnedFrame, Fault> {
+/// A frame of this address space's own with the same bytes, at `place`.
+pub(crate) fn copy(
+    old: &OwnedFrame,
+    place: Place,
+    frames: &Frames,
+    ctx: &Unpinned<'_>,
+) -> Result<OwnedFrame, Fault> {
     let new = frame(place, Use::Anonymous, false, frames, ctx).ok_or(Fault::NoMemory)?;
     let (from, to) = (words(frames, old), words(frames, &new));
     for (from, to) in from.iter().zip(to) {

@@ -3,13 +3,21 @@
 
 mod machine;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    cell::Cell,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+};
 
+use addr::Frame;
 use aspace::{
     Access, AddressSpace, Advice, Backing, Error, Mapping, Mode, Object, ObjectError, Place, Placement,
-    Policy, RemapTo,
+    Policy, RemapTo, Seen, Unmoved,
 };
-use frames::{Frames, Node, NodeSet, OwnedFrame};
+use frames::{Frames, Node, NodeSet, OwnedFrame, Use};
 use machine::{RW, Sim, anonymous, page, range};
 use percpu::Unpinned;
 
@@ -128,6 +136,98 @@ fn policies_split_join_move_and_are_inherited() {
         assert_eq!(place(90, 30, default), Ok(()));
         assert_eq!(place(300, 3, default), Ok(()));
         assert_eq!(policies(&*space, &ctx), [(100, 2, default), (105, 3, default), (300, 3, default)]);
+        space.clear(&ctx);
+    });
+}
+
+#[test]
+fn a_page_that_moves_keeps_what_siblings_store_to_it() {
+    const MOVES: u64 = 300;
+    let sim = Sim::new(2, 256);
+    let space = sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        space.map(Placement::Fixed(page(100)), 1, anonymous(RW), &ctx).expect("there is memory");
+        space
+    });
+    let (stores, done, failed) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            sim.cpus.on(1, |ctx| {
+                sim.enter(&*space, &ctx);
+                let mut n = 0;
+                while !done.load(Ordering::Relaxed) {
+                    n += 1;
+                    let stored = sim.store(&*space, page(100), n, &ctx);
+                    // A store that went to a frame that was left behind is lost here.
+                    let loaded = sim.load(&*space, page(100), &ctx);
+                    if (stored, loaded) != (Ok(()), Ok(n)) {
+                        failed.store(true, Ordering::Relaxed);
+                        panic!("{stored:?}, then {loaded:?} instead of {n}");
+                    }
+                    stores.store(n, Ordering::Relaxed);
+                }
+                sim.leave(&*space, &ctx);
+            });
+        });
+        sim.cpus.on(0, |ctx| {
+            let (mut moved, mut last) = (0, 0);
+            while moved < MOVES {
+                // There is something to lose.
+                while stores.load(Ordering::Relaxed) == last && !failed.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
+                last = stores.load(Ordering::Relaxed);
+                if failed.load(Ordering::Relaxed) {
+                    break;
+                }
+                let first = Cell::new(true);
+                let answer = space.move_page(page(100), Place::Local, &|_| !first.replace(false), &ctx);
+                moved += u64::from(answer == Ok(()));
+                assert!(!matches!(answer, Err(Unmoved::NoMapping | Unmoved::Object | Unmoved::NoMemory)));
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    });
+    sim.cpus.on(0, |ctx| {
+        space.clear(&ctx);
+        assert_eq!(sim.owned(), [0; Use::COUNT]);
+    });
+}
+
+#[test]
+fn pages_stay_where_they_may_and_where_there_is_no_place() {
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        space.map(Placement::Fixed(page(100)), 3, anonymous(RW), &ctx).expect("there is memory");
+        sim.enter(&*space, &ctx);
+        sim.store(&*space, page(100), 7, &ctx).expect("there is memory");
+        let frame = || {
+            let mut frame = None;
+            space.inspect(range(100, 1), &ctx, &mut |seen| {
+                if let Seen::Page(_, page) = seen {
+                    frame = page.frame;
+                }
+            });
+            frame.expect("it was stored to")
+        };
+        let here = frame();
+        let go = |at, wanted: &dyn Fn(Frame) -> bool| space.move_page(page(at), Place::Local, wanted, &ctx);
+        assert_eq!(go(100, &|frame| frame == here), Ok(()));
+        assert_eq!(go(100, &|_| false), Err(Unmoved::NoMemory));
+        assert_eq!(frame(), here);
+        // Its rights come back with the next store.
+        assert_eq!(sim.store(&*space, page(100), 8, &ctx), Ok(()));
+        assert_eq!(frame(), here);
+        assert_eq!(go(100, &|frame| frame != here), Ok(()));
+        assert_ne!(frame(), here);
+        assert_eq!(sim.load(&*space, page(100), &ctx), Ok(8));
+        assert_eq!(go(101, &|_| false), Err(Unmoved::Empty));
+        assert_eq!(go(103, &|_| false), Err(Unmoved::NoMapping));
+        let child = space.fork(&ctx).expect("there is memory");
+        assert_eq!(go(100, &|_| false), Err(Unmoved::Shared));
+        child.clear(&ctx);
+        sim.leave(&*space, &ctx);
         space.clear(&ctx);
     });
 }

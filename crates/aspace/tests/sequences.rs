@@ -7,8 +7,8 @@ use std::{cell::Cell, sync::Arc};
 
 use addr::{Page, PageRange, Prot, USER_END_PAGE};
 use aspace::{
-    Access, AddressSpace, Advice, Error, Flags, LOWEST, Limits, Lock, MMAP_TOP, Mode, Placement, Policy,
-    RemapTo, Resident, STACK_GAP, Seen, Totals,
+    Access, AddressSpace, Advice, Error, Flags, LOWEST, Limits, Lock, MMAP_TOP, Mode, Place, Placement,
+    Policy, RemapTo, Resident, STACK_GAP, Seen, Totals, Unmoved,
     model::{Model, Objects, State},
 };
 use frames::{Node, NodeSet, Use};
@@ -59,6 +59,8 @@ enum Op {
     Load(Page),
     Store(Page),
     Fetch(Page),
+    /// To whatever frame comes, but another one.
+    Move(Page),
     Fork,
     Exit,
     Switch(usize),
@@ -166,6 +168,7 @@ fn an_op(windows: [u64; 2]) -> impl Strategy<Value = Op> {
         3 => a_page(windows).prop_map(|n| Op::Load(page(n))),
         5 => a_page(windows).prop_map(|n| Op::Store(page(n))),
         1 => a_page(windows).prop_map(|n| Op::Fetch(page(n))),
+        2 => a_page(windows).prop_map(|n| Op::Move(page(n))),
         1 => Just(Op::Fork),
         1 => Just(Op::Exit),
         1 => (0usize..4).prop_map(Op::Switch),
@@ -336,6 +339,21 @@ impl World {
             Op::Fetch(at) => {
                 let answer = model.access(at, Access::Exec, &self.contents).map(|_| ());
                 assert_eq!(sim.fetch(&**real, at, ctx), answer);
+            }
+            Op::Move(at) => {
+                let state = model.state(at).filter(|state| !state.guard);
+                let first = Cell::new(true);
+                let answer = real.move_page(at, Place::Local, &|_| !first.replace(false), ctx);
+                match (answer, state) {
+                    (Err(Unmoved::NoMapping), None) | (Err(Unmoved::Empty), Some(_)) => {}
+                    // A page of its own, which a relative may have too; or one of its object's.
+                    (
+                        Ok(()) | Err(Unmoved::Shared),
+                        Some(State { object: None, .. } | State { own: Some(_), .. }),
+                    ) => {}
+                    (Err(Unmoved::Object), Some(State { object: Some(_), own: None, .. })) => {}
+                    _ => panic!("{at:?} was moved: {answer:?}, and is {state:?}"),
+                }
             }
             Op::Fork | Op::Exit | Op::Switch(_) | Op::Resize(..) | Op::Punch(..) | Op::Seal(_) => {
                 self.step_between(op, ctx)
