@@ -8,7 +8,10 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use crate::failure::{USAGE, failure};
+use crate::{
+    failure::{USAGE, failure},
+    numa::Numa,
+};
 
 /// What this driver can be told to do.
 #[derive(Parser)]
@@ -87,9 +90,9 @@ pub struct Run {
     /// Memory, as in 512M or 2G [default: 256M + 64M a CPU]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub mem: Option<u64>,
-    /// NUMA nodes
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = nodes, allow_negative_numbers = true)]
-    pub numa: u32,
+    /// NUMA nodes, as in 2, 2:dist=10,31, or 3:cpus=2,2,0:mem=256M,0,1G [default: 1]
+    #[arg(long, value_name = "N[:…]", value_parser = numa, allow_negative_numbers = true)]
+    pub numa: Option<Numa>,
     /// The design of the address space
     #[arg(long, value_name = "NAME", default_value = "locked")]
     pub aspace: Aspace,
@@ -450,30 +453,30 @@ fn quantum(text: &str) -> Result<u32, String> {
     }
 }
 
-fn nodes(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        // As many as QEMU's distances can be written out for.
-        Ok(n @ 1..=64) => Ok(n),
-        _ => Err("say a number of NUMA nodes from 1 to 64".to_owned()),
-    }
+fn numa(text: &str) -> Result<Numa, String> {
+    text.parse()
 }
 
 /// Bytes from `512M`, `2G`, `1.5G`, `65536K`, with or without `B` or `iB`; binary multiples.
 fn size(text: &str) -> Result<u64, String> {
-    let wrong = || "say a size as in 512M or 2G, at least 64M".to_owned();
+    let enough = bytes(text).filter(|bytes| *bytes >= MIN_MEMORY);
+    enough.ok_or_else(|| "say a size as in 512M or 2G, at least 64M".to_owned())
+}
+
+/// A size above 0, as [`size`]. None for anything else, and for more than the emulated processor can address.
+pub fn bytes(text: &str) -> Option<u64> {
     let upper = text.trim().to_ascii_uppercase();
     let upper = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
-    let unit = match upper.chars().last() {
-        Some('K') => 1u64 << 10,
-        Some('M') => 1 << 20,
-        Some('G') => 1 << 30,
-        Some('T') => 1 << 40,
-        _ => return Err(wrong()),
+    let unit = match upper.chars().last()? {
+        'K' => 1u64 << 10,
+        'M' => 1 << 20,
+        'G' => 1 << 30,
+        'T' => 1 << 40,
+        _ => return None,
     };
-    let number: f64 = upper[..upper.len() - 1].parse().map_err(|_| wrong())?;
+    let number: f64 = upper[..upper.len() - 1].parse().ok()?;
     let bytes = number * unit as f64;
-    // The upper bound is what the emulated processor can address.
-    if (MIN_MEMORY as f64..=(1u64 << 40) as f64).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
+    (1.0..=(1u64 << 40) as f64).contains(&bytes).then_some(bytes as u64)
 }
 
 /// The least memory that the kernel and a small program fit in, in bytes.
@@ -587,6 +590,7 @@ mod tests {
         assert!(mistake(&["--timeout", "0"]).ends_with("say a number of seconds above 0"));
         assert!(mistake(&["--stats=xml"]).ends_with("there is table, json"));
         assert!(mistake(&["--numa", "0"]).ends_with("from 1 to 64"));
+        assert!(mistake(&["--numa", "2:dist=10"]).contains("with N from 11 to 254"));
         assert_eq!(
             mistake(&["--kernel", "linux", "--linux", "5.4"]),
             "invalid value '5.4' for '--linux <6.1|newest>': there is 6.1, newest"

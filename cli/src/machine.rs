@@ -19,6 +19,7 @@ use crate::{
     failure::{USAGE, failure},
     linux,
     needs::{self, Tool},
+    numa::Numa,
     workspace,
 };
 
@@ -51,7 +52,7 @@ pub struct Machine {
     /// Bytes of memory.
     pub memory: u64,
     /// NUMA nodes.
-    pub nodes: u32,
+    pub numa: Numa,
     /// KVM rather than TCG.
     pub kvm: bool,
     /// TCG runs all CPUs in one host thread.
@@ -68,7 +69,7 @@ impl Machine {
             system: System::Quire,
             cpus,
             memory: default_memory(cpus),
-            nodes: 1,
+            numa: Numa::even(1),
             kvm: false,
             one_host_thread: one_host_thread(cpus),
             exact: None,
@@ -122,10 +123,8 @@ impl Machine {
             Some(exact) => exact.arguments(report).iter().for_each(|word| add(&[word.as_str()])),
         }
         add(&["-smp", &format!("{0},sockets=1,cores={0},threads=1", self.cpus), "-m", &format!("{mib}M")]);
-        if self.nodes > 1 {
-            for words in numa(self.nodes, self.cpus, mib) {
-                add(&[words.0, &words.1]);
-            }
+        for (option, value) in self.numa.arguments(self.cpus, mib) {
+            add(&[option, &value]);
         }
         add(&["-display", "none", "-no-reboot", "-nodefaults"]);
         // Input that comes when it likes has no place on the exact machine; there it's packed with the files. Linux's
@@ -160,24 +159,6 @@ pub fn host_cpus() -> u32 {
 /// unmap were measured to run 8 times faster in one thread, and threads that only compute as fast or up to twice slower.
 pub fn one_host_thread(cpus: u32) -> bool {
     cpus >= 2 * host_cpus()
-}
-
-/// Options that split CPUs and memory evenly over the nodes; neighbours are twice as far as a node is from itself.
-fn numa(nodes: u32, cpus: u32, mib: u64) -> Vec<(&'static str, String)> {
-    let mut options = Vec::new();
-    for node in 0..nodes {
-        let share = |total: u64, of: u32| total * u64::from(of) / u64::from(nodes);
-        let size = share(mib, node + 1) - share(mib, node);
-        options.push(("-object", format!("memory-backend-ram,id=m{node},size={size}M")));
-        let (first, end) = (share(cpus.into(), node), share(cpus.into(), node + 1));
-        options.push(("-numa", format!("node,nodeid={node},cpus={first}-{},memdev=m{node}", end - 1)));
-    }
-    for from in 0..nodes {
-        for to in (0..nodes).filter(|to| *to != from) {
-            options.push(("-numa", format!("dist,src={from},dst={to},val=20")));
-        }
-    }
-    options
 }
 
 /// The emulator's path.
@@ -314,24 +295,6 @@ mod tests {
             "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 places=1 \
              plant_shared_counter=1 verbose=1 inject"
         );
-    }
-
-    #[test]
-    fn numa_nodes_share_everything() {
-        let options = numa(3, 8, 1000);
-        let of =
-            |kind: &str| options.iter().filter(|o| o.0 == kind).map(|o| o.1.as_str()).collect::<Vec<_>>();
-        assert_eq!(of("-object")[0], "memory-backend-ram,id=m0,size=333M");
-        assert_eq!(of("-object")[2], "memory-backend-ram,id=m2,size=334M");
-        assert_eq!(
-            of("-numa")[..3],
-            [
-                "node,nodeid=0,cpus=0-1,memdev=m0",
-                "node,nodeid=1,cpus=2-4,memdev=m1",
-                "node,nodeid=2,cpus=5-7,memdev=m2",
-            ]
-        );
-        assert_eq!(of("-numa").len(), 3 + 6);
     }
 
     #[test]

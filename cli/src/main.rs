@@ -19,6 +19,7 @@ mod kernel;
 mod linux;
 mod machine;
 mod needs;
+mod numa;
 mod program;
 mod record;
 mod report;

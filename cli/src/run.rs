@@ -19,6 +19,7 @@ use crate::{
     linux::{self, Linux},
     machine::{self, Boot, Machine},
     needs::{self, Tool},
+    numa::Numa,
     program::{self, GUEST_PATH, Program},
     session::{self, End, Files, Outcome},
     stats,
@@ -65,15 +66,13 @@ pub fn execute(options: &Run) -> Result<Ran> {
     // The demonstration shows several CPUs at work, whatever the host has.
     let default =
         if options.command.is_empty() { DEFAULT_CPUS } else { machine::host_cpus().min(DEFAULT_CPUS) };
-    let cpus = options.cpus.unwrap_or(default);
-    if options.numa > cpus {
-        let line =
-            format!("{} NUMA nodes need as many CPUs: say --cpus {} or more", options.numa, options.numa);
-        return Err(failure(USAGE, line));
-    }
+    let numa = options.numa.clone().unwrap_or(Numa::even(1));
+    let cpus = options.cpus.or(numa.cpus()).unwrap_or(default);
+    numa.check(cpus, options.mem)?;
+    let wanted_memory = options.mem.or(numa.memory());
     // Mistakes show before anything is built or started.
     let linux = options.system.linux()?;
-    if linux.is_some() && options.mem.is_some_and(|bytes| bytes < linux::MIN_MEMORY) {
+    if linux.is_some() && wanted_memory.is_some_and(|bytes| bytes < linux::MIN_MEMORY) {
         let mib = linux::MIN_MEMORY >> 20;
         return Err(failure(USAGE, format!("Linux needs {mib} MiB: say --mem {mib}M or more")));
     }
@@ -87,12 +86,12 @@ pub fn execute(options: &Run) -> Result<Ran> {
         Some(linux) => boot_linux(linux, &mut image, cpus, options.verbose)?,
         None => Machine::new(kernel::build(build)?, cpus),
     };
-    let memory = options.mem.unwrap_or(booted.memory);
+    let memory = wanted_memory.unwrap_or(booted.memory);
     let mut exact = exact::machine(options, &program.host)?;
     if let (Some(exact), Some(linux)) = (exact.as_mut().filter(|exact| exact.count), &linux) {
         exact.places = linux.kallsyms()?.places();
     }
-    let machine = Machine { memory, nodes: options.numa, kvm, exact, ..booted };
+    let machine = Machine { memory, numa, kvm, exact, ..booted };
     // What a program does may depend on whether it talks to a terminal; exact runs are all alike.
     let talks = machine.exact.is_none();
     let boot = Boot {

@@ -24,6 +24,7 @@ const OTHER_NAMES: &[(&str, &[&str])] = &[
     ("fchmodat2", &["452"]),
     ("futex_waitv", &["449"]),
     ("newfstatat", &["fstatat"]),
+    ("set_mempolicy_home_node", &["HOME_NODE"]),
     ("pread64", &["pread"]),
     ("prlimit64", &["prlimit"]),
     ("pwrite64", &["pwrite"]),

@@ -57,7 +57,7 @@ pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
         (Some(va), Some(mm)) if error & ERROR_RESERVED == 0 => {
             let mut attempts = 0..ATTEMPTS;
             loop {
-                match mm.aspace.fault(va, access, &task::unpinned()) {
+                match mm.aspace.fault_by(&task::memory_policy(), va, access, &task::unpinned()) {
                     // Below a stack: it grows, if it may.
                     Err(Fault::NoMapping) if mm.grow(va) => {}
                     Err(Fault::NoMemory) if attempts.next().is_some() && oom::make_room() => {}

@@ -58,6 +58,8 @@ pub struct Task {
     pub affinity: irq::Lock<CpuSet>,
     /// What it was told about its priority and its powers.
     pub attributes: irq::Lock<Attributes>,
+    /// Where it wants memory.
+    pub memory_policy: MemoryPolicy,
     /// The scheduler's part.
     pub sched: Entity,
     /// The machine's part.
@@ -94,8 +96,6 @@ pub struct Attributes {
     pub personality: u32,
     /// How many supplementary groups it has; all of them are 0.
     pub groups: u32,
-    /// set_mempolicy(2).
-    pub memory_policy: Policy,
 }
 
 impl Attributes {
@@ -110,7 +110,6 @@ impl Attributes {
         capabilities: [Self::ALL_CAPABILITIES, Self::ALL_CAPABILITIES, 0],
         personality: 0,
         groups: 0,
-        memory_policy: Policy { mode: 0, nodes: 0 },
     };
 
     /// Those of a thread that this one makes.
@@ -121,6 +120,34 @@ impl Attributes {
         }
         self
     }
+}
+
+/// Where a thread wants memory, as it said by set_mempolicy(2). Page faults ask, so it costs nothing to have said nothing.
+pub struct MemoryPolicy {
+    said: AtomicBool,
+    policy: irq::Lock<Policy>,
+}
+
+impl MemoryPolicy {
+    const fn new() -> Self {
+        Self { said: AtomicBool::new(false), policy: irq::Lock::new(Policy::DEFAULT) }
+    }
+    /// What was said, if anything.
+    pub fn get(&self) -> Policy {
+        // Relaxed: the thread itself sets it, or who makes the thread before it runs; to others it is a report.
+        if self.said.load(Ordering::Relaxed) { *self.policy.lock() } else { Policy::DEFAULT }
+    }
+    /// Say it.
+    pub fn set(&self, policy: Policy) {
+        *self.policy.lock() = policy;
+        // Relaxed: as in `get`.
+        self.said.store(!policy.is_default(), Ordering::Relaxed);
+    }
+}
+
+/// Where the calling thread wants memory.
+pub fn memory_policy() -> Policy {
+    current().memory_policy.get()
 }
 
 /// Lock memory without limit.
@@ -179,6 +206,7 @@ impl Task {
             rseq: rseq::State::new(),
             affinity: irq::Lock::new(sched::online()),
             attributes: irq::Lock::new(Attributes::FRESH),
+            memory_policy: MemoryPolicy::new(),
             sched: Entity::new(),
             thread,
             set_tid: AtomicU64::new(0),

@@ -20,7 +20,7 @@ use alloc::{sync::Arc, vec, vec::Vec};
 use core::{arch::global_asm, ptr, slice};
 
 use addr::{PAGE_BYTES, PAGE_SIZE, Prot};
-use aspace::{AddressSpace, Backing, Label, Mapping, Object, ObjectError, Placement};
+use aspace::{AddressSpace, Backing, Label, Mapping, Object, ObjectError, Placement, Policy};
 use owned::{Memory, OwnedFrame, Use};
 use percpu::{Pinned, Unpinned};
 
@@ -149,7 +149,13 @@ const VVAR_PAGE: u64 = 0;
 const VDSO_PAGE: u64 = 1;
 
 impl Object for Image {
-    fn page(&self, index: u64, frames: &Memory, _ctx: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError> {
+    fn page(
+        &self,
+        index: u64,
+        _policy: &Policy,
+        frames: &Memory,
+        _ctx: &Unpinned<'_>,
+    ) -> Result<OwnedFrame, ObjectError> {
         let frame = usize::try_from(index).ok().and_then(|i| self.frames.get(i));
         frame.map(|f| frames.share(f)).ok_or(ObjectError::BeyondEnd)
     }

@@ -56,10 +56,10 @@ pub(super) struct Case {
 
 /// What is compared.
 #[derive(PartialEq)]
-struct Result3 {
-    status: i32,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
+pub(super) struct Result3 {
+    pub status: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
 }
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
@@ -322,7 +322,7 @@ impl Case {
 }
 
 /// Where two results differ first.
-fn difference(native: &Result3, ours: &Result3) -> String {
+pub(super) fn difference(native: &Result3, ours: &Result3) -> String {
     let mut parts = Vec::new();
     if native.status != ours.status {
         parts.push(format!("status {} instead of {}", ours.status, native.status));

@@ -1,15 +1,21 @@
 //! Linux in the same machine: as transparent as Quire is, so that a comparison compares kernels.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
-use super::{Report, linux::Case};
+use super::{
+    Report,
+    linux::{Case, Result3, difference},
+};
 use crate::{
     args,
     guest::{self, Toolchain},
+    kernel::{self, Build},
     linux::Linux,
+    machine::Machine,
     needs::{self, Tool},
+    numa::Numa,
     program::Program,
 };
 
@@ -21,6 +27,11 @@ const COMMANDS: [(&str, &str, u32); 5] = [
     ("death by a signal", "echo before; kill -SEGV $$", 4),
     ("orphans", "(sleep 1000 &) ; echo $0 $#; cat | wc -c", 4),
 ];
+
+/// Nodes of the machines on which both kernels must say the same of them, and CPUs. Linux numbers nodes with CPUs first, so
+/// these come first here.
+const NODES: [(&str, u32); 3] =
+    [("2", 4), ("4:dist=10,16,24", 4), ("4:cpus=1,3,0,0:mem=128M,0,96M,96M:dist=10,21", 4)];
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
     needs::ensure(&[Tool::Busybox])?;
@@ -41,6 +52,12 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
         let name = format!("{}, Linux {}, {} CPUs", case.name, linux.version, case.cpus);
         report.begin(i, runs.len(), &name);
         report.record(&name, case.check(&linux.machine(case.cpus))?.0);
+    }
+    let quire = kernel::build(Build::Ordinary)?;
+    for (nodes, cpus) in NODES {
+        let name = format!("nodes {nodes} on Quire and Linux {}", newest.version);
+        report.doing(&name);
+        report.record(&name, same_nodes(&quire, &newest, &nodes.parse().map_err(Error::msg)?, cpus)?);
     }
     report.doing("symbols");
     report.record("Linux's symbols", symbols(&newest)?);
@@ -67,6 +84,22 @@ fn cases() -> Result<Vec<Case>> {
         ..Case::shell("mapfork".to_owned(), "", Vec::new(), 4)?
     });
     Ok(cases)
+}
+
+/// Whether the program about nodes says the same on both kernels.
+fn same_nodes(quire: &Path, linux: &Linux, numa: &Numa, cpus: u32) -> Result<Result<(), String>> {
+    let host = guest::c("calls_numa", "c/calls_numa.c", Toolchain::Glibc)?;
+    let case = Case::alone("nodes".to_owned(), host, "calls_numa", &["machine".to_owned()], cpus, 120);
+    let mut said = Vec::new();
+    for machine in [linux.machine(cpus), Machine::new(quire.to_owned(), cpus)] {
+        let memory = numa.memory().unwrap_or(machine.memory);
+        let (result, outcome) = case.check(&Machine { numa: numa.clone(), memory, ..machine })?;
+        if result.is_err() {
+            return Ok(result);
+        }
+        said.push(Result3 { status: 0, stdout: outcome.stdout, stderr: outcome.stderr });
+    }
+    Ok(if said[0] == said[1] { Ok(()) } else { Err(difference(&said[0], &said[1])) })
 }
 
 /// Some that every Linux has are found, by name and by an address inside.

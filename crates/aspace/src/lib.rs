@@ -63,6 +63,7 @@ mod mappers;
 mod mapping;
 pub mod model;
 pub mod page;
+mod policy;
 
 use alloc::sync::Arc;
 use core::{ops::Range, ptr};
@@ -72,11 +73,11 @@ use owned::{Memory, Use};
 use percpu::{Pinned, Unpinned};
 use tlb::Shootdown;
 
+pub use frames::Place;
 pub use locked::Locked;
 pub use mappers::{Mapper, Mappers};
-pub use mapping::{
-    Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Policy, Totals,
-};
+pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Totals};
+pub use policy::{Mode, Policy};
 
 /// Pages below this one are never mapped at a place that the caller dictates: Linux's default `mmap_min_addr`, 64 KiB.
 pub const LOWEST: u64 = 16;
@@ -122,6 +123,23 @@ pub enum Fault {
     /// The page lies beyond the end of its object, or can't be read: SIGBUS, BUS_ADRERR.
     BeyondObject,
     /// There is no frame for the page or for a page table.
+    NoMemory,
+}
+
+/// Why a page keeps the frame that it has ([`AddressSpace::move_page`]).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Unmoved {
+    /// No mapping covers it, or it is a guard.
+    NoMapping,
+    /// It has no frame.
+    Empty,
+    /// Its frame is an object's.
+    Object,
+    /// Others have it too.
+    Shared,
+    /// Something happened to it meanwhile.
+    Busy,
+    /// There is no frame where it is to be.
     NoMemory,
 }
 
@@ -420,7 +438,30 @@ pub trait AddressSpace: Send + Sync {
     /// Make it so that `access` to `va` succeeds, at least once, unless another thread interferes. The faulting
     /// processor has dropped the entry that it faulted on by itself (Intel SDM vol. 3A, 4.10.4.3), so there is
     /// nothing to flush here if rights were only raised.
-    fn fault(&self, va: VirtAddr, access: Access, ctx: &Unpinned<'_>) -> Result<(), Fault>;
+    ///
+    /// A frame that is needed comes from where the mapping's policy says, or else `policy`, the caller's own.
+    fn fault_by(
+        &self,
+        policy: &Policy,
+        va: VirtAddr,
+        access: Access,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Fault>;
+    /// As [`Self::fault_by`], by one who has no policy.
+    fn fault(&self, va: VirtAddr, access: Access, ctx: &Unpinned<'_>) -> Result<(), Fault> {
+        self.fault_by(&Policy::DEFAULT, va, access, ctx)
+    }
+    /// Put the contents of `at`, a private page that has a frame of its own, into a frame at `place`; nothing to do if
+    /// `wanted` says yes to the one that it has. A new frame to which `wanted` says no is not taken: `NoMemory`.
+    ///
+    /// Errors: all of [`Unmoved`]. The page is then as before, and needs a fault before the next store.
+    fn move_page(
+        &self,
+        at: Page,
+        place: Place,
+        wanted: &dyn Fn(Frame) -> bool,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Unmoved>;
     /// A copy: shared mappings stay shared, private pages are the same frames until one side writes.
     ///
     /// Errors: `NoMemory`.

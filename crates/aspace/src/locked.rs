@@ -10,6 +10,7 @@
 //! | --- | --- | --- | --- |
 //! | fault: fill, raise | shared | to look again and insert | none: no entry lost a right |
 //! | fault: copy on write | shared | over insert, flush and raise | under the leaf lock |
+//! | move_page | shared | over share, lower and flush; then as copy on write | under the leaf lock, twice |
 //! | advise(DontNeed, InstallGuards) | shared | over take and flush, leaf by leaf | under the leaf lock |
 //! | advise(RemoveGuards) | shared | each leaf while it changes | none: a guard is no translation |
 //! | advise(Flags, Place), lock, grow | exclusive | no | none: rights stay as they are |
@@ -63,6 +64,9 @@
 //! * **"Only share" against fork.** `frames.is_shared` is asked under `space`, held shared at least; shares of a
 //!   private frame are made by fork, which holds `space` of the owner exclusively, and by copies in flight, which
 //!   also keep others from finding it unshared. So "not shared" stays true until the leaf lock is released.
+//! * **Moving a page while siblings store to it.** The mover takes a share and takes the right to store away, in this
+//!   order, and keeps the leaf lock until that is flushed: from then on nobody stores to the frame, and a fault finds it
+//!   shared and copies it. Then it's a copy on write like any other, and whoever is first under the leaf lock wins.
 //! * **DontNeed against a fault on the same page.** The leaf lock is held over the flush: a fault that waits for it
 //!   fills the page only after every CPU has lost the old frame. Otherwise one thread could see zeros, another,
 //!   later, the old contents.
@@ -100,8 +104,8 @@ use tlb::Gather;
 
 use crate::{
     Access, AddressSpace, Advice, Backing, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper,
-    Mappers, Mapping, MappingInfo, Mappings, Placement, Policy, RemapTo, Resident, STACK_GAP, Seen, Totals,
-    Usage, page,
+    Mappers, Mapping, MappingInfo, Mappings, Place, Placement, Policy, RemapTo, Resident, STACK_GAP, Seen,
+    Totals, Unmoved, Usage, page,
 };
 
 /// An address space under one reader-writer lock.
@@ -515,7 +519,13 @@ impl AddressSpace for Locked {
         Ok(())
     }
 
-    fn fault(&self, va: VirtAddr, access: Access, ctx: &Unpinned<'_>) -> Result<(), Fault> {
+    fn fault_by(
+        &self,
+        policy: &Policy,
+        va: VirtAddr,
+        access: Access,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Fault> {
         let (frames, at) = (self.machine.frames, va.page());
         // Exclude those that change the mappings, not other faults.
         let space = self.space.read(ctx);
@@ -525,6 +535,7 @@ impl AddressSpace for Locked {
             return Err(Fault::Denied);
         }
         let offset = at.number() - area.start().number();
+        let policy = mapping.policy.or(*policy);
         let mut gather = self.gather(ctx);
         loop {
             // A frame may be needed: prepare it before the leaf lock.
@@ -533,7 +544,7 @@ impl AddressSpace for Locked {
                 return Err(Fault::Guard);
             }
             if entry.is_empty() {
-                let (frame, rights) = page::ensure(mapping, offset, None, access, frames, ctx)?;
+                let (frame, rights) = page::ensure(mapping, &policy, at, offset, None, access, frames, ctx)?;
                 let pin = ctx.pin();
                 let Some(leaf) = space.table.lock_leaf_or_make(frames, &pin, at) else {
                     frames.free(&pin, frame);
@@ -566,37 +577,67 @@ impl AddressSpace for Locked {
                 let Some(old) = leaf.share(at, frames) else { continue };
                 old
             };
-            let (new, rights) = match page::ensure(mapping, offset, Some(&old), access, frames, ctx) {
-                Ok(copy) => copy,
-                Err(fault) => {
-                    frames.free(&ctx.pin(), old);
-                    return Err(fault);
-                }
-            };
+            let (new, rights) =
+                match page::ensure(mapping, &policy, at, offset, Some(&old), access, frames, ctx) {
+                    Ok(copy) => copy,
+                    Err(fault) => {
+                        frames.free(&ctx.pin(), old);
+                        return Err(fault);
+                    }
+                };
+            if self.replace(&space, at, old, new, rights, &mut gather, ctx) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn move_page(
+        &self,
+        at: Page,
+        place: Place,
+        wanted: &dyn Fn(Frame) -> bool,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Unmoved> {
+        let frames = self.machine.frames;
+        // Exclude those that change the mappings, not faults.
+        let space = self.space.read(ctx);
+        let (_, mapping) = space.mappings.find(at).ok_or(Unmoved::NoMapping)?;
+        let mut gather = self.gather(ctx);
+        // One more share, then no right to store: a fault finds the frame shared, so it copies rather than give the right
+        // back, and the frame stays as it is while it is copied here.
+        let old = {
             let pin = ctx.pin();
-            let leaf = space.table.lock_leaf(at);
-            let Some(leaf) =
-                leaf.filter(|leaf| use_of(leaf.peek(at)).is_some() && leaf.peek(at).frame() == old.frame())
-            else {
-                frames.free(&pin, new);
-                frames.free(&pin, old);
-                continue;
-            };
-            // Read-only; flush; then writable. The old frame's shares go after the flush.
-            if leaf.peek(at).is_present()
-                && !mutant!("cow-no-flush")
+            let leaf = space.table.lock_leaf(at).ok_or(Unmoved::Empty)?;
+            let entry = leaf.peek(at);
+            match use_of(entry) {
+                _ if entry.is_guard() => return Err(Unmoved::NoMapping),
+                None => return Err(Unmoved::Empty),
+                Some(_) if wanted(entry.frame()) => return Ok(()),
+                Some(Use::Anonymous) if frames.is_shared(entry.frame()) => return Err(Unmoved::Shared),
+                Some(Use::Anonymous) => {}
+                Some(_) => return Err(Unmoved::Object),
+            }
+            let old = leaf.share(at, frames).ok_or(Unmoved::Empty)?;
+            if leaf.protect(at, page::rights(mapping, old.frame(), frames))
+                && !mutant!("move-no-flush")
                 && let Some(single) = PageRange::single(at)
             {
                 gather.add_range(single);
             }
-            if let Some(replaced) = leaf.replace(at, new, rights.difference(Prot::WRITE)) {
-                gather.take(replaced);
-            }
-            gather.take(old);
             self.flush(&mut gather, &pin);
-            leaf.protect(at, rights);
-            return Ok(());
-        }
+            old
+        };
+        let new = match page::copy(&old, place, frames, ctx) {
+            Ok(new) if wanted(new.frame()) => new,
+            none_there => {
+                let pin = ctx.pin();
+                none_there.into_iter().for_each(|new| frames.free(&pin, new));
+                frames.free(&pin, old);
+                return Err(Unmoved::NoMemory);
+            }
+        };
+        let rights = page::hardware(mapping.prot);
+        if self.replace(&space, at, old, new, rights, &mut gather, ctx) { Ok(()) } else { Err(Unmoved::Busy) }
     }
 
     fn fork(&self, ctx: &Unpinned<'_>) -> Result<Arc<dyn AddressSpace>, Error> {
@@ -727,6 +768,44 @@ impl AddressSpace for Locked {
 }
 
 impl Locked {
+    /// Put `new`, a copy of `old`, in its place at `at`, with `rights`. False if something else is there by now; `old` and
+    /// `new` are given back then.
+    #[allow(clippy::too_many_arguments, reason = "a page, what it had and gets, and what the caller holds")]
+    fn replace(
+        &self,
+        space: &Space,
+        at: Page,
+        old: OwnedFrame,
+        new: OwnedFrame,
+        rights: Prot,
+        gather: &mut Gather<'_>,
+        ctx: &Unpinned<'_>,
+    ) -> bool {
+        let frames = self.machine.frames;
+        let pin = ctx.pin();
+        let leaf = space.table.lock_leaf(at);
+        let Some(leaf) =
+            leaf.filter(|leaf| use_of(leaf.peek(at)).is_some() && leaf.peek(at).frame() == old.frame())
+        else {
+            frames.free(&pin, new);
+            frames.free(&pin, old);
+            return false;
+        };
+        // Read-only; flush; then writable. The old frame's shares go after the flush.
+        if leaf.peek(at).is_present()
+            && !mutant!("cow-no-flush")
+            && let Some(single) = PageRange::single(at)
+        {
+            gather.add_range(single);
+        }
+        if let Some(replaced) = leaf.replace(at, new, rights.difference(Prot::WRITE)) {
+            gather.take(replaced);
+        }
+        gather.take(old);
+        self.flush(gather, &pin);
+        leaf.protect(at, rights);
+        true
+    }
     /// One mapping of `remap_within`, with the space locked exclusively.
     #[allow(clippy::too_many_arguments, reason = "the operation's own arguments, and what it holds")]
     fn remap_one(
@@ -887,7 +966,7 @@ impl Locked {
     fn advise_policy(&self, range: PageRange, policy: Policy, ctx: &Unpinned<'_>) -> Result<(), Error> {
         // Exclude.
         let mut space = self.space.write(ctx);
-        let default = policy == Policy::default();
+        let default = policy.is_default();
         if space.mappings.is_free(range) || !default && !space.mappings.covers(range) {
             return Err(Error::NoMapping);
         }

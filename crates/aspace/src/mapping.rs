@@ -13,7 +13,7 @@ use addr::{Page, PageRange, Prot};
 use owned::{Memory, OwnedFrame};
 use percpu::Unpinned;
 
-use crate::{LOW_WINDOW, LOWEST, MMAP_TOP, Mapper, Mappers, Placement, STACK_GAP};
+use crate::{LOW_WINDOW, LOWEST, MMAP_TOP, Mapper, Mappers, Placement, Policy, STACK_GAP};
 
 /// Why an object has no page to give.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,9 +32,15 @@ pub enum ObjectError {
 ///
 /// Two mappings are parts of one only if their objects are the same `Arc`.
 pub trait Object: Send + Sync {
-    /// A share of the frame that holds page `index`. May sleep; the caller holds the address space's lock, so it
-    /// must not touch user memory.
-    fn page(&self, index: u64, frames: &Memory, ctx: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError>;
+    /// A share of the frame that holds page `index`; if it has none yet, one where `policy` wants that page. May sleep;
+    /// the caller holds the address space's lock, so it must not touch user memory.
+    fn page(
+        &self,
+        index: u64,
+        policy: &Policy,
+        frames: &Memory,
+        ctx: &Unpinned<'_>,
+    ) -> Result<OwnedFrame, ObjectError>;
     /// Device and inode number, for `/proc/self/maps`.
     fn identity(&self) -> (u64, u64);
     /// Name, for `/proc/self/maps`.
@@ -95,16 +101,6 @@ bitflags::bitflags! {
         /// Shared, but of a file that isn't open for writing; for reports.
         const READ_ONLY_FILE = 1 << 13;
     }
-}
-
-/// Where a program wants pages to be on a machine with several nodes of memory (`mbind`). Kept, compared and told; there
-/// is one node.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub struct Policy {
-    /// Linux's number, with flags; 0 if none was asked for.
-    pub mode: u32,
-    /// The nodes, by bit, as they are told.
-    pub nodes: u64,
 }
 
 /// Where a page's first contents come from.
@@ -195,15 +191,7 @@ impl Mapping {
     /// A private mapping without a label or flags.
     pub fn new(prot: Prot, backing: Backing) -> Self {
         let (max_prot, label) = (Prot::all(), Label::None);
-        Self {
-            prot,
-            max_prot,
-            backing,
-            shared: false,
-            label,
-            flags: Flags::empty(),
-            policy: Policy::default(),
-        }
+        Self { prot, max_prot, backing, shared: false, label, flags: Flags::empty(), policy: Policy::DEFAULT }
     }
     /// What the mapping says of the pages from the one `pages` further on.
     pub fn advanced(&self, pages: u64) -> Self {

@@ -287,7 +287,7 @@ impl Model {
             return Err(Error::Invalid);
         }
         if let Advice::Place(policy) = advice {
-            if self.is_free(range) || policy.mode != 0 && !self.covers(range) {
+            if self.is_free(range) || !policy.is_default() && !self.covers(range) {
                 return Err(Error::NoMapping);
             }
             self.pages.range_mut(numbers(range)).for_each(|(_, state)| state.policy = policy);

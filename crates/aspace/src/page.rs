@@ -5,7 +5,8 @@
 //! can make a second one, so the answer "not shared" stays true until this address space forks. A frame of an object
 //! that a private mapping shows is shared with the object, so it is never written, but copied.
 
-use addr::{Frame, PAGE_BYTES, Prot};
+use addr::{Frame, PAGE_BYTES, Page, Prot};
+use frames::{Fill, Req};
 use owned::{Memory, OwnedFrame, Use};
 use percpu::Unpinned;
 use sync::{
@@ -13,13 +14,30 @@ use sync::{
     primitive::{AtomicU64, Ordering},
 };
 
-use crate::{Access, Backing, Fault, Mapping, ObjectError};
+use crate::{Access, Backing, Fault, Mapping, ObjectError, Place, Policy};
 
-/// The frame that the page `offset` pages into `mapping` should have for `access`, and the rights to it.
+/// A frame for `usage`, at `place`, its bytes zero if `zeroed` and else unspecified. Every frame of user memory comes from
+/// here: those of mappings, and those of the objects that are mapped.
+pub fn frame(
+    place: Place,
+    usage: Use,
+    zeroed: bool,
+    frames: &Memory,
+    ctx: &Unpinned<'_>,
+) -> Option<OwnedFrame> {
+    let fill = if zeroed { Fill::Zeroed } else { Fill::Any };
+    frames.alloc_by(&ctx.pin(), usage, Req { place, fill, ..usage.req() }).ok()
+}
+
+/// The frame that page `at` of the space, the one `offset` pages into `mapping`, should have for `access`, and the rights
+/// to it. `policy` is the one in force.
 ///
 /// `held` is the frame that it has now, if any: the caller has found that it may not be written, and gets a copy.
+#[allow(clippy::too_many_arguments, reason = "a page, an access, and who is asked for frames")]
 pub fn ensure(
     mapping: &Mapping,
+    policy: &Policy,
+    at: Page,
     offset: u64,
     held: Option<&OwnedFrame>,
     access: Access,
@@ -27,15 +45,18 @@ pub fn ensure(
     ctx: &Unpinned<'_>,
 ) -> Result<(OwnedFrame, Prot), Fault> {
     let all = hardware(mapping.prot);
+    // A copy of an object's page counts as the object does, as on Linux.
+    let index = mapping.object_page(offset).map_or(at.number(), |(_, index)| index);
+    let place = policy.place(index);
     if let Some(old) = held {
-        return Ok((copy(old, frames, ctx)?, all));
+        return Ok((copy(old, place, frames, ctx)?, all));
     }
     let Backing::Object { object, page } = &mapping.backing else {
-        let zeroed = frames.alloc_zeroed(&ctx.pin(), Use::Anonymous);
+        let zeroed = frame(place, Use::Anonymous, true, frames, ctx);
         return Ok((zeroed.ok_or(Fault::NoMemory)?, all));
     };
     let index = page.checked_add(offset).ok_or(Fault::BeyondObject)?;
-    let theirs = object.page(index, frames, ctx).map_err(|e| match e {
+    let theirs = object.page(index, policy, frames, ctx).map_err(|e| match e {
         ObjectError::BeyondEnd | ObjectError::Io | ObjectError::Sealed => Fault::BeyondObject,
         ObjectError::NoMemory => Fault::NoMemory,
     })?;
@@ -45,7 +66,7 @@ pub fn ensure(
     if access != Access::Write {
         return Ok((theirs, all.difference(Prot::WRITE)));
     }
-    let mine = copy(&theirs, frames, ctx);
+    let mine = copy(&theirs, place, frames, ctx);
     frames.free(&ctx.pin(), theirs);
     Ok((mine?, all))
 }
@@ -63,9 +84,14 @@ pub fn hardware(prot: Prot) -> Prot {
     if prot.is_empty() { prot } else { prot | Prot::READ }
 }
 
-/// A frame of this address space's own with the same bytes.
-fn copy(old: &OwnedFrame, frames: &Memory, ctx: &Unpinned<'_>) -> Result<OwnedFrame, Fault> {
-    let new = frames.alloc(&ctx.pin(), Use::Anonymous).ok_or(Fault::NoMemory)?;
+/// A frame of this address space's own with the same bytes, at `place`.
+pub(crate) fn copy(
+    old: &OwnedFrame,
+    place: Place,
+    frames: &Memory,
+    ctx: &Unpinned<'_>,
+) -> Result<OwnedFrame, Fault> {
+    let new = frame(place, Use::Anonymous, false, frames, ctx).ok_or(Fault::NoMemory)?;
     let (from, to) = (words(frames, old), words(frames, &new));
     for (from, to) in from.iter().zip(to) {
         // Relaxed: each word of an object may be stored to by other address spaces meanwhile, and any of its values

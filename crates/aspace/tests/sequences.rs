@@ -7,10 +7,11 @@ use std::{cell::Cell, sync::Arc};
 
 use addr::{Page, PageRange, Prot, USER_END_PAGE};
 use aspace::{
-    Access, AddressSpace, Advice, Error, Flags, LOWEST, Limits, Lock, MMAP_TOP, Placement, Policy, RemapTo,
-    Resident, STACK_GAP, Seen, Totals,
+    Access, AddressSpace, Advice, Error, Flags, LOWEST, Limits, Lock, MMAP_TOP, Mode, Place, Placement,
+    Policy, RemapTo, Resident, STACK_GAP, Seen, Totals, Unmoved,
     model::{Model, Objects, State},
 };
+use frames::{Node, NodeSet};
 use machine::{Pages, Sim, anonymous, list, object, page, range};
 use owned::Use;
 use percpu::Unpinned;
@@ -59,6 +60,8 @@ enum Op {
     Load(Page),
     Store(Page),
     Fetch(Page),
+    /// To whatever frame comes, but another one.
+    Move(Page),
     Fork,
     Exit,
     Switch(usize),
@@ -91,6 +94,19 @@ fn a_length() -> impl Strategy<Value = u64> {
 fn a_range(windows: [u64; 2]) -> impl Strategy<Value = PageRange> {
     (a_page(windows), a_length()).prop_map(|(start, pages)| range(start, pages))
 }
+/// One of few, so that neighbours often have the same; with a part each that another lacks.
+fn a_policy() -> impl Strategy<Value = Policy> {
+    let nodes = NodeSet::first(2);
+    let bind = Policy { mode: Mode::Bind, nodes, told: nodes, ..Policy::DEFAULT };
+    prop::sample::select(vec![
+        Policy::DEFAULT,
+        Policy { mode: Mode::Local, ..Policy::DEFAULT },
+        bind,
+        Policy { home: Node::new(1), ..bind },
+        Policy { told: NodeSet::first(9), flags: 1 << 15, ..bind },
+        Policy { mode: Mode::Interleave, ..bind },
+    ])
+}
 fn a_prot() -> impl Strategy<Value = Prot> {
     (0u8..8).prop_map(Prot::from_bits_truncate)
 }
@@ -116,7 +132,7 @@ fn an_op(windows: [u64; 2]) -> impl Strategy<Value = Op> {
         1 => prop::sample::select(&[Advice::WillNeed, Advice::Cold, Advice::Free, Advice::DontNeedLocked][..]),
         2 => Just(Advice::InstallGuards),
         1 => Just(Advice::RemoveGuards),
-        1 => (0..3u32).prop_map(|mode| Advice::Place(Policy { mode, nodes: u64::from(mode > 1) })),
+        2 => a_policy().prop_map(Advice::Place),
         2 => told,
     ];
     let flags = prop_oneof![
@@ -153,6 +169,7 @@ fn an_op(windows: [u64; 2]) -> impl Strategy<Value = Op> {
         3 => a_page(windows).prop_map(|n| Op::Load(page(n))),
         5 => a_page(windows).prop_map(|n| Op::Store(page(n))),
         1 => a_page(windows).prop_map(|n| Op::Fetch(page(n))),
+        2 => a_page(windows).prop_map(|n| Op::Move(page(n))),
         1 => Just(Op::Fork),
         1 => Just(Op::Exit),
         1 => (0usize..4).prop_map(Op::Switch),
@@ -323,6 +340,21 @@ impl World {
             Op::Fetch(at) => {
                 let answer = model.access(at, Access::Exec, &self.contents).map(|_| ());
                 assert_eq!(sim.fetch(&**real, at, ctx), answer);
+            }
+            Op::Move(at) => {
+                let state = model.state(at).filter(|state| !state.guard);
+                let first = Cell::new(true);
+                let answer = real.move_page(at, Place::Local, &|_| !first.replace(false), ctx);
+                match (answer, state) {
+                    (Err(Unmoved::NoMapping), None) | (Err(Unmoved::Empty), Some(_)) => {}
+                    // A page of its own, which a relative may have too; or one of its object's.
+                    (
+                        Ok(()) | Err(Unmoved::Shared),
+                        Some(State { object: None, .. } | State { own: Some(_), .. }),
+                    ) => {}
+                    (Err(Unmoved::Object), Some(State { object: Some(_), own: None, .. })) => {}
+                    _ => panic!("{at:?} was moved: {answer:?}, and is {state:?}"),
+                }
             }
             Op::Fork | Op::Exit | Op::Switch(_) | Op::Resize(..) | Op::Punch(..) | Op::Seal(_) => {
                 self.step_between(op, ctx)

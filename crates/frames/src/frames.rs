@@ -309,17 +309,20 @@ impl<'m> Frames<'m> {
         let (first, among) = match req.place {
             Place::Local => (me.node, all),
             Place::Prefer(node) => (node, all),
-            Place::Bind(nodes) => (me.node, nodes.intersection(all)),
+            Place::PreferAny(nodes, near) | Place::Bind(nodes, near) => {
+                (near.unwrap_or(me.node), nodes.intersection(all))
+            }
             Place::Interleave(nodes) => (self.next_of(me, nodes.intersection(all)), all),
         };
         if !all.contains(first) || among.is_empty() {
             return Err(AllocError::Never);
         }
-        let run = if first == me.node && among == all {
-            self.alloc_local(me, req)
-        } else {
-            self.alloc_away(me, first, among, req)
-        };
+        let local = first == me.node && among == all;
+        let run = if local { self.alloc_local(me, req) } else { self.alloc_away(me, first, among, req) };
+        let run = run.or_else(|| match req.place {
+            Place::PreferAny(..) => self.alloc_away(me, first, all, req),
+            _ => None,
+        });
         run.ok_or(AllocError::Short { node: first, need: 1 << req.order })
     }
 

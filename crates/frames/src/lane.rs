@@ -154,6 +154,19 @@ impl<'m> Frames<'m> {
         Ok(SwitchReport { from, cached, blocks })
     }
 
+    /// From now on `kind` serves requests on this CPU that name none; for a change with every thread that runs here, so
+    /// what the algorithms hold stays where it is. It must be open.
+    pub fn use_algo(&self, pin: &Pinned<'_>, kind: AlgoKind) {
+        let me = self.me(pin);
+        if me.cold.algo.load(OWN) == kind as u32 {
+            return;
+        }
+        // What is leased would be handed out before the algorithm is asked.
+        let (row, mask) = me.hot.lease[Class::Movable as usize].empty();
+        self.give_back(me, row, mask);
+        me.cold.algo.store(kind as u32, OWN);
+    }
+
     /// The algorithm that serves `req` on this CPU, if it isn't rows.
     pub(crate) fn lane_of(&self, me: Me<'_>, req: Req) -> Option<AlgoKind> {
         let kind = req.lane.unwrap_or(AlgoKind::from_number(me.cold.algo.load(OWN)));

@@ -68,8 +68,10 @@ pub enum Place {
     Local,
     /// This node, then others in order of their distance from it.
     Prefer(Node),
-    /// These nodes only, the nearest to this CPU first.
-    Bind(NodeSet),
+    /// These nodes, the nearest to the second, or to this CPU, first; then any.
+    PreferAny(NodeSet, Option<Node>),
+    /// Likewise, and no other.
+    Bind(NodeSet, Option<Node>),
     /// These nodes in turn, by the CPU's own count; then as [`Place::Local`].
     Interleave(NodeSet),
 }

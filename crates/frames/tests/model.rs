@@ -48,7 +48,8 @@ fn req() -> impl Strategy<Value = Req> {
     let place = prop_oneof![
         8 => Just(Place::Local),
         1 => (0..2usize).prop_map(|n| Place::Prefer(frames::Node::new(n).unwrap())),
-        1 => (1..4u64).prop_map(|s| Place::Bind(NodeSet::from_bits(s))),
+        1 => (1..4u64).prop_map(|s| Place::Bind(NodeSet::from_bits(s), None)),
+        1 => (1..4u64).prop_map(|s| Place::PreferAny(NodeSet::from_bits(s), frames::Node::new(1))),
         1 => (1..4u64).prop_map(|s| Place::Interleave(NodeSet::from_bits(s))),
     ];
     let lane = prop_oneof![
@@ -135,7 +136,7 @@ fn apply(frames: &'static Frames<'static>, oracle: &mut Oracle, base: u64, step:
         Step::Alloc { cpu, req } => {
             if let Ok(run) = frames.alloc(&pin(cpu), req) {
                 assert_eq!(run.order(), req.order);
-                if let Place::Bind(nodes) = req.place {
+                if let Place::Bind(nodes, _) = req.place {
                     // A block that two nodes share belongs to that of its first frame.
                     let block = testing::frame(run.first().number() / 512 * 512);
                     assert!(nodes.contains(frames.topology().node_of(block)), "{run:?} is not of {nodes:?}");

@@ -378,7 +378,7 @@ impl Use {
     ///
     /// Page tables and stacks stop half-way into the reserve, since programs can make many of them without a frame of
     /// their own; the rest is for the kernel's heap, which has to answer while it refuses and ends whoever took so much.
-    const fn req(self) -> Req {
+    pub const fn req(self) -> Req {
         let (class, ctx) = match self {
             Use::Anonymous | Use::File => (Class::Movable, Ctx::Normal),
             Use::PageTable | Use::Stack => (Class::Unmovable, Ctx::Atomic),

@@ -10,7 +10,7 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::mem;
 
 use addr::PAGE_SIZE;
-use aspace::{Mappers, Object, ObjectError};
+use aspace::{Mappers, Object, ObjectError, Policy};
 use linux_raw_sys::general as c;
 use owned::{Memory, OwnedFrame};
 use percpu::Unpinned;
@@ -197,10 +197,11 @@ impl Object for Entry {
     fn page(
         &self,
         index: u64,
+        policy: &Policy,
         _: &Memory,
         _: &Unpinned<'_>,
     ) -> core::result::Result<OwnedFrame, ObjectError> {
-        self.inode.store().ok_or(ObjectError::Io)?.frame(index)
+        self.inode.store().ok_or(ObjectError::Io)?.frame(index, policy)
     }
     fn identity(&self) -> (u64, u64) {
         (self.inode.volume.device(), self.inode.number)

@@ -51,6 +51,7 @@ mod poll;
 mod proc;
 pub mod proc_frames;
 mod proc_memory;
+mod proc_numa;
 mod proc_pid;
 mod random;
 mod record;

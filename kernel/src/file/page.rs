@@ -4,6 +4,7 @@
 use core::{mem::ManuallyDrop, slice};
 
 use addr::PAGE_BYTES;
+use aspace::Place;
 use owned::{OwnedFrame, Use};
 
 use super::io::{Sink, Source};
@@ -16,15 +17,16 @@ pub static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 pub struct PageShare(ManuallyDrop<OwnedFrame>);
 
 impl PageShare {
-    /// A fresh page of zeros. None when memory is short.
-    pub fn zeroed() -> Option<Self> {
-        let frame = memory::frames().alloc_zeroed(&task::pinned(), Use::File)?;
+    /// A fresh page of zeros, at `place`. None when memory is short.
+    pub fn zeroed(place: Place) -> Option<Self> {
+        let frame = aspace::page::frame(place, Use::File, true, memory::frames(), &task::unpinned())?;
         Some(Self(ManuallyDrop::new(frame)))
     }
 
     /// A fresh page of anything, which must be written before it is read. None when memory is short.
     pub fn uncleared() -> Option<Self> {
-        let frame = memory::frames().alloc(&task::pinned(), Use::File)?;
+        let place = Place::Local;
+        let frame = aspace::page::frame(place, Use::File, false, memory::frames(), &task::unpinned())?;
         Some(Self(ManuallyDrop::new(frame)))
     }
 

@@ -66,7 +66,8 @@ fn line(info: &MappingInfo<'_>, heap: (u64, u64)) -> Vec<u8> {
     bytes
 }
 
-fn heap(mm: &Mm) -> (u64, u64) {
+/// First byte and end of the heap.
+pub fn heap(mm: &Mm) -> (u64, u64) {
     let brk = mm.brk.read(&task::unpinned());
     (brk.start, brk.end)
 }

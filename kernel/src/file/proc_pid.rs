@@ -4,6 +4,7 @@ use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{fmt::Write, sync::atomic::Ordering};
 
 use addr::PAGE_SIZE;
+use aspace::Policy;
 use linux_raw_sys::general as c;
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
     inode::{Kind, Link, Listing, Name, Node, Target},
     open::{OpenFile, access},
     proc::{TICK, Text, number, text},
-    proc_memory,
+    proc_memory, proc_numa,
 };
 use crate::{
     errno::Errno,
@@ -40,6 +41,7 @@ const FILES: &[(&str, Make)] = &[
     ("limits", |s| limits(s).map(Text::from)),
     ("maps", |s| proc_memory::maps(memory(s).as_deref())),
     ("mounts", |_| Ok(MOUNTS.to_vec().into())),
+    ("numa_maps", |s| proc_numa::numa_maps(memory(s).as_deref(), memory_policy(s))),
     ("smaps", |s| proc_memory::smaps(memory(s).as_deref())),
     ("smaps_rollup", |s| proc_memory::rollup(memory(s).as_deref())),
     ("stat", |s| stat(s).map(Text::from)),
@@ -214,6 +216,11 @@ fn comm(s: &Subject) -> Result<Vec<u8>> {
 /// The memory of a process that has any.
 fn memory(s: &Subject) -> Option<Arc<Mm>> {
     s.thread.as_ref().and_then(|t| t.mm()).map(|mm| Arc::clone(&*mm))
+}
+
+/// Where its thread wants memory.
+fn memory_policy(s: &Subject) -> Policy {
+    s.thread.as_ref().map_or(Policy::DEFAULT, |t| t.memory_policy.get())
 }
 
 /// The strings between bounds `which` and `which + 1` of the program's arguments and environment; nothing for a

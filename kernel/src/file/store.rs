@@ -30,7 +30,7 @@ use alloc::{collections::BTreeMap, vec::Vec};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use addr::{PAGE_BYTES, PAGE_SIZE};
-use aspace::{Mappers, ObjectError};
+use aspace::{Mappers, ObjectError, Policy};
 use linux_raw_sys::general as c;
 use owned::OwnedFrame;
 use sync::RwLock;
@@ -131,15 +131,15 @@ impl Pages {
         }
     }
 
-    /// The page at `index`, brought into a frame if it is not yet.
-    fn materialise(&mut self, index: u64) -> Option<PageShare> {
+    /// The page at `index`, brought into a frame where `policy` wants it if it is in none yet.
+    fn materialise(&mut self, index: u64, policy: &Policy) -> Option<PageShare> {
         if let Some(present) = self.present.get(&index) {
             return Some(present.page.share());
         }
         let mut image = self.image_of(index);
         // The boot image's own pages are no more than it is, and running its programs takes frames for them.
         let quota = if self.limited && image.is_empty() { Some(Quota::take()?) } else { None };
-        let page = PageShare::zeroed()?;
+        let page = PageShare::zeroed(policy.place(index))?;
         page.write(0, image.len(), &mut image);
         let share = page.share();
         self.present.insert(index, Present { page, _quota: quota });
@@ -314,7 +314,9 @@ impl Store {
                 Held::Page(page) => Some(page),
                 Held::Image(_) | Held::Hole => None,
             };
-            let Some(page) = present.or_else(|| self.pages.write(&ctx).materialise(index)) else {
+            let Some(page) =
+                present.or_else(|| self.pages.write(&ctx).materialise(index, &task::memory_policy()))
+            else {
                 return moved(done, 1, Errno::ENOSPC).map(|n| (n, offset));
             };
             let got = page.write(from, want, source);
@@ -385,7 +387,7 @@ impl Store {
             return Err(Errno::ENOSPC);
         }
         for index in offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
-            self.pages.write(&ctx).materialise(index).ok_or(Errno::ENOSPC)?;
+            self.pages.write(&ctx).materialise(index, &task::memory_policy()).ok_or(Errno::ENOSPC)?;
         }
         if !keep_size && end > self.size() {
             self.clear_tail();
@@ -430,7 +432,7 @@ impl Store {
                 at = jump.max(next);
             } else {
                 if imaged || pages.present.contains_key(&index) {
-                    let page = pages.materialise(index).ok_or(Errno::ENOSPC)?;
+                    let page = pages.materialise(index, &task::memory_policy()).ok_or(Errno::ENOSPC)?;
                     let from = (at % PAGE_SIZE) as usize;
                     page.clear(from, from + (next - at) as usize);
                 }
@@ -460,8 +462,9 @@ impl Store {
         if data && found >= size { Err(Errno::ENXIO) } else { Ok(found) }
     }
 
-    /// A share of the frame at `index`, for a mapping. Holes get a frame, so that what a shared mapping writes stays.
-    pub fn frame(&self, index: u64) -> core::result::Result<OwnedFrame, ObjectError> {
+    /// A share of the frame at `index`, for a mapping. Holes get a frame, where `policy` wants it, so that what a shared
+    /// mapping writes stays.
+    pub fn frame(&self, index: u64, policy: &Policy) -> core::result::Result<OwnedFrame, ObjectError> {
         let ctx = task::unpinned();
         {
             let pages = self.pages.read(&ctx);
@@ -476,7 +479,7 @@ impl Store {
         if index >= self.size().div_ceil(PAGE_SIZE) {
             return Err(ObjectError::BeyondEnd);
         }
-        pages.materialise(index).map(PageShare::into_owned).ok_or(ObjectError::NoMemory)
+        pages.materialise(index, policy).map(PageShare::into_owned).ok_or(ObjectError::NoMemory)
     }
 
     /// Give back every page: the machine is ending.

@@ -6,7 +6,8 @@
 mod advice;
 mod locking;
 mod map;
-mod numa;
+mod moving;
+pub mod numa;
 
 use addr::{PAGE_SIZE, Page, PageRange, Prot, USER_END, VirtAddr};
 use aspace::{Access, Error, Fault, Flags, Label, Mapping, Placement, RemapTo, STACK_GAP};
@@ -23,7 +24,8 @@ use crate::{
 pub use advice::{madvise, mincore, msync, process_madvise};
 pub use locking::{mlock, mlock2, mlockall, munlock, munlockall};
 pub use map::{mmap, remap_file_pages};
-pub use numa::{get_mempolicy, mbind, move_pages, set_mempolicy};
+pub use moving::{migrate_pages, move_pages};
+pub use numa::{get_mempolicy, mbind, set_mempolicy, set_mempolicy_home_node};
 
 fn mm() -> Result<TaskMm, Errno> {
     task::current().mm().ok_or(Errno::ENOMEM)
@@ -79,12 +81,12 @@ fn bring_in(mm: &Mm, range: PageRange) -> Result<(), Fault> {
 
 /// Access each page of `range`. EINTR's place: a process that is to end does not go on.
 fn touch(mm: &Mm, range: PageRange, access: Access) -> Result<(), Fault> {
-    let ctx = task::unpinned();
+    let (ctx, policy) = (task::unpinned(), task::memory_policy());
     range.iter().try_for_each(|p| {
         if task::current().is_ending() {
             Err(Fault::NoMemory)
         } else {
-            mm.aspace.fault(p.base(), access, &ctx)
+            mm.aspace.fault_by(&policy, p.base(), access, &ctx)
         }
     })
 }

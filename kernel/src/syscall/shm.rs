@@ -13,7 +13,7 @@ use alloc::{
 };
 
 use addr::{PAGE_SIZE, PageRange, Prot, USER_END, USER_END_PAGE, VirtAddr};
-use aspace::{Backing, Error, Flags, Mappers, Mapping, Object, ObjectError, Placement};
+use aspace::{Backing, Error, Flags, Mappers, Mapping, Object, ObjectError, Placement, Policy};
 use owned::{Memory, OwnedFrame};
 use percpu::Unpinned;
 use sync::SpinLock;
@@ -84,8 +84,14 @@ impl Segment {
 
 /// As the memory itself, which is a file without a name.
 impl Object for Segment {
-    fn page(&self, index: u64, frames: &Memory, ctx: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError> {
-        self.memory.page(index, frames, ctx)
+    fn page(
+        &self,
+        index: u64,
+        policy: &Policy,
+        frames: &Memory,
+        ctx: &Unpinned<'_>,
+    ) -> Result<OwnedFrame, ObjectError> {
+        self.memory.page(index, policy, frames, ctx)
     }
     fn identity(&self) -> (u64, u64) {
         self.memory.identity()

@@ -44,6 +44,8 @@ const CALLS: &[(u32, Handler)] = &[
     (nr::__NR_mbind, Plain(mm::mbind)),
     (nr::__NR_set_mempolicy, Plain(mm::set_mempolicy)),
     (nr::__NR_get_mempolicy, Plain(mm::get_mempolicy)),
+    (nr::__NR_set_mempolicy_home_node, Plain(mm::set_mempolicy_home_node)),
+    (nr::__NR_migrate_pages, Plain(mm::migrate_pages)),
     (nr::__NR_move_pages, Plain(mm::move_pages)),
     (nr::__NR_process_madvise, Plain(mm::process_madvise)),
     (nr::__NR_pkey_mprotect, Plain(mm::pkey_mprotect)),

@@ -18,6 +18,7 @@ use std::{
 use addr::{Frame, Page, PageRange, Prot, Pte};
 use aspace::{
     Access, AddressSpace, Backing, Error, Fault, Locked, Machine, Mappers, Mapping, Object, ObjectError,
+    Policy,
 };
 use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{CpuId, CpuSet, Pinned, Unpinned, testing::Machine as Cpus};
@@ -247,7 +248,13 @@ impl Pages {
 }
 
 impl Object for Pages {
-    fn page(&self, index: u64, frames: &Memory, _: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError> {
+    fn page(
+        &self,
+        index: u64,
+        _: &Policy,
+        frames: &Memory,
+        _: &Unpinned<'_>,
+    ) -> Result<OwnedFrame, ObjectError> {
         let on_page = self.on_page.lock().unwrap().take();
         if let Some(f) = on_page {
             f();
