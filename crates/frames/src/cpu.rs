@@ -7,7 +7,7 @@
 //! ```
 //! All words are atomic since others may read them: to find a double free, or to count.
 
-use sync::primitive::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use sync::primitive::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::{
     Class,
@@ -23,12 +23,14 @@ pub(crate) const OWN: Ordering = Ordering::Relaxed;
 #[derive(Debug)]
 pub(crate) struct Cached {
     row: AtomicU32,
+    /// Odd while a lease gets another row, and another number afterwards.
+    turn: AtomicU32,
     mask: AtomicU64,
 }
 
 impl Cached {
     pub(crate) fn new() -> Self {
-        Self { row: AtomicU32::new(Row::NONE.0), mask: AtomicU64::new(0) }
+        Self { row: AtomicU32::new(Row::NONE.0), turn: AtomicU32::new(0), mask: AtomicU64::new(0) }
     }
     #[inline]
     pub(crate) fn row(&self) -> Row {
@@ -42,6 +44,28 @@ impl Cached {
     pub(crate) fn set(&self, row: Row, mask: u64) {
         self.row.store(row.0, OWN);
         self.mask.store(mask, OWN);
+    }
+    /// As [`Self::set`], of a lease, at which other CPUs may look meanwhile.
+    pub(crate) fn renew(&self, row: Row, mask: u64) {
+        let turn = self.turn.load(OWN);
+        self.turn.store(turn.wrapping_add(1), OWN);
+        // Release: whoever sees the row, the mask or what becomes of it sees that the turn has changed; partner of the
+        // fence in `seen_of`.
+        fence(Ordering::Release);
+        self.set(row, mask);
+        // Release: whoever sees the new turn sees both; partner of the load in `seen_of`.
+        self.turn.store(turn.wrapping_add(2), Ordering::Release);
+    }
+    /// From any CPU: the frames of `row` that are in this lease, none if it gets another row at this moment. A mask that
+    /// is read after the row may be that of the next one, which says nothing about `row`.
+    pub(crate) fn seen_of(&self, row: Row) -> u64 {
+        // Acquire: partner of the last store in `renew`.
+        let turn = self.turn.load(Ordering::Acquire);
+        let (of, mask) = (self.row(), self.mask());
+        // Acquire: partner of the fence in `renew`.
+        fence(Ordering::Acquire);
+        let same = turn.is_multiple_of(2) && self.turn.load(OWN) == turn;
+        if same && of == row { mask } else { 0 }
     }
     /// Take everything out.
     pub(crate) fn empty(&self) -> (Row, u64) {
@@ -116,9 +140,9 @@ impl Hot {
     pub(crate) fn set_current(&self, class: Class, block: Block) {
         self.current[class as usize].store(block.0, OWN);
     }
-    /// The frames of `row` that are leased, in either class.
+    /// The frames of `row` that are leased, in either class; from any CPU.
     pub(crate) fn leased(&self, row: Row) -> u64 {
-        self.lease.iter().filter(|l| l.row() == row).fold(0, |m, l| m | l.mask())
+        self.lease.iter().fold(0, |m, l| m | l.seen_of(row))
     }
 }
 

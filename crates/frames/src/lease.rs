@@ -38,7 +38,7 @@ impl Frames<'_> {
                 count(&me.cold.counts.away, u64::from(found.is_some()));
                 found
             })?;
-        lease.set(found.0, found.1);
+        lease.renew(found.0, found.1);
         let (row, bit) = lease.take(0)?;
         self.refilled(me);
         Some(Run::new(self.map.frame(row, bit), 0))

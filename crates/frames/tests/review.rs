@@ -1,0 +1,91 @@
+//! Schedules and inputs that once broke the allocator, each by itself.
+#![cfg(not(loom))]
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+};
+
+use addr::PAGE_SIZE;
+use frames::{
+    AllocError, Class, Ctx, FrameRange, Frames, FreeError, Req, Run, Topology, testing,
+    topology::{Builder, CpuAffinity, MemoryAffinity},
+};
+use percpu::{CpuId, Pinned};
+
+fn cpu(n: usize) -> CpuId {
+    CpuId::new(n).expect("a CPU")
+}
+fn pin(n: usize) -> Pinned<'static> {
+    // SAFETY: each test uses a CPU from one thread only.
+    unsafe { Pinned::assume(cpu(n)) }
+}
+/// To the last frame.
+fn last(order: u32) -> Req {
+    Req { ctx: Ctx::Reserve, ..Req::order(order) }
+}
+fn raw(run: Run) -> u64 {
+    run.into_raw().0.number()
+}
+fn run(first: u64, order: u32) -> Run {
+    // SAFETY: what the tests make of it is a run that they have, or one that is to be refused.
+    unsafe { Run::from_raw(testing::frame(first), order) }
+}
+fn alloc(frames: &Frames<'_>, on: usize, req: Req) -> Result<u64, AllocError> {
+    frames.alloc(&pin(on), req).map(raw)
+}
+fn free(frames: &Frames<'_>, on: usize, first: u64, order: u32) -> Result<(), FreeError> {
+    frames.free(&pin(on), run(first, order))
+}
+
+/// A CPU moves its lease from row to row while another gives back frames of it: none of them is free already.
+#[test]
+fn a_lease_that_moves_is_no_double_free() {
+    const SLOTS: usize = 64;
+    let frames = testing::frames(64 * 512, 2);
+    let ring: Vec<AtomicU64> = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
+    let done = AtomicBool::new(false);
+    let refused = AtomicU64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut at = 0;
+            while !done.load(Ordering::Relaxed) {
+                let frame = ring[at % SLOTS].swap(0, Ordering::Acquire);
+                if frame == 0 {
+                    std::hint::spin_loop();
+                    continue;
+                }
+                at += 1;
+                if frames.free_shared(run(frame, 0)).is_err() {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        for at in 0..1_000_000 {
+            if let Ok(frame) = alloc(frames, 0, Req::default()) {
+                while ring[at % SLOTS]
+                    .compare_exchange(0, frame, Ordering::Release, Ordering::Relaxed)
+                    .is_err()
+                {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+        while ring.iter().any(|slot| slot.load(Ordering::Relaxed) != 0) {
+            thread::yield_now();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(refused.into_inner(), 0, "frames that were owned were refused");
+    frames.drain(&pin(0));
+    assert_eq!(frames.stats().owned, 0);
+}
+
+/// Two nodes, of which the second has CPU 1 and no memory.
+fn no_memory_on_the_second(frames: u64) -> &'static Topology {
+    let mut builder = Builder::new(2);
+    let length = frames * PAGE_SIZE;
+    builder.memory(MemoryAffinity { base: 0, length, domain: 0, enabled: true }).unwrap();
+    builder.cpu(CpuAffinity { cpu: cpu(1), domain: 1, enabled: true });
+    Box::leak(Box::new(builder.build().unwrap()))
+}
