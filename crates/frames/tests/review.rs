@@ -81,6 +81,45 @@ fn a_lease_that_moves_is_no_double_free() {
     assert_eq!(frames.stats().owned, 0);
 }
 
+/// A block that is brought back into service while others with it go out stays there, with whoever takes of it.
+#[test]
+fn a_change_of_mind_keeps_frames() {
+    let frames = testing::frames(64 * 512, 2);
+    let range = |first: u64, end: u64| FrameRange {
+        start: testing::frame(first * 512),
+        end: testing::frame(end * 512),
+    };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                if frames.offline(&pin(0), range(20, 65)).is_err() {
+                    frames.cancel_offline(&pin(0), range(20, 64));
+                }
+                for block in 20..65 {
+                    // SAFETY: imaginary frames, if they are out of service.
+                    let _ = unsafe { frames.online(&pin(0), range(block, block + 1)) };
+                }
+            }
+        });
+        for _ in 0..100_000 {
+            frames.cancel_offline(&pin(1), range(64, 65));
+            // From the top.
+            if let Ok(first) = alloc(frames, 1, Req { class: Class::Unmovable, ..Req::order(8) }) {
+                let result = free(frames, 1, first, 8);
+                if result.is_err() {
+                    done.store(true, Ordering::Relaxed);
+                }
+                assert_eq!(result, Ok(()), "it was out of service");
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    frames.cancel_offline(&pin(1), range(1, 65));
+    let s = frames.stats();
+    assert_eq!((s.owned, frames.recount().wrong), (0, 0), "{s:?}");
+}
+
 /// Two nodes, of which the second has CPU 1 and no memory.
 fn no_memory_on_the_second(frames: u64) -> &'static Topology {
     let mut builder = Builder::new(2);
