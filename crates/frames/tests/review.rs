@@ -81,6 +81,20 @@ fn a_lease_that_moves_is_no_double_free() {
     assert_eq!(frames.stats().owned, 0);
 }
 
+/// A run that is freed twice, the first time into a CPU's shelf, spoils nothing when the shelf is given up.
+#[test]
+fn a_shelved_run_that_another_frees_is_refused() {
+    let frames = testing::frames(64 * 512, 2);
+    let huge = alloc(frames, 0, Req::order(9)).unwrap();
+    assert_eq!(free(frames, 0, huge, 9), Ok(()));
+    // Nobody can see that it lies on a shelf.
+    assert_eq!(frames.free_shared(run(huge, 9)), Ok(()));
+    let taken: Vec<_> = std::iter::from_fn(|| alloc(frames, 1, last(8)).ok()).collect();
+    frames.drain(&pin(0));
+    let count = frames.recount();
+    assert_eq!((count.wrong, count.bits), (0, 64 * 512 - 256 * taken.len() as u64), "{count:?}");
+}
+
 /// A block that is brought back into service while others with it go out stays there, with whoever takes of it.
 #[test]
 fn a_change_of_mind_keeps_frames() {
