@@ -13,7 +13,7 @@ use percpu::Pinned;
 
 use crate::{
     Class, Ctx, FRAMES_PER_BLOCK, Frames, FreeError, Node, Req, Run,
-    cpu::{ACCUMULATORS, Cached, OWN, count},
+    cpu::{ACCUMULATORS, Cached, LANES, OWN, count},
     frames::Me,
     map::{BLOCK_ROWS, Block, Map, Row, lowest_ones, run_bits, runs},
     word::{Kind, State, Word},
@@ -356,6 +356,15 @@ impl Frames<'_> {
         }
         self.stop_zeroing(me);
         self.give_up_huge(me);
+    }
+
+    /// Whether this CPU has frames or holds blocks that it could give to the map.
+    pub(crate) fn keeps_anything(&self, me: Me<'_>) -> bool {
+        let (hot, cold) = (&me.hot, &me.cold);
+        let mut held = hot.current.iter().chain([&cold.zero_block, &cold.clearing]);
+        held.any(|block| block.load(OWN) != Block::NONE.0)
+            || hot.mode() & LANES != 0
+            || self.cached_on(me.id) > cold.ring.frames()
     }
 
     /// Give the map all that this CPU keeps.

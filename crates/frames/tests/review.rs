@@ -81,6 +81,16 @@ fn a_lease_that_moves_is_no_double_free() {
     assert_eq!(frames.stats().owned, 0);
 }
 
+/// What a CPU keeps itself is to be had before it goes without.
+#[test]
+fn what_a_cpu_keeps_is_its_last_reserve() {
+    let frames = testing::frames(16 * 512, 1);
+    let huge: Vec<_> = (0..4).map(|_| alloc(frames, 0, last(9)).unwrap()).collect();
+    huge.into_iter().for_each(|first| free(frames, 0, first, 9).unwrap());
+    let n = std::iter::from_fn(|| alloc(frames, 0, last(0)).ok()).count();
+    assert_eq!(n, 16 * 512, "{:?}", frames.stats());
+}
+
 /// A run that is freed twice, the first time into a CPU's shelf, spoils nothing when the shelf is given up.
 #[test]
 fn a_shelved_run_that_another_frees_is_refused() {
