@@ -13,7 +13,7 @@ use crate::{
     cpu::{Cpu, OWN, count},
     frames::Me,
     layout::Region,
-    map::{Block, EXTENT_BLOCKS, Map},
+    map::{self, Block, EXTENT_BLOCKS, Map, ROW_FRAMES, runs},
     word::{Kind, Owner, State, Word},
 };
 
@@ -120,6 +120,8 @@ impl Frames<'_> {
         let mut take = |block: Block, w: Word| {
             if found.is_some() {
                 self.fetch(me, block, w);
+            } else if !self.seems_to_fit(block, need) {
+                return true;
             } else if self.hold(me, block, w, class) {
                 found = f(block);
                 if found.is_none() {
@@ -136,6 +138,17 @@ impl Frames<'_> {
         }
         count(&me.cold.counts.transfers, u64::from(left < batch));
         found
+    }
+
+    /// Whether `block` has an aligned run of `need` free frames, as far as can be seen without holding it: a block that is
+    /// taken over in vain is lost to its owner all the same.
+    fn seems_to_fit(&self, block: Block, need: u32) -> bool {
+        let zeros = |i: u32| self.map.zeros(block.row(i));
+        match need / ROW_FRAMES {
+            0 if need == 1 => true,
+            0 => (0..map::BLOCK_ROWS).any(|i| runs(zeros(i), need.ilog2()) != 0),
+            n => (0..map::BLOCK_ROWS).step_by(n as usize).any(|at| (at..at + n).all(|i| zeros(i) == !0)),
+        }
     }
 
     /// Make a block that nobody holds this CPU's, without holding it.
@@ -212,7 +225,7 @@ impl Frames<'_> {
                 let mut busy = false;
                 for (block, w) in self.words_of(node) {
                     let fits = w.is(State::Normal) && w.free() >= need && w.owner() != Owner::ISOLATED;
-                    if !fits || (w.owner() == me.owner()) != own {
+                    if !fits || (w.owner() == me.owner()) != own || !self.seems_to_fit(block, need) {
                         continue;
                     }
                     if w.held() || !self.hold(me, block, w, class) {

@@ -91,6 +91,25 @@ fn what_a_cpu_keeps_is_its_last_reserve() {
     assert_eq!(n, 16 * 512, "{:?}", frames.stats());
 }
 
+/// A request for a run that nobody has leaves everybody's blocks with their owners.
+#[test]
+fn a_search_in_vain_takes_nothing_over() {
+    let frames = testing::frames(64 * 512, 2);
+    // Every half block of both has one frame in use.
+    let halves: Vec<_> = (0..128).map(|i| alloc(frames, i / 64, last(8)).unwrap()).collect();
+    for first in halves {
+        // A run of order 8 is its frames.
+        (first + 1..first + 256)
+            .for_each(|frame| free(frames, usize::from(frame >= 512 * 33), frame, 0).unwrap());
+    }
+    (0..2).for_each(|on| frames.drain(&pin(on)));
+    let before = frames.cpu_stats(cpu(1)).unused;
+    assert!(alloc(frames, 0, last(8)).is_err());
+    let after = frames.cpu_stats(cpu(1)).unused;
+    // A batch is taken over, which is at most 16 blocks.
+    assert!(after + 16 * 512 >= before && before > 0, "{before} frames, {after} after a search in vain");
+}
+
 /// A run that is freed twice, the first time into a CPU's shelf, spoils nothing when the shelf is given up.
 #[test]
 fn a_shelved_run_that_another_frees_is_refused() {
