@@ -345,12 +345,15 @@ impl Cpu {
     pub(crate) fn holdings(&self) -> impl Iterator<Item = (Block, Block)> + '_ {
         self.cold.holdings.iter().map(|h| (Block(h.start.load(OWN)), Block(h.end.load(OWN))))
     }
-    /// Remember that it owns blocks of `start..end`, if there is room to.
+    /// Remember that it owns blocks of `start..end`. Without room for another run, the nearest is stretched to there: it
+    /// has blocks of others then, but none of its own is forgotten.
     pub(crate) fn hold_in(&self, start: Block, end: Block) {
         let at = |h: &Holding| (h.start.load(OWN), h.end.load(OWN));
         let near = |&(a, b): &(u32, u32)| a != b && a <= end.0 && start.0 <= b;
         let slot = self.cold.holdings.iter().find(|h| near(&at(h)));
         let slot = slot.or_else(|| self.cold.holdings.iter().find(|h| at(h).0 == at(h).1));
+        let gap = |(a, b): (u32, u32)| a.saturating_sub(end.0).max(start.0.saturating_sub(b));
+        let slot = slot.or_else(|| self.cold.holdings.iter().min_by_key(|h| gap(at(h))));
         if let Some(h) = slot {
             let (a, b) = if at(h).0 == at(h).1 { (start.0, end.0) } else { at(h) };
             // A reader between the two stores sees a run that is too long or empty, and looks at the words anyway.

@@ -163,6 +163,16 @@ fn a_change_of_mind_keeps_frames() {
     assert_eq!((s.owned, frames.recount().wrong), (0, 0), "{s:?}");
 }
 
+/// A CPU finds all its blocks, however many pieces they lie in.
+#[test]
+fn many_pieces_are_all_found() {
+    let pieces: Vec<_> = (0..80u64).map(|i| (2 * i + 1) * 512..(2 * i + 2) * 512).collect();
+    let frames = testing::with_ranges(&pieces, 2);
+    let n = (0..34 * 512).filter(|_| alloc(frames, 0, Req::default()).is_ok()).count();
+    assert_eq!(n, 34 * 512);
+    assert_eq!(frames.cpu_stats(cpu(0)).blocks_taken, 0, "it has {} of its own", 40 * 512 - n);
+}
+
 /// Two nodes, of which the second has CPU 1 and no memory.
 fn no_memory_on_the_second(frames: u64) -> &'static Topology {
     let mut builder = Builder::new(2);
