@@ -79,6 +79,7 @@ impl Frames<'_> {
             self.count_unused(Some(me), w.owner(), -ROWS);
             self.count_used(Some(me), block, i64::from(FRAMES_PER_BLOCK));
             if w.owner() != me.owner() {
+                self.count_pooled(block, w.owner(), -1);
                 let extent = block.0 / EXTENT_BLOCKS * EXTENT_BLOCKS;
                 me.hold_in(Block(extent), Block((extent + EXTENT_BLOCKS).min(self.map.blocks())));
             }

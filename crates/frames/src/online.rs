@@ -61,10 +61,7 @@ impl Frames<'_> {
             if word.claim(w, w.with_owner(Owner::ISOLATED)) {
                 let rows = if w.is(State::Normal) { Map::whole_rows(w.free()) } else { 0 };
                 self.count_unused(Some(me), w.owner(), -rows);
-                if w.owner() == Owner::POOL {
-                    // Relaxed: an estimate.
-                    self.nodes[self.node_of(block).index()].level.0.pooled.fetch_sub(1, Ordering::Relaxed);
-                }
+                self.count_pooled(block, w.owner(), -1);
                 return true;
             }
         }
@@ -137,10 +134,7 @@ impl Frames<'_> {
 
     /// A block came to the owner that its word `w` names.
     fn arrived(&self, me: Me<'_>, block: Block, w: Word) {
-        if w.owner() == Owner::POOL {
-            // Relaxed: an estimate.
-            self.nodes[self.node_of(block).index()].level.0.pooled.fetch_add(1, Ordering::Relaxed);
-        }
+        self.count_pooled(block, w.owner(), 1);
         if w.is(State::Normal) {
             self.count_unused(Some(me), w.owner(), Map::whole_rows(w.free()));
         }
