@@ -38,7 +38,11 @@ impl Frames<'_> {
                 count(&me.cold.counts.away, u64::from(found.is_some()));
                 found
             })?;
-        lease.renew(found.0, found.1);
+        // What is kept of a row is kept in one place, so that a look there finds what is freed twice.
+        let near = &me.hot.accumulators[found.0.0 as usize % ACCUMULATORS];
+        let same = me.hot.lease.iter().chain([near]).filter(|c| c.row() == found.0);
+        let mask = same.fold(found.1, |m, c| m | c.empty().1);
+        lease.renew(found.0, mask);
         let (row, bit) = lease.take(0)?;
         self.refilled(me);
         Some(Run::new(self.map.frame(row, bit), 0))

@@ -124,6 +124,27 @@ fn a_shelved_run_that_another_frees_is_refused() {
     assert_eq!((count.wrong, count.bits), (0, 64 * 512 - 256 * taken.len() as u64), "{count:?}");
 }
 
+/// A frame that lies in an accumulator is free, whichever row is leased meanwhile.
+#[test]
+fn a_gathered_frame_whose_row_is_leased_is_free_once() {
+    let frames = testing::frames(64 * 512, 1);
+    // All frames of a block but the row that the last one is in, and one frame of that row.
+    let block: Vec<_> = (0..512).map(|_| alloc(frames, 0, Req::default()).unwrap()).collect();
+    let next = alloc(frames, 0, Req::default()).unwrap();
+    let row = &block[..64];
+    assert_eq!(row[0] % 64, 0);
+    // All but one are free in the map; the one is in an accumulator.
+    row[1..].iter().for_each(|frame| frames.free_shared(run(*frame, 0)).unwrap());
+    free(frames, 0, row[0], 0).unwrap();
+    // The row is leased again, once what is held has gone.
+    let mut rest = vec![next];
+    while rest.last().unwrap() / 64 != row[0] / 64 {
+        rest.push(alloc(frames, 0, Req::default()).unwrap());
+    }
+    let again = free(frames, 0, row[0], 0);
+    assert_eq!(again, Err(FreeError::DoubleFree(testing::frame(row[0]))));
+}
+
 /// A block that is brought back into service while others with it go out stays there, with whoever takes of it.
 #[test]
 fn a_change_of_mind_keeps_frames() {
