@@ -103,7 +103,7 @@ impl Frames<'_> {
             cold.cleared.store(0, OWN);
         }
         let from = cold.cleared.load(OWN);
-        let to = (from + budget).min(FRAMES_PER_BLOCK);
+        let to = from.saturating_add(budget).min(FRAMES_PER_BLOCK);
         for i in from..to {
             self.clear.ahead(self.map.frame(block.row(i / 64), i % 64));
         }

@@ -128,21 +128,20 @@ fn a_shelved_run_that_another_frees_is_refused() {
 #[test]
 fn a_gathered_frame_whose_row_is_leased_is_free_once() {
     let frames = testing::frames(64 * 512, 1);
-    // All frames of a block but the row that the last one is in, and one frame of that row.
     let block: Vec<_> = (0..512).map(|_| alloc(frames, 0, Req::default()).unwrap()).collect();
     let next = alloc(frames, 0, Req::default()).unwrap();
     let row = &block[..64];
     assert_eq!(row[0] % 64, 0);
     // All but one are free in the map; the one is in an accumulator.
-    row[1..].iter().for_each(|frame| frames.free_shared(run(*frame, 0)).unwrap());
-    free(frames, 0, row[0], 0).unwrap();
+    row[..63].iter().for_each(|frame| frames.free_shared(run(*frame, 0)).unwrap());
+    free(frames, 0, row[63], 0).unwrap();
     // The row is leased again, once what is held has gone.
     let mut rest = vec![next];
     while rest.last().unwrap() / 64 != row[0] / 64 {
         rest.push(alloc(frames, 0, Req::default()).unwrap());
     }
-    let again = free(frames, 0, row[0], 0);
-    assert_eq!(again, Err(FreeError::DoubleFree(testing::frame(row[0]))));
+    let again = free(frames, 0, row[63], 0);
+    assert_eq!(again, Err(FreeError::DoubleFree(testing::frame(row[63]))));
 }
 
 /// A block that is brought back into service while others with it go out stays there, with whoever takes of it.
@@ -201,4 +200,22 @@ fn no_memory_on_the_second(frames: u64) -> &'static Topology {
     builder.memory(MemoryAffinity { base: 0, length, domain: 0, enabled: true }).unwrap();
     builder.cpu(CpuAffinity { cpu: cpu(1), domain: 1, enabled: true });
     Box::leak(Box::new(builder.build().unwrap()))
+}
+
+/// A CPU that idles may be given any budget.
+#[test]
+fn idle_takes_any_budget() {
+    let n = 64 * 512usize;
+    let pages = vec![0u64; 65 * 512 * 512].leak();
+    let base = pages.as_mut_ptr().expose_provenance();
+    // SAFETY: frames up to 65 * 512 are in the buffer, and nobody else uses it.
+    let dm = unsafe { addr::DirectMap::new(base) };
+    let topology = Box::leak(Box::new(Topology::one_node(1)));
+    let frames = testing::with_clear(&[512..512 + n as u64], topology, 1, frames::Clear::new(dm));
+    let req = Req { fill: frames::Fill::Zeroed, ..Req::default() };
+    let have: Vec<_> = (0..2000).map(|_| alloc(frames, 0, req).unwrap()).collect();
+    frames.tick(&pin(0));
+    assert_eq!(frames.idle(&pin(0), 100), 100);
+    assert_eq!(frames.idle(&pin(0), u32::MAX), 412);
+    have.into_iter().for_each(|frame| free(frames, 0, frame, 0).unwrap());
 }
