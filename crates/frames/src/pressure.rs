@@ -137,6 +137,8 @@ impl Frames<'_> {
         if node == me.node {
             let spare = free.saturating_sub(high) / (2 * self.cpus.len() as u64);
             me.cold.unchecked.store(u32::try_from(spare).unwrap_or(u32::MAX), OWN);
+            // A CPU whose node has no memory is as short as the best of the others.
+            let pressure = if high == 0 { self.overall_pressure() } else { pressure };
             me.hot.set_mode(SPARING, self.crowded || pressure != Pressure::None);
         }
         free

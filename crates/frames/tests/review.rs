@@ -202,6 +202,17 @@ fn no_memory_on_the_second(frames: u64) -> &'static Topology {
     Box::leak(Box::new(builder.build().unwrap()))
 }
 
+/// A CPU without memory of its own isn't short while others have plenty.
+#[test]
+fn a_cpu_without_memory_keeps_rows() {
+    let n = 64 * 512;
+    let frames = testing::with_topology(&[512..512 + n], no_memory_on_the_second(n + 512), 2);
+    let have: Vec<_> = (0..640).map(|_| alloc(frames, 1, Req::default()).unwrap()).collect();
+    have.into_iter().for_each(|frame| free(frames, 1, frame, 0).unwrap());
+    let s = frames.cpu_stats(cpu(1));
+    assert!(s.refills <= 20 && s.flushes <= 20, "{s:?}");
+}
+
 /// A CPU that idles may be given any budget.
 #[test]
 fn idle_takes_any_budget() {
