@@ -172,8 +172,8 @@ pub(crate) struct Cold {
     pub(crate) random: AtomicU64,
     /// Whose turn it is among the nodes that requests interleave.
     pub(crate) turn: AtomicU32,
-    /// A row of another node, for requests that name one.
-    pub(crate) away: Cached,
+    /// By class: a row of another node, for requests that name one.
+    pub(crate) away: [Cached; Class::COUNT],
     /// Huge runs at hand, by their blocks.
     pub(crate) huge: [AtomicU32; HUGE_SHELF],
     /// Bounds on `unused`, in rows.
@@ -296,7 +296,7 @@ impl Cpu {
                 batch: AtomicU32::new(1),
                 random: AtomicU64::new(seed | 1),
                 turn: AtomicU32::new(0),
-                away: Cached::new(),
+                away: core::array::from_fn(cached),
                 huge: core::array::from_fn(|_| AtomicU32::new(Block::NONE.0)),
                 low: AtomicI64::new(0),
                 high: AtomicI64::new(0),
@@ -320,7 +320,8 @@ impl Cpu {
     /// Whether it keeps frames of `row`, or may.
     pub(crate) fn keeps(&self, row: Row) -> bool {
         let hot = &self.hot;
-        hot.lease.iter().chain(&hot.accumulators).chain(&self.cold.shelf).any(|c| c.row() == row)
+        let cold = &self.cold;
+        hot.lease.iter().chain(&hot.accumulators).chain(&cold.away).chain(&cold.shelf).any(|c| c.row() == row)
     }
     /// Whole rows free in its blocks: an estimate, from any CPU. Relaxed: see `OWN`.
     pub(crate) fn unused(&self) -> i64 {

@@ -194,7 +194,7 @@ impl Frames<'_> {
 
     /// One frame of `node`, by way of the row that this CPU keeps for such requests.
     pub(crate) fn alloc_one_away(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {
-        let away = &me.cold.away;
+        let away = &me.cold.away[req.class as usize];
         if away.mask() != 0 && self.node_of(away.row().block()) != node {
             let (row, mask) = away.empty();
             self.give_back(me, row, mask);
@@ -229,7 +229,7 @@ impl Frames<'_> {
     pub(crate) fn free_small(&self, me: Me<'_>, row: Row, mask: u64) -> Result<(), FreeError> {
         let hot = &me.hot;
         let near = &hot.accumulators[row.0 as usize % ACCUMULATORS];
-        let kept = hot.lease.iter().chain([near, &me.cold.away]).chain(&me.cold.shelf);
+        let kept = hot.lease.iter().chain([near]).chain(&me.cold.away).chain(&me.cold.shelf);
         let twice = kept.filter(|c| c.row() == row).fold(0, |m, c| m | c.mask()) & mask;
         if twice != 0 {
             return Err(FreeError::DoubleFree(self.map.frame(row, twice.trailing_zeros())));
@@ -347,7 +347,7 @@ impl Frames<'_> {
     /// Give the map all that this CPU keeps, and hold nothing any more; quarantine and lanes apart.
     pub(crate) fn give_up_all(&self, me: Me<'_>) {
         let (hot, cold) = (&me.hot, &me.cold);
-        for kept in hot.lease.iter().chain(&hot.accumulators).chain(&cold.shelf).chain([&cold.away]) {
+        for kept in hot.lease.iter().chain(&hot.accumulators).chain(&cold.shelf).chain(&cold.away) {
             let (row, mask) = kept.empty();
             self.give_back(me, row, mask);
         }

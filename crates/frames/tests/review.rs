@@ -230,3 +230,13 @@ fn idle_takes_any_budget() {
     assert_eq!(frames.idle(&pin(0), u32::MAX), 412);
     have.into_iter().for_each(|frame| free(frames, 0, frame, 0).unwrap());
 }
+
+/// A row for requests that name a node has frames of one class.
+#[test]
+fn requests_that_name_a_node_keep_classes_apart() {
+    let n = 64 * 512;
+    let frames = testing::with_topology(&[512..512 + n], no_memory_on_the_second(n + 512), 2);
+    let place = frames::Place::Prefer(frames::Node::FIRST);
+    let one = |class| alloc(frames, 1, Req { place, class, ..Req::default() }).unwrap() / 512;
+    assert_ne!(one(Class::Movable), one(Class::Unmovable));
+}
