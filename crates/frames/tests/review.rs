@@ -8,7 +8,7 @@ use std::{
 
 use addr::PAGE_SIZE;
 use frames::{
-    AllocError, Class, Ctx, FrameRange, Frames, FreeError, Req, Run, Topology, testing,
+    AlgoKind, AllocError, Class, Ctx, FrameRange, Frames, FreeError, Req, Run, Topology, testing,
     topology::{Builder, CpuAffinity, MemoryAffinity},
 };
 use percpu::{CpuId, Pinned};
@@ -239,4 +239,17 @@ fn requests_that_name_a_node_keep_classes_apart() {
     let place = frames::Place::Prefer(frames::Node::FIRST);
     let one = |class| alloc(frames, 1, Req { place, class, ..Req::default() }).unwrap() / 512;
     assert_ne!(one(Class::Movable), one(Class::Unmovable));
+}
+
+/// Once no other algorithm has blocks on a CPU, what is freed there goes back to the lease.
+#[test]
+fn algorithms_without_blocks_cost_nothing() {
+    let frames = testing::frames(64 * 512, 1);
+    for kind in [AlgoKind::Avl, AlgoKind::Row] {
+        frames.set_algo(&pin(0), kind, Some(testing::lane_memory(kind))).unwrap();
+        let frame = alloc(frames, 0, Req::default()).unwrap();
+        free(frames, 0, frame, 0).unwrap();
+        assert_eq!(alloc(frames, 0, Req::default()), Ok(frame), "under {}", kind.name());
+        free(frames, 0, frame, 0).unwrap();
+    }
 }
