@@ -100,7 +100,10 @@ impl Frames<'_> {
                 return Err(FreeError::DoubleFree(first));
             }
             let room = me.cold.huge.iter().find(|slot| slot.load(OWN) == Block::NONE.0);
-            if let Some(slot) = room.filter(|_| !me.is_sparing() && self.node_of(block) == me.node) {
+            let goes_out = w.owner() == Owner::ISOLATED;
+            if let Some(slot) =
+                room.filter(|_| !me.is_sparing() && !goes_out && self.node_of(block) == me.node)
+            {
                 slot.store(block.0, OWN);
                 return Ok(());
             }

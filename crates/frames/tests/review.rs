@@ -253,3 +253,14 @@ fn algorithms_without_blocks_cost_nothing() {
         free(frames, 0, frame, 0).unwrap();
     }
 }
+
+/// A block on its way out isn't handed out by the shelf that it lies on, or would.
+#[test]
+fn a_block_that_goes_out_is_not_shelved() {
+    let frames = testing::frames(64 * 512, 2);
+    let huge = alloc(frames, 1, Req::order(9)).unwrap();
+    let range = FrameRange { start: testing::frame(huge), end: testing::frame(huge + 512) };
+    assert!(frames.offline(&pin(0), range).is_err());
+    free(frames, 1, huge, 9).unwrap();
+    assert_eq!(frames.offline(&pin(0), range), Ok(()));
+}
