@@ -264,3 +264,16 @@ fn a_block_that_goes_out_is_not_shelved() {
     free(frames, 1, huge, 9).unwrap();
     assert_eq!(frames.offline(&pin(0), range), Ok(()));
 }
+
+/// One frame in quarantine that was freed already doesn't take others with it.
+#[test]
+#[cfg(not(debug_assertions))]
+fn quarantine_frees_what_it_can() {
+    let frames = testing::frames(64 * 512, 1);
+    let have: Vec<_> = (0..8).map(|_| alloc(frames, 0, Req::default()).unwrap()).collect();
+    have.iter().for_each(|frame| frames.free_pending(&pin(0), run(*frame, 0), frames::Gen(1)).unwrap());
+    free(frames, 0, have[0], 0).unwrap();
+    frames.release(&pin(0), frames::Gen(1));
+    frames.drain(&pin(0));
+    assert_eq!(frames.recount().bits, 64 * 512);
+}
