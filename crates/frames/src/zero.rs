@@ -74,9 +74,9 @@ impl Frames<'_> {
         true
     }
 
-    /// Hold a block of this CPU's whose frames are zero.
+    /// Hold a block of this CPU's whose frames are zero: from the end on which blocks are zeroed.
     fn hold_zeroed(&self, me: Me<'_>) -> Option<Block> {
-        self.blocks_of(me.cpu, Kind::Empty, false).find(|&block| {
+        self.blocks_of(me.cpu, Kind::Empty, true).find(|&block| {
             let w = self.map.word(block).peek();
             let ours =
                 w.is_empty() && w.owner() == me.owner() && w.zeroed() && self.node_of(block) == me.node;
