@@ -226,15 +226,15 @@ impl Frames<'_> {
     fn find_anywhere<R>(&self, me: Me<'_>, node: Node, class: Class, need: u32, f: Try<'_, R>) -> Option<R> {
         for own in [true, false] {
             for _ in 0..PATIENCE {
-                let mut busy = false;
+                let (mut busy, mut changed) = (false, false);
                 for (block, w) in self.words_of(node) {
                     let fits = w.is(State::Normal) && w.free() >= need && w.owner() != Owner::ISOLATED;
                     if !fits || (w.owner() == me.owner()) != own || !self.seems_to_fit(block, need) {
                         continue;
                     }
                     if w.held() || !self.hold(me, block, w, class) {
-                        // Held by another CPU, or changed at this moment.
-                        busy |= !w.held() || w.owner() != me.owner();
+                        busy |= w.held() && w.owner() != me.owner();
+                        changed |= !w.held();
                         continue;
                     }
                     if let Some(found) = f(block) {
@@ -244,10 +244,11 @@ impl Frames<'_> {
                     }
                     self.unhold(block);
                 }
-                if !busy || !self.crowded {
+                // What changed at this moment may have been given a frame; and nobody keeps a block for long in so small a
+                // machine as a crowded one.
+                if !changed && !(busy && self.crowded) {
                     break;
                 }
-                // Nobody keeps a block for long in so small a machine.
                 spin_loop();
             }
         }
