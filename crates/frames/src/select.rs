@@ -246,7 +246,7 @@ impl Frames<'_> {
                 }
                 // What changed at this moment may have been given a frame; and nobody keeps a block for long in so small a
                 // machine as a crowded one.
-                if !changed && !(busy && self.crowded) {
+                if !(changed || busy && self.crowded) {
                     break;
                 }
                 spin_loop();

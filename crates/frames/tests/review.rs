@@ -61,7 +61,7 @@ fn a_lease_that_moves_is_no_double_free() {
                 }
             }
         });
-        for at in 0..1_000_000 {
+        for at in 0..400_000 {
             if let Ok(frame) = alloc(frames, 0, Req::default()) {
                 while ring[at % SLOTS]
                     .compare_exchange(0, frame, Ordering::Release, Ordering::Relaxed)
@@ -165,7 +165,7 @@ fn a_change_of_mind_keeps_frames() {
                 }
             }
         });
-        for _ in 0..100_000 {
+        for _ in 0..60_000 {
             frames.cancel_offline(&pin(1), range(64, 65));
             // From the top.
             if let Ok(first) = alloc(frames, 1, Req { class: Class::Unmovable, ..Req::order(8) }) {
