@@ -344,7 +344,7 @@ mod tests {
         builder.memory(MemoryAffinity { base: 0, length: 40 << 21, domain: 0, enabled: true }).unwrap();
         builder.cpu(CpuAffinity { cpu: CpuId::new(0).unwrap(), domain: 1, enabled: true });
         let topology = Box::leak(Box::new(builder.build().unwrap()));
-        let frames = testing::with_topology(&[0..40 << 9], topology, 1);
+        let frames = testing::with_topology(core::slice::from_ref(&(0..40 << 9)), topology, 1);
         // SAFETY: one thread plays the only CPU.
         let pin = unsafe { Pinned::assume(CpuId::new(0).unwrap()) };
         let check = || {

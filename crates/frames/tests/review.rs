@@ -206,7 +206,8 @@ fn no_memory_on_the_second(frames: u64) -> &'static Topology {
 #[test]
 fn a_cpu_without_memory_keeps_rows() {
     let n = 64 * 512;
-    let frames = testing::with_topology(&[512..512 + n], no_memory_on_the_second(n + 512), 2);
+    let frames =
+        testing::with_topology(core::slice::from_ref(&(512..512 + n)), no_memory_on_the_second(n + 512), 2);
     let have: Vec<_> = (0..640).map(|_| alloc(frames, 1, Req::default()).unwrap()).collect();
     have.into_iter().for_each(|frame| free(frames, 1, frame, 0).unwrap());
     let s = frames.cpu_stats(cpu(1));
@@ -222,7 +223,12 @@ fn idle_takes_any_budget() {
     // SAFETY: frames up to 65 * 512 are in the buffer, and nobody else uses it.
     let dm = unsafe { addr::DirectMap::new(base) };
     let topology = Box::leak(Box::new(Topology::one_node(1)));
-    let frames = testing::with_clear(&[512..512 + n as u64], topology, 1, frames::Clear::new(dm));
+    let frames = testing::with_clear(
+        core::slice::from_ref(&(512..512 + n as u64)),
+        topology,
+        1,
+        frames::Clear::new(dm),
+    );
     let req = Req { fill: frames::Fill::Zeroed, ..Req::default() };
     let have: Vec<_> = (0..2000).map(|_| alloc(frames, 0, req).unwrap()).collect();
     frames.tick(&pin(0));
@@ -235,7 +241,8 @@ fn idle_takes_any_budget() {
 #[test]
 fn requests_that_name_a_node_keep_classes_apart() {
     let n = 64 * 512;
-    let frames = testing::with_topology(&[512..512 + n], no_memory_on_the_second(n + 512), 2);
+    let frames =
+        testing::with_topology(core::slice::from_ref(&(512..512 + n)), no_memory_on_the_second(n + 512), 2);
     let place = frames::Place::Prefer(frames::Node::FIRST);
     let one = |class| alloc(frames, 1, Req { place, class, ..Req::default() }).unwrap() / 512;
     assert_ne!(one(Class::Movable), one(Class::Unmovable));
