@@ -7,7 +7,7 @@
 //! ```
 //! All words are atomic since others may read them: to find a double free, or to count.
 
-use sync::primitive::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use sync::primitive::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::{
     Class,
@@ -23,12 +23,14 @@ pub(crate) const OWN: Ordering = Ordering::Relaxed;
 #[derive(Debug)]
 pub(crate) struct Cached {
     row: AtomicU32,
+    /// Odd while a lease gets another row, and another number afterwards.
+    turn: AtomicU32,
     mask: AtomicU64,
 }
 
 impl Cached {
     pub(crate) fn new() -> Self {
-        Self { row: AtomicU32::new(Row::NONE.0), mask: AtomicU64::new(0) }
+        Self { row: AtomicU32::new(Row::NONE.0), turn: AtomicU32::new(0), mask: AtomicU64::new(0) }
     }
     #[inline]
     pub(crate) fn row(&self) -> Row {
@@ -42,6 +44,28 @@ impl Cached {
     pub(crate) fn set(&self, row: Row, mask: u64) {
         self.row.store(row.0, OWN);
         self.mask.store(mask, OWN);
+    }
+    /// As [`Self::set`], of a lease, at which other CPUs may look meanwhile.
+    pub(crate) fn renew(&self, row: Row, mask: u64) {
+        let turn = self.turn.load(OWN);
+        self.turn.store(turn.wrapping_add(1), OWN);
+        // Release: whoever sees the row, the mask or what becomes of it sees that the turn has changed; partner of the
+        // fence in `seen_of`.
+        fence(Ordering::Release);
+        self.set(row, mask);
+        // Release: whoever sees the new turn sees both; partner of the load in `seen_of`.
+        self.turn.store(turn.wrapping_add(2), Ordering::Release);
+    }
+    /// From any CPU: the frames of `row` that are in this lease, none if it gets another row at this moment. A mask that
+    /// is read after the row may be that of the next one, which says nothing about `row`.
+    pub(crate) fn seen_of(&self, row: Row) -> u64 {
+        // Acquire: partner of the last store in `renew`.
+        let turn = self.turn.load(Ordering::Acquire);
+        let (of, mask) = (self.row(), self.mask());
+        // Acquire: partner of the fence in `renew`.
+        fence(Ordering::Acquire);
+        let same = turn.is_multiple_of(2) && self.turn.load(OWN) == turn;
+        if same && of == row { mask } else { 0 }
     }
     /// Take everything out.
     pub(crate) fn empty(&self) -> (Row, u64) {
@@ -116,9 +140,9 @@ impl Hot {
     pub(crate) fn set_current(&self, class: Class, block: Block) {
         self.current[class as usize].store(block.0, OWN);
     }
-    /// The frames of `row` that are leased, in either class.
+    /// The frames of `row` that are leased, in either class; from any CPU.
     pub(crate) fn leased(&self, row: Row) -> u64 {
-        self.lease.iter().filter(|l| l.row() == row).fold(0, |m, l| m | l.mask())
+        self.lease.iter().fold(0, |m, l| m | l.seen_of(row))
     }
 }
 
@@ -148,8 +172,8 @@ pub(crate) struct Cold {
     pub(crate) random: AtomicU64,
     /// Whose turn it is among the nodes that requests interleave.
     pub(crate) turn: AtomicU32,
-    /// A row of another node, for requests that name one.
-    pub(crate) away: Cached,
+    /// By class: a row of another node, for requests that name one.
+    pub(crate) away: [Cached; Class::COUNT],
     /// Huge runs at hand, by their blocks.
     pub(crate) huge: [AtomicU32; HUGE_SHELF],
     /// Bounds on `unused`, in rows.
@@ -272,7 +296,7 @@ impl Cpu {
                 batch: AtomicU32::new(1),
                 random: AtomicU64::new(seed | 1),
                 turn: AtomicU32::new(0),
-                away: Cached::new(),
+                away: core::array::from_fn(cached),
                 huge: core::array::from_fn(|_| AtomicU32::new(Block::NONE.0)),
                 low: AtomicI64::new(0),
                 high: AtomicI64::new(0),
@@ -296,7 +320,8 @@ impl Cpu {
     /// Whether it keeps frames of `row`, or may.
     pub(crate) fn keeps(&self, row: Row) -> bool {
         let hot = &self.hot;
-        hot.lease.iter().chain(&hot.accumulators).chain(&self.cold.shelf).any(|c| c.row() == row)
+        let cold = &self.cold;
+        hot.lease.iter().chain(&hot.accumulators).chain(&cold.away).chain(&cold.shelf).any(|c| c.row() == row)
     }
     /// Whole rows free in its blocks: an estimate, from any CPU. Relaxed: see `OWN`.
     pub(crate) fn unused(&self) -> i64 {
@@ -321,12 +346,15 @@ impl Cpu {
     pub(crate) fn holdings(&self) -> impl Iterator<Item = (Block, Block)> + '_ {
         self.cold.holdings.iter().map(|h| (Block(h.start.load(OWN)), Block(h.end.load(OWN))))
     }
-    /// Remember that it owns blocks of `start..end`, if there is room to.
+    /// Remember that it owns blocks of `start..end`. Without room for another run, the nearest is stretched to there: it
+    /// has blocks of others then, but none of its own is forgotten.
     pub(crate) fn hold_in(&self, start: Block, end: Block) {
         let at = |h: &Holding| (h.start.load(OWN), h.end.load(OWN));
         let near = |&(a, b): &(u32, u32)| a != b && a <= end.0 && start.0 <= b;
         let slot = self.cold.holdings.iter().find(|h| near(&at(h)));
         let slot = slot.or_else(|| self.cold.holdings.iter().find(|h| at(h).0 == at(h).1));
+        let gap = |(a, b): (u32, u32)| a.saturating_sub(end.0).max(start.0.saturating_sub(b));
+        let slot = slot.or_else(|| self.cold.holdings.iter().min_by_key(|h| gap(at(h))));
         if let Some(h) = slot {
             let (a, b) = if at(h).0 == at(h).1 { (start.0, end.0) } else { at(h) };
             // A reader between the two stores sees a run that is too long or empty, and looks at the words anyway.

@@ -348,23 +348,29 @@ impl<'m> Frames<'m> {
         {
             return Some(self.filled(Run::new(self.map.frame(row, bit), req.order), req.fill));
         }
-        if req.order == 0 {
-            return self.refill(me, req).map(|run| self.filled(run, req.fill));
-        }
-        self.topology.by_distance(me.node).find_map(|node| self.alloc_run(me, node, req)).or_else(|| {
-            // What this CPU keeps may be what is missing.
+        let find = || match req.order {
+            0 => self.refill(me, req).map(|run| self.filled(run, req.fill)),
+            _ => self.topology.by_distance(me.node).find_map(|node| self.alloc_run(me, node, req)),
+        };
+        // What this CPU keeps may be what is missing.
+        find().or_else(|| self.give_up_anything(me).then(find).flatten())
+    }
+
+    /// Give the map all that this CPU keeps, lanes' blocks too; false if there was nothing.
+    fn give_up_anything(&self, me: Me<'_>) -> bool {
+        let keeps = self.keeps_anything(me);
+        if keeps {
             self.give_up_all(me);
-            self.topology.by_distance(me.node).find_map(|node| self.alloc_run(me, node, req))
-        })
+            self.give_up_lanes(me);
+        }
+        keeps
     }
 
     /// From the blocks of nodes other than this CPU's: those of `among`, nearest to `first` first.
     fn alloc_away(&self, me: Me<'_>, first: Node, among: NodeSet, req: Req) -> Option<Run> {
         let nodes = || self.topology.by_distance(first).filter(|node| among.contains(*node));
-        nodes().find_map(|node| self.alloc_from(me, node, req)).or_else(|| {
-            self.give_up_all(me);
-            nodes().find_map(|node| self.alloc_from(me, node, req))
-        })
+        let find = || nodes().find_map(|node| self.alloc_from(me, node, req));
+        find().or_else(|| self.give_up_anything(me).then(find).flatten())
     }
 
     fn alloc_from(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {

@@ -13,7 +13,7 @@ use percpu::Pinned;
 
 use crate::{
     FRAMES_PER_BLOCK, Fill, Frames, FreeError, HUGE_ORDER, Node, Req, Run,
-    cpu::OWN,
+    cpu::{OWN, count},
     frames::Me,
     map::{ARENA_BLOCKS, BLOCK_ROWS, Block, EXTENT_BLOCKS},
     word::{Kind, Owner, State, Word},
@@ -79,6 +79,7 @@ impl Frames<'_> {
             self.count_unused(Some(me), w.owner(), -ROWS);
             self.count_used(Some(me), block, i64::from(FRAMES_PER_BLOCK));
             if w.owner() != me.owner() {
+                self.count_pooled(block, w.owner(), -1);
                 let extent = block.0 / EXTENT_BLOCKS * EXTENT_BLOCKS;
                 me.hold_in(Block(extent), Block((extent + EXTENT_BLOCKS).min(self.map.blocks())));
             }
@@ -99,12 +100,17 @@ impl Frames<'_> {
                 return Err(FreeError::DoubleFree(first));
             }
             let room = me.cold.huge.iter().find(|slot| slot.load(OWN) == Block::NONE.0);
-            if let Some(slot) = room.filter(|_| !me.is_sparing() && self.node_of(block) == me.node) {
+            let goes_out = w.owner() == Owner::ISOLATED;
+            if let Some(slot) =
+                room.filter(|_| !me.is_sparing() && !goes_out && self.node_of(block) == me.node)
+            {
                 slot.store(block.0, OWN);
                 return Ok(());
             }
         }
-        self.put_back(me, block, State::Huge);
+        if !self.put_back(me, block, State::Huge) {
+            return Err(FreeError::DoubleFree(first));
+        }
         if let Some(me) = me {
             self.flushed(me, self.node_of(block));
         }
@@ -117,21 +123,27 @@ impl Frames<'_> {
             let block = Block(slot.load(OWN));
             if block != Block::NONE {
                 slot.store(Block::NONE.0, OWN);
-                self.put_back(Some(me), block, State::Huge);
+                if !self.put_back(Some(me), block, State::Huge) {
+                    count(&me.cold.counts.refused, 1);
+                }
             }
         }
     }
 
-    /// Make a block that the caller owns whole free, whatever its owner has become meanwhile.
-    fn put_back(&self, me: Option<Me<'_>>, block: Block, from: State) {
+    /// Make a block that the caller owns whole free, whatever its owner has become meanwhile; false if it is free already,
+    /// as somebody else thought that he owned it.
+    fn put_back(&self, me: Option<Me<'_>>, block: Block, from: State) -> bool {
         let word = self.map.word(block);
         loop {
             let w = word.peek();
-            debug_assert!(w.is(from), "{w:?} is not {from:?}");
+            if !w.is(from) {
+                return false;
+            }
             if word.put(w, w.with_state(State::Normal).with_free(FRAMES_PER_BLOCK).with_zeroed(false)) {
                 self.count_unused(me, w.owner(), ROWS);
                 self.count_used(me, block, -i64::from(FRAMES_PER_BLOCK));
-                return self.map.set_hint(block, Kind::Empty);
+                self.map.set_hint(block, Kind::Empty);
+                return true;
             }
         }
     }
@@ -213,7 +225,11 @@ impl Frames<'_> {
             }
         }
         let n = 1 << (order - HUGE_ORDER);
-        (head.0 + 1..head.0 + n).map(Block).for_each(|block| self.put_back(me, block, State::GiantTail));
+        // The head has said that the tails are the caller's too.
+        for block in (head.0 + 1..head.0 + n).map(Block) {
+            let tail = self.put_back(me, block, State::GiantTail);
+            debug_assert!(tail, "{block:?} is no tail of {head:?}");
+        }
         self.put_back(me, head, State::Claiming);
         if let Some(me) = me {
             self.flushed(me, self.node_of(head));

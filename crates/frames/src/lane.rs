@@ -128,7 +128,6 @@ impl<'m> Frames<'m> {
         *unsafe { cell.deref() } = AnyAlgo::new(kind, MAX_BLOCKS, memory);
         // Single frames that this CPU keeps would hide from the algorithm that their block is whole again.
         self.give_up_all(me);
-        me.hot.set_mode(LANES, true);
         Ok(())
     }
 
@@ -213,7 +212,11 @@ impl<'m> Frames<'m> {
             *mask = self.take_all(me, row);
         }
         let first = self.map.frame(block.row(0), 0);
-        self.lane(me, kind, |algo| algo.adopt(first, &free)).unwrap_or(false) || {
+        let adopted = self.lane(me, kind, |algo| algo.adopt(first, &free)).unwrap_or(false);
+        if adopted {
+            me.hot.set_mode(LANES, true);
+        }
+        adopted || {
             block.rows().zip(free).for_each(|(row, mask)| self.give_back(me, row, mask));
             false
         }
@@ -241,6 +244,8 @@ impl<'m> Frames<'m> {
             self.give_up_block(me, kind, first);
             blocks += 1;
         }
+        let holds = |kind| self.lane(me, kind, |algo| algo.most_free().is_some()) == Some(true);
+        me.hot.set_mode(LANES, AlgoKind::ALL.into_iter().any(holds));
         blocks
     }
 

@@ -13,7 +13,7 @@ use percpu::Pinned;
 
 use crate::{
     Class, Ctx, FRAMES_PER_BLOCK, Frames, FreeError, Node, Pressure, Req, Run,
-    cpu::{ACCUMULATORS, Cached, OWN, count},
+    cpu::{ACCUMULATORS, Cached, LANES, OWN, count},
     frames::Me,
     map::{BLOCK_ROWS, Block, Map, Row, lowest_ones, run_bits, runs},
     word::{Kind, State, Word},
@@ -38,7 +38,11 @@ impl Frames<'_> {
                 count(&me.cold.counts.away, u64::from(found.is_some()));
                 found
             })?;
-        lease.set(found.0, found.1);
+        // What is kept of a row is kept in one place, so that a look there finds what is freed twice.
+        let near = &me.hot.accumulators[found.0.0 as usize % ACCUMULATORS];
+        let same = me.hot.lease.iter().chain([near]).filter(|c| c.row() == found.0);
+        let mask = same.fold(found.1, |m, c| m | c.empty().1);
+        lease.renew(found.0, mask);
         let (row, bit) = lease.take(0)?;
         self.refilled(me);
         Some(Run::new(self.map.frame(row, bit), 0))
@@ -190,7 +194,7 @@ impl Frames<'_> {
 
     /// One frame of `node`, by way of the row that this CPU keeps for such requests.
     pub(crate) fn alloc_one_away(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {
-        let away = &me.cold.away;
+        let away = &me.cold.away[req.class as usize];
         if away.mask() != 0 && self.node_of(away.row().block()) != node {
             let (row, mask) = away.empty();
             self.give_back(me, row, mask);
@@ -225,7 +229,7 @@ impl Frames<'_> {
     pub(crate) fn free_small(&self, me: Me<'_>, row: Row, mask: u64) -> Result<(), FreeError> {
         let hot = &me.hot;
         let near = &hot.accumulators[row.0 as usize % ACCUMULATORS];
-        let kept = hot.lease.iter().chain([near, &me.cold.away]).chain(&me.cold.shelf);
+        let kept = hot.lease.iter().chain([near]).chain(&me.cold.away).chain(&me.cold.shelf);
         let twice = kept.filter(|c| c.row() == row).fold(0, |m, c| m | c.mask()) & mask;
         if twice != 0 {
             return Err(FreeError::DoubleFree(self.map.frame(row, twice.trailing_zeros())));
@@ -343,7 +347,7 @@ impl Frames<'_> {
     /// Give the map all that this CPU keeps, and hold nothing any more; quarantine and lanes apart.
     pub(crate) fn give_up_all(&self, me: Me<'_>) {
         let (hot, cold) = (&me.hot, &me.cold);
-        for kept in hot.lease.iter().chain(&hot.accumulators).chain(&cold.shelf).chain([&cold.away]) {
+        for kept in hot.lease.iter().chain(&hot.accumulators).chain(&cold.shelf).chain(&cold.away) {
             let (row, mask) = kept.empty();
             self.give_back(me, row, mask);
         }
@@ -378,6 +382,15 @@ impl Frames<'_> {
             }
         }
         self.give_up_huge(me);
+    }
+
+    /// Whether this CPU has frames or holds blocks that it could give to the map.
+    pub(crate) fn keeps_anything(&self, me: Me<'_>) -> bool {
+        let (hot, cold) = (&me.hot, &me.cold);
+        let mut held = hot.current.iter().chain([&cold.zero_block, &cold.clearing]);
+        held.any(|block| block.load(OWN) != Block::NONE.0)
+            || hot.mode() & LANES != 0
+            || self.cached_on(me.id) > cold.ring.frames()
     }
 
     /// Give the map all that this CPU keeps.

@@ -42,8 +42,9 @@ impl Frames<'_> {
             }
         }
         busy.map_or(Ok(()), Err)?;
-        (first..end).map(Block).for_each(|block| self.retire(block));
-        Ok(())
+        // Somebody may have changed his mind meanwhile, and have them in service.
+        let stays = (first..end).map(Block).filter(|block| !self.retire(*block)).min();
+        stays.map_or(Ok(()), |block| Err(Busy { first: self.map.frame(block.row(0), 0) }))
     }
 
     /// Give a block to nobody; false if somebody holds it.
@@ -60,10 +61,7 @@ impl Frames<'_> {
             if word.claim(w, w.with_owner(Owner::ISOLATED)) {
                 let rows = if w.is(State::Normal) { Map::whole_rows(w.free()) } else { 0 };
                 self.count_unused(Some(me), w.owner(), -rows);
-                if w.owner() == Owner::POOL {
-                    // Relaxed: an estimate.
-                    self.nodes[self.node_of(block).index()].level.0.pooled.fetch_sub(1, Ordering::Relaxed);
-                }
+                self.count_pooled(block, w.owner(), -1);
                 return true;
             }
         }
@@ -73,20 +71,18 @@ impl Frames<'_> {
     fn is_retirable(&self, block: Block) -> bool {
         // Acquire, in `load`: what the last owners did to the frames comes before whatever becomes of the memory.
         let w = self.map.word(block).load();
-        match w.state() {
-            State::Offline | State::Hole => true,
-            State::Normal => w.free() == FRAMES_PER_BLOCK && w.owner() == Owner::ISOLATED,
-            _ => false,
-        }
+        matches!(w.state(), State::Offline | State::Hole) || is_isolated(w)
     }
 
-    /// Take an isolated block of which nothing is in use out of service.
-    fn retire(&self, block: Block) {
+    /// Take a block out of service that is isolated and of which nothing is in use; false if it is so no more.
+    fn retire(&self, block: Block) -> bool {
         let word = self.map.word(block);
         let w = word.load();
-        if w.is(State::Normal) && word.claim(w, w.with_state(State::Offline).with_free(0)) {
+        if is_isolated(w) && word.claim(w, w.with_state(State::Offline).with_free(0)) {
             self.change_total(block, -i64::from(FRAMES_PER_BLOCK));
+            return true;
         }
+        matches!(word.load().state(), State::Offline | State::Hole)
     }
 
     /// The blocks of `range` that are on their way out, but not there, are in service again.
@@ -138,10 +134,7 @@ impl Frames<'_> {
 
     /// A block came to the owner that its word `w` names.
     fn arrived(&self, me: Me<'_>, block: Block, w: Word) {
-        if w.owner() == Owner::POOL {
-            // Relaxed: an estimate.
-            self.nodes[self.node_of(block).index()].level.0.pooled.fetch_add(1, Ordering::Relaxed);
-        }
+        self.count_pooled(block, w.owner(), 1);
         if w.is(State::Normal) {
             self.count_unused(Some(me), w.owner(), Map::whole_rows(w.free()));
         }
@@ -210,4 +203,9 @@ impl Frames<'_> {
         let last = Frame::new(range.end.number() - 1)?;
         Some((self.map.locate(range.start)?.0.block().0, self.map.locate(last)?.0.block().0 + 1))
     }
+}
+
+/// Whether a block in service belongs to nobody, and none of its frames to anybody.
+fn is_isolated(w: Word) -> bool {
+    w.is_empty() && w.owner() == Owner::ISOLATED
 }

@@ -137,6 +137,8 @@ impl Frames<'_> {
         if node == me.node {
             let spare = free.saturating_sub(high) / (2 * self.cpus.len() as u64);
             me.cold.unchecked.store(u32::try_from(spare).unwrap_or(u32::MAX), OWN);
+            // A CPU whose node has no memory is as short as the best of the others.
+            let pressure = if high == 0 { self.overall_pressure() } else { pressure };
             me.hot.set_mode(SPARING, self.crowded || pressure != Pressure::None);
         }
         free
@@ -178,8 +180,8 @@ impl Frames<'_> {
     /// Ask CPUs to give the map what they keep, at their next safe point; the number of the request. The caller makes them
     /// come to one.
     pub fn request_drain(&self, cpus: &CpuSet) -> u64 {
-        // Relaxed: a number; what is ordered is ordered by the lines below.
-        let number = self.drains.0.fetch_add(1, Ordering::Relaxed) + 1;
+        // Acquire and Release: a CPU that a later request has told already isn't told of this one, which then goes with that.
+        let number = self.drains.0.fetch_add(1, Ordering::AcqRel) + 1;
         for cpu in cpus.iter().filter_map(|cpu| self.cpus.get(cpu.index())) {
             // Release: what the caller did comes before what it is asked for; partner of `safe_point_of`.
             cpu.asked.drain.fetch_max(number, Ordering::Release);

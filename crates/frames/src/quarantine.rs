@@ -135,13 +135,14 @@ impl Frames<'_> {
         if order > 5 {
             return self.free_raw(pin, self.map.frame(row, 0), order);
         }
-        let mut rest = mask;
+        let (mut rest, mut result) = (mask, Ok(()));
         while rest != 0 {
             let bit = rest.trailing_zeros();
             rest &= rest - 1;
-            self.free_raw(pin, self.map.frame(row, bit), 0)?;
+            // What is wrong with one frame is not with the others.
+            result = result.and(self.free_raw(pin, self.map.frame(row, bit), 0));
         }
-        Ok(())
+        result
     }
 }
 

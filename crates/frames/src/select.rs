@@ -13,7 +13,7 @@ use crate::{
     cpu::{Cpu, OWN, count},
     frames::Me,
     layout::Region,
-    map::{Block, EXTENT_BLOCKS, Map},
+    map::{self, Block, EXTENT_BLOCKS, Map, ROW_FRAMES, runs},
     word::{Kind, Owner, State, Word},
 };
 
@@ -58,7 +58,7 @@ impl Frames<'_> {
         let class = if w.free() == FRAMES_PER_BLOCK { class } else { w.class() };
         let to = w.with_owner(me.owner()).with_hold(true).with_class(class).with_zeroed(false);
         self.map.word(block).claim(w, to) && {
-            self.moved(me, w, me.owner(), Map::whole_rows(w.free()));
+            self.moved(me, block, w, me.owner());
             if w.owner() != me.owner() {
                 let extent = block.0 / EXTENT_BLOCKS * EXTENT_BLOCKS;
                 me.hold_in(Block(extent), Block((extent + EXTENT_BLOCKS).min(self.map.blocks())));
@@ -68,11 +68,22 @@ impl Frames<'_> {
         }
     }
 
-    /// Count that a block with `rows` whole rows free went from the owner in `was` to `to`.
-    fn moved(&self, me: Me<'_>, was: Word, to: Owner, rows: i64) {
+    /// Count that a block, whose word was `was`, went to `to`.
+    pub(crate) fn moved(&self, me: Me<'_>, block: Block, was: Word, to: Owner) {
         if was.owner() != to {
+            let rows = Map::whole_rows(was.free());
             self.count_unused(Some(me), was.owner(), -rows);
             self.count_unused(Some(me), to, rows);
+            self.count_pooled(block, was.owner(), -1);
+            self.count_pooled(block, to, 1);
+        }
+    }
+
+    /// `n` blocks more are `owner`'s, if that is the pool of the node of `block`.
+    pub(crate) fn count_pooled(&self, block: Block, owner: Owner, n: i64) {
+        if owner == Owner::POOL {
+            // Relaxed: an estimate.
+            self.nodes[self.node_of(block).index()].level.0.pooled.fetch_add(n, Ordering::Relaxed);
         }
     }
 
@@ -120,6 +131,8 @@ impl Frames<'_> {
         let mut take = |block: Block, w: Word| {
             if found.is_some() {
                 self.fetch(me, block, w);
+            } else if !self.seems_to_fit(block, need) {
+                return true;
             } else if self.hold(me, block, w, class) {
                 found = f(block);
                 if found.is_none() {
@@ -138,10 +151,21 @@ impl Frames<'_> {
         found
     }
 
+    /// Whether `block` has an aligned run of `need` free frames, as far as can be seen without holding it: a block that is
+    /// taken over in vain is lost to its owner all the same.
+    fn seems_to_fit(&self, block: Block, need: u32) -> bool {
+        let zeros = |i: u32| self.map.zeros(block.row(i));
+        match need / ROW_FRAMES {
+            0 if need == 1 => true,
+            0 => (0..map::BLOCK_ROWS).any(|i| runs(zeros(i), need.ilog2()) != 0),
+            n => (0..map::BLOCK_ROWS).step_by(n as usize).any(|at| (at..at + n).all(|i| zeros(i) == !0)),
+        }
+    }
+
     /// Make a block that nobody holds this CPU's, without holding it.
     fn fetch(&self, me: Me<'_>, block: Block, w: Word) {
         if self.map.adopt(block, w, me.owner(), false).is_some() {
-            self.moved(me, w, me.owner(), Map::whole_rows(w.free()));
+            self.moved(me, block, w, me.owner());
             let extent = block.0 / EXTENT_BLOCKS * EXTENT_BLOCKS;
             me.hold_in(Block(extent), Block((extent + EXTENT_BLOCKS).min(self.map.blocks())));
             count(&me.cold.counts.blocks_taken, 1);
@@ -150,20 +174,13 @@ impl Frames<'_> {
 
     /// Call `take` with blocks of the node's pool that have `need` frames until it says no; false then.
     fn take_pooled(&self, node: Node, need: u32, take: &mut dyn FnMut(Block, Word) -> bool) -> bool {
-        let pooled = &self.nodes[node.index()].level.0.pooled;
-        if pooled.load(Ordering::Relaxed) <= 0 {
+        if self.nodes[node.index()].level.0.pooled.load(Ordering::Relaxed) <= 0 {
             return true;
         }
         for (block, w) in self.words_of(node) {
-            if w.owner() == Owner::POOL && w.is(State::Normal) && !w.held() && w.free() >= need {
-                let more = take(block, w);
-                if self.map.word(block).peek().owner() != Owner::POOL {
-                    // Relaxed: an estimate.
-                    pooled.fetch_sub(1, Ordering::Relaxed);
-                }
-                if !more {
-                    return false;
-                }
+            let ours = w.owner() == Owner::POOL && w.is(State::Normal) && !w.held() && w.free() >= need;
+            if ours && !take(block, w) {
+                return false;
             }
         }
         true
@@ -209,15 +226,15 @@ impl Frames<'_> {
     fn find_anywhere<R>(&self, me: Me<'_>, node: Node, class: Class, need: u32, f: Try<'_, R>) -> Option<R> {
         for own in [true, false] {
             for _ in 0..PATIENCE {
-                let mut busy = false;
+                let (mut busy, mut changed) = (false, false);
                 for (block, w) in self.words_of(node) {
                     let fits = w.is(State::Normal) && w.free() >= need && w.owner() != Owner::ISOLATED;
-                    if !fits || (w.owner() == me.owner()) != own {
+                    if !fits || (w.owner() == me.owner()) != own || !self.seems_to_fit(block, need) {
                         continue;
                     }
                     if w.held() || !self.hold(me, block, w, class) {
-                        // Held by another CPU, or changed at this moment.
-                        busy |= !w.held() || w.owner() != me.owner();
+                        busy |= w.held() && w.owner() != me.owner();
+                        changed |= !w.held();
                         continue;
                     }
                     if let Some(found) = f(block) {
@@ -227,10 +244,11 @@ impl Frames<'_> {
                     }
                     self.unhold(block);
                 }
-                if !busy || !self.crowded {
+                // What changed at this moment may have been given a frame; and nobody keeps a block for long in so small a
+                // machine as a crowded one.
+                if !(changed || busy && self.crowded) {
                     break;
                 }
-                // Nobody keeps a block for long in so small a machine.
                 spin_loop();
             }
         }
@@ -292,12 +310,8 @@ impl Frames<'_> {
             let Some(home) = self.region_of(block).filter(|r| r.owner != me.owner()) else { continue };
             let to = self.room_at(home);
             if w.is_empty() && w.owner() == me.owner() && self.map.adopt(block, w, to, false).is_some() {
-                self.moved(me, w, to, Map::whole_rows(w.free()));
+                self.moved(me, block, w, to);
                 given += 1;
-                if to == Owner::POOL {
-                    // Relaxed: an estimate.
-                    self.nodes[home.node.index()].level.0.pooled.fetch_add(1, Ordering::Relaxed);
-                }
             }
         }
         count(&me.cold.counts.blocks_given, u64::from(given));
@@ -309,5 +323,42 @@ impl Frames<'_> {
             Some(cpu) if cpu.unused() < cpu.cold.high.load(OWN) => home.owner,
             _ => Owner::POOL,
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use percpu::{CpuId, Pinned};
+    use std::{boxed::Box, vec::Vec};
+
+    use super::*;
+    use crate::{
+        Req, Run, testing,
+        topology::{Builder, CpuAffinity, MemoryAffinity},
+    };
+
+    /// However blocks leave the pool, it is known how many are left.
+    #[test]
+    fn the_pool_is_counted() {
+        let mut builder = Builder::new(1);
+        builder.memory(MemoryAffinity { base: 0, length: 40 << 21, domain: 0, enabled: true }).unwrap();
+        builder.cpu(CpuAffinity { cpu: CpuId::new(0).unwrap(), domain: 1, enabled: true });
+        let topology = Box::leak(Box::new(builder.build().unwrap()));
+        let frames = testing::with_topology(core::slice::from_ref(&(0..40 << 9)), topology, 1);
+        // SAFETY: one thread plays the only CPU.
+        let pin = unsafe { Pinned::assume(CpuId::new(0).unwrap()) };
+        let check = || {
+            let left = frames.words_of(Node::FIRST).filter(|(_, w)| w.owner() == Owner::POOL).count() as i64;
+            assert_eq!(frames.nodes[0].level.0.pooled.load(Ordering::Relaxed), left);
+            left
+        };
+        assert_eq!(check(), 40);
+        let order = |order| frames.alloc(&pin, Req::order(order)).map(Run::into_raw);
+        for step in [9, 0, 8, 9, 10, 9] {
+            order(step).unwrap();
+            check();
+        }
+        let rest: Vec<_> = core::iter::from_fn(|| order(9).ok()).collect();
+        assert!(check() < 4, "{} huge runs", rest.len());
     }
 }

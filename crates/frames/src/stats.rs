@@ -111,7 +111,7 @@ impl Frames<'_> {
     /// Frames that a CPU keeps.
     pub(crate) fn cached_on(&self, cpu: CpuId) -> u64 {
         let Some(c) = self.cpus.get(cpu.index()) else { return 0 };
-        let rows = c.hot.lease.iter().chain(&c.hot.accumulators).chain(&c.cold.shelf).chain([&c.cold.away]);
+        let rows = c.hot.lease.iter().chain(&c.hot.accumulators).chain(&c.cold.shelf).chain(&c.cold.away);
         let singles: u64 = rows.map(|row| u64::from(row.mask().count_ones())).sum();
         let huge = c.cold.huge.iter().filter(|slot| slot.load(OWN) != Block::NONE.0).count() as u64;
         let lanes = &self.lanes[cpu.index() * LANE_KINDS..][..LANE_KINDS];

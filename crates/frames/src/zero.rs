@@ -74,9 +74,9 @@ impl Frames<'_> {
         true
     }
 
-    /// Hold a block of this CPU's whose frames are zero.
+    /// Hold a block of this CPU's whose frames are zero: from the end on which blocks are zeroed.
     fn hold_zeroed(&self, me: Me<'_>) -> Option<Block> {
-        self.blocks_of(me.cpu, Kind::Empty, false).find(|&block| {
+        self.blocks_of(me.cpu, Kind::Empty, true).find(|&block| {
             let w = self.map.word(block).peek();
             let ours =
                 w.is_empty() && w.owner() == me.owner() && w.zeroed() && self.node_of(block) == me.node;
@@ -103,7 +103,7 @@ impl Frames<'_> {
             cold.cleared.store(0, OWN);
         }
         let from = cold.cleared.load(OWN);
-        let to = (from + budget).min(FRAMES_PER_BLOCK);
+        let to = from.saturating_add(budget).min(FRAMES_PER_BLOCK);
         for i in from..to {
             self.clear.ahead(self.map.frame(block.row(i / 64), i % 64));
         }
