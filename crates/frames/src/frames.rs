@@ -13,6 +13,7 @@ use crate::{
     lane::Lane,
     layout::{self, Layout, Region},
     map::{Block, Line, Map, Row, run_bits},
+    select::MOST_FETCHED,
     word::{Kind, Owner, Word},
 };
 
@@ -204,7 +205,7 @@ impl<'m> Frames<'m> {
             let share = cpu.unused();
             cpu.cold.share.store(share, OWN);
             cpu.cold.low.store((share / 4).min(16), OWN);
-            cpu.cold.high.store((2 * share).max(share + 8), OWN);
+            cpu.cold.high.store((2 * share).max(MOST_FETCHED * 2), OWN);
             cpu.hot.set_mode(SPARING, self.crowded);
         }
     }

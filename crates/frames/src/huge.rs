@@ -45,6 +45,14 @@ impl Frames<'_> {
             self.give_up_all(me);
             self.claim_own(me, node, req)
         });
+        let found = found.or_else(|| {
+            // Several at a time, so that a CPU that has none doesn't look through all words for each.
+            self.take_over(me, node, req.class, FRAMES_PER_BLOCK, &mut |block| {
+                self.unhold(block);
+                Some(())
+            })?;
+            self.claim_own(me, node, req)
+        });
         let (block, was) =
             found.or_else(|| self.words_of(node).find(|(b, w)| self.claim_huge(me, *b, *w)))?;
         if was.zeroed() {
@@ -56,7 +64,8 @@ impl Frames<'_> {
 
     fn claim_own(&self, me: Me<'_>, node: Node, req: Req) -> Option<(Block, Word)> {
         let mut second = None;
-        for block in self.blocks_of(me.cpu, Kind::Empty, false) {
+        // Blocks are zeroed from the other end than frames are taken.
+        for block in self.blocks_of(me.cpu, Kind::Empty, req.fill == Fill::Zeroed) {
             let w = self.map.word(block).peek();
             if w.owner() != me.owner() || self.node_of(block) != node || !w.is_empty() {
                 self.map.repair(block, Kind::Empty, w);
@@ -281,7 +290,9 @@ impl Frames<'_> {
     pub unsafe fn fuse(&self, pin: &Pinned<'_>, first: Frame) -> Result<Run, FreeError> {
         let (row, _) = self.checked(first, HUGE_ORDER)?;
         let block = row.block();
-        self.give_up_all(self.me(pin));
+        let me = self.me(pin);
+        self.give_up_all(me);
+        self.give_up_lanes(me);
         let word = self.map.word(block);
         let w = word.peek();
         let single = w.is(State::Normal) && w.free() == 0 && !w.held();

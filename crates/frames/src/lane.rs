@@ -5,6 +5,9 @@
 //! algorithm, frees elsewhere go to the map, where the next that adopts the block finds them. So a frame can be allocated
 //! under one algorithm and freed under another, and changing algorithms moves nothing but the masks of the adopted blocks.
 //!
+//! While memory is short, or so small that there are few blocks for each CPU, lanes give up their blocks, and rows serve
+//! instead.
+//!
 //! Lanes serve what can be moved, up to order 8; the rest is always leased by rows, so that it stays together, and larger
 //! runs are whole blocks, of which there is nothing to choose.
 
@@ -177,6 +180,11 @@ impl<'m> Frames<'m> {
         let run = |frame| Run::new(frame, req.order);
         if let Some(frame) = self.lane(me, kind, |algo| algo.alloc(req.order))? {
             return Some(run(frame));
+        }
+        if me.is_sparing() {
+            // Whole blocks are too much to keep.
+            self.give_up_lanes(me);
+            return None;
         }
         if kind == AlgoKind::Slab && req.order > 5 {
             return None;

@@ -370,7 +370,7 @@ impl Frames<'_> {
             self.give_up_all(me);
             return self.give_up_lanes(me);
         }
-        for kept in me.hot.lease.iter().chain(&me.hot.accumulators).chain([&me.cold.away]) {
+        for kept in me.hot.lease.iter().chain(&me.hot.accumulators).chain(&me.cold.away) {
             let (row, mask) = kept.empty();
             self.give_back(me, row, mask);
         }

@@ -167,7 +167,7 @@ impl Frames<'_> {
         };
         let there = |row: Row| {
             let w = self.map.word(row.block()).peek();
-            w.is(State::Normal) && !w.held() && self.map.zeros(row) & bits(row) == bits(row)
+            w.is_normal_with(bits(row).count_ones()) && self.map.zeros(row) & bits(row) == bits(row)
         };
         if range.start >= range.end {
             return true;

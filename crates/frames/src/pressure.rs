@@ -48,6 +48,8 @@ const MIN_PART: u64 = 64;
 const HIGH_PART: u64 = 16;
 /// Frames that `high` is above `min`, for each CPU, if the node is large enough.
 const HIGH_PER_CPU: u64 = 1024;
+/// Flushes between two looks at how much is free while memory is short.
+const LOOK_EVERY: u64 = 8;
 /// Rounds of reclaiming.
 const ROUNDS: usize = 3;
 
@@ -146,7 +148,8 @@ impl Frames<'_> {
 
     /// Frames of a block of `node` were given to the map.
     pub(crate) fn flushed(&self, me: Me<'_>, node: Node) {
-        if self.pressure(node) != Pressure::None || me.is_sparing() && node == me.node {
+        let flushes = me.cold.counts.flushes.load(OWN);
+        if flushes.is_multiple_of(LOOK_EVERY) && (self.pressure(node) != Pressure::None || me.is_sparing()) {
             self.look(me, node);
         }
         if me.cold.counts.flushes.load(OWN).is_multiple_of(64) {

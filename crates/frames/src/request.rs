@@ -146,7 +146,7 @@ impl Req {
         self.order <= 5
             && matches!(self.fill, Fill::Any)
             && matches!(self.place, Place::Local)
-            && self.lane.is_none()
+            && matches!(self.lane, None | Some(AlgoKind::Row))
     }
 }
 

@@ -23,6 +23,8 @@ const TRIES: usize = 8;
 const PATIENCE: usize = if cfg!(loom) { 2 } else { 1000 };
 /// The most blocks that move at a time.
 pub(crate) const MOST_BLOCKS: u32 = 16;
+/// The most rows that are fetched at a time.
+pub(crate) const MOST_FETCHED: i64 = MOST_BLOCKS as i64 * BLOCK_ROWS;
 /// Rows in a block.
 const BLOCK_ROWS: i64 = crate::map::BLOCK_ROWS as i64;
 /// Refills that a CPU which found nothing to fetch ahead waits before it looks again.
@@ -123,7 +125,14 @@ impl Frames<'_> {
     }
 
     /// Take over blocks of `node` from its pool, or from a CPU that has more than it needs.
-    fn take_over<R>(&self, me: Me<'_>, node: Node, class: Class, need: u32, f: Try<'_, R>) -> Option<R> {
+    pub(crate) fn take_over<R>(
+        &self,
+        me: Me<'_>,
+        node: Node,
+        class: Class,
+        need: u32,
+        f: Try<'_, R>,
+    ) -> Option<R> {
         let batch = me.cold.batch.load(OWN);
         me.cold.batch.store((2 * batch).min(MOST_BLOCKS), OWN);
         let mut left = batch;

@@ -146,6 +146,10 @@ impl Word {
     pub(crate) fn kind(self) -> Option<Kind> {
         if self.is(State::Normal) { Kind::of(self.free()) } else { None }
     }
+    /// In service, held by nobody, with at least `need` frames free.
+    pub(crate) fn is_normal_with(self, need: u32) -> bool {
+        self.is(State::Normal) && self.free() >= need && !self.held()
+    }
     /// In service, wholly free and held by nobody: nothing is in flight (see the crate's invariant I4).
     pub(crate) fn is_empty(self) -> bool {
         self.is(State::Normal) && self.free() == FRAMES_PER_BLOCK && !self.held()

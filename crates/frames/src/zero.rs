@@ -92,6 +92,9 @@ impl Frames<'_> {
         self.safe_point_of(me);
         let goal = cold.zero_goal.load(OWN).min(MOST_AHEAD);
         let short = self.crowded || me.is_sparing() || self.pressure(me.node) != Pressure::None;
+        if short {
+            self.stop_zeroing(me);
+        }
         if short || cold.zero_ready.load(OWN) >= goal {
             return 0;
         }
@@ -146,7 +149,7 @@ impl Frames<'_> {
     pub(crate) fn tick_zeroing(&self, me: Me<'_>) {
         let cold = &me.cold;
         let goal = cold.zero_goal.load(OWN);
-        cold.zero_goal.store((goal - goal / 8).max(2 * cold.zero_wanted.load(OWN)), OWN);
+        cold.zero_goal.store((goal * 7 / 8).max(2 * cold.zero_wanted.load(OWN)), OWN);
         cold.zero_wanted.store(0, OWN);
     }
 
