@@ -235,6 +235,9 @@ pub struct Bench {
     /// Of the modes fault and fault-2m: pages that nobody has touched before
     #[arg(long)]
     pub first_touch: bool,
+    /// Of mapbench: processes instead of threads, with memory of their own
+    #[arg(long)]
+    pub processes: bool,
 }
 
 impl Default for Bench {
@@ -257,6 +260,7 @@ impl Default for Bench {
             pairs: Vec::new(),
             plant_shared_counter: false,
             first_touch: false,
+            processes: false,
         }
     }
 }

@@ -54,7 +54,7 @@ pub struct Exact {
     /// Whether it is; else turns alone are kept, which is faster.
     pub count: bool,
     /// Where a kernel without markers zeroes frames and does periodic work, as the tracer's options: `clearing=0xA-0xB`,
-    /// `periodic=0xA`, `entry=0xA`, `switch=0xA`.
+    /// `periodic=0xA`, … (`docs/exact.md`).
     pub places: Vec<String>,
     /// How many cache lines the report has.
     pub lines: u32,

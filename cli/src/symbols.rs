@@ -111,23 +111,40 @@ impl Kallsyms {
     }
 }
 
+/// Linux's functions that do periodic work also where no timer has interrupted: what ticks have raised as softirqs (timers,
+/// grace periods, balancing) runs at the end of any interrupt, and where the lock against softirqs is let go.
+const PERIODIC: [&str; 6] = [
+    "run_timer_softirq",
+    "hrtimer_run_softirq",
+    "rcu_core_si",
+    // Before 6.10, and since.
+    "run_rebalance_domains",
+    "sched_balance_softirq",
+    "nohz_csd_func",
+];
+
 impl Kallsyms {
     /// Where Linux zeroes frames and does periodic work, as options of the tracer's (`docs/exact.md`): the variants of
-    /// `clear_page`, the timer's interrupt, the other entries, and the switch of threads.
+    /// `clear_page`, the timer's interrupt, the other entries, the switch of threads and how to know a kernel thread by its
+    /// stack, and [`PERIODIC`].
     pub fn places(&self) -> Vec<String> {
         let mut places = Vec::new();
         for (at, name) in &self.symbols {
+            // To the next function, but for one that shares the address.
+            let range = |what: &str| {
+                let after = self.symbols.partition_point(|symbol| symbol.0 <= *at);
+                self.symbols.get(after).map(|(end, _)| format!("{what}={at:#x}-{end:#x}"))
+            };
             match name.as_str() {
-                "clear_page_rep" | "clear_page_orig" | "clear_page_erms" => {
-                    // To the next function, but for one that shares the address.
-                    let after = self.symbols.partition_point(|symbol| symbol.0 <= *at);
-                    if let Some((end, _)) = self.symbols.get(after) {
-                        places.push(format!("clearing={at:#x}-{end:#x}"));
-                    }
-                }
+                "clear_page_rep" | "clear_page_orig" | "clear_page_erms" => places.extend(range("clearing")),
+                "kthread" => places.extend(range("worker")),
                 "asm_exc_page_fault" => places.push(format!("fault={at:#x}")),
-                "asm_sysvec_apic_timer_interrupt" => places.push(format!("periodic={at:#x}")),
+                "asm_sysvec_apic_timer_interrupt" | "asm_sysvec_irq_work" => {
+                    places.push(format!("periodic={at:#x}"));
+                }
                 "__switch_to_asm" => places.push(format!("switch={at:#x}")),
+                "__switch_to" => places.push(format!("thread={at:#x}")),
+                name if PERIODIC.contains(&name) => places.push(format!("work={at:#x}")),
                 name if ["asm_exc_", "asm_sysvec_", "asm_common_interrupt", "asm_spurious_interrupt"]
                     .iter()
                     .any(|prefix| name.starts_with(prefix)) =>
@@ -173,7 +190,7 @@ mod tests {
 
     #[test]
     fn linuxs_places_are_found_by_their_names() {
-        let text = "ffff0010 T __switch_to_asm\nffff0040 T clear_page_rep\nffff0070 T clear_page_orig\n\
+        let text = "ffff0010 T __switch_to_asm\nffff0020 T kthread\nffff0030 t rcu_core_si\nffff0038 T __switch_to\nffff0040 T clear_page_rep\nffff0070 T clear_page_orig\n\
                     ffff0100 T asm_exc_page_fault\nffff0120 T asm_sysvec_apic_timer_interrupt\n\
                     ffff0140 T asm_sysvec_reboot\nffff0160 t asm_other\n";
         let places = Kallsyms::parse(text.as_bytes()).unwrap().places();
@@ -181,6 +198,9 @@ mod tests {
             places,
             [
                 "switch=0xffff0010",
+                "worker=0xffff0020-0xffff0030",
+                "work=0xffff0030",
+                "thread=0xffff0038",
                 "clearing=0xffff0040-0xffff0070",
                 "clearing=0xffff0070-0xffff0100",
                 "fault=0xffff0100",

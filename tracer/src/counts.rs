@@ -105,6 +105,10 @@ struct State {
     periodic: bool,
     /// Interrupts and exceptions of a kernel without markers that have been entered since periodic work began, and that.
     nested: u32,
+    /// A function that does periodic work runs, and where its return address lies.
+    work: Option<u64>,
+    /// The thread that runs is one of the kernel's workers.
+    worker: bool,
 }
 
 /// All counts.
@@ -160,7 +164,7 @@ impl Ledger {
     }
 
     /// Take in a place of a kernel without markers, which `cpu` has come to. What it executed before must have been
-    /// counted.
+    /// counted, also before the three calls below.
     pub fn pass(&mut self, cpu: u32, place: Place) {
         let state = &mut self.cpus[cpu as usize];
         match place {
@@ -168,15 +172,49 @@ impl Ledger {
             Place::Entry | Place::Fault if state.nested > 0 => state.nested += 1,
             Place::Entry | Place::Fault => {}
             Place::Return => state.nested = state.nested.saturating_sub(1),
-            Place::Switch => state.nested = 0,
+            Place::Switch => (state.nested, state.work) = (0, None),
+            // More than the place must be known of these: `enter_work`, `switch_to`.
+            Place::Work | Place::Thread => {}
         }
-        let begins = state.nested > 0 && !state.periodic;
-        state.periodic = state.nested > 0;
-        if begins {
-            self.add(cpu, Counts { periods: 1, ..Counts::default() });
-        }
+        self.look_for_periods(cpu);
         if place == Place::Fault {
             self.add(cpu, Counts { faults: 1, ..Counts::default() });
+        }
+    }
+
+    /// `cpu` has come to a function that does periodic work; its return address is at `slot`. One that is called by
+    /// another is a part of it.
+    pub fn enter_work(&mut self, cpu: u32, slot: u64) {
+        self.cpus[cpu as usize].work.get_or_insert(slot);
+        self.look_for_periods(cpu);
+    }
+
+    /// Where the return address of the function lies that does periodic work on `cpu`.
+    #[inline]
+    pub fn work(&self, cpu: u32) -> Option<u64> {
+        self.cpus[cpu as usize].work
+    }
+
+    /// That function has returned.
+    pub fn leave_work(&mut self, cpu: u32) {
+        self.cpus[cpu as usize].work = None;
+        self.look_for_periods(cpu);
+    }
+
+    /// Another thread runs on `cpu`: one of the kernel's workers, or not.
+    pub fn switch_to(&mut self, cpu: u32, worker: bool) {
+        self.cpus[cpu as usize].worker = worker;
+        self.look_for_periods(cpu);
+    }
+
+    /// Whether what a kernel without markers does on `cpu` is periodic work; counts its begin.
+    fn look_for_periods(&mut self, cpu: u32) {
+        let state = &mut self.cpus[cpu as usize];
+        let periodic = state.nested > 0 || state.work.is_some() || state.worker;
+        let begins = periodic && !state.periodic;
+        state.periodic = periodic;
+        if begins {
+            self.add(cpu, Counts { periods: 1, ..Counts::default() });
         }
     }
 
@@ -447,6 +485,53 @@ mod tests {
         let counts = share(&ledger, 0, 0).window;
         assert_eq!((counts.periodic, counts.kernel, counts.clearing), (44, 5, 50));
         assert_eq!((counts.periodic_transfers, counts.clearing_transfers), (4, 5));
+    }
+
+    #[test]
+    fn workers_and_functions_of_periodic_work_are_apart() {
+        let mut ledger = Ledger::new(2);
+        ledger.mark(0, Marker::WindowBegin);
+        let executed = |ledger: &mut Ledger| {
+            ledger.executed(0, [0, 1, 0], 0);
+            ledger.transfer(0, Mode::Kernel) == Some(Account::Periodic)
+        };
+        // A function, in which an interrupt comes that has to do with nothing, and the same function.
+        ledger.enter_work(0, 0x1008);
+        assert!(executed(&mut ledger) && ledger.work(0) == Some(0x1008) && ledger.work(1).is_none());
+        for place in [Place::Entry, Place::Return] {
+            ledger.pass(0, place);
+            assert!(executed(&mut ledger));
+        }
+        ledger.enter_work(0, 0x900);
+        assert_eq!(ledger.work(0), Some(0x1008));
+        ledger.leave_work(0);
+        assert!(!executed(&mut ledger));
+        // A tick makes way for a worker, which is interrupted by another one, ends a call of its own, and makes way.
+        ledger.pass(0, Place::Periodic);
+        ledger.pass(0, Place::Switch);
+        assert!(!executed(&mut ledger));
+        ledger.switch_to(0, true);
+        for place in [Place::Periodic, Place::Return, Place::Fault, Place::Return] {
+            assert!(executed(&mut ledger));
+            ledger.pass(0, place);
+        }
+        ledger.enter_work(0, 0x2008);
+        ledger.leave_work(0);
+        // Up to the switch it is the worker's, and the next worker's from there.
+        ledger.pass(0, Place::Switch);
+        assert!(executed(&mut ledger));
+        ledger.switch_to(0, true);
+        assert!(executed(&mut ledger));
+        ledger.pass(0, Place::Switch);
+        ledger.switch_to(0, false);
+        assert!(!executed(&mut ledger));
+        // A function that never came to its end, since its thread made way.
+        ledger.enter_work(0, 0x3008);
+        ledger.pass(0, Place::Switch);
+        assert!(!executed(&mut ledger));
+        let counts = share(&ledger, 0, 0).window;
+        assert_eq!((counts.periodic, counts.periodic_transfers, counts.periods), (9, 9, 4));
+        assert_eq!((counts.kernel, counts.transfers, counts.faults), (4, 4, 1));
     }
 
     #[test]

@@ -75,7 +75,8 @@ impl Options {
                 "lines" => options.lines = value.parse().map_err(|_| wrong())?,
                 "window" if value == "marked" => options.windows = Windows::Marked,
                 "window" if value == "run" => options.windows = Windows::Run,
-                "clearing" | "periodic" | "entry" | "fault" | "switch" if options.places.add(key, value) => {}
+                "clearing" | "periodic" | "entry" | "fault" | "switch" | "work" | "thread" | "worker"
+                    if options.places.add(key, value) => {}
                 "out" => options.out = Some(value.into()),
                 _ => return Err(wrong()),
             }
@@ -105,6 +106,7 @@ mod tests {
             "lines",
             "profile=x",
             "entry=main",
+            "worker=0x1",
         ] {
             assert_eq!(parse(bad).unwrap_err(), format!("cannot understand the option {bad}"));
         }

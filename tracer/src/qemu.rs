@@ -1,9 +1,9 @@
 //! QEMU's plugin interface, as far as it is used, declared by hand.
 //!
 //! Everything is looked up by name in the running emulator, so that one that lacks something is refused with a clear
-//! line, and so that the rest of the crate links and is tested without an emulator. Two functions are no part of the
-//! interface: `qemu_get_cpu` and `cpu_exit`, which end a CPU's turn, and `cpu_physical_memory_rw`, by which a device's
-//! register is read. QEMU's executable exports them for its own modules' sake.
+//! line, and so that the rest of the crate links and is tested without an emulator. Four functions are no part of the
+//! interface: `qemu_get_cpu` and `cpu_exit`, which end a CPU's turn, `cpu_physical_memory_rw`, by which a device's register is
+//! read, and `cpu_memory_rw_debug`, by which a stack is. QEMU's executable exports them for its own modules' sake.
 //!
 //! Version 1 of the interface is that of QEMU 7.2 (`include/qemu/qemu-plugin.h` there); 8.x still takes it. Versions 2
 //! and later, of QEMU 9, replace the counting of instructions in place: see [`VERSION`].
@@ -118,6 +118,9 @@ functions! {
     get_cpu = c"qemu_get_cpu": fn(c_int) -> *mut Cpu;
     /// Copy bytes from (last argument false) or to physical memory or a device.
     physical_memory = c"cpu_physical_memory_rw": fn(u64, *mut c_void, u64, bool);
+    /// Copy bytes from (last argument false) or to virtual memory as the CPU's tables have it, without effect on either; 0 if
+    /// all of it is mapped.
+    virtual_memory = c"cpu_memory_rw_debug": fn(*mut Cpu, u64, *mut c_void, u64, bool) -> c_int;
     /// Forget all translations and callbacks when no CPU runs, then call.
     reset = c"qemu_plugin_reset": fn(Id, OnPlugin);
     /// Call when the emulator ends.

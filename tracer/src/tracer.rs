@@ -24,7 +24,7 @@ use crate::{
     lines::{self, Access, By, Lines, MAX_CPUS},
     marker::{self, Marker},
     options::{Options, Windows},
-    places::Place,
+    places::{self, Place, STACK},
     profile::Profile,
     qemu::{self, Api, Block, Cpu, Id, Info},
     report::{self, Seen},
@@ -55,6 +55,8 @@ struct Tracer {
     profile: Profile,
     /// QEMU's handle of each CPU, once it was needed.
     cpus: Vec<*mut Cpu>,
+    /// The virtual address that each CPU accessed last, if places need it.
+    accessed: Vec<u64>,
     /// The CPU whose blocks are executed.
     running: Option<u32>,
     /// What of [`EXECUTED`] has been credited to a CPU.
@@ -133,6 +135,7 @@ fn install<'a>(id: Id, info: &Info, words: impl Iterator<Item = &'a str>) -> Res
         lines: Lines::new(options.window_lines),
         profile: Profile::new(),
         cpus: vec![ptr::null_mut(); cpus as usize],
+        accessed: vec![0; cpus as usize],
         running: None,
         credited: [0; 3],
         accesses: 0,
@@ -200,14 +203,16 @@ extern "C" fn on_marker(cpu: c_uint, number: *mut c_void) {
 extern "C" fn on_place(cpu: c_uint, number: *mut c_void) {
     with(|tracer| {
         if let Some(place) = Place::from_number(number.addr() as u32) {
-            tracer.credit();
-            tracer.ledger.pass(cpu, place);
+            tracer.pass(cpu, place);
         }
     });
 }
 
 extern "C" fn on_memory(cpu: c_uint, access: qemu::Access, address: u64, instruction: *mut c_void) {
     with(|tracer| {
+        if tracer.options.places.need_accesses() {
+            tracer.follow(cpu, access, address);
+        }
         if tracer.ledger.is_open() {
             tracer.access(cpu, access, address, instruction.addr() as u64);
         }
@@ -323,13 +328,53 @@ impl Tracer {
     }
 
     fn end_turn(&mut self, cpu: u32) {
-        let handle = &mut self.cpus[cpu as usize];
+        let handle = self.handle(cpu);
         // SAFETY: the CPU that runs exists, and ending a turn is safe at any time.
-        unsafe {
-            if handle.is_null() {
-                *handle = (self.api.get_cpu)(cpu as c_int);
+        unsafe { (self.api.cpu_exit)(handle) };
+    }
+
+    /// QEMU's handle of a CPU that exists.
+    fn handle(&mut self, cpu: u32) -> *mut Cpu {
+        let handle = &mut self.cpus[cpu as usize];
+        if handle.is_null() {
+            // SAFETY: QEMU's function, for a number within the machine's.
+            *handle = unsafe { (self.api.get_cpu)(cpu as c_int) };
+        }
+        *handle
+    }
+
+    fn pass(&mut self, cpu: u32, place: Place) {
+        self.credit();
+        match place {
+            // The call has just pushed it.
+            Place::Work => self.ledger.enter_work(cpu, self.accessed[cpu as usize]),
+            Place::Thread => {
+                let worker = self.is_worker(cpu);
+                self.ledger.switch_to(cpu, worker);
             }
-            (self.api.cpu_exit)(*handle);
+            _ => self.ledger.pass(cpu, place),
+        }
+    }
+
+    /// Whether the thread is a worker whose stack `cpu` has just popped a word from.
+    fn is_worker(&mut self, cpu: u32) -> bool {
+        let used = places::stack_in_use(self.accessed[cpu as usize]);
+        let bytes = used.end - used.start;
+        let mut words = [0u64; STACK as usize / 8];
+        let handle = self.handle(cpu);
+        // SAFETY: reads memory of the running CPU, without effect, into words of at least that size.
+        let result =
+            unsafe { (self.api.virtual_memory)(handle, used.start, words.as_mut_ptr().cast(), bytes, false) };
+        result == 0 && self.options.places.is_worker(&words[..bytes as usize / 8])
+    }
+
+    /// Remember where `cpu` has accessed memory, and see whether it was the return from periodic work.
+    fn follow(&mut self, cpu: u32, access: qemu::Access, address: u64) {
+        self.accessed[cpu as usize] = address;
+        // SAFETY: QEMU's interface, within its callback.
+        if self.ledger.work(cpu) == Some(address) && unsafe { !(self.api.access_is_store)(access) } {
+            self.credit();
+            self.ledger.leave_work(cpu);
         }
     }
 

@@ -54,11 +54,12 @@ pub fn run(options: &Bench) -> Result<u8> {
     if !is_wanted(MATRIX) && !options.pairs.is_empty() {
         return Err(failure(USAGE, "--pairs is about the suite matrix: name it"));
     }
-    let of_mapbench = !options.mode.is_empty() || options.npages.is_some() || options.resume;
+    let of_mapbench =
+        !options.mode.is_empty() || options.npages.is_some() || options.resume || options.processes;
     if of_mapbench && !options.suites.is_empty() && !is_wanted(MAPBENCH) {
         return Err(failure(
             USAGE,
-            "--mode, --npages and --resume are about the suite mapbench: name it too",
+            "--mode, --npages, --resume and --processes are about the suite mapbench: name it too",
         ));
     }
     let mut all = Results { version: results::VERSION, ..Results::default() };

@@ -1,12 +1,12 @@
 //! The benchmark on this host, without a machine: for whoever has a real multiprocessor.
 
-use std::{process::Command, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
 use super::{
     derive::{self, Measured},
-    plan,
+    plan::{self, PROCESSES},
 };
 use crate::{
     args::Bench,
@@ -20,12 +20,13 @@ const REPEATS: usize = 3;
 
 /// Timed runs of each mode with each number of threads that the host has CPUs for.
 pub fn measure(options: &Bench) -> Result<Results> {
-    plan::check_modes(&options.mode)?;
+    plan::check_modes(options)?;
     let program = guest::rust("mapbench")?;
     let host = machine::host_cpus();
     let mut all = Results { version: results::VERSION, ..Results::default() };
     all.machine.insert("host CPUs".into(), host.into());
-    let usual = ["local", "pipeline", "fault"].map(str::to_owned);
+    let mut usual: Vec<_> = plan::usual(options).map(|(mode, _)| mode.to_owned()).collect();
+    usual.dedup();
     let modes = if options.mode.is_empty() { &usual[..] } else { &options.mode[..] };
     for cpus in options.cpus.iter().filter(|&&cpus| cpus > host) {
         ui::say(&format!("{cpus} threads are left out: this host has {host} CPUs"));
@@ -35,9 +36,8 @@ pub fn measure(options: &Bench) -> Result<Results> {
         let least = if ["pipeline", "imbalance"].contains(&mode.as_str()) { 2 } else { 1 };
         for &cpus in options.cpus.iter().filter(|&&cpus| cpus <= host && cpus >= least) {
             progress.message(&format!("{mode}, {cpus} threads"));
-            let runs = (0..REPEATS)
-                .map(|_| once(&program, mode, cpus, options.npages))
-                .collect::<Result<Vec<_>>>()?;
+            let runs =
+                (0..REPEATS).map(|_| once(&program, mode, cpus, options)).collect::<Result<Vec<_>>>()?;
             let npages = runs.first().map_or(0, |run| run.said["npages"].as_u64().unwrap_or(0));
             let point = Point {
                 suite: "mapbench".into(),
@@ -46,6 +46,7 @@ pub fn measure(options: &Bench) -> Result<Results> {
                 cpus,
                 threads: cpus,
                 npages,
+                variant: options.processes.then(|| PROCESSES.to_owned()),
                 ..Point::default()
             };
             all.merge(derive::timed(&point, &runs));
@@ -54,10 +55,13 @@ pub fn measure(options: &Bench) -> Result<Results> {
     Ok(all)
 }
 
-fn once(program: &std::path::Path, mode: &str, threads: u32, npages: Option<u64>) -> Result<Measured> {
+fn once(program: &Path, mode: &str, threads: u32, options: &Bench) -> Result<Measured> {
     let mut command = Command::new(program);
     command.args([mode, "--json", "--seconds", "1", "--threads", &threads.to_string()]);
-    if let Some(npages) = npages {
+    if options.processes {
+        command.arg(PROCESSES);
+    }
+    if let Some(npages) = options.npages {
         command.args(["--npages", &npages.to_string()]);
     }
     let end = child::capture(&mut command, &[], LIMIT)?;

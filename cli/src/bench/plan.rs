@@ -28,6 +28,11 @@ pub const MODES: [&str; 12] = [
     "unmap-touched",
 ];
 
+/// Those whose workers are apart, so that they may be processes.
+const APART: [&str; 7] = ["local", "countbench", "fault", "protect", "fork", "unmap-virt", "unmap-touched"];
+/// The benchmark's option for that.
+pub const PROCESSES: &str = "--processes";
+
 /// Instructions that a point may take: about 20 s of the exact machine, counted, on one core of a small host.
 const BUDGET: f64 = 1.2e9;
 /// What an operation is taken to cost before anything is known, in instructions.
@@ -74,6 +79,8 @@ pub struct Sweep {
     operations: Option<u32>,
     /// On pages that nobody has touched before.
     pub first_touch: bool,
+    /// By processes rather than threads.
+    pub processes: bool,
     /// With the planted conflict; Quire alone has it.
     pub planted: bool,
 }
@@ -94,7 +101,11 @@ impl Sweep {
 
     /// What tells it from a default run.
     pub fn variant(&self) -> Option<String> {
-        let words = [(self.first_touch, "--first-touch"), (self.planted, "--plant-shared-counter")];
+        let words = [
+            (self.processes, PROCESSES),
+            (self.first_touch, "--first-touch"),
+            (self.planted, "--plant-shared-counter"),
+        ];
         let told: Vec<_> = words.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
         (!told.is_empty()).then(|| told.join(" "))
     }
@@ -107,12 +118,12 @@ impl Sweep {
 
 /// What the options ask for.
 pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
-    check_modes(&options.mode)?;
+    check_modes(options)?;
     let mut cpus = options.cpus.clone();
     cpus.sort_unstable();
     cpus.dedup();
     let modes: Vec<(String, Option<u64>)> = match &options.mode[..] {
-        [] => USUAL.iter().map(|(mode, npages)| ((*mode).to_owned(), *npages)).collect(),
+        [] => usual(options).map(|(mode, npages)| (mode.to_owned(), npages)).collect(),
         named => named.iter().map(|mode| (mode.clone(), None)).collect(),
     };
     let systems = systems(options)?;
@@ -138,6 +149,7 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
                 cpus,
                 operations: options.operations,
                 first_touch: options.first_touch,
+                processes: options.processes,
                 planted: options.plant_shared_counter && matches!(system, Target::Quire(_)),
             });
         }
@@ -145,12 +157,26 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
     Ok(sweeps)
 }
 
-/// Whether the benchmark has these modes.
-pub fn check_modes(modes: &[String]) -> Result<()> {
-    match modes.iter().find(|mode| !MODES.contains(&mode.as_str())) {
-        Some(unknown) => Err(failure(USAGE, format!("no mode {unknown}: there is {}", MODES.join(", ")))),
-        None => Ok(()),
+/// The modes that are run without `--mode`, with their pages.
+pub fn usual(options: &Bench) -> impl Iterator<Item = (&'static str, Option<u64>)> {
+    USUAL.into_iter().filter(|(mode, _)| !options.processes || APART.contains(mode))
+}
+
+/// Whether the benchmark has these modes, for workers of the kind that is wanted.
+pub fn check_modes(options: &Bench) -> Result<()> {
+    if let Some(unknown) = options.mode.iter().find(|mode| !MODES.contains(&mode.as_str())) {
+        return Err(failure(USAGE, format!("no mode {unknown}: there is {}", MODES.join(", "))));
     }
+    if options.processes
+        && let Some(mode) = options.mode.iter().find(|mode| !APART.contains(&mode.as_str()))
+    {
+        let among = APART.join(", ");
+        return Err(failure(
+            USAGE,
+            format!("--processes is for modes whose workers are apart, not for {mode}: {among}"),
+        ));
+    }
+    Ok(())
 }
 
 /// The systems that the options ask for.
@@ -199,6 +225,10 @@ mod tests {
         let planted = Bench { plant_shared_counter: true, vs: Some(Vs::Linux), ..options() };
         let variants: Vec<_> = sweeps(&planted).unwrap().iter().map(Sweep::variant).collect();
         assert_eq!(variants[..2], [Some("--plant-shared-counter".to_owned()), None]);
+        let processes = Bench { processes: true, ..planted };
+        let plan = sweeps(&processes).unwrap();
+        assert!(plan.len() == 3 * 3 && plan.iter().all(|sweep| sweep.processes && sweep.mode != "pipeline"));
+        assert_eq!(plan[0].variant(), Some("--processes --plant-shared-counter".to_owned()));
         let one = sweeps(&Bench { mode: vec!["fork".into()], ..options() }).unwrap();
         assert_eq!((one.len(), one[0].npages), (1, None));
     }
@@ -209,6 +239,8 @@ mod tests {
         let unknown = sweeps(&Bench { mode: vec!["frob".into()], ..options() }).unwrap_err().to_string();
         assert!(unknown.starts_with("no mode frob: there is local, "));
         assert!(sweeps(&Bench { first_touch: true, ..options() }).is_err());
+        let together = Bench { processes: true, mode: vec!["local".into(), "global".into()], ..options() };
+        assert!(sweeps(&together).unwrap_err().to_string().contains("not for global: local, "));
         assert!(sweeps(&Bench { accel: Accel::Tcg, quantum: Some(50), ..options() }).is_err());
     }
 

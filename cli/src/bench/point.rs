@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     derive::{self, Counted, Measured},
-    plan::{Sweep, Target},
+    plan::{PROCESSES, Sweep, Target},
 };
 use crate::{
     args::{Accel, Bench, Linux as Choice},
@@ -168,6 +168,9 @@ pub fn measure(lab: &Lab, sweep: &Sweep, cpus: u32, operations: u32) -> Result<R
     let mut words: Vec<String> = vec!["mapbench".into(), sweep.mode.clone(), "--json".into()];
     words.extend(["--threads".into(), cpus.to_string(), "--warm-up".into(), warm_up.to_string()]);
     words.extend(length);
+    if sweep.processes {
+        words.push(PROCESSES.into());
+    }
     if sweep.first_touch {
         words.push("--first-touch".into());
     }

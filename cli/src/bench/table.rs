@@ -11,7 +11,7 @@ const COLUMNS: [(&str, &str); 8] = [
     ("transfers", "transfers"),
     ("ipis", "IPIs"),
     ("faults", "faults"),
-    ("periods", "ticks"),
+    ("periods", "periods"),
     ("ns", "ns/op"),
     ("throughput_per_cpu", "ops/s/CPU"),
 ];
@@ -51,8 +51,8 @@ pub fn table(results: &Results) -> String {
         text.push('\n');
     }
     if counted {
-        text += "per operation, the mean over CPUs; ticks are those that fell into the windows, counted apart;\n\
-                 throughput is modelled from the counts (docs/results.md)\n";
+        text += "per operation, the mean over CPUs; periods (ticks, and Linux's kernel threads) are those that fell into the\n\
+                 windows, counted apart; throughput is modelled from the counts (docs/results.md)\n";
     }
     text
 }

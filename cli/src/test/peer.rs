@@ -1,22 +1,28 @@
 //! Linux in the same machine: as transparent as Quire is, so that a comparison compares kernels.
 
-use std::{path::Path, time::Duration};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use anyhow::{Error, Result};
+use serde_json::Value;
 
 use super::{
     Report,
     linux::{Case, Result3, difference},
 };
 use crate::{
-    args,
+    args::{self, Window},
+    exact::Exact,
     guest::{self, Toolchain},
+    image::{Exec, Image},
     kernel::{self, Build},
-    linux::Linux,
-    machine::Machine,
+    linux::{self, Linux},
+    machine::{Boot, Machine},
     needs::{self, Tool},
     numa::Numa,
-    program::Program,
+    program::{self, Program},
+    run,
+    session::{self, End, Files},
+    symbols::Kallsyms,
 };
 
 /// Shell commands and the CPUs of their machine; natively they do the same.
@@ -32,6 +38,11 @@ const COMMANDS: [(&str, &str, u32); 5] = [
 /// these come first here.
 const NODES: [(&str, u32); 3] =
     [("2", 4), ("4:dist=10,16,24", 4), ("4:cpus=1,3,0,0:mem=128M,0,96M,96M:dist=10,21", 4)];
+/// What the counted program does: long enough asleep for all that comes every second.
+const SCRIPT: &str = "sleep 3; seq 3000 | sort -r | md5sum";
+/// Functions that are executed by kernel threads alone, and by anything but them and ticks alone.
+const WORKERS: [&str; 4] = ["rcu_gp_kthread", "worker_thread", "process_one_work", "smpboot_thread_fn"];
+const OTHERS: [&str; 3] = ["do_idle", "do_syscall_64", "do_user_addr_fault"];
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
     needs::ensure(&[Tool::Busybox])?;
@@ -61,6 +72,10 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     }
     report.doing("symbols");
     report.record("Linux's symbols", symbols(&newest)?);
+    for linux in [&newest, &older] {
+        report.doing(&format!("periodic work, Linux {}", linux.version));
+        report.record(&format!("Linux {}'s periodic work is counted apart", linux.version), periodic(linux)?);
+    }
     report.remark(format!("Linux {} and {}", older.version, newest.version));
     Ok(())
 }
@@ -116,4 +131,54 @@ fn symbols(linux: &Linux) -> Result<Result<(), String>> {
         }
     }
     Ok(Ok(()))
+}
+
+/// What kernel threads execute is periodic work to the last instruction, and what threads execute that they have taken turns
+/// with is none of it.
+fn periodic(linux: &Linux) -> Result<Result<(), String>> {
+    let kallsyms = linux.kallsyms()?;
+    let mut exact = Exact { window: Window::Run, places: kallsyms.places(), ..Exact::new()? };
+    // All blocks that were executed.
+    exact.places.push("profile=1000000".to_owned());
+    let machine = Machine { exact: Some(exact), ..linux.machine(2) };
+    let busybox = program::find("busybox".as_ref(), None)?;
+    let mut image = Image::default();
+    linux::furnish(&mut image)?;
+    run::add_program(&mut image, &busybox)?;
+    let argv = ["busybox", "sh", "-c", SCRIPT].map(|word| word.as_bytes().to_vec()).to_vec();
+    image.exec(&Exec { argv, env: Vec::new(), cwd: b"/".to_vec(), path: busybox.guest.clone() });
+    let limit = Some(Duration::from_secs(240));
+    let outcome = session::run(&machine, &Boot::default(), image, Files::Captured(Vec::new()), limit)?;
+    let (End::Exited(0), Some(counts)) = (&outcome.end, &outcome.counts) else {
+        return Ok(Err(format!("{:?}, {}", outcome.end, outcome.log.join("\n"))));
+    };
+    Ok(apart(&serde_json::from_str(counts)?, &kallsyms))
+}
+
+fn apart(counts: &Value, kallsyms: &Kallsyms) -> Result<(), String> {
+    let number = |block: &Value, name: &str| block[name].as_u64().unwrap_or(0);
+    let mut functions: HashMap<&str, (u64, u64)> = HashMap::new();
+    for block in counts["profile"].as_array().into_iter().flatten() {
+        let address =
+            block["pc"].as_str().and_then(|pc| u64::from_str_radix(pc.trim_start_matches("0x"), 16).ok());
+        if let Some((name, _)) = address.and_then(|address| kallsyms.find(address)) {
+            let sum = functions.entry(name).or_default();
+            sum.0 += number(block, "instructions");
+            sum.1 += number(block, "periodic");
+        }
+    }
+    for name in WORKERS.into_iter().chain(OTHERS) {
+        let (own, periodic) = functions.get(name).copied().unwrap_or_default();
+        let is_right = match WORKERS.contains(&name) {
+            true => own == 0 && periodic > 0,
+            false => own > 0 && periodic == 0,
+        };
+        if !is_right {
+            return Err(format!("{name}: {own} instructions and {periodic} of periodic work"));
+        }
+    }
+    match number(&counts["profile_other"], "blocks") {
+        0 => Ok(()),
+        more => Err(format!("{more} blocks are not in the profile")),
+    }
 }

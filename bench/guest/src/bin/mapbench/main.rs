@@ -1,6 +1,6 @@
-//! The scalability benchmark: threads that map, fault, protect, unmap and fork, apart from one another or together.
+//! The scalability benchmark: threads, or processes, that map, fault, protect, unmap and fork, apart from one another or together.
 //!
-//! **What is measured.** Each thread, on a CPU of its own, does one mode's operation again and again. After the warm-up
+//! **What is measured.** Each worker, on a CPU of its own, does one mode's operation again and again. After the warm-up
 //! all threads wait for each other; then each opens its *window* and does its operations, each of them in a *bracket*
 //! (`marker.rs`). A counted run does exactly N operations a thread, so that a tracer that counts instructions and
 //! cache-line transfers inside the brackets gets the same numbers again; a timed run goes by the clock. Nothing else
@@ -20,6 +20,7 @@ mod pages;
 mod report;
 mod sys;
 mod wait;
+mod workers;
 
 use std::{
     process::ExitCode,
@@ -73,13 +74,11 @@ fn mistake(problem: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// What the threads of one run share.
+/// What the workers of one run share, or have a copy of each.
 struct Run<'a> {
     mode: &'a dyn Mode,
     plan: &'a Plan,
-    /// All have warmed up; all have left their windows.
-    barrier: Barrier,
-    /// By team.
+    /// By team. Processes are a team each, so copies do.
     ends: Vec<End>,
 }
 
@@ -94,64 +93,63 @@ struct End {
 /// Runs one mode.
 fn run(mode: &dyn Mode, plan: &Plan, cpus: &[usize]) -> Vec<Row> {
     ensure_free(mode.extent());
-    mode.prepare();
     let threads = 0..plan.threads;
     let members = |team| threads.clone().filter(|thread| mode.team(*thread) == team).count() as u64;
     let ends =
         threads.clone().map(|t| End { round: AtomicU64::new(u64::MAX), members: members(t) }).collect();
-    let run = Run { mode, plan, barrier: Barrier::new(plan.threads), ends };
-    let rows = std::thread::scope(|scope| {
-        let workers: Vec<_> = threads
-            .map(|thread| {
-                let (run, cpu) = (&run, cpus[thread % cpus.len()]);
-                scope.spawn(move || Row { cpu, meter: run.thread(thread, cpu) })
-            })
-            .collect();
-        let join = |worker: std::thread::ScopedJoinHandle<_>| {
-            worker.join().unwrap_or_else(|_| sys::die("a thread panicked"))
-        };
-        workers.into_iter().map(join).collect()
-    });
-    sys::unmap(BASE, mode.extent());
-    rows
+    let run = Run { mode, plan, ends };
+    let cpu = |worker: usize| cpus[worker % cpus.len()];
+    let meters = if plan.processes {
+        workers::processes(plan.threads, |worker, barrier| {
+            mode.prepare();
+            run.worker(worker, cpu(worker), barrier)
+        })
+    } else {
+        mode.prepare();
+        let meters =
+            workers::threads(plan.threads, |worker, barrier| run.worker(worker, cpu(worker), barrier));
+        sys::unmap(BASE, mode.extent());
+        meters
+    };
+    meters.into_iter().enumerate().map(|(worker, meter)| Row { cpu: cpu(worker), meter }).collect()
 }
 
 impl Run<'_> {
-    /// One thread's whole life.
-    fn thread(&self, thread: usize, cpu: usize) -> Meter {
+    /// One worker's whole life.
+    fn worker(&self, worker: usize, cpu: usize, barrier: &Barrier) -> Meter {
         sys::pin(cpu);
-        let mut work = self.mode.start(thread);
+        let mut work = self.mode.start(worker);
         let mut meter = Meter::default();
         let mut round = 0;
         while round < self.plan.warm_up {
             work.round(round, &mut meter);
             round += 1;
         }
-        self.barrier.wait();
+        barrier.wait();
         meter.open();
-        while self.goes_on(thread, round, &meter) {
+        while self.goes_on(worker, round, &meter) {
             work.round(round, &mut meter);
             meter.operations += 1;
             round += 1;
         }
         meter.close();
         meter.checks.expect(sys::runs_on(cpu));
-        self.barrier.wait();
+        barrier.wait();
         work.finish(round, &mut meter);
         meter
     }
 
-    /// Whether a thread does this round.
+    /// Whether a worker does this round.
     ///
     /// Threads of a team may be as many rounds apart as the team has members, less one. So the first whose time is over
     /// names a round that nobody has begun: as many from its own as there are members. Who begins that round has waited
     /// for a publication that came after the naming, directly or through others, so it has seen it.
-    fn goes_on(&self, thread: usize, round: u32, meter: &Meter) -> bool {
+    fn goes_on(&self, worker: usize, round: u32, meter: &Meter) -> bool {
         let time = match self.plan.length {
             Length::Operations(operations) => return meter.operations < u64::from(operations),
             Length::Seconds(time) => time,
         };
-        let end = &self.ends[self.mode.team(thread)];
+        let end = &self.ends[self.mode.team(worker)];
         let round = u64::from(round);
         if meter.elapsed() >= time {
             let last = if end.members == 1 { round } else { round + end.members };

@@ -14,6 +14,7 @@ modes: local pipeline global global-fixed countbench imbalance fault fault-2m
   --operations N   end after N operations a thread (1000)
   --seconds S      end after S seconds instead
   --warm-up N      operations before the measured ones, at least 1 (100)
+  --processes      the workers are processes, with memory of their own, not threads
   --first-touch    fault, fault-2m: on pages that nobody has touched before
   --pairs C:F,...  imbalance: thread F unmaps what thread C maps (0:1,2:3,...)
   --json           one JSON object a mode, on a line of its own";
@@ -64,6 +65,20 @@ impl Kind {
         KINDS.into_iter().find(|row| row.0 == self).unwrap_or(KINDS[0])
     }
 
+    /// Whether threads of this mode neither wait for one another nor touch the same memory.
+    fn is_apart(self) -> bool {
+        matches!(
+            self,
+            Self::Local
+                | Self::Countbench
+                | Self::Fault
+                | Self::Protect
+                | Self::Fork
+                | Self::UnmapVirt
+                | Self::UnmapTouched
+        )
+    }
+
     fn is_fault(self) -> bool {
         matches!(self, Self::Fault | Self::Fault2m)
     }
@@ -87,6 +102,8 @@ pub struct Plan {
     pub length: Length,
     pub warm_up: u32,
     pub first_touch: bool,
+    /// The workers are processes.
+    pub processes: bool,
     pub pairs: Option<Vec<(usize, usize)>>,
     pub json: bool,
 }
@@ -114,6 +131,7 @@ pub fn parse(arguments: impl Iterator<Item = String>, cpus: usize) -> Result<Req
         length: Length::Operations(1000),
         warm_up: 100,
         first_touch: false,
+        processes: false,
         pairs: None,
         json: false,
     };
@@ -128,6 +146,7 @@ pub fn parse(arguments: impl Iterator<Item = String>, cpus: usize) -> Result<Req
             }
             "--seconds" => plan.length = Length::Seconds(seconds(&value()?)?),
             "--warm-up" => plan.warm_up = number(&argument, &value()?, 1 << 30)? as u32,
+            "--processes" => plan.processes = true,
             "--first-touch" => plan.first_touch = true,
             "--pairs" => plan.pairs = Some(pairs(&value()?)?),
             "--json" => plan.json = true,
@@ -141,6 +160,10 @@ pub fn parse(arguments: impl Iterator<Item = String>, cpus: usize) -> Result<Req
     }
     if plan.first_touch && !plan.kinds.iter().all(|kind| kind.is_fault()) {
         return Err("--first-touch is for fault and fault-2m".into());
+    }
+    if plan.processes && !plan.kinds.iter().all(|kind| kind.is_apart()) {
+        let names: Vec<_> = KINDS.iter().filter(|row| row.0.is_apart()).map(|row| row.1).collect();
+        return Err(format!("--processes is for modes whose workers are apart: {}", names.join(", ")));
     }
     if plan.pairs.is_some() && plan.kinds != [Kind::Imbalance] {
         return Err("--pairs is for imbalance".into());
@@ -224,6 +247,8 @@ mod tests {
             "local --seconds -1",
             "local --warm-up 0",
             "local --first-touch",
+            "pipeline --processes",
+            "local,fault-2m --processes",
             "local --pairs 0:1",
             "imbalance --pairs 0",
             "imbalance --pairs 0:x",

@@ -8,7 +8,7 @@ use crate::{
     sys,
 };
 
-/// One thread's results.
+/// One worker's results.
 pub struct Row {
     /// The CPU that it ran on.
     pub cpu: usize,
@@ -19,7 +19,7 @@ pub struct Row {
 pub struct Report<'a> {
     pub kind: Kind,
     pub plan: &'a Plan,
-    /// By thread.
+    /// By worker.
     pub rows: Vec<Row>,
 }
 
@@ -37,19 +37,20 @@ impl Report<'_> {
     pub fn table(&self) -> String {
         let (name, release) = sys::system();
         let (plan, kind) = (self.plan, self.kind.name());
+        let (worker, workers) = if plan.processes { ("process", "processes") } else { ("thread", "threads") };
         let length = match plan.length {
-            Length::Operations(operations) => format!("{operations} operations a thread"),
+            Length::Operations(operations) => format!("{operations} operations a {worker}"),
             Length::Seconds(time) => format!("{} s", time.as_secs_f64()),
         };
         let fresh = if plan.first_touch { ", first touch" } else { "" };
         let mut text = format!(
-            "{kind}{fresh} on {name} {release}: threads {}, pages {}, {length} after {} to warm up\n\n",
+            "{kind}{fresh} on {name} {release}: {workers} {}, pages {}, {length} after {} to warm up\n\n",
             plan.threads,
             plan.npages_of(self.kind),
             plan.warm_up
         );
         let heads =
-            ["thread", "cpu", "operations", "touches", "ns/op", "window ns/op", "ops/s", "checks", "wrong"];
+            [worker, "cpu", "operations", "touches", "ns/op", "window ns/op", "ops/s", "checks", "wrong"];
         line(&mut text, &heads.map(str::to_owned));
         let mut rate = 0.0;
         for (thread, Row { cpu, meter }) in self.rows.iter().enumerate() {
@@ -82,8 +83,10 @@ impl Report<'_> {
             Length::Seconds(time) => write!(text, r#","seconds":{}"#, time.as_secs_f64()),
         };
         let _ = write!(text, r#","warm_up":{}"#, plan.warm_up);
-        if plan.first_touch {
-            text.push_str(r#","variant":"--first-touch""#);
+        let words = [(plan.processes, "--processes"), (plan.first_touch, "--first-touch")];
+        let told: Vec<_> = words.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
+        if !told.is_empty() {
+            let _ = write!(text, r#","variant":"{}""#, told.join(" "));
         }
         if let Some(pairs) = &plan.pairs {
             let pairs: Vec<_> = pairs.iter().map(|(mapper, freer)| format!("[{mapper},{freer}]")).collect();
@@ -100,7 +103,7 @@ impl Report<'_> {
     }
 }
 
-/// A thread's numbers as members of a JSON object.
+/// A worker's numbers as members of a JSON object.
 fn numbers(meter: &Meter) -> String {
     let Meter { operations, brackets, touches, checks, .. } = meter;
     format!(

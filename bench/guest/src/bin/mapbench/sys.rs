@@ -9,6 +9,8 @@ use std::{
     sync::atomic::AtomicU32,
 };
 
+use crate::wait::Between;
+
 /// Ends the program: something that must work did not.
 pub fn die(what: impl Display) -> ! {
     eprintln!("mapbench: {what}");
@@ -62,25 +64,33 @@ pub fn refuse_huge_pages() {
 }
 
 /// Sleeps while the word is `expected`, or for no reason.
-pub fn futex_wait(word: &AtomicU32, expected: u32) {
+pub fn futex_wait(word: &AtomicU32, expected: u32, between: Between) {
     // SAFETY: the word lives as long as the call; no time limit. Every outcome is one that the caller looks into.
     unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-            expected,
-            0usize,
-        )
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT | private(between), expected, 0usize)
     };
 }
 
 /// Wakes all who sleep on the word.
-pub fn futex_wake_all(word: &AtomicU32) {
+pub fn futex_wake_all(word: &AtomicU32, between: Between) {
     // SAFETY: the word lives as long as the call, which only uses its address.
-    unsafe {
-        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, i32::MAX)
-    };
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | private(between), i32::MAX) };
+}
+
+/// The flag of a futex that one process has for itself.
+fn private(between: Between) -> i32 {
+    if between == Between::Threads { libc::FUTEX_PRIVATE_FLAG } else { 0 }
+}
+
+/// Memory of zeroes that children share, for ever.
+pub fn shared_memory(bytes: usize) -> *mut libc::c_void {
+    let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, wherever there is room.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, rights, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        die_of("mmap");
+    }
+    at
 }
 
 /// A memory object of so many bytes.
@@ -147,6 +157,30 @@ pub fn fork() -> Side {
     }
 }
 
+/// Starts a process that does `work` and ends; it is killed when this thread ends.
+pub fn child(work: impl FnOnce()) {
+    let parent = std::process::id();
+    // SAFETY: this process has one thread, so its copy has all there is.
+    match unsafe { libc::fork() } {
+        -1 => die_of("fork"),
+        0 => {
+            die_with_parent();
+            // It may have ended before it could be asked for.
+            if std::os::unix::process::parent_id() == parent {
+                work();
+                exit_child(0);
+            }
+            exit_child(1)
+        }
+        _ => {}
+    }
+}
+
+/// Sleeps until one of the children has ended; whether it ended with status 0.
+pub fn a_child_succeeded() -> bool {
+    child_succeeded(-1)
+}
+
 /// Asks to be killed when the thread that forked this child ends.
 pub fn die_with_parent() {
     // SAFETY: no pointers.
@@ -161,11 +195,12 @@ pub fn exit_child(status: i32) -> ! {
     }
 }
 
-/// Sleeps until the child has ended; whether it ended with status 0.
+/// Sleeps until the child has ended, or any if `pid` is -1; whether it ended with status 0.
 pub fn child_succeeded(pid: i32) -> bool {
     let mut status = 0;
     // SAFETY: room for a status.
-    if unsafe { libc::waitpid(pid, &mut status, 0) } != pid {
+    let ended = unsafe { libc::waitpid(pid, &mut status, 0) };
+    if ended < 0 || pid > 0 && ended != pid {
         die_of("waitpid");
     }
     libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0

@@ -1,9 +1,19 @@
-//! Waiting for other threads: always asleep, in `futex`. A thread that spins takes the turns of the emulated CPUs that
+//! Waiting for other workers: always asleep, in `futex`. A thread that spins takes the turns of the emulated CPUs that
 //! it waits for.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::sys;
+
+/// Who sleeps on a word.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Between {
+    /// Threads of one process.
+    #[default]
+    Threads,
+    /// Processes that share its page.
+    Processes,
+}
 
 /// A number that only grows (modulo 2^32), written by one thread at a time, for which others sleep. Alone on its pair
 /// of cache lines.
@@ -12,6 +22,7 @@ use crate::sys;
 pub struct Progress {
     value: AtomicU32,
     sleepers: AtomicU32,
+    between: Between,
 }
 
 impl Progress {
@@ -21,7 +32,7 @@ impl Progress {
         // the value again). Also Release: what was done before is seen by who reads the value.
         self.value.store(value, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
-            sys::futex_wake_all(&self.value);
+            sys::futex_wake_all(&self.value, self.between);
         }
     }
 
@@ -35,7 +46,7 @@ impl Progress {
             }
             // SeqCst: see `publish`.
             self.sleepers.fetch_add(1, Ordering::SeqCst);
-            sys::futex_wait(&self.value, now);
+            sys::futex_wait(&self.value, now, self.between);
             // Relaxed: a sleeper counted for too long costs a wake that wakes nobody.
             self.sleepers.fetch_sub(1, Ordering::Relaxed);
         }
@@ -47,25 +58,26 @@ fn reached(now: u32, wanted: u32) -> bool {
     now.wrapping_sub(wanted) < 1 << 31
 }
 
-/// All of a number of threads wait here for each other, again and again.
+/// All of a number of workers wait here for each other, again and again.
 pub struct Barrier {
-    threads: u32,
+    workers: u32,
     arrived: AtomicU32,
     generation: Progress,
 }
 
 impl Barrier {
     /// For so many threads.
-    pub fn new(threads: usize) -> Self {
-        Self { threads: threads as u32, arrived: AtomicU32::new(0), generation: Progress::default() }
+    pub fn new(workers: usize, between: Between) -> Self {
+        let generation = Progress { between, ..Progress::default() };
+        Self { workers: workers as u32, arrived: AtomicU32::new(0), generation }
     }
 
-    /// Sleeps until all threads have come.
+    /// Sleeps until all have come.
     pub fn wait(&self) {
         // Relaxed: the generation changes only after we have come.
         let next = self.generation.value.load(Ordering::Relaxed).wrapping_add(1);
         // AcqRel: the last to come has seen what all the others did before, and passes it on with the generation.
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.workers {
             // Relaxed: who counts itself in again has read the new generation before.
             self.arrived.store(0, Ordering::Relaxed);
             self.generation.publish(next);
@@ -90,7 +102,7 @@ mod tests {
     #[test]
     fn nobody_passes_a_barrier_before_all_have_come() {
         const THREADS: usize = 4;
-        let (barrier, come) = (Barrier::new(THREADS), AtomicUsize::new(0));
+        let (barrier, come) = (Barrier::new(THREADS, Between::Threads), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
                 scope.spawn(|| {

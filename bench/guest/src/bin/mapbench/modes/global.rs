@@ -14,7 +14,7 @@ use super::{Mode, Work};
 use crate::{
     meter::{Checks, Meter},
     pages::{Author, PAGE, Pages},
-    wait::Barrier,
+    wait::{Barrier, Between},
 };
 
 /// The most pages in a region: as many as stamps can tell apart.
@@ -48,7 +48,12 @@ impl Global {
                 "a region of {pages} pages: it must have a page a thread, and {MOST} at most"
             ));
         }
-        Ok(Self { threads, region: Pages::at(0, pages), fixed, barrier: Barrier::new(threads) })
+        Ok(Self {
+            threads,
+            region: Pages::at(0, pages),
+            fixed,
+            barrier: Barrier::new(threads, Between::Threads),
+        })
     }
 
     fn slice(&self, thread: usize) -> Pages {
