@@ -137,7 +137,7 @@ pub fn may_move_all(flags: u32) -> Result<(), Errno> {
 
 /// The whole pages of `addr..addr + len`, which are user space's or not: first byte and the byte after the last. EINVAL.
 fn span(addr: u64, len: u64) -> Result<(u64, u64), Errno> {
-    if addr % PAGE_SIZE != 0 {
+    if !addr.is_multiple_of(PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
     // Modulo 2^64, as Linux rounds.
@@ -211,7 +211,7 @@ pub fn set_mempolicy(a: &Args) -> SysResult {
 /// mappings there has a policy; EOPNOTSUPP at the first whose policy has no use for it, with what lies before done.
 pub fn set_mempolicy_home_node(a: &Args) -> SysResult {
     let (addr, len, home, flags) = (a.raw(0), a.raw(1), a.raw(2), a.raw(3));
-    if addr % PAGE_SIZE != 0 || flags != 0 {
+    if !addr.is_multiple_of(PAGE_SIZE) || flags != 0 {
         return Err(Errno::EINVAL);
     }
     let home = usize::try_from(home).ok().and_then(Node::new);
