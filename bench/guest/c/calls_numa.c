@@ -4,7 +4,7 @@
 //
 //   calls_numa           the calls
 //   calls_numa machine   also what the machine says of its nodes, and on which node each CPU is
-//   calls_numa place     also where pages come to be under each policy: more than a few MiB must be free on every node
+//   calls_numa place     also where pages come to be under each policy, and move: a few MiB must be free on every node
 //
 // calls: mbind set_mempolicy get_mempolicy set_mempolicy_home_node move_pages migrate_pages getcpu mremap
 #include "check.h"
@@ -427,6 +427,64 @@ static void placement(void)
     OK(sched_setaffinity(0, sizeof all, &all));
 }
 
+// The node of each of `pages` pages from `at` on, one digit each.
+static void tell_nodes(const char *what, char *at, int pages)
+{
+    printf("%s: ", what);
+    for (int i = 0; i < pages; i++) {
+        void *page = at + i * PAGE;
+        int status = 99;
+        EQUAL(syscall(SYS_move_pages, 0, 1L, &page, NULL, &status, 0), 0);
+        if (status < 0) printf("-");
+        else printf("%d", status);
+        if (status >= 0) EQUAL(at[i * PAGE], 'a' + i);
+    }
+    printf("\n");
+}
+
+static void moving(void)
+{
+    enum { PAGES = 16 };
+    int first = __builtin_ctzl(allowed), last = 63 - __builtin_clzl(allowed);
+    char *p = pages_new(PAGES);
+    EQUAL(bind_to(p, PAGES, BIND, 1UL << first, 0), 0);
+    for (int i = 1; i < PAGES; i++) p[i * PAGE] = 'a' + i;
+    tell_nodes("first", p, PAGES);
+    // One by one: what is empty stays so.
+    void *list[PAGES];
+    int nodes[PAGES], status[PAGES];
+    for (int i = 0; i < PAGES; i++) list[i] = p + i * PAGE, nodes[i] = i % 4 ? first : last, status[i] = 99;
+    EQUAL(syscall(SYS_move_pages, 0, (long)PAGES, list, nodes, status, MOVE), 0);
+    for (int i = 0; i < PAGES; i++) printf("%d ", status[i]);
+    tell_nodes("moved", p, PAGES);
+    // By a policy, which says how, and for which pages.
+    EQUAL(bind_to(p + 4 * PAGE, 8, BIND, 1UL << last, MOVE), 0);
+    tell_nodes("bound", p, PAGES);
+    EQUAL(bind_to(p, PAGES, BIND, 1UL << last, MOVE | STRICT), 0);
+    tell_nodes("all bound", p, PAGES);
+    EQUAL(bind_to(p, PAGES, BIND, 1UL << first, 0), 0);
+    tell_nodes("only told", p, PAGES);
+    if (first != last) FAILS(bind_to(p, PAGES, BIND, 1UL << first, STRICT), EIO);
+    // Everything that the process has for itself.
+    unsigned long from = 1UL << last, to = 1UL << first;
+    CHECK(syscall(SYS_migrate_pages, 0, BITS, &from, &to) >= 0);
+    tell_nodes("migrated", p, PAGES);
+    // What a child has too doesn't move, but for those that may move everything.
+    fflush(stdout);
+    pid_t child = fork();
+    OK(child);
+    if (child == 0) {
+        for (int i = 0; i < PAGES; i++) status[i] = 99, nodes[i] = last;
+        EQUAL(syscall(SYS_move_pages, 0, (long)PAGES, list, nodes, status, MOVE), 0);
+        for (int i = 0; i < PAGES; i++) printf("%d ", status[i]);
+        tell_nodes("shared", p, PAGES);
+        fflush(stdout);
+        _exit(0);
+    }
+    EQUAL(wait_for(child), 0);
+    OK(munmap(p, PAGES * PAGE));
+}
+
 int main(int argc, char **argv)
 {
     const char *word = argc > 1 ? argv[1] : "";
@@ -446,6 +504,9 @@ int main(int argc, char **argv)
     RUN(where);
     RUN(migration);
     if (!strcmp(word, "machine")) RUN(machine);
-    if (!strcmp(word, "place")) RUN(placement);
+    if (!strcmp(word, "place")) {
+        RUN(placement);
+        RUN(moving);
+    }
     return finished("calls_numa");
 }

@@ -396,7 +396,7 @@ static const struct call calls[] = {
     {SYS_sched_setaffinity, "Plw"}, {SYS_getcpu, "aaa"}, {SYS_getrandom, "alF"}, {SYS_clone, "CaaaA"}, {SYS_clone3, "cC"}, {SYS_clone3, "c6"}, {SYS_clone3, "c6"}, {SYS_fork, ""}, {SYS_vfork, ""},
     {SYS_execve, "pww"}, {SYS_execve, "p00"}, {SYS_rt_sigreturn, ""}, {SYS_exit, "n"}, {SYS_restart_syscall, ""}, {SYS_rseq, "alFn"}, {SYS_process_vm_writev, "PvuvuF"}, {SYS_pidfd_getfd, "ffF"}, {SYS_pidfd_send_signal, "fi00"}, {SYS_sched_setscheduler, "Psw"},
     {SYS_sched_setattr, "PwF"}, {SYS_setpriority, "sPs"}, {SYS_capset, "ww"}, {SYS_capget, "wa"}, {SYS_personality, "s"}, {SYS_mbind, "AlswnF"},
-    {SYS_get_mempolicy, "aanaF"}, {SYS_process_vm_readv, "PvuvuF"}, {SYS_process_madvise, "fvusF"}, {SYS_userfaultfd, "F"}, {SYS_move_pages, "PuwwaF"},
+    {SYS_get_mempolicy, "aanaF"}, {SYS_process_vm_readv, "PvuvuF"}, {SYS_process_madvise, "fvusF"}, {SYS_userfaultfd, "F"}, {SYS_move_pages, "PuwwaF"}, {SYS_migrate_pages, "Pnww"}, {450 /* set_mempolicy_home_node */, "AlsF"},
     {SYS_getgroups, "sa"}, {SYS_setresuid, "nnn"}, {SYS_setsid, ""}, {SYS_chroot, "p"}, {SYS_mount, "pppFp"}, {SYS_umount2, "pF"}, {SYS_alarm, "s"},
 };
 

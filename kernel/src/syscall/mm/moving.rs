@@ -1,13 +1,14 @@
-//! `move_pages` and `migrate_pages`: on which nodes pages are, and that they are to be elsewhere.
+//! `move_pages`, `migrate_pages`, and the moving that `mbind` is asked for: on which nodes pages are, and how they come to
+//! others.
 //!
-//! Nothing is moved. A page that is where it is wanted is answered as Linux answers it. A page that is elsewhere counts as
-//! one that could not be moved, as a page that is in use does on Linux: the call returns how many there are, and
-//! `move_pages` goes no further.
+//! What moves is a private page that no other process has. Pages of files and of shared memory stay where they are, also
+//! for MPOL_MF_MOVE_ALL, since nobody knows all the mappings of a frame: they count as pages that could not be moved, as
+//! pages do on Linux that are in use.
 
-use alloc::sync::Arc;
+use alloc::{sync::Arc, vec::Vec};
 
 use addr::{PAGE_SIZE, Page, PageRange, USER_END_PAGE};
-use aspace::Seen;
+use aspace::{Place, Seen, Unmoved};
 use frames::{Node, NodeSet};
 
 use super::{
@@ -48,6 +49,47 @@ fn target(pid: i32) -> Result<Arc<Mm>, Errno> {
     }
 }
 
+/// Put `page` on one of `nodes`, if it isn't there, by a frame at `place`.
+fn put(mm: &Mm, page: Page, nodes: NodeSet, place: Place) -> Result<(), Unmoved> {
+    let there = |frame| nodes.contains(numa::topology().node_of(frame));
+    mm.aspace.move_page(page, place, &there, &task::unpinned())
+}
+
+/// Move each page of `r` for which `target` names nodes, and how to get there: `target` is given the page, its number as
+/// policies count it, and its node. How many pages could not be moved; stops early if the process is to end. ENOMEM.
+pub fn relocate(
+    mm: &Mm,
+    r: PageRange,
+    target: &dyn Fn(u64, Node) -> Option<(NodeSet, Place)>,
+) -> Result<usize, Errno> {
+    /// Pages found at a time.
+    const STEP: usize = 2048;
+    let mut found: Vec<(Page, NodeSet, Place)> = Vec::new();
+    found.try_reserve_exact(STEP).map_err(|_| Errno::ENOMEM)?;
+    let (mut rest, mut stay) = (Some(r), 0);
+    while let Some(part) = rest.filter(|_| !task::current().is_ending()) {
+        found.clear();
+        // Of the mapping that was seen last: what to add to a page's number to have what policies count by.
+        let mut shift = 0;
+        mm.aspace.inspect(part, &task::unpinned(), &mut |seen| match seen {
+            Seen::Mapping(info) => {
+                let start = info.range.start().number();
+                shift = info.mapping.object_page(0).map_or(0, |(_, index)| index.wrapping_sub(start));
+            }
+            Seen::Page(page, resident) if found.len() < STEP => {
+                let node = resident.frame.map(|frame| numa::topology().node_of(frame));
+                let goal = node.and_then(|node| target(page.number().wrapping_add(shift), node));
+                found.extend(goal.map(|(nodes, place)| (page, nodes, place)));
+            }
+            Seen::Page(..) => {}
+        });
+        stay += found.iter().filter(|(page, nodes, place)| put(mm, *page, *nodes, *place).is_err()).count();
+        let next = found.last().filter(|_| found.len() == STEP).and_then(|(page, ..)| page.checked_add(1));
+        rest = next.and_then(|next| PageRange::new(next, r.end())).filter(|rest| !rest.is_empty());
+    }
+    Ok(stay)
+}
+
 /// `move_pages(2)`.
 pub fn move_pages(a: &Args) -> SysResult {
     let (pid, count, list, wanted, status, flags) =
@@ -62,11 +104,20 @@ pub fn move_pages(a: &Args) -> SysResult {
         let address: u64 = usercopy::read(at(list, 8))?;
         let to = if wanted == 0 { None } else { Some(destination(usercopy::read(at(wanted, 4))?)?) };
         let page = range(address / PAGE_SIZE * PAGE_SIZE, PAGE_SIZE).map(PageRange::start);
-        let node = page.map_or(Err(Errno::EFAULT), |page| node_of(&mm, page));
-        if let (Some(to), Ok(node)) = (to, node)
-            && to != node
-        {
-            return Ok(usize::try_from(count - i).unwrap_or(usize::MAX));
+        let mut node = page.map_or(Err(Errno::EFAULT), |page| node_of(&mm, page));
+        if let (Some(to), Some(page), Ok(_)) = (to, page, node) {
+            let only = NodeSet::only(to);
+            node = match put(&mm, page, only, Place::Bind(only, None)) {
+                Ok(()) => Ok(to),
+                Err(Unmoved::NoMapping) => Err(Errno::EFAULT),
+                Err(Unmoved::Empty) => Err(Errno::ENOENT),
+                Err(Unmoved::Shared) if flags & MPOL_MF_MOVE_ALL == 0 => Err(Errno::EACCES),
+                Err(Unmoved::NoMemory) => return Err(Errno::ENOMEM),
+                // As on Linux, which goes no further than a page that it can't move, and tells how many are left.
+                Err(Unmoved::Object | Unmoved::Shared | Unmoved::Busy) => {
+                    return Ok(usize::try_from(count - i).unwrap_or(usize::MAX));
+                }
+            };
         }
         let answer = node.map_or_else(|e| -e.0, |node| node.index() as i32);
         usercopy::write(at(status, 4), &answer)?;
@@ -83,7 +134,7 @@ fn destination(number: i32) -> Result<Node, Errno> {
     node.filter(|&node| numa::with_memory().contains(node)).ok_or(Errno::ENODEV)
 }
 
-/// `migrate_pages(2)`: how many pages on the first set of nodes were to go to the other.
+/// `migrate_pages(2)`: what is on the first set of nodes goes to the second; how many pages could not.
 pub fn migrate_pages(a: &Args) -> SysResult {
     let (pid, bits) = (a.int(0), a.raw(1));
     let (from, to) = (Mask::read(a.raw(2), bits)?, Mask::read(a.raw(3), bits)?);
@@ -105,24 +156,18 @@ pub fn migrate_pages(a: &Args) -> SysResult {
         Some(process) => process.mm().ok_or(Errno::EINVAL)?,
     };
     let everything = PageRange::new(Page::default(), USER_END_PAGE).unwrap_or_default();
-    let mut count = 0;
-    mm.aspace.inspect(everything, &task::unpinned(), &mut |seen| {
-        if let Seen::Page(_, page) = seen
-            && let Some(frame) = page.frame
-        {
-            let node = numa::topology().node_of(frame);
-            count += usize::from(from.contains(node) && leaves(node, from, to));
-        }
-    });
-    Ok(count)
+    relocate(&mm, everything, &|_, node| {
+        let only = NodeSet::only(goal(node, from, to)?);
+        Some((only, Place::Bind(only, None)))
+    })
 }
 
-/// Whether pages of `node`, one of `from`, are to go elsewhere: to the node of `to` that has the same rank; but where the
-/// sets have not as many nodes, what is on a node of both stays.
-fn leaves(node: Node, from: NodeSet, to: NodeSet) -> bool {
-    if from.len() != to.len() {
-        return !to.contains(node);
+/// Where a page of `node` is to go, if `node` is one of `from`: to the node of `to` that has the same rank, counted round
+/// and round; but where the sets have not as many nodes, what is on a node of both stays.
+fn goal(node: Node, from: NodeSet, to: NodeSet) -> Option<Node> {
+    if from.len() != to.len() && to.contains(node) {
+        return None;
     }
-    let rank = from.iter().position(|other| other == node);
-    rank.and_then(|rank| to.iter().nth(rank)) != Some(node)
+    let rank = from.iter().position(|other| other == node)?;
+    to.iter().nth(rank % to.len().max(1)).filter(|goal| *goal != node)
 }

@@ -8,7 +8,7 @@ use frames::{Node, NodeSet};
 use super::{errno, mm, pages, range};
 use crate::{
     errno::{Errno, SysResult},
-    hw::numa,
+    hw::{cpu, numa},
     process::Mm,
     syscall::Args,
     task::{self, CAP_SYS_NICE},
@@ -137,7 +137,7 @@ pub fn may_move_all(flags: u32) -> Result<(), Errno> {
 
 /// The whole pages of `addr..addr + len`, which are user space's or not: first byte and the byte after the last. EINVAL.
 fn span(addr: u64, len: u64) -> Result<(u64, u64), Errno> {
-    if addr % PAGE_SIZE != 0 {
+    if !addr.is_multiple_of(PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
     // Modulo 2^64, as Linux rounds.
@@ -145,8 +145,7 @@ fn span(addr: u64, len: u64) -> Result<(u64, u64), Errno> {
     Ok((addr, addr.checked_add(bytes).ok_or(Errno::EINVAL)?))
 }
 
-/// `mbind(2)`. Pages that are there already stay where they are: MPOL_MF_MOVE and MPOL_MF_MOVE_ALL find that none can be
-/// moved, which is an error only together with MPOL_MF_STRICT.
+/// `mbind(2)`. What moves is said in `moving`; what can't is an error only with MPOL_MF_STRICT.
 pub fn mbind(a: &Args) -> SysResult {
     let (addr, len, bits, flags) = (a.raw(0), a.raw(1), a.raw(4), a.uint(5));
     let (mode, mode_flags) = mode(a.uint(2))?;
@@ -165,15 +164,24 @@ pub fn mbind(a: &Args) -> SysResult {
     let r = clipped.filter(|_| end <= USER_END || policy.is_default()).ok_or(Errno::EFAULT)?;
     let mm = mm()?;
     let strict = flags & MPOL_MF_STRICT != 0 && !policy.is_default();
-    let elsewhere = strict && any_elsewhere(&mm, r, asked.nodes());
-    if elsewhere && flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) == 0 {
+    let moves = flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) != 0;
+    if strict && !moves && any_elsewhere(&mm, r, asked.nodes()) {
         return Err(Errno::EIO);
     }
     mm.aspace.advise(r, Advice::Place(policy), &task::unpinned()).map_err(|e| match e {
         Error::NoMapping => Errno::EFAULT,
         e => errno(e),
     })?;
-    if elsewhere { Err(Errno::EIO) } else { Ok(0) }
+    if !moves {
+        return Ok(0);
+    }
+    // What is to move is told by what was asked for, as Linux does; where it goes, by the policy.
+    let here = NodeSet::only(numa::topology().node_of_cpu(cpu::id()));
+    let goal = if policy.nodes.is_empty() { here } else { policy.nodes };
+    let stay = super::moving::relocate(&mm, r, &|index, node| {
+        (!asked.nodes().contains(node)).then(|| (goal, policy.place(index)))
+    })?;
+    if strict && stay > 0 { Err(Errno::EIO) } else { Ok(0) }
 }
 
 /// Whether a page of `r`, before the first hole, is on none of `nodes`.
@@ -203,7 +211,7 @@ pub fn set_mempolicy(a: &Args) -> SysResult {
 /// mappings there has a policy; EOPNOTSUPP at the first whose policy has no use for it, with what lies before done.
 pub fn set_mempolicy_home_node(a: &Args) -> SysResult {
     let (addr, len, home, flags) = (a.raw(0), a.raw(1), a.raw(2), a.raw(3));
-    if addr % PAGE_SIZE != 0 || flags != 0 {
+    if !addr.is_multiple_of(PAGE_SIZE) || flags != 0 {
         return Err(Errno::EINVAL);
     }
     let home = usize::try_from(home).ok().and_then(Node::new);
