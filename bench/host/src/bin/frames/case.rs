@@ -4,7 +4,7 @@ use bitmap_allocator::{BitAlloc, BitAlloc1M, BitAlloc16M};
 
 use crate::{
     options::Options,
-    ours::Quire,
+    ours::{OneTree, Quire},
     peers::{Bitmap, Buddy, Floor},
     record::Outcome,
     subject::{Checked, Findings, Setup, Subject},
@@ -19,8 +19,14 @@ const HALF_GIB: usize = GIB / 2;
 /// An allocator that is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Ours.
+    /// Ours, by rows.
     Quire,
+    /// Ours, with other algorithms.
+    QuireAvl,
+    QuireBuddy,
+    QuireSlab,
+    /// One tree and one lock.
+    Global,
     /// `buddy_system_allocator` and a mutex.
     Buddy,
     /// `bitmap-allocator` and a mutex.
@@ -29,35 +35,98 @@ pub enum Kind {
     Floor,
 }
 
+/// Does something with a subject's type.
+trait With<R> {
+    fn with<S: Subject>(&self) -> R;
+}
+
 impl Kind {
     /// All.
-    pub const ALL: [Kind; 4] = [Kind::Quire, Kind::Buddy, Kind::Bitmap, Kind::Floor];
+    pub const ALL: [Kind; 8] = [
+        Kind::Quire,
+        Kind::QuireAvl,
+        Kind::QuireBuddy,
+        Kind::QuireSlab,
+        Kind::Global,
+        Kind::Buddy,
+        Kind::Bitmap,
+        Kind::Floor,
+    ];
 
     /// As in tables and files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Quire => "quire",
+            Self::QuireAvl => "quire avl",
+            Self::QuireBuddy => "quire buddy",
+            Self::QuireSlab => "quire slab",
+            Self::Global => "global",
             Self::Buddy => "buddy",
             Self::Bitmap => "bitmap",
             Self::Floor => "floor",
         }
     }
 
-    /// Whether it can do what the case asks for.
+    /// Whether it takes part: whether it can do what the case asks for, and that says something.
     pub fn fits(self, case: &Case) -> bool {
-        let (huge, balances) = match self {
-            Self::Quire => able::<Quire>(),
-            Self::Buddy => able::<Buddy>(),
-            Self::Bitmap => able::<Bitmap<BitAlloc1M>>(),
-            Self::Floor => able::<Floor>(),
+        // What is published about a tree is how it fares with many frames outstanding, and with many CPUs.
+        let of_use = match self {
+            Self::QuireAvl | Self::QuireBuddy | Self::QuireSlab => ["B6", "B8"].contains(&case.id),
+            Self::Global => ["B6", "B7", "B8", "B9", "B10"].contains(&case.id),
+            Self::Quire => true,
+            // The others have one algorithm each.
+            Self::Bitmap => case.id != "B11" && case.setup.frames <= BitAlloc16M::CAP,
+            Self::Buddy | Self::Floor => case.id != "B11",
         };
-        let size = self != Self::Bitmap || case.setup.frames <= BitAlloc16M::CAP;
-        size && (huge || !case.work.needs_huge()) && (balances || !case.work.needs_balance())
+        let (huge, balances) = self.of(&Abilities, case);
+        of_use && (huge || !case.work.needs_huge()) && (balances || !case.work.needs_balance())
+    }
+
+    /// What `with` makes of the type.
+    fn of<R>(self, with: &impl With<R>, case: &Case) -> R {
+        match self {
+            Self::Quire => with.with::<Quire<0>>(),
+            Self::QuireAvl => with.with::<Quire<1>>(),
+            Self::QuireBuddy => with.with::<Quire<2>>(),
+            Self::QuireSlab => with.with::<Quire<3>>(),
+            Self::Global => with.with::<OneTree>(),
+            Self::Buddy => with.with::<Buddy>(),
+            // The smallest tree that is large enough is the fastest.
+            Self::Bitmap if case.setup.frames <= BitAlloc1M::CAP => with.with::<Bitmap<BitAlloc1M>>(),
+            Self::Bitmap => with.with::<Bitmap<BitAlloc16M>>(),
+            Self::Floor => with.with::<Floor>(),
+        }
     }
 }
 
-fn able<S: Subject>() -> (bool, bool) {
-    (S::HUGE, S::BALANCES)
+/// Whether it has large runs, and whether it balances.
+struct Abilities;
+
+impl With<(bool, bool)> for Abilities {
+    fn with<S: Subject>(&self) -> (bool, bool) {
+        (S::HUGE, S::BALANCES)
+    }
+}
+
+struct Measured<'a>(&'a Case);
+
+impl With<Outcome> for Measured<'_> {
+    fn with<S: Subject>(&self) -> Outcome {
+        let mut subject = S::new(&self.0.setup);
+        self.0.work.prepare(&mut subject);
+        self.0.work.run(&subject, &self.0.setup)
+    }
+}
+
+struct Watched<'a>(&'a Case);
+
+impl With<Findings> for Watched<'_> {
+    fn with<S: Subject>(&self) -> Findings {
+        let mut subject = Checked::<S>::new(&self.0.setup);
+        self.0.work.prepare(&mut subject);
+        self.0.work.run(&subject, &self.0.setup);
+        subject.findings()
+    }
 }
 
 /// One workload of one size.
@@ -76,44 +145,17 @@ pub struct Case {
 impl Case {
     /// What it measures of a fresh allocator.
     pub fn measure(&self, kind: Kind) -> Outcome {
-        match kind {
-            Kind::Quire => self.on::<Quire>(),
-            Kind::Buddy => self.on::<Buddy>(),
-            Kind::Bitmap if self.is_small() => self.on::<Bitmap<BitAlloc1M>>(),
-            Kind::Bitmap => self.on::<Bitmap<BitAlloc16M>>(),
-            Kind::Floor => self.on::<Floor>(),
-        }
+        kind.of(&Measured(self), self)
     }
 
-    /// The same, untimed, to see whether any frame is handed out twice. `None`: it hands out none.
+    /// The same, untimed, to see whether any frame is handed out twice or lost. `None`: it hands out none.
     pub fn check(&self, kind: Kind) -> Option<Findings> {
-        self.work.hands_out().then(|| match kind {
-            Kind::Quire => self.watch::<Quire>(),
-            Kind::Buddy => self.watch::<Buddy>(),
-            Kind::Bitmap if self.is_small() => self.watch::<Bitmap<BitAlloc1M>>(),
-            Kind::Bitmap => self.watch::<Bitmap<BitAlloc16M>>(),
-            Kind::Floor => self.watch::<Floor>(),
-        })
-    }
-
-    /// The smallest tree that is large enough is the fastest.
-    fn is_small(&self) -> bool {
-        self.setup.frames <= BitAlloc1M::CAP
-    }
-
-    fn on<S: Subject>(&self) -> Outcome {
-        self.work.run(&S::new(&self.setup), &self.setup)
-    }
-
-    fn watch<S: Subject>(&self) -> Findings {
-        let subject = Checked::<S>::new(&self.setup);
-        self.work.run(&subject, &self.setup);
-        subject.findings()
+        self.work.hands_out().then(|| kind.of(&Watched(self), self))
     }
 }
 
 /// What each id is about.
-pub const IDS: [(&str, &str); 10] = [
+pub const IDS: [(&str, &str); 11] = [
     ("B1", "get many single frames, then put them in the same order"),
     ("B2", "get a single frame and put it, over and over"),
     ("B3", "get many single frames, shuffle them over all threads, put them"),
@@ -124,6 +166,7 @@ pub const IDS: [(&str, &str); 10] = [
     ("B8", "from few to many frames outstanding"),
     ("B9", "when CPUs need different amounts of memory"),
     ("B10", "what is kept about frames"),
+    ("B11", "from each algorithm to each other one"),
 ];
 
 /// Sizes that differ between a measurement and a quick look.
@@ -221,7 +264,7 @@ pub fn cases(options: &Options) -> Vec<Case> {
             }
             "B9" => {
                 let n = most.max(2);
-                add("one gets", sizes.frames, n, Work::OneGets { frames: 2 * sizes.operations });
+                add("one gets", sizes.frames, n, Work::OneGets { frames: sizes.operations / 2 });
                 add("skewed", sizes.frames, n, Work::Skewed { rounds: 4 });
                 add("starving", sizes.frames, n, Work::Starving { rounds: 4 });
             }
@@ -236,6 +279,10 @@ pub fn cases(options: &Options) -> Vec<Case> {
                         add(&name, frames, cpus, Work::Metadata);
                     }
                 }
+            }
+            "B11" => {
+                let frames = sizes.outstanding.last().copied().unwrap_or(0);
+                add(&format!("{frames} out"), sizes.per_cpu_memory, 1, Work::Switch { frames });
             }
             _ => {}
         }
@@ -268,7 +315,7 @@ mod tests {
         let mut names = BTreeSet::new();
         for case in cases(&quick()) {
             let outcome = case.measure(Kind::Quire);
-            assert!(!outcome.values.is_empty(), "{} {}", case.id, case.name);
+            assert!(!outcome.values.is_empty() && outcome.failures == 0, "{} {}", case.id, case.name);
             assert!(outcome.values.iter().all(|(_, value)| value.is_finite()), "{outcome:?}");
             assert!(names.insert((case.id, case.name.clone(), case.setup.cpus)), "{} twice", case.name);
         }

@@ -151,9 +151,11 @@ mod tests {
 
     #[test]
     fn one_seed_gives_the_same_again() {
-        // With so much free, chance leaves some blocks whole.
-        let with = |seed| run(&Floor::new(&SETUP), &SETUP, 99, 2, seed);
-        assert_eq!(with(7).values, with(7).values);
-        assert_ne!(with(7).values, with(8).values);
+        // With so much free, and so many blocks, chance leaves a few whole.
+        let setup = Setup { frames: 1024 * BLOCK, cpus: 1 };
+        let with = |seed| run(&Floor::new(&setup), &setup, 99, 2, seed).values;
+        let first = with(1);
+        assert_eq!(first, with(1));
+        assert!((2..8).any(|seed| with(seed) != first), "the seed decides nothing");
     }
 }

@@ -34,7 +34,7 @@ mod work;
 use std::{
     collections::BTreeMap,
     fs,
-    io::{IsTerminal, Write, stderr},
+    io::{IsTerminal, Write, stderr, stdout},
     path::Path,
     process::ExitCode,
 };
@@ -67,38 +67,38 @@ fn run(options: &Options) -> Result<bool, String> {
     let others = others(options)?;
     let mut host = host::describe();
     host.insert("load_before", json!(host::load()));
-    println!("{}\n", introduction(options, &host));
+    show(&format!("{}\n", introduction(options, &host)));
     let (mut records, mut faults) = (others, Vec::new());
     let mut title = "";
     for case in case::cases(options) {
         if title != case.id {
             title = case.id;
             let about = IDS.iter().find(|(id, _)| *id == title).map_or("", |(_, about)| about);
-            println!("{title}  {about}\n");
+            show(&format!("{title}  {about}\n"));
         }
         faults.extend(faults_of(&case));
         let (measured, failed) = measure(&case, options);
         records.extend(measured);
         faults.extend(failed);
         let of_case: Vec<_> = records.iter().filter(|r| r.is_of(&case)).collect();
-        println!("{}", table::case(&heading(&case), &of_case));
+        show(&table::case(&heading(&case), &of_case));
     }
     let derived = record::derived(&records);
     if !derived.is_empty() {
-        println!("B7, B8  across sizes and numbers of CPUs\n");
+        show("B7, B8  across sizes and numbers of CPUs\n");
         for (i, one) in derived.iter().enumerate() {
             let same = |r: &&Record| (&r.case, r.threads) == (&one.case, one.threads);
             if derived.iter().position(|r| same(&r)) == Some(i) {
                 let all: Vec<_> = derived.iter().filter(same).collect();
-                println!("{}", table::case(&format!("{}, {}", one.case, table::cpus(one.threads)), &all));
+                show(&table::case(&format!("{}, {}", one.case, table::cpus(one.threads)), &all));
             }
         }
     }
     records.extend(derived);
     let verdicts = require::verdicts(&records);
-    println!("required\n\n{}", table::verdicts(&verdicts));
+    show(&format!("required\n\n{}", table::verdicts(&verdicts)));
     host.insert("load_after", json!(host::load()));
-    println!("load {} before, {} after", host["load_before"], host["load_after"]);
+    show(&format!("load {} before, {} after", host["load_before"], host["load_after"]));
     for fault in &faults {
         eprintln!("frames: {fault}");
     }
@@ -200,6 +200,12 @@ fn measure(case: &Case, options: &Options) -> (Vec<Record>, Vec<String>) {
     values.sort_by_key(|(kind, ..)| Kind::ALL.iter().position(|k| k == kind));
     let records = values.iter().map(|(kind, metric, all)| Record::of(case, kind.name(), metric, all));
     (records.collect(), faults)
+}
+
+/// A line of results, or several.
+fn show(text: &str) {
+    // Whoever has stopped reading may still want the file.
+    let _ = writeln!(stdout(), "{text}");
 }
 
 /// What is being done, on a terminal.

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    hint::black_box,
     sync::{Mutex, PoisonError},
 };
 
@@ -99,7 +100,8 @@ impl Subject for Floor {
 
     #[inline]
     fn get(&self, pin: &Pinned<'_>, _: u32) -> Option<u64> {
-        let stack = self.stacks.get(pin);
+        // Each call finds the height in memory, as calls from different places do: a loop would keep it in a register.
+        let stack = black_box(self.stacks.get(pin));
         let height = stack.height.get().checked_sub(1)?;
         stack.height.set(height);
         stack.frames.get(height).map(|frame| frame.get().into())
@@ -107,7 +109,7 @@ impl Subject for Floor {
 
     #[inline]
     fn put(&self, pin: &Pinned<'_>, frame: u64, _: u32) {
-        let stack = self.stacks.get(pin);
+        let stack = black_box(self.stacks.get(pin));
         let height = stack.height.get();
         if let Some(place) = stack.frames.get(height) {
             place.set(frame as u32);

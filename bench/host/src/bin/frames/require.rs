@@ -86,6 +86,8 @@ const REQUIREMENTS: &[Requirement] = &[
     of("B9", "skewed", &["transfers_per_1000"], Bound::AtMost(1.0)),
     of("B10", "GiB", &["metadata_bits"], Bound::AtMost(1.1)),
     of("B10", "", &["per_cpu_bytes"], Bound::AtMost(4096.0)),
+    of("B11", "", &["switch_worst_ms"], Bound::AtMost(10.0)),
+    of("B11", "", &["lost_frames"], Bound::AtMost(0.0)),
 ];
 
 /// What became of a requirement in one case.

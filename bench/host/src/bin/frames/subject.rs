@@ -38,6 +38,14 @@ pub trait Subject: Sync + Sized {
     /// Give back what `get` has given, by the same order.
     fn put(&self, pin: &Pinned<'_>, frame: u64, order: u32);
 
+    /// Give up what the CPU keeps for itself, so that others can have it.
+    fn give_up(&self, _pin: &Pinned<'_>) {}
+
+    /// Frames that are out, if it counts them. Asked when nobody calls.
+    fn owned(&self) -> Option<u64> {
+        None
+    }
+
     /// Times that blocks of frames went from one CPU to another, if it counts them.
     fn transfers(&self) -> Option<u64> {
         None
@@ -48,8 +56,21 @@ pub trait Subject: Sync + Sized {
         None
     }
 
-    /// Gather its counts, if it has any; whether it has.
-    fn stats(&self) -> bool {
+    /// Ask how many frames are free, as a guess; whether it can tell.
+    fn sum_up(&self) -> bool {
+        false
+    }
+
+    /// Ask where all frames are; whether it can tell.
+    fn sum_up_all(&self) -> bool {
+        false
+    }
+
+    /// Make `switch` possible.
+    fn open_all(&mut self) {}
+
+    /// Go over to another algorithm; whether there is one of that number.
+    fn switch(&self, _pin: &Pinned<'_>, _algorithm: usize) -> bool {
         false
     }
 }
@@ -82,27 +103,31 @@ pub struct Findings {
     pub unowned: u64,
     /// Frames that are still out.
     pub out: u64,
+    /// By how many the allocator's own count of them differs.
+    pub miscounted: u64,
 }
 
 impl Findings {
     /// Whether something was handed out, and nothing was wrong.
     pub fn are_right(&self) -> bool {
-        self.gets > 0 && (self.duplicates, self.strays, self.unowned) == (0, 0, 0)
+        self.gets > 0 && (self.duplicates, self.strays, self.unowned, self.miscounted) == (0, 0, 0, 0)
     }
 }
 
-impl<S> Checked<S> {
+impl<S: Subject> Checked<S> {
     /// What was found so far; exact when nobody calls.
     pub fn findings(&self) -> Findings {
         // Relaxed, here and below: the numbers are read after the threads were joined; of a frame's bit, each change is
         // ordered by the allocator itself, and if it isn't, that shows.
         let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let out = self.owned.iter().map(|word| u64::from(of(word).count_ones())).sum();
         Findings {
             gets: of(&self.gets),
             duplicates: of(&self.duplicates),
             strays: of(&self.strays),
             unowned: of(&self.unowned),
-            out: self.owned.iter().map(|word| u64::from(of(word).count_ones())).sum(),
+            out,
+            miscounted: self.inner.owned().map_or(0, |owned| owned.abs_diff(out)),
         }
     }
 
@@ -154,6 +179,14 @@ impl<S: Subject> Subject for Checked<S> {
         self.inner.put(pin, frame, order);
     }
 
+    fn give_up(&self, pin: &Pinned<'_>) {
+        self.inner.give_up(pin);
+    }
+
+    fn owned(&self) -> Option<u64> {
+        self.inner.owned()
+    }
+
     fn transfers(&self) -> Option<u64> {
         self.inner.transfers()
     }
@@ -162,8 +195,20 @@ impl<S: Subject> Subject for Checked<S> {
         self.inner.metadata()
     }
 
-    fn stats(&self) -> bool {
-        self.inner.stats()
+    fn sum_up(&self) -> bool {
+        self.inner.sum_up()
+    }
+
+    fn sum_up_all(&self) -> bool {
+        self.inner.sum_up_all()
+    }
+
+    fn open_all(&mut self) {
+        self.inner.open_all();
+    }
+
+    fn switch(&self, pin: &Pinned<'_>, algorithm: usize) -> bool {
+        self.inner.switch(pin, algorithm)
     }
 }
 

@@ -49,7 +49,7 @@ pub fn cpus(n: usize) -> String {
 
 /// Numbers that only files have.
 fn is_detail(metric: &str) -> bool {
-    metric.starts_with("round_")
+    metric.starts_with("round_") || metric.starts_with("switch_") && metric != "switch_worst_ms"
 }
 
 fn cell(record: &Record) -> String {

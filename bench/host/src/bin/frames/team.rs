@@ -77,6 +77,13 @@ pub struct Member<'a> {
 }
 
 impl Member<'_> {
+    /// How long `work` takes of the processor, in nanoseconds.
+    pub fn lap(&self, work: impl FnOnce(&Pinned<'static>)) -> f64 {
+        let lap = Lap::begin();
+        work(&self.pin);
+        lap.end().0
+    }
+
     /// Measure `work`, which says how many operations it did, as `phase`; they add up.
     pub fn time(&mut self, phase: &'static str, work: impl FnOnce(&Pinned<'static>) -> u64) -> u64 {
         let lap = Lap::begin();

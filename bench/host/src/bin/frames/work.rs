@@ -9,7 +9,7 @@ use crate::{
     churn,
     record::Outcome,
     subject::{Setup, Subject},
-    team::{self, Member, Meter, team},
+    team::{Member, Meter, team},
 };
 
 /// Frames of a run of order 9, and of a row of the bitmap.
@@ -19,6 +19,7 @@ pub const ROW: usize = 64;
 const HEAP: usize = 1 << 14;
 const SMALL_HEAP: usize = 512;
 const HEAPS: usize = 2;
+const SMALL_HEAPS: usize = 32;
 
 /// A kind of workload.
 #[derive(Clone, Debug)]
@@ -47,6 +48,8 @@ pub enum Work {
     Starving { rounds: usize },
     /// How much there is kept about frames, and how long it takes to sum up.
     Metadata,
+    /// From every algorithm to every other one, with so many frames out.
+    Switch { frames: usize },
 }
 
 /// What is in use before a workload begins.
@@ -82,6 +85,13 @@ impl Work {
         matches!(self, Self::Churn { .. })
     }
 
+    /// What it needs before it begins.
+    pub fn prepare<S: Subject>(&self, subject: &mut S) {
+        if let Self::Switch { .. } = self {
+            subject.open_all();
+        }
+    }
+
     /// Do it to a fresh `subject`.
     pub fn run<S: Subject>(&self, subject: &S, setup: &Setup) -> Outcome {
         let share = setup.frames / 2 / setup.cpus;
@@ -100,6 +110,7 @@ impl Work {
             Self::Skewed { rounds } => skewed(subject, setup, rounds),
             Self::Starving { rounds } => starving(subject, setup, rounds),
             Self::Metadata => metadata(subject, setup),
+            Self::Switch { frames } => switch(subject, frames),
         }
     }
 }
@@ -224,7 +235,8 @@ enum Hand {
 /// The first thread gets heaps, and gives them to the others in turn, which put them. Waiting is not timed.
 fn hand_over<S: Subject>(subject: &S, setup: &Setup, frames: usize, heap: usize, by_rows: bool) -> Outcome {
     let before = subject.transfers();
-    let (to, from): (Vec<_>, Vec<_>) = (1..setup.cpus).map(|_| sync_channel(HEAPS)).unzip();
+    let depth = if heap == SMALL_HEAP { SMALL_HEAPS } else { HEAPS };
+    let (to, from): (Vec<_>, Vec<_>) = (1..setup.cpus).map(|_| sync_channel(depth)).unzip();
     let hands = [Hand::Gets(to)].into_iter().chain(from.into_iter().map(Hand::Puts)).collect();
     let (failures, meter) = team(hands, |member, hand| {
         member.gate.pass();
@@ -366,28 +378,37 @@ fn skewed<S: Subject>(subject: &S, setup: &Setup, rounds: usize) -> Outcome {
 
 fn starving<S: Subject>(subject: &S, setup: &Setup, rounds: usize) -> Outcome {
     let before = subject.transfers();
-    let (left, meter) = team(vec![room(setup.frames); setup.cpus], |member, mut room| {
+    let (got, meter) = team(vec![room(setup.frames); setup.cpus], |member, mut room| {
         let mut got = Vec::new();
         for _ in 0..rounds {
             member.gate.pass();
             let n = member.time("get", |pin| get_all(subject, pin, 0, &mut room) as u64) as usize;
-            got.push(n);
+            member.gate.pass();
+            // As a kernel would before it gives up: what CPUs keep is what others lack.
+            subject.give_up(&member.pin);
+            member.gate.pass();
+            let more = get_all(subject, &member.pin, 0, &mut room[n..]);
+            got.push((n, n + more));
             member.gate.pass();
             member.time("put", |pin| {
-                put_all(subject, pin, 0, &room[..n]);
-                n as u64
+                put_all(subject, pin, 0, &room[..n + more]);
+                (n + more) as u64
             });
         }
         got
     });
-    // Of each round, what nobody got although everybody wanted more.
-    let left = (0..rounds).map(|round| setup.frames - left.iter().map(|of| of[round]).sum::<usize>());
-    let most = left.max().unwrap_or(0);
-    let outcome = Outcome::timed(&meter, setup.cpus).with("left_frames", most as f64);
+    // Of each round, what nobody got although everybody wanted more; before CPUs gave up what they kept, and after.
+    let most = |all: fn(&(usize, usize)) -> usize| {
+        let left = |round: usize| setup.frames - got.iter().map(|of| all(&of[round])).sum::<usize>();
+        (0..rounds).map(left).max().unwrap_or(0) as f64
+    };
+    let outcome = Outcome::timed(&meter, setup.cpus)
+        .with("kept_frames", most(|(first, _)| *first))
+        .with("left_frames", most(|(_, all)| *all));
     per_thousand(outcome, subject, before, &meter)
 }
 
-/// How often the counts are summed up.
+/// How often counts are summed up.
 const SUMS: u64 = 200;
 
 fn metadata<S: Subject>(subject: &S, setup: &Setup) -> Outcome {
@@ -396,18 +417,46 @@ fn metadata<S: Subject>(subject: &S, setup: &Setup) -> Outcome {
         let bits = kept.shared as f64 * 8.0 / setup.frames as f64;
         outcome = outcome.with("metadata_bits", bits).with("per_cpu_bytes", kept.per_cpu as f64);
     }
-    if subject.stats() {
-        let (_, meter) = team::team(vec![()], |member, ()| {
-            member.time("stats", |_| {
-                for _ in 0..SUMS {
-                    subject.stats();
-                }
-                SUMS
-            });
-        });
-        outcome.values.extend(Outcome::timed(&meter, 1).values);
-    }
+    let (_, meter) = team(vec![()], |member, ()| {
+        member.time("available", |_| (0..SUMS).map(|_| u64::from(subject.sum_up())).sum());
+        member.time("stats", |_| (0..SUMS).map(|_| u64::from(subject.sum_up_all())).sum());
+    });
+    outcome.values.extend(Outcome::timed(&meter, 1).values);
     outcome
+}
+
+/// Algorithms that there may be.
+const ALGORITHMS: usize = 4;
+
+fn switch<S: Subject>(subject: &S, frames: usize) -> Outcome {
+    let (mut all, _) = team(vec![room(frames)], |member, mut room| {
+        let mut outcome = Outcome::default();
+        let mut worst: f64 = 0.0;
+        let pairs = (0..ALGORITHMS).flat_map(|from| (0..ALGORITHMS).map(move |to| (from, to)));
+        for (from, to) in pairs.filter(|(from, to)| from != to) {
+            if !subject.switch(&member.pin, from) {
+                return outcome;
+            }
+            // Half of them stay out, in single frames all over the place: the algorithm has something to give up.
+            let n = get_all(subject, &member.pin, 0, &mut room);
+            let (kept, rest): (Vec<u32>, Vec<u32>) = room[..n].iter().partition(|frame| *frame % 2 == 0);
+            put_all(subject, &member.pin, 0, &rest);
+            let n = get_all(subject, &member.pin, 0, &mut room[..frames / 2]);
+            let lap = member.lap(|pin| {
+                subject.switch(pin, to);
+            });
+            put_all(subject, &member.pin, 0, &room[..n]);
+            put_all(subject, &member.pin, 0, &kept);
+            worst = worst.max(lap);
+            outcome = outcome.with(format!("switch_{from}_{to}_ms"), lap / 1e6);
+        }
+        outcome = outcome.with("switch_worst_ms", worst / 1e6);
+        match subject.owned() {
+            Some(lost) => outcome.with("lost_frames", lost as f64),
+            None => outcome,
+        }
+    });
+    all.pop().unwrap_or_default()
 }
 
 #[cfg(test)]
