@@ -183,9 +183,12 @@ pub struct Test {
 /// Options of `bench`.
 #[derive(Args)]
 pub struct Bench {
-    /// Suites of benchmarks, of mapbench and matrix [default: mapbench]
+    /// Suites of benchmarks, of mapbench and matrix [default: mapbench]; or frames, followed by ids of its workloads
     #[arg(value_name = "SUITE")]
     pub suites: Vec<String>,
+    /// Of the suite frames: its own options, after --; -- --help lists them
+    #[arg(value_name = "OPTION", last = true)]
+    pub words: Vec<OsString>,
     /// Numbers of virtual CPUs, each with as many threads; matrix has two
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = cpus, default_value = "1,2,4,8")]
     pub cpus: Vec<u32>,
@@ -244,6 +247,7 @@ impl Default for Bench {
     fn default() -> Self {
         Self {
             suites: Vec::new(),
+            words: Vec::new(),
             cpus: vec![1, 2, 4, 8],
             mode: Vec::new(),
             npages: None,

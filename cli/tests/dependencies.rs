@@ -39,7 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-cost", &[]),
     ("quire-cli", &["quire-cost"]),
     ("quire-bench-guest", &[]),
-    ("quire-bench-host", &["quire-addr", "quire-aspace"]),
+    ("quire-bench-host", &["quire-addr", "quire-percpu", "quire-frames", "quire-aspace"]),
     ("quire-tracer", &[]),
 ];
 

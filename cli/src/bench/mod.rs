@@ -9,10 +9,12 @@
 //! native.rs   the benchmark on this host, without a machine
 //! table.rs    the answer at a glance
 //! matrix.rs   another suite: which pairs of operations that commute share nothing
+//! frames.rs   another, which needs no machine: allocators of page frames side by side
 //! ```
 
 mod cache;
 mod derive;
+mod frames;
 pub mod matrix;
 mod native;
 pub mod plan;
@@ -39,14 +41,25 @@ use plan::Sweep;
 use point::Lab;
 
 /// The suites that there are.
-const SUITES: [&str; 2] = [MAPBENCH, MATRIX];
+const SUITES: [&str; 3] = [MAPBENCH, MATRIX, FRAMES];
 const MAPBENCH: &str = "mapbench";
 const MATRIX: &str = "matrix";
+const FRAMES: &str = "frames";
 /// Points that are measured at once: an exact machine needs one host thread.
 const WORKERS: usize = 2;
 
 /// Measure what the options say; the exit status.
 pub fn run(options: &Bench) -> Result<u8> {
+    if let Some((FRAMES, ids)) = options.suites.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        refuse_others(options)?;
+        return frames::run(ids, options);
+    }
+    if !options.words.is_empty() || options.suites.iter().any(|suite| suite == FRAMES) {
+        return Err(failure(
+            USAGE,
+            "frames is a suite by itself: cargo quire bench frames [ID…] [-- OPTIONS]",
+        ));
+    }
     if let Some(unknown) = options.suites.iter().find(|suite| !SUITES.contains(&suite.as_str())) {
         return Err(failure(USAGE, format!("no suite {unknown}: there is {}", SUITES.join(", "))));
     }
@@ -76,6 +89,23 @@ pub fn run(options: &Bench) -> Result<u8> {
         all.write(path)?;
     }
     Ok(0)
+}
+
+/// What is about other suites than frames.
+fn refuse_others(options: &Bench) -> Result<()> {
+    let plain = Bench::default();
+    let others = !options.mode.is_empty()
+        || !options.pairs.is_empty()
+        || (options.npages, options.operations, options.vs) != (None, None, None)
+        || (options.quantum, options.seed, options.linux) != (None, None, None)
+        || (&options.cpus, options.accel) != (&plain.cpus, plain.accel)
+        || options.resume
+        || options.plant_shared_counter
+        || options.first_touch;
+    match others {
+        true => Err(failure(USAGE, "of bench, frames takes --json only; its own options come after --")),
+        false => Ok(()),
+    }
 }
 
 /// A few points that say something, for a report before anything else was measured.

@@ -43,7 +43,7 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     let mut command = cargo::command(target());
     quick(&mut command);
     if full {
-        command.env("PROPTEST_CASES", "2000");
+        command.env("PROPTEST_CASES", "2000").env("QUIRE_FULL", "1");
     }
     command.args(["test", "--workspace", "--exclude", "quire-kernel", "--no-fail-fast"]);
     output::cargo_test(report, "cargo test", &mut command, LIMIT)?;

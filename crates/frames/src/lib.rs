@@ -96,6 +96,7 @@ pub mod topology;
 mod word;
 mod zero;
 
+pub use algo::Refused;
 pub use bulk::RunVec;
 pub use frames::{Clear, Config, Frames};
 pub use global::Global;

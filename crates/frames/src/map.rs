@@ -258,7 +258,7 @@ impl Map<'_> {
     /// Change the owner of a block that nobody holds, and take hold of it if `hold`; the word afterwards.
     pub(crate) fn adopt(&self, block: Block, w: Word, owner: Owner, hold: bool) -> Option<Word> {
         debug_assert!(w.is(State::Normal));
-        if w.held() && !sync::mutant!("frames-steal-held") {
+        if w.held() {
             return None;
         }
         let to = w.with_owner(owner).with_hold(hold);

@@ -54,7 +54,7 @@ impl Frames<'_> {
         if !w.is(State::Normal) || w.owner() == Owner::ISOLATED {
             return false;
         }
-        if w.held() && !sync::mutant!("frames-steal-held") {
+        if w.held() {
             return false;
         }
         let class = if w.free() == FRAMES_PER_BLOCK { class } else { w.class() };

@@ -136,8 +136,8 @@ impl Word {
     pub(crate) const fn zeroed(self) -> bool {
         self.0 & ZEROED != 0
     }
-    pub(crate) const fn held(self) -> bool {
-        self.0 & HOLD != 0
+    pub(crate) fn held(self) -> bool {
+        self.0 & HOLD != 0 && !sync::mutant!("frames-steal-held")
     }
     /// The row that the holder leases, as an index in the block.
     pub(crate) fn leased(self) -> Option<u32> {

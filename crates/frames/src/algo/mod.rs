@@ -61,7 +61,7 @@ pub(crate) type FreeRows = [u64; ROWS];
 
 /// Why frames were not taken back. Nothing has changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Refused {
+pub enum Refused {
     /// They are not in a block that is held here: they belong to the map, or to another CPU's lane.
     NotHeld,
     /// One of them is free already.
