@@ -17,9 +17,9 @@ use aspace::{
     Access, AddressSpace, Advice, Backing, Error, Mapping, Mode, Object, ObjectError, Place, Placement,
     Policy, RemapTo, Seen, Unmoved,
 };
+use frames::{Node, NodeSet};
 use machine::{RW, Sim, anonymous, page, range};
 use owned::{Memory, OwnedFrame, Use};
-use owned::{Node, NodeSet};
 use percpu::Unpinned;
 
 fn node(n: usize) -> Node {
