@@ -25,6 +25,7 @@ use aspace::{AddressSpace, Limits};
 use sync::RwLock;
 
 use crate::{
+    cpu_time::CpuTimers,
     errno::Errno,
     file::{FileTable, FsInfo},
     hw::irq::Lock,
@@ -196,6 +197,8 @@ pub struct Process {
     pub thread_wait: WaitQueue,
     /// Its POSIX timers.
     pub timers: PosixTimers,
+    /// Its timers that count processor time.
+    pub cpu_timers: CpuTimers,
     /// Since boot, in ns.
     pub started: u64,
     life: Lock<Life>,
@@ -206,6 +209,8 @@ pub struct Process {
 pub struct Used {
     /// Processor time in ns.
     pub cpu_ns: u64,
+    /// Of it, what counts as time in user mode for a timer: see `cpu_time.rs`.
+    pub user_ns: u64,
     /// Page faults that were resolved.
     pub faults: u64,
     /// The most pages that were in memory at once.
@@ -217,6 +222,7 @@ impl Used {
     pub fn and(self, other: Self) -> Self {
         Self {
             cpu_ns: self.cpu_ns + other.cpu_ns,
+            user_ns: self.user_ns + other.user_ns,
             faults: self.faults + other.faults,
             peak_resident: self.peak_resident.max(other.peak_resident),
         }
@@ -353,6 +359,7 @@ impl Process {
             vfork_busy: AtomicBool::new(false),
             thread_wait: WaitQueue::new(),
             timers: PosixTimers::new(),
+            cpu_timers: CpuTimers::new(),
             started: crate::hw::timer::now(),
             life: Lock::new(Life::default()),
         }
@@ -461,7 +468,9 @@ pub fn register_thread(process: &Process, task: &Arc<Task>) -> Result<(), Errno>
             return Err(Errno::EAGAIN);
         }
         // Under `life`, so that whoever asks the process to end sees either the thread or nothing to come.
-        process.threads.lock().push(task.clone());
+        let mut threads = process.threads.lock();
+        task.sched.clock.watch(threads.first().is_some_and(|first| first.sched.clock.is_watched()));
+        threads.push(task.clone());
     }
     TABLE.lock().tasks.insert(task.tid(), Arc::downgrade(task));
     Ok(())
