@@ -27,7 +27,7 @@ use sync::RwLock;
 use crate::{
     cpu_time::CpuTimers,
     errno::Errno,
-    file::{FileTable, FsInfo},
+    file::{Claim, FileTable, FsInfo},
     hw::irq::Lock,
     memory, places, sched,
     signal::{self, ProcessSignals, SigInfo},
@@ -47,6 +47,8 @@ pub struct Mm {
     pub brk: RwLock<Brk>,
     /// Absolute path of the program.
     pub exe: Vec<u8>,
+    /// Nobody writes the program while the memory is used.
+    pub running: Lock<Option<Claim>>,
     /// Where the arguments and the environment lie in user memory: start and end of each, in bytes.
     pub args: Lock<[u64; 4]>,
     /// Commands of `membarrier` that it has registered for.
@@ -70,11 +72,18 @@ pub struct Brk {
 
 impl Mm {
     /// An address space with one user, for the program at `exe`.
-    pub fn new(aspace: Arc<dyn AddressSpace>, exe: Vec<u8>, brk: Brk, args: [u64; 4]) -> Arc<Self> {
+    pub fn new(
+        aspace: Arc<dyn AddressSpace>,
+        exe: Vec<u8>,
+        running: Option<Claim>,
+        brk: Brk,
+        args: [u64; 4],
+    ) -> Arc<Self> {
         Arc::new(Self {
             aspace,
             brk: RwLock::new(brk),
             exe,
+            running: Lock::new(running),
             args: Lock::new(args),
             barriers: AtomicU32::new(0),
             image: Lock::new([0; 4]),
@@ -103,6 +112,8 @@ impl Mm {
                 places::user("heap", brk.start..brk.end);
             }
             self.aspace.clear(&task::unpinned());
+            let program = self.running.lock().take();
+            drop(program); // with no lock held: the file may go with it
         }
     }
     /// Make the stack above `va` grow down to it, within the calling process's limits. False if there is none, or it
