@@ -407,8 +407,8 @@ static void processor_time_alone(void)
         EQUAL(expired[i], 1);
         before = used();
         set(both[i], 10 * MS, 10 * MS);
-        while (expired[i] < 20) compute();
-        CHECK(used() - before >= 100 * MS);
+        while (expired[i] < 10) compute();
+        CHECK(used() - before >= 50 * MS);
         struct itimerval last = set(both[i], 0, 0);
         EQUAL(last.it_interval.tv_usec, 10000);
         CHECK(last.it_value.tv_sec == 0 && last.it_value.tv_usec > 0 && last.it_value.tv_usec * US <= 10 * MS + TICKS);
@@ -440,14 +440,14 @@ static void user_mode_alone(void)
     OK(zero);
     set(ITIMER_VIRTUAL, 100000 * MS, 0);
     long all = used();
-    while (used() - all < 400 * MS)
+    while (used() - all < 200 * MS)
         for (int i = 0; i < 8; i++) EQUAL(read(zero, bytes, sizeof bytes), sizeof bytes);
     long user = 100000 * MS - left(ITIMER_VIRTUAL);
     all = used() - all;
     CHECK(user < all / 2);
     set(ITIMER_VIRTUAL, 100000 * MS, 0);
     all = used();
-    compute_for(400 * MS);
+    compute_for(200 * MS);
     user = 100000 * MS - left(ITIMER_VIRTUAL);
     all = used() - all;
     CHECK(user > all / 2 && user < 2 * all);
@@ -466,10 +466,10 @@ static void all_threads(void)
     for (int i = 0; i < 2; i++) {
         long before = used();
         enough = burning = 0;
-        set(both[i], 200 * MS, 0); // and then they are made
+        set(both[i], 150 * MS, 0); // and then they are made
         for (int t = 0; t < 3; t++) RETURNS(pthread_create(&thread[t], NULL, burn, NULL), 0);
         while (!expired[i]) sigsuspend(&before_all);
-        CHECK(expired_at - before >= 200 * MS - 3 * TICKS && expired_at - before <= 200 * MS + LATE);
+        CHECK(expired_at - before >= 150 * MS - 3 * TICKS && expired_at - before <= 150 * MS + LATE);
         while (burning < 3) sleep_ms(1);
         before = used();
         set(both[i], 100 * MS, 0); // while they run
