@@ -1,7 +1,9 @@
 //! The counters that the kernel sends at the end of a run, as a table.
 //!
 //! The record is `{"cpus": N, "counters": {name: [one a CPU]}, "unknown_syscalls": {number: times}, "frames": {kind:
-//! number}}`, and from the sanitized kernel `"edges": {"covered": N, "total": N}`. Names are the kernel's and shown as they come, so that a new counter needs no change here.
+//! number}}`, if there were more unknown calls than the kernel tells apart `"more_unknown_syscalls": times`, and from the
+//! sanitized kernel `"edges": {"covered": N, "total": N}`. Names are the kernel's and shown as they come, so that a new
+//! counter needs no change here.
 
 use std::fmt::Write;
 
@@ -10,19 +12,17 @@ use serde_json::{Map, Value};
 
 /// With more CPUs than this, the table shows sums and extremes instead of a column for each.
 const MAX_COLUMNS: usize = 8;
+/// So many unknown calls are listed, those that were made most often.
+const MAX_UNKNOWN: usize = 16;
 
 /// The table.
 pub fn table(json: &str) -> Result<String> {
     let stats: Value = serde_json::from_str(json).context("the kernel's counters are not JSON")?;
     let mut text = String::new();
     counters(&mut text, object(&stats, "counters")?);
-    let unknown = object(&stats, "unknown_syscalls")?;
-    if !unknown.is_empty() {
-        let calls: Vec<_> = unknown.iter().map(|(nr, times)| format!("{nr} x{times}")).collect();
-        // Writing to a String cannot fail, here and below.
-        let _ = writeln!(text, "unknown system calls by number: {}", calls.join(", "));
-    }
+    unknown_calls(&mut text, &stats)?;
     if let Some((covered, total)) = edges(&stats) {
+        // Writing to a String cannot fail, here and below.
         let _ = writeln!(text, "edges of the kernel's control flow: {covered} of {total} taken");
     }
     let frames: Vec<_> = object(&stats, "frames")?.iter().map(|(name, n)| format!("{name} {n}")).collect();
@@ -31,6 +31,27 @@ pub fn table(json: &str) -> Result<String> {
         let _ = write!(text, "page frames: {}", frames.join(", "));
     }
     Ok(text)
+}
+
+fn unknown_calls(text: &mut String, stats: &Value) -> Result<()> {
+    let times = |value: &Value| value.as_u64().unwrap_or(0);
+    let mut calls: Vec<_> =
+        object(stats, "unknown_syscalls")?.iter().map(|(nr, n)| (nr.as_str(), times(n))).collect();
+    if calls.is_empty() {
+        return Ok(());
+    }
+    // Of two that were made as often, the lower number, which is the shorter one or comes first.
+    calls.sort_by_key(|&(nr, n)| (std::cmp::Reverse(n), nr.len(), nr));
+    let rest = calls.split_off(calls.len().min(MAX_UNKNOWN));
+    let listed: Vec<_> = calls.iter().map(|(nr, n)| format!("{nr} x{n}")).collect();
+    let _ = write!(text, "unknown system calls by number: {}", listed.join(", "));
+    let not_told_apart = stats.get("more_unknown_syscalls").map_or(0, times);
+    let more = rest.iter().map(|(_, n)| n).sum::<u64>() + not_told_apart;
+    if more > 0 {
+        let _ = write!(text, "; others x{more}");
+    }
+    text.push('\n');
+    Ok(())
 }
 
 fn counters(text: &mut String, counters: &Map<String, Value>) {
@@ -109,6 +130,24 @@ mod tests {
         assert_eq!(words(1), ["faults_read", "7", "3", "4"]);
         assert!(text.contains("unknown system calls by number: 318 x2\n"));
         assert!(text.ends_with("page frames: cached 15, free 80, leaked 0, owned 5, total 100"));
+    }
+
+    #[test]
+    fn the_most_frequent_unknown_calls_are_listed_and_the_others_counted() {
+        let with = |calls: &str, more: &str| {
+            let json = JSON.replace(r#"{"318":2}"#, &format!("{{{calls}}}{more}"));
+            let text = table(&json).unwrap();
+            text.lines().find(|line| line.starts_with("unknown")).map(str::to_owned)
+        };
+        assert_eq!(with("", ""), None);
+        let many: Vec<_> =
+            (400..=420).map(|nr| format!(r#""{nr}":{}"#, if nr == 415 { 7 } else { 2 })).collect();
+        let listed: Vec<_> = (400..415).map(|nr| format!("{nr} x2")).collect();
+        let line = format!("unknown system calls by number: 415 x7, {}; others x", listed.join(", "));
+        assert_eq!(with(&many.join(","), ""), Some(format!("{line}10")));
+        assert_eq!(with(&many.join(","), r#","more_unknown_syscalls":5"#), Some(format!("{line}15")));
+        let few = r#""1000":1,"500":1"#;
+        assert_eq!(with(few, "").unwrap(), "unknown system calls by number: 500 x1, 1000 x1");
     }
 
     #[test]

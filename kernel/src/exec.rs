@@ -13,7 +13,7 @@ use linux_raw_sys::{auxvec, general as abi};
 use crate::{
     elf::{Failure, INTERPRETER_BASE, Image, PIE_BASE, Placed},
     errno::Errno,
-    file::{self, FsInfo},
+    file::{self, Claim, FsInfo},
     hw::{self, TrapFrame},
     memory, places,
     process::{self, Brk, Mm, Process, RLIMIT_STACK, Status},
@@ -49,6 +49,10 @@ pub struct Program {
 struct Found {
     image: Image,
     interpreter: Option<Image>,
+    /// Nobody writes the program while it runs.
+    running: Claim,
+    /// Nor its interpreter while that is being loaded.
+    _loading: Option<Claim>,
     exe: Vec<u8>,
     argv: Vec<Vec<u8>>,
     envp: Vec<Vec<u8>>,
@@ -70,6 +74,7 @@ impl Program {
         let mut file = path.clone();
         for _ in 0..=SCRIPTS {
             let entry = file::open_exec(&file, fs)?;
+            let running = entry.inode.claim_running()?;
             let mut head = [0u8; SCRIPT_LINE];
             entry.read_at(0, &mut head)?;
             if let Some(line) = head.strip_prefix(b"#!") {
@@ -88,13 +93,26 @@ impl Program {
             }
             let exe = entry.path().unwrap_or_else(|_| file.clone());
             let image = Image::read(entry)?;
-            let interpreter = match &image.interpreter {
+            let (interpreter, loading) = match &image.interpreter {
                 // As with scripts.
                 Some(p) if p.is_empty() => return Err(Errno::EACCES),
-                Some(p) => Some(Image::read_interpreter(file::open_exec(p, fs)?)?),
-                None => None,
+                Some(p) => {
+                    let entry = file::open_exec(p, fs)?;
+                    let loading = entry.inode.claim_running()?;
+                    (Some(Image::read_interpreter(entry)?), Some(loading))
+                }
+                None => (None, None),
             };
-            return Ok(Found { image, interpreter, exe, argv, envp, given: path });
+            return Ok(Found {
+                image,
+                interpreter,
+                running,
+                _loading: loading,
+                exe,
+                argv,
+                envp,
+                given: path,
+            });
         }
         Err(Errno::ELOOP)
     }
@@ -287,7 +305,13 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     }
     // The point of no return.
     let heap = layout.program.end.div_ceil(PAGE_SIZE) * PAGE_SIZE;
-    let mm = Mm::new(space, found.exe.clone(), Brk { start: heap, end: heap }, [0; 4]);
+    let mm = Mm::new(
+        space,
+        found.exe.clone(),
+        Some(found.running.clone()),
+        Brk { start: heap, end: heap },
+        [0; 4],
+    );
     *mm.image.lock() = layout.program.image;
     crate::futex::exit_robust_list(&me);
     let old = me.set_mm(Some(mm.clone()));
@@ -348,7 +372,13 @@ pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Proces
         }
     };
     let heap = layout.program.end.div_ceil(PAGE_SIZE) * PAGE_SIZE;
-    let mm = Mm::new(space, found.exe.clone(), Brk { start: heap, end: heap }, [0; 4]);
+    let mm = Mm::new(
+        space,
+        found.exe.clone(),
+        Some(found.running.clone()),
+        Brk { start: heap, end: heap },
+        [0; 4],
+    );
     *mm.image.lock() = layout.program.image;
     // The supervisor borrows the new address space to fill the stack, before there is a thread.
     let me = task::current();

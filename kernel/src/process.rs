@@ -25,8 +25,9 @@ use aspace::{AddressSpace, Limits};
 use sync::RwLock;
 
 use crate::{
+    cpu_time::CpuTimers,
     errno::Errno,
-    file::{FileTable, FsInfo},
+    file::{Claim, FileTable, FsInfo},
     hw::irq::Lock,
     memory, places, sched,
     signal::{self, ProcessSignals, SigInfo},
@@ -46,6 +47,8 @@ pub struct Mm {
     pub brk: RwLock<Brk>,
     /// Absolute path of the program.
     pub exe: Vec<u8>,
+    /// Nobody writes the program while the memory is used.
+    pub running: Lock<Option<Claim>>,
     /// Where the arguments and the environment lie in user memory: start and end of each, in bytes.
     pub args: Lock<[u64; 4]>,
     /// Commands of `membarrier` that it has registered for.
@@ -69,11 +72,18 @@ pub struct Brk {
 
 impl Mm {
     /// An address space with one user, for the program at `exe`.
-    pub fn new(aspace: Arc<dyn AddressSpace>, exe: Vec<u8>, brk: Brk, args: [u64; 4]) -> Arc<Self> {
+    pub fn new(
+        aspace: Arc<dyn AddressSpace>,
+        exe: Vec<u8>,
+        running: Option<Claim>,
+        brk: Brk,
+        args: [u64; 4],
+    ) -> Arc<Self> {
         Arc::new(Self {
             aspace,
             brk: RwLock::new(brk),
             exe,
+            running: Lock::new(running),
             args: Lock::new(args),
             barriers: AtomicU32::new(0),
             image: Lock::new([0; 4]),
@@ -102,6 +112,8 @@ impl Mm {
                 places::user("heap", brk.start..brk.end);
             }
             self.aspace.clear(&task::unpinned());
+            let program = self.running.lock().take();
+            drop(program); // with no lock held: the file may go with it
         }
     }
     /// Make the stack above `va` grow down to it, within the calling process's limits. False if there is none, or it
@@ -196,6 +208,8 @@ pub struct Process {
     pub thread_wait: WaitQueue,
     /// Its POSIX timers.
     pub timers: PosixTimers,
+    /// Its timers that count processor time.
+    pub cpu_timers: CpuTimers,
     /// Since boot, in ns.
     pub started: u64,
     life: Lock<Life>,
@@ -206,6 +220,8 @@ pub struct Process {
 pub struct Used {
     /// Processor time in ns.
     pub cpu_ns: u64,
+    /// Of it, what counts as time in user mode for a timer: see `cpu_time.rs`.
+    pub user_ns: u64,
     /// Page faults that were resolved.
     pub faults: u64,
     /// The most pages that were in memory at once.
@@ -217,6 +233,7 @@ impl Used {
     pub fn and(self, other: Self) -> Self {
         Self {
             cpu_ns: self.cpu_ns + other.cpu_ns,
+            user_ns: self.user_ns + other.user_ns,
             faults: self.faults + other.faults,
             peak_resident: self.peak_resident.max(other.peak_resident),
         }
@@ -353,6 +370,7 @@ impl Process {
             vfork_busy: AtomicBool::new(false),
             thread_wait: WaitQueue::new(),
             timers: PosixTimers::new(),
+            cpu_timers: CpuTimers::new(),
             started: crate::hw::timer::now(),
             life: Lock::new(Life::default()),
         }
@@ -461,7 +479,9 @@ pub fn register_thread(process: &Process, task: &Arc<Task>) -> Result<(), Errno>
             return Err(Errno::EAGAIN);
         }
         // Under `life`, so that whoever asks the process to end sees either the thread or nothing to come.
-        process.threads.lock().push(task.clone());
+        let mut threads = process.threads.lock();
+        task.sched.clock.watch(threads.first().is_some_and(|first| first.sched.clock.is_watched()));
+        threads.push(task.clone());
     }
     TABLE.lock().tasks.insert(task.tid(), Arc::downgrade(task));
     Ok(())

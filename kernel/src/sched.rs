@@ -27,11 +27,12 @@
 //! The kernel is not preemptible: [`reschedule`] is called on the way back to user mode only.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use percpu::{CpuId, CpuSet, MAX_CPUS};
 
 use crate::{
+    cpu_time::{self, CpuClock},
     hw::{self, cpu, irq, thread},
     places::Place,
     process, reclaim,
@@ -57,10 +58,8 @@ pub struct Entity {
     cpu: AtomicU32,
     /// Next in the run queue, under the queue's lock.
     next: irq::Lock<Option<Arc<Task>>>,
-    /// Time on a CPU up to the last switch away, in ns.
-    run_ns: AtomicU64,
-    /// When it was switched to, in ns since boot.
-    since: AtomicU64,
+    /// Its processor time.
+    pub clock: CpuClock,
 }
 
 impl Entity {
@@ -71,8 +70,7 @@ impl Entity {
             on_cpu: AtomicBool::new(false),
             cpu: AtomicU32::new(0),
             next: irq::Lock::new(None),
-            run_ns: AtomicU64::new(0),
-            since: AtomicU64::new(0),
+            clock: CpuClock::new(),
         }
     }
     /// The CPU it runs on, or ran on last.
@@ -89,12 +87,6 @@ impl Entity {
     pub fn is_parked(&self) -> bool {
         // Relaxed: a snapshot for reporting.
         self.state.load(Ordering::Relaxed) == PARKED
-    }
-    /// Time spent on CPUs, in ns.
-    pub fn run_ns(&self) -> u64 {
-        // Relaxed: statistics.
-        let (done, since) = (self.run_ns.load(Ordering::Relaxed), self.since.load(Ordering::Relaxed));
-        if self.is_running() { done + hw::timer::now().saturating_sub(since) } else { done }
     }
 }
 
@@ -298,13 +290,13 @@ fn schedule() {
     }
     stats::count(Counter::ContextSwitches);
     me.rseq.set_due();
-    // Relaxed: statistics of the thread that runs here, and its place, both published by `on_cpu`.
-    me.sched.run_ns.fetch_add(now.saturating_sub(me.sched.since.load(Ordering::Relaxed)), Ordering::Relaxed);
-    next.sched.since.store(now, Ordering::Relaxed);
+    next.sched.clock.start(me.sched.clock.stop());
+    // Relaxed: the place of the thread that runs here, published by `on_cpu`.
     next.sched.cpu.store(here.index() as u32, Ordering::Relaxed);
     next.sched.on_cpu.store(true, Ordering::Relaxed);
     // SeqCst: `next` is marked before it looks at what others ask of it; pairs with the fences in `kick` and `wake`.
     fence(Ordering::SeqCst);
+    plan_look_at(&next, 0);
     load_space(rq, &next);
     // What the next thread was in the middle of is its own work, also if the timer made this one give way.
     hw::marker::periodic_end();
@@ -421,19 +413,47 @@ pub fn exit_current() -> ! {
 
 /// The timer interrupt.
 pub fn on_timer() {
-    if timers::fire() {
+    let due = timers::fire();
+    if due.slice {
         // Relaxed: read by this CPU on its way back to user mode.
         mine().resched.store(true, Ordering::Relaxed);
     }
+    if due.look {
+        let me = task::current();
+        if me.sched.clock.is_watched() {
+            cpu_time::look(&me.process);
+            // Not at once again, also if a timer is behind.
+            plan_look_at(&me, cpu_time::finest());
+        }
+    }
 }
 
-/// The reschedule interrupt: something was queued here, or the running thread has a signal to look at.
+/// Have the timer interrupt when the timers of the calling thread's process must be looked at: they have been set.
+pub fn plan_look() {
+    let _off = irq::Off::new();
+    plan_look_at(&task::current(), 0);
+}
+
+/// As [`plan_look`] for `task`, which runs here or is about to, in `at_least` ns. Interrupts are off.
+fn plan_look_at(task: &Task, at_least: u64) {
+    if task.sched.clock.is_watched()
+        && let Some(ns) = cpu_time::next_look(&task.process)
+    {
+        timers::set_look(hw::timer::now() + ns.max(at_least));
+    }
+}
+
+/// The reschedule interrupt: something was queued here, or the running thread has a signal to look at, or its process
+/// has set a timer of processor time.
 pub fn on_kick() {
     let rq = mine();
     // Relaxed: a hint; the interrupt came after the queueing.
     if !is_idle_task() && rq.len.load(Ordering::Relaxed) > 0 {
         // Never later than it is: else a thread that is sent signals all the time would keep the CPU for good.
         timers::limit_slice(hw::timer::now() + timers::length(SLICE));
+    }
+    if thread::has_current() {
+        plan_look_at(&task::current(), 0);
     }
 }
 

@@ -72,7 +72,7 @@ macro_rules! signals {
 }
 signals! {
     ILL = 4, TRAP = 5, BUS = 7, FPE = 8, KILL = 9, SEGV = 11, ALRM = 14, CHLD = 17, CONT = 18, STOP = 19, TSTP = 20,
-    TTIN = 21, TTOU = 22, URG = 23, WINCH = 28, SYS = 31,
+    TTIN = 21, TTOU = 22, URG = 23, VTALRM = 26, PROF = 27, WINCH = 28, SYS = 31,
 }
 
 impl Signal {

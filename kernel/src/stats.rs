@@ -71,7 +71,14 @@ struct PerCpuCounts([AtomicU64; N]);
 static COUNTS: [PerCpuCounts; MAX_CPUS] =
     [const { PerCpuCounts([const { AtomicU64::new(0) }; N]) }; MAX_CPUS];
 
-static UNKNOWN: irq::Lock<BTreeMap<u64, u64>> = irq::Lock::new(BTreeMap::new());
+/// Calls that the kernel doesn't have.
+struct Unknown {
+    by_number: BTreeMap<u64, u64>,
+    /// Those that [`UNKNOWN_KINDS`] left no room for.
+    more: u64,
+}
+
+static UNKNOWN: irq::Lock<Unknown> = irq::Lock::new(Unknown { by_number: BTreeMap::new(), more: 0 });
 /// At most this many different numbers are kept, so that a program can't fill memory with them.
 const UNKNOWN_KINDS: usize = 512;
 
@@ -93,9 +100,11 @@ pub fn count_n(what: Counter, n: u64) {
 
 /// Count a system call that the kernel doesn't have.
 pub fn unknown_syscall(nr: u64) {
-    let mut u = UNKNOWN.lock();
-    if u.len() < UNKNOWN_KINDS || u.contains_key(&nr) {
-        *u.entry(nr).or_insert(0) += 1;
+    let mut unknown = UNKNOWN.lock();
+    if unknown.by_number.len() < UNKNOWN_KINDS || unknown.by_number.contains_key(&nr) {
+        *unknown.by_number.entry(nr).or_insert(0) += 1;
+    } else {
+        unknown.more += 1;
     }
 }
 
@@ -116,8 +125,9 @@ fn frame_counters(s: &mut String) {
     }
 }
 
-/// Everything as one line of JSON: `counters` by name as an array over CPUs, `unknown_syscalls` by number, and where
-/// every page frame is; in the sanitized build `edges` of the control flow too. `leaked`: frames owned by programs or files after all of them are gone.
+/// Everything as one line of JSON: `counters` by name as an array over CPUs, `unknown_syscalls` by number and
+/// `more_unknown_syscalls` that were not told apart, and where every page frame is; in the sanitized build `edges` of the
+/// control flow too. `leaked`: frames owned by programs or files after all of them are gone.
 pub fn json(leaked: i64) -> String {
     let mut s = String::new();
     let cpus = cpu::count();
@@ -133,10 +143,16 @@ pub fn json(leaked: i64) -> String {
     }
     frame_counters(&mut s);
     s.push_str("},\"unknown_syscalls\":{");
-    for (i, (nr, n)) in UNKNOWN.lock().iter().enumerate() {
-        let _ = write!(s, "{}\"{nr}\":{n}", if i > 0 { "," } else { "" });
+    {
+        let unknown = UNKNOWN.lock();
+        for (i, (nr, n)) in unknown.by_number.iter().enumerate() {
+            let _ = write!(s, "{}\"{nr}\":{n}", if i > 0 { "," } else { "" });
+        }
+        s.push('}');
+        if unknown.more > 0 {
+            let _ = write!(s, ",\"more_unknown_syscalls\":{}", unknown.more);
+        }
     }
-    s.push('}');
     if let Some((covered, total)) = sanitize::edges() {
         let _ = write!(s, ",\"edges\":{{\"covered\":{covered},\"total\":{total}}}");
     }

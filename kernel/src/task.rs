@@ -275,8 +275,10 @@ impl Task {
     }
     /// What it has used.
     pub fn used(&self) -> Used {
+        let clock = &self.sched.clock;
         // Relaxed: a count.
-        Used { cpu_ns: self.sched.run_ns(), faults: self.faults.load(Ordering::Relaxed), peak_resident: 0 }
+        let faults = self.faults.load(Ordering::Relaxed);
+        Used { cpu_ns: clock.run_ns(), user_ns: clock.user_ns(), faults, peak_resident: 0 }
     }
     /// Whether this is an idle thread.
     pub fn is_idle(&self) -> bool {

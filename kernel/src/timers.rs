@@ -1,9 +1,10 @@
 //! Timers: wake something at a time, on the CPU that asked.
 //!
 //! Each CPU has a binary heap of alarms, ordered by deadline, and one hardware timer that fires once. The hardware is
-//! armed for the earlier of the first alarm and the end of the running thread's slice, and this module alone arms it:
-//! the scheduler says when the slice ends ([`set_slice_end`]) and the timer interrupt calls [`fire`]. A CPU with no
-//! alarm and no slice gets no interrupt at all, so idle CPUs stay halted.
+//! armed for the earliest of the first alarm, the end of the running thread's slice, and the time when the timers of its
+//! process that count processor time must be looked at; and this module alone arms it: the scheduler says when the slice
+//! ends ([`set_slice_end`]) and when to look ([`set_look`]), and the timer interrupt calls [`fire`]. A CPU with none of
+//! them gets no interrupt at all, so idle CPUs stay halted.
 //!
 //! **The hardware is only ever armed earlier.** Setting it costs an exit from a virtual machine, and a CPU that
 //! switches threads often would move its slice's end each time. So an armed deadline that is too early stays: the
@@ -70,13 +71,16 @@ struct Pending {
     heap: Vec<Arc<Alarm>>,
     /// End of the running thread's slice, in ns since boot.
     slice_end: u64,
+    /// When to look at the timers of the running thread's process, in ns since boot. Left as it is when the thread gives
+    /// way to one whose process has none: a look too many does no harm.
+    look: u64,
     /// What the hardware is armed for; never later than what is wanted.
     armed: u64,
 }
 
 impl Pending {
     fn earliest(&self) -> u64 {
-        self.heap.first().map_or(NEVER, |a| a.deadline).min(self.slice_end)
+        self.heap.first().map_or(NEVER, |a| a.deadline).min(self.slice_end).min(self.look)
     }
 
     /// Arm the hardware if it is wanted earlier than it is armed for. Runs on the CPU that owns the queue.
@@ -157,7 +161,12 @@ struct Queue {
 
 static QUEUES: [Queue; MAX_CPUS] = [const {
     Queue {
-        pending: hw::irq::Lock::new(Pending { heap: Vec::new(), slice_end: NEVER, armed: NEVER }),
+        pending: hw::irq::Lock::new(Pending {
+            heap: Vec::new(),
+            slice_end: NEVER,
+            look: NEVER,
+            armed: NEVER,
+        }),
         firing: AtomicPtr::new(ptr::null_mut()),
     }
 }; MAX_CPUS];
@@ -247,20 +256,38 @@ pub fn limit_slice(end: u64) {
     pending.rearm();
 }
 
-/// The timer interrupt: fire what is due on this CPU and arm the next. True if the running thread's slice has ended.
-pub fn fire() -> bool {
+/// The timers of the running thread's process must be looked at, at `at` (ns since boot). From the scheduler.
+pub fn set_look(at: u64) {
+    let mut pending = mine().pending.lock();
+    pending.look = at;
+    pending.rearm();
+}
+
+/// What a timer interrupt has found due, besides alarms.
+pub struct Due {
+    /// The running thread's slice has ended.
+    pub slice: bool,
+    /// The timers of its process must be looked at.
+    pub look: bool,
+}
+
+/// The timer interrupt: fire what is due on this CPU and arm the next.
+pub fn fire() -> Due {
     let queue = mine();
     let now = hw::timer::now();
     loop {
         let mut pending = queue.pending.lock();
         if pending.heap.first().is_none_or(|a| a.deadline > now) {
-            let ended = pending.slice_end <= now;
-            if ended {
+            let due = Due { slice: pending.slice_end <= now, look: pending.look <= now };
+            if due.slice {
                 pending.slice_end = NEVER;
+            }
+            if due.look {
+                pending.look = NEVER;
             }
             pending.armed = NEVER;
             pending.rearm();
-            return ended;
+            return due;
         }
         let Some(alarm) = pending.remove(0) else { continue };
         // Relaxed: published by the lock's release, before anyone can see the alarm out of the heap.

@@ -42,6 +42,7 @@ pub extern "C" fn trap(frame: &mut TrapFrame) {
     if frame.is_user() {
         // Not a system call: nothing to restart.
         frame.orig_rax = u64::MAX;
+        task::current().sched.clock.enter_kernel();
     }
     match vector {
         PAGE_FAULT => page_fault(frame),
@@ -143,6 +144,7 @@ fn exception(frame: &mut TrapFrame, vector: u64) {
 /// A system call. Entered and left with interrupts off.
 pub extern "C" fn syscall(frame: &mut TrapFrame) {
     stats::count(Counter::Syscalls);
+    task::current().sched.clock.enter_kernel();
     irq::enable();
     let result = calls::dispatch(frame);
     if let Some(result) = result {
@@ -175,6 +177,7 @@ pub fn leave_to_user(frame: &mut TrapFrame) {
             irq::disable();
         } else if !signal::settle(frame) {
             reclaim::safe_point();
+            task::current().sched.clock.leave_kernel();
             return;
         }
     }

@@ -212,6 +212,62 @@ static void limits(void)
     EQUAL(wait_for(child), 0);
 }
 
+static void droppable(void)
+{
+    enum { DROPPABLE = 8 }; // MAP_DROPPABLE, which is a kind of its own beside shared and private
+    map_at(0, 4, RW, DROPPABLE | MAP_ANONYMOUS);
+    OK(mlock(AT(0), 4 * PAGE)); // may be asked for, and does nothing
+    EQUAL(locked(), 0);
+    OK(syscall(SYS_mlock2, AT(0), 4 * PAGE, ONFAULT));
+    EQUAL(locked(), 0);
+    FAILS((intptr_t)mmap(AT(10), PAGE, RW, DROPPABLE | MAP_ANONYMOUS | MAP_LOCKED | MAP_FIXED, -1, 0), EINVAL);
+    OK(mlockall(MCL_CURRENT));
+    pid_t child = fork();
+    OK(child);
+    if (child == 0) {
+        EQUAL(locked(), 0);
+        EQUAL(there(0, 4), 0); // wiped
+        _exit(0);
+    }
+    EQUAL(wait_for(child), 0);
+    OK(munlockall());
+    OK(mlockall(MCL_FUTURE));
+    map_at(10, 4, RW, DROPPABLE | MAP_ANONYMOUS);
+    map_at(20, 2, RW, OWN);
+    EQUAL(there(10, 4), 4); // brought in
+    long both = locked();
+    CHECK(both == 2 || both == 6); // Linux 6.11 locks it then, 6.18 does not
+    child = fork();
+    OK(child);
+    if (child == 0) { // nothing of it is locked, nor will be
+        EQUAL(locked(), 0);
+        AT(10)[0] = 1;
+        map_at(30, 4, RW, DROPPABLE | MAP_ANONYMOUS);
+        EQUAL(locked(), 0);
+        OK(mlock(AT(10), 4 * PAGE));
+        EQUAL(locked(), 0);
+        OK(mlock(AT(20), 2 * PAGE));
+        EQUAL(locked(), 2);
+        OK(mlockall(MCL_FUTURE));
+        map_at(40, 4, RW, DROPPABLE | MAP_ANONYMOUS);
+        EQUAL(locked(), both);
+        pid_t grandchild = fork();
+        OK(grandchild);
+        if (grandchild == 0) {
+            EQUAL(locked(), 0);
+            _exit(0);
+        }
+        EQUAL(wait_for(grandchild), 0);
+        EQUAL(locked(), both);
+        _exit(0);
+    }
+    EQUAL(wait_for(child), 0);
+    EQUAL(locked(), both);
+    OK(munlockall());
+    everything();
+    EQUAL(locked(), 0);
+}
+
 // ---- membarrier
 
 static int membarrier(int command, unsigned flags, int cpu)
@@ -390,6 +446,7 @@ int main(void)
     RUN(refusals);
     RUN(future);
     RUN(limits);
+    RUN(droppable);
     RUN(barriers);
     RUN(policies);
     RUN(keys);

@@ -2,16 +2,22 @@
 //
 // Proves: CLOCK_MONOTONIC as read by many threads, through the vDSO and through the system call, never decreases even
 // from one thread to the next; both ways of asking agree; the clocks agree with one another; every kind of sleep lasts
-// at least as long as asked (and ends); coarse clocks and resolutions are sane; bad arguments give errno.
+// at least as long as asked (and ends); coarse clocks and resolutions are sane; bad arguments give errno. The processor
+// time of a process and of its threads never decreases either, whoever asks, while threads run, pause, move and end.
 //
-// calls: clock_getres clock_gettime gettimeofday nanosleep time
+// calls: clock_getres clock_gettime getrusage gettimeofday nanosleep time
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
+#include <sys/resource.h>
 #include <sys/time.h>
 
 static int threads = 4;
-static _Atomic uint64_t latest;
+
+// The latest that anyone has seen, of each way of asking.
+enum { MONOTONIC, PROCESS, USAGE, THREAD, WAYS };
+static _Atomic uint64_t latest[WAYS];
 
 static uint64_t ns(struct timespec t) { return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec; }
 
@@ -24,12 +30,17 @@ static uint64_t read_clock(clockid_t clock, int by_call)
 }
 
 // Whatever has been seen by anyone before the clock is read cannot be later than what is read.
+static void note(int way, uint64_t before, uint64_t now)
+{
+    CHECK(now >= before);
+    while (before < now && !atomic_compare_exchange_weak(&latest[way], &before, now)) {}
+}
+
 static void *watch(void *self)
 {
     for (int i = 0; i < 5000; i++) {
-        uint64_t before = latest, now = read_clock(CLOCK_MONOTONIC, (i + (intptr_t)self) % 4 == 0);
-        CHECK(now >= before);
-        while (before < now && !__atomic_compare_exchange_n((uint64_t *)&latest, &before, now, 0, 5, 5)) {}
+        uint64_t before = latest[MONOTONIC];
+        note(MONOTONIC, before, read_clock(CLOCK_MONOTONIC, (i + (intptr_t)self) % 4 == 0));
         if (i % 500 == 0) sched_yield();
     }
     return NULL;
@@ -110,6 +121,51 @@ static void processor_time(void)
     CHECK(read_clock(CLOCK_THREAD_CPUTIME_ID, 0) > 0);
 }
 
+static _Atomic int enough;
+static clockid_t first_ones;
+
+static void *ask(void *unused)
+{
+    (void)unused;
+    while (!enough) {
+        uint64_t before = latest[PROCESS];
+        note(PROCESS, before, read_clock(CLOCK_PROCESS_CPUTIME_ID, 1));
+        before = latest[THREAD];
+        note(THREAD, before, read_clock(first_ones, 1));
+        struct rusage r;
+        before = latest[USAGE];
+        OK(getrusage(RUSAGE_SELF, &r));
+        note(USAGE, before, (uint64_t)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) * 1000000u + (uint64_t)(r.ru_utime.tv_usec + r.ru_stime.tv_usec));
+    }
+    return NULL;
+}
+
+static void *run_a_little(void *unused)
+{
+    (void)unused;
+    for (volatile int i = 0; i < 2000; i++) {}
+    return NULL;
+}
+
+static void processor_time_across_threads(void)
+{
+    enum { ASKERS = 2 };
+    pthread_t asker[ASKERS], other;
+    RETURNS(pthread_getcpuclockid(pthread_self(), &first_ones), 0);
+    for (int i = 0; i < ASKERS; i++) RETURNS(pthread_create(&asker[i], NULL, ask, NULL), 0);
+    // The thread whose clock is read runs and sleeps by turns, and others come and go.
+    uint64_t start = now_ns();
+    for (int i = 0; i < 5000 && now_ns() - start < 1500000000; i++) {
+        RETURNS(pthread_create(&other, NULL, run_a_little, NULL), 0);
+        if (i % 2 == 0) sched_yield();
+        RETURNS(pthread_join(other, NULL), 0);
+        struct timespec moment = {0, 1000};
+        OK(nanosleep(&moment, NULL));
+    }
+    enough = 1;
+    for (int i = 0; i < ASKERS; i++) RETURNS(pthread_join(asker[i], NULL), 0);
+}
+
 static void bad_arguments(void)
 {
     struct timespec t, bad = {0, 1000000000}, negative = {-1, 0};
@@ -132,6 +188,7 @@ int main(int argc, char **argv)
     RUN(sleeps_last_long_enough);
     RUN(many_sleepers);
     RUN(processor_time);
+    RUN(processor_time_across_threads);
     RUN(bad_arguments);
     return finished("clock");
 }

@@ -3,7 +3,8 @@
 // Proves: fork gives an independent copy, vfork runs the child in the parent's memory until it execs or exits, execve
 // passes arguments and environment, keeps what must be kept (pid, ignored signals, mask, open descriptors) and drops
 // what must go (handlers, close-on-exec descriptors, other threads), #! scripts name their interpreter, every way to end
-// gives the right wait status, orphans finish, and pipes join processes into a pipeline.
+// gives the right wait status, orphans finish, and pipes join processes into a pipeline. What is open for writing can't
+// be run, and what runs can't be opened for writing.
 //
 // calls: execve exit exit_group fcntl fork getppid kill vfork wait4
 #include "check.h"
@@ -394,11 +395,153 @@ static void storms(void)
     }
 }
 
+// ---- programs that are being written, and files that are being run
+
+static char busy[64]; // a copy of this program
+
+static void copy_program(int to)
+{
+    static char bytes[1 << 16];
+    int from = open(self, O_RDONLY);
+    OK(from);
+    for (ssize_t n; (n = read(from, bytes, sizeof bytes)) != 0;) {
+        CHECK(n > 0);
+        EQUAL(write(to, bytes, n), n);
+    }
+    OK(close(from));
+}
+
+// How an attempt to run a file ends: 0, or an errno.
+static int running(const char *path)
+{
+    pid_t child = fork();
+    OK(child);
+    if (child == 0) {
+        execl(path, "x", "exit", "0", NULL);
+        _exit(errno);
+    }
+    return WEXITSTATUS(wait_for(child));
+}
+
+static void not_to_be_written(void)
+{
+    FAILS(open(busy, O_WRONLY), ETXTBSY);
+    FAILS(open(busy, O_RDWR), ETXTBSY);
+    FAILS(open(busy, O_WRONLY | O_TRUNC), ETXTBSY);
+    FAILS(open(busy, O_RDWR | O_CREAT, 0644), ETXTBSY);
+    FAILS(truncate(busy, 0), ETXTBSY);
+}
+
+static void to_be_written(void)
+{
+    int fd = open(busy, O_RDWR);
+    OK(fd);
+    OK(close(fd));
+}
+
+static void busy_files(void)
+{
+    snprintf(busy, sizeof busy, "/tmp/quire-busy-%d", getpid());
+    int fd = open(busy, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0755);
+    OK(fd);
+    copy_program(fd);
+    EQUAL(running(busy), ETXTBSY); // before anything is looked at
+    int second = dup(fd);
+    OK(close(fd));
+    EQUAL(running(busy), ETXTBSY);
+    OK(close(second));
+    EQUAL(running(busy), 0);
+    fd = open(busy, O_RDONLY | O_CLOEXEC);
+    second = open(busy, O_WRONLY | O_CLOEXEC);
+    OK(second); // nobody runs it any more
+    int third = open(busy, O_WRONLY | O_CLOEXEC);
+    OK(close(second));
+    EQUAL(running(busy), ETXTBSY);
+    OK(close(third));
+    EQUAL(running(busy), 0); // reading does no harm
+    OK(close(fd));
+
+    char script[80], text[128];
+    snprintf(script, sizeof script, "%s.script", busy);
+    snprintf(text, sizeof text, "#!%s\n", busy);
+    second = open(script, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0755);
+    OK(second);
+    EQUAL(write(second, text, strlen(text)), strlen(text));
+    EQUAL(running(script), ETXTBSY);
+    OK(close(second));
+    fd = open(busy, O_WRONLY | O_CLOEXEC);
+    EQUAL(running(script), ETXTBSY); // its interpreter
+    OK(close(fd));
+    OK(unlink(script));
+
+    int begun[2], end[2]; // a process runs it, forks, and ends; its child ends when told to
+    OK(pipe(begun));
+    OK(pipe(end));
+    pid_t child = fork();
+    OK(child);
+    if (child == 0) {
+        OK(dup2(end[0], 0));
+        OK(dup2(begun[1], 1));
+        for (int i = 0; i < 2; i++) close(begun[i]), close(end[i]);
+        execl(busy, "x", "linger", NULL);
+        _exit(errno);
+    }
+    OK(close(end[0]));
+    OK(close(begun[1]));
+    char byte;
+    EQUAL(read(begun[0], &byte, 1), 1);
+    not_to_be_written();
+    EQUAL(running(busy), 0); // once more
+    OK(chmod(busy, 0700));
+    EQUAL(wait_for(child), 0);
+    not_to_be_written(); // the child runs it still
+    struct stat s;
+    OK(stat(busy, &s));
+    CHECK(s.st_size > 0);
+    OK(close(end[1]));
+    EQUAL(read(begun[0], &byte, 1), 0); // its end of the pipe is closed, so soon it will be gone
+    for (int i = 0; i < 2000 && (fd = open(busy, O_WRONLY)) == -1; i++) sleep_ms(1);
+    OK(fd);
+    OK(close(fd));
+    to_be_written();
+    OK(close(begun[0]));
+    OK(truncate(busy, 1));
+    OK(unlink(busy));
+
+    fd = syscall(SYS_memfd_create, "busy", 0); // open for writing, and may be run
+    OK(fd);
+    copy_program(fd);
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    EQUAL(running(path), 0);
+    second = open(path, O_WRONLY | O_CLOEXEC); // but not so
+    OK(second);
+    EQUAL(running(path), ETXTBSY);
+    OK(close(second));
+    EQUAL(running(path), 0);
+    OK(close(fd));
+}
+
+// What `busy_files` runs.
+static int linger(void)
+{
+    pid_t child = fork();
+    OK(child);
+    char byte = 0;
+    if (child != 0) {
+        EQUAL(write(1, &byte, 1), 1);
+        return 0;
+    }
+    EQUAL(read(0, &byte, 1), 0);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     CHECK(n > 0);
     if (argc == 3 && strcmp(argv[1], "exit") == 0) return atoi(argv[2]);
+    if (argc == 2 && strcmp(argv[1], "linger") == 0) return linger();
     if (argc == 6 && strcmp(argv[1], "inherit") == 0) return check_inherited(argv);
     if (argc > 1 && strcmp(argv[1], "script-argument") == 0) return check_script(argc, argv);
     if (argc == 5 && strcmp(argv[1], "say") == 0) {
@@ -421,5 +564,6 @@ int main(int argc, char **argv)
     RUN(pipelines);
     RUN(scripts);
     RUN(storms);
+    RUN(busy_files);
     return finished("forkexec");
 }

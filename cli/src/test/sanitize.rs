@@ -1,6 +1,8 @@
 //! The sanitized kernel (`kernel/src/sanitize`): its own tests, mistakes that it must report, the guest programs that
 //! reach most of it, and random system calls.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use super::{
@@ -29,19 +31,70 @@ const MISTAKES: [(&str, &str); 6] = [
     ("store-to-free-frame", "was written while free"),
     ("stack-smash", "sanitizer: a function's frame was overwritten past its variables"),
 ];
-/// Guest programs, by the beginning of their names in the manifest.
-const PROGRAMS: [&str; 11] =
-    ["mapfork", "mm", "threads", "futex", "signals", "files", "calls_", "traps", "elfs", "storm", "inject"];
+/// Guest programs, by the beginning of their names in the manifest: those that reach much of the kernel, and all those
+/// that try to bring it down.
+const PROGRAMS: [&str; 15] = [
+    "mapfork",
+    "mm",
+    "threads",
+    "futex",
+    "signals",
+    "jobs",
+    "files",
+    "efault",
+    "calls_",
+    "traps",
+    "elfs",
+    "storm",
+    "inject",
+    "oom",
+    "fuzz-fail",
+];
 /// A machine for each of them has at most so many CPUs.
 const MOST_CPUS: u32 = 8;
 /// So many times longer than usual they may take.
 const SLOWER: u32 = 6;
 
-/// Runs of random calls: CPUs, how many calls, the seed, processes, threads of each.
-const FUZZ: [(u32, u32, u32, u32, u32); 4] =
-    [(1, 40_000, 1, 1, 1), (2, 120_000, 2, 3, 2), (4, 120_000, 3, 4, 3), (8, 60_000, 4, 8, 2)];
-/// One of them may take so long, in seconds.
-const FUZZ_LIMIT: u64 = 900;
+/// Random calls a second on a machine that is very busy with other things.
+const SLOWEST: u64 = 250;
+
+/// A run of random calls.
+struct Fuzz {
+    cpus: u32,
+    /// How many calls.
+    calls: u32,
+    /// How many with `--full`: 20 million in all.
+    full: u32,
+    seed: u32,
+    processes: u32,
+    /// Of each process.
+    threads: u32,
+}
+
+const FUZZ: [Fuzz; 4] = [
+    Fuzz { cpus: 1, calls: 40_000, full: 2_000_000, seed: 1, processes: 1, threads: 1 },
+    Fuzz { cpus: 2, calls: 120_000, full: 8_000_000, seed: 2, processes: 3, threads: 2 },
+    Fuzz { cpus: 4, calls: 120_000, full: 7_000_000, seed: 3, processes: 4, threads: 3 },
+    Fuzz { cpus: 8, calls: 60_000, full: 3_000_000, seed: 4, processes: 8, threads: 2 },
+];
+
+impl Fuzz {
+    fn calls(&self, full: bool) -> u32 {
+        if full { self.full } else { self.calls }
+    }
+
+    /// How long it may take, in seconds.
+    fn limit(&self, full: bool) -> u64 {
+        900 + u64::from(self.calls(full)) / SLOWEST
+    }
+
+    fn case(&self, program: &Path, full: bool) -> Case {
+        let arguments =
+            [self.calls(full), self.seed, self.processes, self.threads].map(|number| number.to_string());
+        let name = format!("fuzz {}, {} CPUs", arguments.join(" "), self.cpus);
+        Case::alone(name, program.to_owned(), "fuzz", &arguments, self.cpus, self.limit(full))
+    }
+}
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
     needs::ensure(&[Tool::Gcc, Tool::MuslGcc])?;
@@ -53,7 +106,8 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     cases.retain(|case| case.cpus <= MOST_CPUS);
     cases.iter_mut().for_each(|case| case.timeout *= SLOWER);
     let programs = cases.len();
-    cases.extend(fuzz()?);
+    let fuzz = guest::c("fuzz", "c/fuzz.c", Toolchain::Musl)?;
+    cases.extend(FUZZ.iter().map(|run| run.case(&fuzz, full)));
     let counts: &[u32] = if full { &[1, 2, 8] } else { &[2] };
     let total = MISTAKES.len() + counts.len() + cases.len();
     for (i, (mistake, wanted)) in MISTAKES.into_iter().enumerate() {
@@ -70,7 +124,7 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
         report.begin(MISTAKES.len() + counts.len() + i, total, &case.name);
         let (result, outcome) = case.check(&case.machine(&kernel))?;
         if i >= programs && result.is_ok() {
-            calls += FUZZ[i - programs].1;
+            calls += FUZZ[i - programs].calls(full);
         }
         most = most.max(outcome.stats.as_deref().and_then(stats::edges_taken).unwrap_or_default());
         report.record(&case.name, result);
@@ -89,15 +143,4 @@ fn reported(outcome: &Outcome, wanted: &str) -> Result<(), String> {
         return Err(format!("the backtrace does not show who did it\n{log}"));
     }
     Ok(())
-}
-
-/// Random calls.
-fn fuzz() -> Result<Vec<Case>> {
-    let host = guest::c("fuzz", "c/fuzz.c", Toolchain::Musl)?;
-    let case = |(cpus, calls, seed, processes, threads): (u32, u32, u32, u32, u32)| {
-        let arguments = [calls, seed, processes, threads].map(|n| n.to_string());
-        let name = format!("fuzz {}, {cpus} CPUs", arguments.join(" "));
-        Case::alone(name, host.clone(), "fuzz", &arguments, cpus, FUZZ_LIMIT)
-    };
-    Ok(FUZZ.into_iter().map(case).collect())
 }

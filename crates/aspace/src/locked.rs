@@ -271,7 +271,13 @@ impl AddressSpace for Locked {
             self.evict(&mut space, range, &mut gather, ctx);
             self.flush(&mut gather, &ctx.pin());
         }
-        let bring_in = mapping.flags.contains(Flags::LOCKED) && !mapping.flags.contains(Flags::ON_FAULT);
+        let (locked, droppable) =
+            (mapping.flags.contains(Flags::LOCKED), mapping.flags.contains(Flags::DROPPABLE));
+        // As on Linux, droppable memory counts and is brought in as if it were to be locked, and then it isn't.
+        let bring_in = locked && (droppable || !mapping.flags.contains(Flags::ON_FAULT));
+        if droppable {
+            mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT);
+        }
         space.mappings.insert(range, mapping);
         drop(space);
         Ok((range, bring_in))
@@ -651,7 +657,6 @@ impl AddressSpace for Locked {
         // Known to the objects before it has anything of theirs, so that what is cut off from now on is cut off here.
         for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.contains(Flags::DONT_FORK)) {
             let mut mapping = mapping.clone();
-            // Droppable memory too, which may be locked only from the beginning.
             mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT);
             if !mutant!("fork-unannounced") {
                 // Whatever a shared mapping may write, the parent's may too: so it is not sealed.

@@ -64,6 +64,12 @@ impl State {
     fn is_locked(&self) -> bool {
         self.flags.contains(Flags::LOCKED)
     }
+    fn never_locked_if_droppable(mut self) -> Self {
+        if self.flags.contains(Flags::DROPPABLE) {
+            self.flags.remove(Flags::LOCKED | Flags::ON_FAULT);
+        }
+        self
+    }
     fn relock(&mut self, lock: Lock) {
         if self.flags.contains(Flags::DROPPABLE) {
             return;
@@ -224,6 +230,7 @@ impl Model {
             guard: false,
         };
         self.admit(limits, Some(range), &first, pages)?;
+        let first = first.never_locked_if_droppable();
         for (i, n) in numbers(range).enumerate() {
             let object = object.map(|(id, first)| (id, first + i as u64));
             self.pages.insert(n, State { object, ..first.clone() });

@@ -420,7 +420,7 @@ fn a_failed_fork_leaves_no_writable_translation_behind() {
         assert_eq!(sim.store(&*space, page(BASE), 7, &ctx), Ok(()));
         let mut hogs = Vec::new();
         let pin = ctx.pin();
-        while !sim.frames.low() && hogs.len() < 40 {
+        while !sim.frames.low() && hogs.len() < 60 {
             hogs.extend(sim.frames.alloc(&pin, Use::Kernel));
             sim.frames.drain(&pin);
         }

@@ -7,7 +7,7 @@ use alloc::{
     sync::{Arc, Weak},
     vec::Vec,
 };
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use linux_raw_sys::general as c;
 use sync::SpinLock;
@@ -16,7 +16,7 @@ use super::{
     Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, pipe::Pipe,
     proc::Text, record::Records, socket::Socket, special::Special, store::Store, tty::Channel,
 };
-use crate::{hw, process::Mm};
+use crate::{errno::Errno, hw, process::Mm};
 
 /// A time as programs see it: seconds and nanoseconds since 1970.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -207,7 +207,40 @@ pub struct Inode {
     pub records: Records,
     /// A file that never had a name, and may get one.
     linkable: AtomicBool,
+    /// How many [`Claim`]s there are for writing, or if negative, for running.
+    claims: AtomicI64,
     meta: SpinLock<Meta>,
+}
+
+/// A right to write a file, or to run it as a program, while it lives: there are never both.
+pub struct Claim {
+    inode: Arc<Inode>,
+    /// 1 to write it, -1 to run it.
+    by: i64,
+}
+
+impl Claim {
+    fn new(inode: &Arc<Inode>, by: i64) -> Result<Self> {
+        let one_more = |claims: i64| (claims.signum() != -by).then_some(claims + by);
+        // Relaxed: the count alone decides; what is in the file has locks of its own.
+        let claimed = inode.claims.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        claimed.map(|_| Self { inode: inode.clone(), by }).map_err(|_| Errno::ETXTBSY)
+    }
+}
+
+impl Clone for Claim {
+    fn clone(&self) -> Self {
+        // Relaxed: as above. Ours is there, so there is none of the other kind.
+        self.inode.claims.fetch_add(self.by, Ordering::Relaxed);
+        Self { inode: self.inode.clone(), by: self.by }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Relaxed: as above.
+        self.inode.claims.fetch_sub(self.by, Ordering::Relaxed);
+    }
 }
 
 impl Inode {
@@ -226,7 +259,18 @@ impl Inode {
             Meta { mode: mode & 0o7777, uid: 0, gid: 0, links, accessed: now, modified: now, changed: now };
         let linkable = AtomicBool::new(false);
         let (flock, records) = (Flock::new(), Records::new());
-        Arc::new(Self { number, volume, kind, flock, records, linkable, meta: SpinLock::new(meta) })
+        let (claims, meta) = (AtomicI64::new(0), SpinLock::new(meta));
+        Arc::new(Self { number, volume, kind, flock, records, linkable, claims, meta })
+    }
+
+    /// The right to write it. ETXTBSY while it is run.
+    pub fn claim_writing(self: &Arc<Self>) -> Result<Claim> {
+        Claim::new(self, 1)
+    }
+
+    /// The right to run it. ETXTBSY while it may be written.
+    pub fn claim_running(self: &Arc<Self>) -> Result<Claim> {
+        Claim::new(self, -1)
     }
 
     /// Whether it may get a name although it has none (O_TMPFILE without O_EXCL).

@@ -78,7 +78,7 @@ pub use directory::{Directory, Existing, capacity as name_capacity, create, link
 pub use entry::Entry;
 pub use epoll::{Epoll, Interest};
 pub use event::{Event, flags_are_known as event_flags_are_known};
-pub use inode::{Inode, Kind, Time, Volume};
+pub use inode::{Claim, Inode, Kind, Time, Volume};
 pub use io::{KernelBuffer, MAX_TRANSFER, Sink, Source, UserBuffer};
 pub use open::{Listed, OpenFile, Seek, access, truncate};
 pub use path::{Follow, Found, Last, read_link};

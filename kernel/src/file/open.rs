@@ -19,7 +19,7 @@ use super::{
     Result,
     entry::Entry,
     epoll::{Item, Watches},
-    inode::{Kind, Volume},
+    inode::{Claim, Kind, Volume},
     io::{Sink, Source, moved},
     pipe::PipeEnd,
     poll::{Events, Readiness},
@@ -46,6 +46,8 @@ pub struct OpenFile {
     flags: AtomicU32,
     position: RwLock<Position>,
     end: Option<PipeEnd>,
+    /// The right to write a regular file.
+    _writing: Option<Claim>,
     /// What watches it in epolls.
     watches: Watches,
 }
@@ -85,7 +87,7 @@ pub struct Listed<'a> {
 }
 
 impl OpenFile {
-    fn assemble(entry: Arc<Entry>, flags: u32, end: Option<PipeEnd>) -> Arc<Self> {
+    fn assemble(entry: Arc<Entry>, flags: u32, end: Option<PipeEnd>, writing: Option<Claim>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
             entry,
@@ -94,17 +96,24 @@ impl OpenFile {
             flags: AtomicU32::new(flags & !OPENING),
             position: RwLock::new(Position { offset: 0, text: Text::default() }),
             end,
+            _writing: writing,
             watches: SpinLock::new(Vec::new()),
         })
     }
 
     /// Open what `entry` is, with the flags of `open`. EISDIR for writing a directory, ELOOP for a symbolic link,
-    /// ENXIO for a device that is not there; named pipes wait for the other side.
+    /// ENXIO for a device that is not there, ETXTBSY for writing a program that is run; named pipes wait for the other side.
     pub fn open(entry: Arc<Entry>, flags: u32) -> Result<Arc<Self>> {
         if flags & c::O_PATH != 0 {
-            return Ok(Self::assemble(entry, flags & (c::O_PATH | c::O_DIRECTORY | c::O_NOFOLLOW), None));
+            return Ok(Self::assemble(
+                entry,
+                flags & (c::O_PATH | c::O_DIRECTORY | c::O_NOFOLLOW),
+                None,
+                None,
+            ));
         }
         let (reads, writes) = access(flags);
+        let mut writing = None;
         let end = match &entry.inode.kind {
             Kind::Symlink(_) | Kind::Link(_) => return Err(Errno::ELOOP),
             Kind::Directory(_) | Kind::Listing(_) if writes || flags & c::O_CREAT != 0 => {
@@ -121,24 +130,27 @@ impl OpenFile {
                 Some(PipeEnd::new(pipe.clone(), reads, writes))
             }
             Kind::Fifo(pipe) => Some(PipeEnd::open(pipe.clone(), reads, writes, flags & c::O_NONBLOCK == 0)?),
-            Kind::File(store) if flags & c::O_TRUNC != 0 && writes => {
-                store.set_size(0)?;
-                entry.inode.touch();
+            Kind::File(store) if writes => {
+                writing = Some(entry.inode.claim_writing()?);
+                if flags & c::O_TRUNC != 0 {
+                    store.set_size(0)?;
+                    entry.inode.touch();
+                }
                 None
             }
             _ => None,
         };
-        Ok(Self::assemble(entry, flags, end))
+        Ok(Self::assemble(entry, flags, end, writing))
     }
 
-    /// Open something that needs no opening.
+    /// Open something that needs no opening. A regular file may then be written and run at once.
     pub fn plain(entry: Arc<Entry>, flags: u32) -> Arc<Self> {
-        Self::assemble(entry, flags, None)
+        Self::assemble(entry, flags, None, None)
     }
 
     /// One end of a new pipe.
     pub fn pipe_end(entry: Arc<Entry>, end: PipeEnd, flags: u32) -> Arc<Self> {
-        Self::assemble(entry, flags, Some(end))
+        Self::assemble(entry, flags, Some(end), None)
     }
 
     /// The flags as `fcntl(F_GETFL)` tells them.
@@ -523,13 +535,15 @@ pub fn access(flags: u32) -> (bool, bool) {
     }
 }
 
-/// Set the size of a file. EISDIR, EINVAL for what has no size, EFBIG with SIGXFSZ past the limit.
+/// Set the size of a file. EISDIR, EINVAL for what has no size, ETXTBSY for a program that is run, EFBIG with SIGXFSZ past
+/// the limit.
 pub fn truncate(entry: &Arc<Entry>, size: u64) -> Result<()> {
     let store = match &entry.inode.kind {
         Kind::File(store) => store,
         Kind::Directory(_) | Kind::Listing(_) => return Err(Errno::EISDIR),
         _ => return Err(Errno::EINVAL),
     };
+    let _writing = entry.inode.claim_writing()?;
     if size > store.size() {
         check_size_limit(size.saturating_sub(1))?;
     }

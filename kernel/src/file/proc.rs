@@ -251,7 +251,7 @@ fn busy() -> Vec<u64> {
     for process in process::all() {
         for thread in process.threads.lock().iter() {
             if let Some(ns) = busy.get_mut(thread.sched.cpu().index()) {
-                *ns += thread.sched.run_ns();
+                *ns += thread.sched.clock.run_ns();
             }
         }
     }

@@ -55,6 +55,15 @@ pub fn now() -> u64 {
     ((u128::from(passed) * u128::from(MULT.load(Ordering::Relaxed))) >> SHIFT) as u64
 }
 
+/// As [`now`], and not after later instructions either.
+#[inline]
+pub fn now_in_order() -> u64 {
+    let now = now();
+    // SAFETY: no effect but the order. Not `nomem`, as in `tsc`.
+    unsafe { asm!("lfence", options(nostack, preserves_flags)) };
+    now
+}
+
 /// Nanoseconds from 1970 to boot: the real time is this plus [`now`]. Good to a second, as the CMOS clock is.
 pub fn boot_epoch_ns() -> u64 {
     EPOCH.load(Ordering::Relaxed)

@@ -198,7 +198,8 @@ pub fn memfd_create(a: &Args) -> SysResult {
         c::MFD_ALLOW_SEALING => 0,
         _ => F_SEAL_EXEC,
     });
-    let file = OpenFile::open(file::unnamed_file(&name, mode, store)?, c::O_RDWR)?;
+    // As on Linux, its contents can be run while this descriptor is open.
+    let file = OpenFile::plain(file::unnamed_file(&name, mode, store)?, c::O_RDWR);
     files().insert(file, flags & c::MFD_CLOEXEC != 0)
 }
 

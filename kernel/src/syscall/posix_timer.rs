@@ -244,7 +244,7 @@ struct SigEvent {
 crate::pod!(SigEvent);
 
 /// Whether a timer on `clock` counts by CLOCK_REALTIME. EINVAL for no clock, EOPNOTSUPP for one without timers: those
-/// of processor time among them, which nothing here watches.
+/// of processor time among them, which only interval timers count (`cpu_time.rs`).
 pub fn timer_clock(clock: i32) -> Result<bool, Errno> {
     match clock {
         time::REALTIME | time::TAI => Ok(true),

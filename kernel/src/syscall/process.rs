@@ -289,7 +289,7 @@ fn fork_mm(mm: &Arc<Mm>) -> Result<Arc<Mm>, Errno> {
     let ctx = task::unpinned();
     let brk = mm.brk.read(&ctx);
     let space = mm.aspace.fork(&ctx).map_err(|_| Errno::ENOMEM)?;
-    let child = Mm::new(space, mm.exe.clone(), *brk, *mm.args.lock());
+    let child = Mm::new(space, mm.exe.clone(), mm.running.lock().clone(), *brk, *mm.args.lock());
     *child.image.lock() = *mm.image.lock();
     // Relaxed: set once, before the program began.
     child.start_stack.store(mm.start_stack.load(Ordering::Relaxed), Ordering::Relaxed);

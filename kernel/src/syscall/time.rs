@@ -11,6 +11,7 @@ use alloc::{
 
 use super::Args;
 use crate::{
+    cpu_time::{self, Which},
     errno::{Errno, SysResult},
     hw,
     process::{self, Process},
@@ -77,7 +78,7 @@ fn cpu_clock(id: i32) -> Result<u64, Errno> {
     if id & PER_THREAD != 0 {
         let tid = if target == 0 { me.tid() } else { target };
         let task = process::find_task(tid).filter(|t| Arc::ptr_eq(&t.process, &me.process));
-        return task.map(|t| t.sched.run_ns()).ok_or(Errno::EINVAL);
+        return task.map(|t| t.sched.clock.run_ns()).ok_or(Errno::EINVAL);
     }
     let pid = if target == 0 { me.process.pid } else { target };
     process::find(pid).map(|p| p.cpu_ns()).ok_or(Errno::EINVAL)
@@ -90,7 +91,7 @@ fn read_clock(id: i32) -> Result<u64, Errno> {
         REALTIME | REALTIME_COARSE | TAI => Ok(realtime()),
         MONOTONIC | MONOTONIC_RAW | MONOTONIC_COARSE | BOOTTIME => Ok(hw::timer::now()),
         PROCESS_CPUTIME => Ok(task::current().process.cpu_ns()),
-        THREAD_CPUTIME => Ok(task::current().sched.run_ns()),
+        THREAD_CPUTIME => Ok(task::current().sched.clock.run_ns()),
         i32::MIN..0 => cpu_clock(id),
         _ => Err(Errno::EINVAL),
     }
@@ -265,11 +266,17 @@ fn set_alarm(first: u64, interval: u64) -> (u64, u64) {
     setting
 }
 
-/// ITIMER_REAL; the others count processor time, which nothing here watches.
-fn real_timer(which: i32) -> Result<(), Errno> {
+/// A timer of a process.
+enum IntervalTimer {
+    Real,
+    Cpu(Which),
+}
+
+fn interval_timer(which: i32) -> Result<IntervalTimer, Errno> {
     match which {
-        0 => Ok(()),
-        1 | 2 => Err(Errno::ENOSYS),
+        0 => Ok(IntervalTimer::Real),
+        1 => Ok(IntervalTimer::Cpu(Which::Virtual)),
+        2 => Ok(IntervalTimer::Cpu(Which::Prof)),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -286,8 +293,10 @@ pub fn setitimer(a: &Args) -> SysResult {
     };
     let interval = from_parts(interval_s, interval_us, 1_000_000)?;
     let first = from_parts(first_s, first_us, 1_000_000)?;
-    real_timer(a.int(0))?;
-    let old = set_alarm(first, interval);
+    let old = match interval_timer(a.int(0))? {
+        IntervalTimer::Real => set_alarm(first, interval),
+        IntervalTimer::Cpu(which) => cpu_time::set(which, first, interval),
+    };
     if a.raw(2) != 0 {
         write_itimer(a.raw(2), old)?;
     }
@@ -296,8 +305,12 @@ pub fn setitimer(a: &Args) -> SysResult {
 
 /// `getitimer(2)`.
 pub fn getitimer(a: &Args) -> SysResult {
-    real_timer(a.int(0))?;
-    let setting = task::current().process.signals.lock().alarm.as_ref().map_or((0, 0), Alarm::setting);
+    let setting = match interval_timer(a.int(0))? {
+        IntervalTimer::Real => {
+            task::current().process.signals.lock().alarm.as_ref().map_or((0, 0), Alarm::setting)
+        }
+        IntervalTimer::Cpu(which) => cpu_time::get(which),
+    };
     write_itimer(a.raw(1), setting)?;
     Ok(0)
 }
