@@ -20,7 +20,7 @@ use crate::{
 /// Blocks of a kind that are looked into for a run; more are only looked into before giving up.
 const TRIES: usize = 8;
 /// Times that all words are looked at while others hold blocks for a moment.
-const PATIENCE: usize = if cfg!(loom) { 2 } else { 1000 };
+const PATIENCE: usize = if cfg!(any(loom, shuttle)) { 2 } else { 1000 };
 /// The most blocks that move at a time.
 pub(crate) const MOST_BLOCKS: u32 = 16;
 /// The most rows that are fetched at a time.
