@@ -241,7 +241,7 @@ fn a_block_is_taken_over_while_its_owner_takes() {
 /// from then on: a bit that is cleared late would make one free that somebody has.
 #[test]
 fn a_block_is_claimed_whole_after_its_last_frame_came_back() {
-    explore("frames: claiming a block against the flush of its last frame", Some(3), || {
+    explore("frames: claiming a block against the flush of its last frame", None, || {
         // The two others keep the block from being more than all that the counters say is free.
         let sim = Arc::new(Sim::with_ranges([A..A + 512, A + 512..A + 514].into_iter(), &[A]));
         let last = sim.alloc(0, 0).expect("all are free");
@@ -276,7 +276,7 @@ fn rows_are_claimed_together_or_not_at_all() {
 fn rows_come_back_while_one_is_taken() {
     against(
         "frames: two rows come back against taking them",
-        Some(3),
+        None,
         || {
             let sim = Sim::new(1, 192, &[A, A + 64]);
             let run = sim.alloc(0, 7).expect("all are free");
@@ -295,7 +295,7 @@ fn rows_come_back_while_one_is_taken() {
 fn a_giant_run_is_claimed_whole_or_not_at_all() {
     against(
         "frames: giant against huge, and back",
-        Some(3),
+        None,
         || (Sim::new(2, 512, &[A, A + 512]), []),
         |sim| vec![sim.alloc(0, 10)],
         |sim, []| {
@@ -312,7 +312,7 @@ fn a_giant_run_is_claimed_whole_or_not_at_all() {
 fn a_giant_run_comes_back_while_its_parts_are_wanted() {
     against(
         "frames: giant comes back against huge",
-        Some(2),
+        None,
         || {
             let sim = Sim::new(2, 512, &[A, A + 512]);
             let run = sim.alloc(0, 10).expect("all are free");
