@@ -1,4 +1,5 @@
-//! The loom models, `crates/*/tests/loom*.rs`: every interleaving and every weak-memory outcome of the protocols.
+//! The loom models, `crates/*/tests/loom*.rs`: every interleaving and every weak-memory outcome of the protocols; and the
+//! longer runs of `crates/*/tests/shuttle*.rs`, whose schedules are drawn at random.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -7,6 +8,9 @@ use anyhow::{Context, Result};
 use super::{Report, output};
 use crate::{cargo, workspace};
 
+/// Both name a `cfg`, and the tests that are built under it.
+const LOOM: &str = "loom";
+const SHUTTLE: &str = "shuttle";
 /// One model's file explores for at most this long.
 const LIMIT: Duration = Duration::from_secs(10 * 60);
 
@@ -15,7 +19,7 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
     let models = models()?;
     for (i, (package, test)) in models.iter().enumerate() {
         report.begin(i, models.len(), &format!("{package} {test}"));
-        let mut command = command();
+        let mut command = if test.starts_with(SHUTTLE) { under(SHUTTLE) } else { command() };
         command.args(["test", "--release", "-p", package, "--test", test, "--", "--nocapture"]);
         // Models are deep, not wide: one at a time leaves their printed figures whole.
         command.arg("--test-threads=1");
@@ -28,8 +32,13 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
 
 /// A cargo command under `cfg(loom)`.
 pub fn command() -> Command {
-    let mut command = cargo::command(workspace::target("loom"));
-    cargo::flags(&mut command, &["--cfg", "loom"]);
+    under(LOOM)
+}
+
+/// A cargo command under the `cfg` of that name.
+fn under(cfg: &str) -> Command {
+    let mut command = cargo::command(workspace::target(cfg));
+    cargo::flags(&mut command, &["--cfg", cfg]);
     command
 }
 
@@ -45,7 +54,9 @@ fn models() -> Result<Vec<(String, String)>> {
         for file in std::fs::read_dir(folder.path().join("tests")).into_iter().flatten().flatten() {
             let path = file.path();
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            if stem.starts_with("loom") && path.extension() == Some(Path::new("rs").as_os_str()) {
+            if (stem.starts_with(LOOM) || stem.starts_with(SHUTTLE))
+                && path.extension() == Some(Path::new("rs").as_os_str())
+            {
                 found.push((package.clone(), stem.into_owned()));
             }
         }

@@ -80,7 +80,9 @@ impl Frames<'_> {
 
     /// Claim a wholly free block; it is this CPU's afterwards.
     fn claim_huge(&self, me: Me<'_>, block: Block, w: Word) -> bool {
-        if !w.is_empty() || w.owner() == Owner::ISOLATED {
+        let free =
+            if sync::mutant!("frames-huge-held") { w.kind() == Some(Kind::Empty) } else { w.is_empty() };
+        if !free || w.owner() == Owner::ISOLATED {
             return false;
         }
         let to = w.with_state(State::Huge).with_free(0).with_zeroed(false).with_owner(me.owner());
@@ -190,6 +192,9 @@ impl Frames<'_> {
             w.owner() != Owner::ISOLATED && self.map.claim_empty(block, w, State::Claiming)
         };
         let Some(taken) = (first..first + n).find(|b| !claim(b)) else { return true };
+        if sync::mutant!("frames-giant-unrestored") {
+            return false;
+        }
         for block in (first..taken).map(Block) {
             self.become_of(block, State::Claiming, State::Normal, FRAMES_PER_BLOCK);
         }

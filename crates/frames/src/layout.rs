@@ -8,9 +8,7 @@
 //! block that two nodes share belongs to the node of its first frame. A node without CPUs has its blocks in its pool, and
 //! a CPU without memory begins with none.
 
-use core::mem::size_of;
-#[cfg(not(loom))]
-use core::slice;
+use core::{mem::size_of, slice};
 
 use sync::primitive::{AtomicI64, AtomicU64};
 
@@ -158,7 +156,6 @@ pub(crate) fn ascending(ranges: &[FrameRange]) -> bool {
 ///
 /// # Safety
 /// Every byte of `meta` is zero.
-#[cfg(not(loom))]
 pub(crate) unsafe fn carve<'m>(meta: &'m mut [u8], layout: &Layout, cfg: &Config<'_, '_>) -> Tables<'m> {
     let mut rest = meta;
     let cpus = cut(&mut rest, layout.cpus, new_cpu);
@@ -166,38 +163,32 @@ pub(crate) unsafe fn carve<'m>(meta: &'m mut [u8], layout: &Layout, cfg: &Config
     let nodes = cut(&mut rest, layout.nodes, |_| NodeLines::new());
     let arenas = cut(&mut rest, layout.arenas(), |_| Arena::new());
     let words = cut(&mut rest, layout.blocks, |_| AtomicWord::new(Word::HOLE));
-    let rows = take::<AtomicU64>(&mut rest, layout.blocks * BLOCK_ROWS as usize);
-    // SAFETY: cut for so many, and zero is a value of an atomic integer, which every byte is by the caller's promise.
-    // Rows are the largest table, of which most is never written, so it isn't touched here.
-    let rows = unsafe { slice::from_raw_parts(rows, layout.blocks * BLOCK_ROWS as usize) };
+    // SAFETY: every byte is zero, by the caller's promise.
+    let rows = unsafe { zeroed_rows(&mut rest, layout.blocks * BLOCK_ROWS as usize) };
     let regions = cut(&mut rest, layout.regions, |_| Region::NONE);
     fill(regions, cfg, layout);
     let lanes = cut(&mut rest, layout.cpus * LANE_KINDS, |_| Lane::new());
     Tables { cpus, used, nodes, arenas, words, rows, regions, lanes }
 }
 
-/// The tables on the heap: a model checker's atomics are no plain integers.
+/// `n` rows. They are the largest table, of which most is never written, so it isn't touched here.
+///
+/// # Safety
+/// Every byte of `rest` is zero.
+#[cfg(not(any(loom, shuttle)))]
+unsafe fn zeroed_rows<'m>(rest: &mut &'m mut [u8], n: usize) -> &'m [AtomicU64] {
+    let first = take::<AtomicU64>(rest, n);
+    // SAFETY: room for `n` values, aligned, ours for 'm; and an atomic integer may be all zeros, which the bytes are.
+    unsafe { slice::from_raw_parts(first, n) }
+}
+
+/// `n` rows: a model checker's atomics are no plain integers.
 ///
 /// # Safety
 /// None is asked here; as above.
-#[cfg(loom)]
-pub(crate) unsafe fn carve<'m>(_meta: &'m mut [u8], layout: &Layout, cfg: &Config<'_, '_>) -> Tables<'m> {
-    use std::vec::Vec;
-    fn make<'m, T>(n: usize, each: impl FnMut(usize) -> T) -> &'m mut [T] {
-        (0..n).map(each).collect::<Vec<T>>().leak()
-    }
-    let regions = make(layout.regions, |_| Region::NONE);
-    fill(regions, cfg, layout);
-    Tables {
-        cpus: make(layout.cpus, new_cpu),
-        used: make(layout.cpus * layout.used_stride(), |_| AtomicI64::new(0)),
-        nodes: make(layout.nodes, |_| NodeLines::new()),
-        arenas: make(layout.arenas(), |_| Arena::new()),
-        words: make(layout.blocks, |_| AtomicWord::new(Word::HOLE)),
-        rows: make(layout.blocks * BLOCK_ROWS as usize, |_| AtomicU64::new(0)),
-        regions,
-        lanes: make(layout.cpus * LANE_KINDS, |_| Lane::new()),
-    }
+#[cfg(any(loom, shuttle))]
+unsafe fn zeroed_rows<'m>(rest: &mut &'m mut [u8], n: usize) -> &'m [AtomicU64] {
+    cut(rest, n, |_| AtomicU64::new(0))
 }
 
 fn new_cpu(i: usize) -> Cpu {
@@ -214,7 +205,6 @@ fn fill(regions: &mut [Region], cfg: &Config<'_, '_>, layout: &Layout) {
 }
 
 /// Room for `n` values off the front of `rest`, aligned.
-#[cfg(not(loom))]
 fn take<T>(rest: &mut &mut [u8], n: usize) -> *mut T {
     let buffer = core::mem::take(rest);
     let skip = buffer.as_ptr().align_offset(align_of::<T>());
@@ -224,7 +214,6 @@ fn take<T>(rest: &mut &mut [u8], n: usize) -> *mut T {
 }
 
 /// `n` values made by `each`, off the front of `rest`.
-#[cfg(not(loom))]
 fn cut<'m, T>(rest: &mut &'m mut [u8], n: usize, each: impl Fn(usize) -> T) -> &'m mut [T] {
     let first: *mut T = take(rest, n);
     // SAFETY: room for `n` values, aligned, ours for 'm; each is written before the slice is made.

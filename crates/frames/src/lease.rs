@@ -266,10 +266,11 @@ impl Frames<'_> {
             return Err(not_normal(seen, self.map.frame(row, mask.trailing_zeros())));
         }
         let twice = self.leased_elsewhere(me, seen, row) & mask;
+        let early = sync::mutant!("frames-count-first").then(|| word.give(mask.count_ones()));
         let good = self.map.release(row, mask & !twice);
         let n = good.count_ones();
         if n > 0 {
-            let was = word.give(n);
+            let was = early.unwrap_or_else(|| word.give(n));
             self.gave(me, block, was, n);
         }
         match mask & !good {

@@ -176,7 +176,9 @@ impl Frames<'_> {
             self.give_up_lanes(me);
             count(&me.cold.counts.drains, 1);
             // Release: all that was given up comes before; partner of `drained`.
-            me.told.drained.store(asked, Ordering::Release);
+            let order =
+                if sync::mutant!("frames-relaxed-drained") { Ordering::Relaxed } else { Ordering::Release };
+            me.told.drained.store(asked, order);
         }
     }
 

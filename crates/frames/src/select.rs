@@ -20,7 +20,7 @@ use crate::{
 /// Blocks of a kind that are looked into for a run; more are only looked into before giving up.
 const TRIES: usize = 8;
 /// Times that all words are looked at while others hold blocks for a moment.
-const PATIENCE: usize = if cfg!(loom) { 2 } else { 1000 };
+const PATIENCE: usize = if cfg!(any(loom, shuttle)) { 2 } else { 1000 };
 /// The most blocks that move at a time.
 pub(crate) const MOST_BLOCKS: u32 = 16;
 /// The most rows that are fetched at a time.
@@ -58,7 +58,8 @@ impl Frames<'_> {
             return false;
         }
         let class = if w.free() == FRAMES_PER_BLOCK { class } else { w.class() };
-        let to = w.with_owner(me.owner()).with_hold(true).with_class(class).with_zeroed(false);
+        let to = w.with_owner(me.owner()).with_hold(true).with_class(class);
+        let to = to.with_zeroed(to.zeroed() && sync::mutant!("frames-zeroed-kept"));
         self.map.word(block).claim(w, to) && {
             self.moved(me, block, w, me.owner());
             if w.owner() != me.owner() {
@@ -241,7 +242,8 @@ impl Frames<'_> {
                     if !fits || (w.owner() == me.owner()) != own || !self.seems_to_fit(block, need) {
                         continue;
                     }
-                    if w.held() || !self.hold(me, block, w, class) {
+                    let held = w.held() && !sync::mutant!("frames-steal-held");
+                    if held || !self.hold(me, block, w, class) {
                         busy |= w.held() && w.owner() != me.owner();
                         changed |= !w.held();
                         continue;

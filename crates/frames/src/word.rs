@@ -224,7 +224,8 @@ impl AtomicWord {
     /// the owner did to the frames; partner of [`Self::load`] and [`Self::claim`]. Gives the word before.
     #[inline]
     pub(crate) fn give(&self, n: u32) -> Word {
-        Word(self.0.fetch_add(n, Ordering::Release))
+        let order = if sync::mutant!("frames-relaxed-give") { Ordering::Relaxed } else { Ordering::Release };
+        Word(self.0.fetch_add(n, order))
     }
     /// By the holder: hold it no more. Release: the bits that it set come before; partner of [`Self::claim`]. Gives the
     /// word after.

@@ -293,7 +293,7 @@ fn run(frames: &'static Frames<'static>, base: u64, steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 20_000, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 20_000, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn every_frame_is_in_one_place(steps in prop::collection::vec(step(), 1..120)) {

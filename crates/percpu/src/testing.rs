@@ -151,6 +151,7 @@ unsafe impl Host for Machine {
 pub fn explore(name: &str, preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) -> usize {
     use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
     let mut builder = loom::model::Builder::new();
+    builder.max_branches = 20_000;
     builder.preemption_bound = preemptions;
     builder.max_duration = None;
     builder.max_permutations = None;

@@ -1,9 +1,9 @@
 //! The primitives that every protocol is written with: core's own, or loom's under `cfg(loom)`, so that the same
-//! source is model-checked.
+//! source is model-checked, or shuttle's under `cfg(shuttle)`, whose schedules are longer and drawn at random.
 
-#[cfg(not(any(loom, feature = "testing")))]
+#[cfg(not(any(loom, shuttle, feature = "testing")))]
 pub use core::hint::spin_loop;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 #[cfg(loom)]
 pub use loom::{
@@ -11,8 +11,13 @@ pub use loom::{
     hint::spin_loop,
     sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
+#[cfg(shuttle)]
+pub use shuttle::{
+    hint::spin_loop,
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
 /// On a host the holder of a spin lock may have lost its processor to the spinner: hand it over.
-#[cfg(all(not(loom), feature = "testing"))]
+#[cfg(all(not(any(loom, shuttle)), feature = "testing"))]
 pub use std::thread::yield_now as spin_loop;
 
 /// `core::cell::UnsafeCell` with loom's style of access: by closure, or by a pointer whose life is the access.
