@@ -89,13 +89,18 @@ impl Frames<'_> {
 
     /// How short the machine is: as its best node.
     pub fn overall_pressure(&self) -> Pressure {
-        self.topology.all().iter().map(|node| self.pressure(node)).min().unwrap_or(Pressure::None)
+        self.with_memory().map(|node| self.pressure(node)).min().unwrap_or(Pressure::Min)
     }
 
-    /// Whether every node is down to `min`, so that ordinary requests fail. Costs a line a CPU while memory is short, and
+    /// The nodes that have memory.
+    fn with_memory(&self) -> impl Iterator<Item = Node> + '_ {
+        self.topology.all().iter().filter(|node| self.watermarks(*node).high > 0)
+    }
+
+    /// Whether every node that has memory is down to `min`, so that ordinary requests fail. Costs a line a CPU while memory is short, and
     /// otherwise one a node.
     pub fn is_exhausted(&self) -> bool {
-        self.topology.all().iter().all(|node| {
+        self.with_memory().all(|node| {
             self.pressure(node) != Pressure::None
                 && u64::try_from(self.free_in(node)).unwrap_or(0) <= self.watermarks(node).min
         })

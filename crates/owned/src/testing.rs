@@ -8,9 +8,11 @@ use std::{
     vec::Vec,
 };
 
-use addr::{DirectMap, Frame, PAGE_BYTES};
-
-use frames::{Clear, Config, FrameRange, Topology};
+use addr::{DirectMap, Frame, PAGE_BYTES, PAGE_SIZE};
+use frames::{
+    Clear, Config, FrameRange, Topology,
+    topology::{Builder, MemoryAffinity},
+};
 
 use crate::{Memory, OwnedFrame};
 
@@ -31,11 +33,22 @@ pub fn with_ranges(ranges: &[Range<u64>], cpus: usize) -> &'static Memory {
     let dm = unsafe { DirectMap::new(memory.wrapping_sub(first as usize * PAGE_BYTES)) };
     let ranges: Vec<_> =
         ranges.iter().map(|r| FrameRange { start: frame(r.start), end: frame(r.end) }).collect();
-    let topology = Box::leak(Box::new(Topology::one_node(cpus)));
+    let topology = Box::leak(Box::new(two_nodes(end, cpus)));
     let cfg = Config { ranges: ranges.leak(), cpus, topology };
     let meta = vec![0; Memory::meta_bytes(&cfg)].leak();
     // SAFETY: the buffer is zeroed and apart from the memory, which is this allocator's alone.
     Box::leak(Box::new(unsafe { Memory::new(&cfg, meta, Clear::new(dm)) }))
+}
+
+/// Everything below frame number `end`, and the CPUs, are of node 0; there is a node 1, so that requests can name it, which
+/// has no frame.
+fn two_nodes(end: u64, cpus: usize) -> Topology {
+    let mut builder = Builder::new(cpus);
+    for (domain, pages) in [(0, 0..end), (1, end..end + 1)] {
+        let (base, length) = (pages.start * PAGE_SIZE, (pages.end - pages.start) * PAGE_SIZE);
+        builder.memory(MemoryAffinity { base, length, domain, enabled: true }).expect("two ranges");
+    }
+    builder.build().expect("two domains")
 }
 
 /// The bytes of a frame that has no other share.
