@@ -21,6 +21,8 @@ pub struct Options {
     pub selftest: Option<String>,
     /// The algorithm that hands out frames, if not rows.
     pub frames: Option<AlgoKind>,
+    /// Zero no frames in idle time.
+    pub no_zeroing: bool,
     /// Let programs choose an allocation of a frame that fails (`prctl`).
     pub inject: bool,
     /// Write at the end what lies where in memory.
@@ -47,6 +49,7 @@ pub fn init(line: &str) {
                 Some(kind) => o.frames = Some(kind),
                 None => crate::log!("frames={value} is no algorithm; using row"),
             },
+            "zero_ahead" => o.no_zeroing = value == "0",
             "stats" => o.stats = value == "1",
             "selftest" => o.selftest = Some(value.to_string()),
             "aspace" if value != "locked" => crate::log!("aspace={value} is not in this image; using locked"),

@@ -12,7 +12,7 @@
 use alloc::alloc::alloc;
 use core::{
     slice,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use frames::{AlgoKind, Frames, Reclaim, SwitchError, SwitchReport};
@@ -63,7 +63,8 @@ pub fn tick() {
 pub fn idle(is_idle: impl Fn() -> bool) {
     let allocator = frames().allocator();
     tick();
-    while is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {}
+    let zeroes = !ZEROING_OFF.load(Ordering::Relaxed);
+    while zeroes && is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {}
     allocator.park(&here());
 }
 
@@ -131,8 +132,13 @@ pub fn open(kind: AlgoKind) -> Result<(), SwitchError> {
     allocator.open_lane(&here(), kind, memory)
 }
 
+/// Whether idle CPUs zero nothing ahead of need: for measurements.
+static ZEROING_OFF: AtomicBool = AtomicBool::new(false);
+
 /// A CPU begins: it takes the algorithm that the command line names.
 pub fn begin() {
+    // Relaxed: the same on all CPUs, each of which writes before it reads.
+    ZEROING_OFF.store(options::get().no_zeroing, Ordering::Relaxed);
     if let Some(kind) = options::get().frames
         && let Err(error) = set_algo(kind)
     {

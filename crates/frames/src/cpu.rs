@@ -317,6 +317,14 @@ impl Cpu {
             asked: Asked { unused: AtomicI64::new(0), drain: AtomicU64::new(0) },
         }
     }
+    /// A zeroed frame that is at hand.
+    #[inline]
+    pub(crate) fn take_zeroed(&self) -> Option<(Row, u32)> {
+        let found = self.cold.shelf[0].take(0)?;
+        count(&self.cold.zero_wanted, 1);
+        count(&self.cold.counts.zeroed_hits, 1);
+        Some(found)
+    }
     /// Whether it keeps frames of `row`, or may.
     pub(crate) fn keeps(&self, row: Row) -> bool {
         let hot = &self.hot;

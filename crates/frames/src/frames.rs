@@ -268,6 +268,11 @@ impl<'m> Frames<'m> {
         {
             return Ok(Run::new(self.map.frame(row, bit), req.order));
         }
+        if req.is_plain_zeroed()
+            && let Some((row, bit)) = self.cpu(pin).take_zeroed()
+        {
+            return Ok(Run::new(self.map.frame(row, bit), 0));
+        }
         self.alloc_slow(pin, req)
     }
 

@@ -140,6 +140,16 @@ impl Req {
             lane: None,
         }
     }
+    /// Whether a shelf of zeroed frames can serve it without further questions. What is asked for by name of an algorithm
+    /// is asked of that.
+    #[inline]
+    pub(crate) fn is_plain_zeroed(&self) -> bool {
+        self.order == 0
+            && matches!(self.fill, Fill::Zeroed)
+            && matches!(self.place, Place::Local)
+            && matches!(self.class, Class::Movable)
+            && self.lane.is_none()
+    }
     /// Whether a lease can serve it without further questions.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {

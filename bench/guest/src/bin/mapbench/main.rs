@@ -120,6 +120,7 @@ impl Run<'_> {
         sys::pin(cpu);
         let mut work = self.mode.start(worker);
         let mut meter = Meter::default();
+        meter.pause = self.plan.pause;
         let mut round = 0;
         while round < self.plan.warm_up {
             work.round(round, &mut meter);

@@ -2,6 +2,7 @@
 
 use std::{
     hint::black_box,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -42,6 +43,8 @@ pub struct Meter {
     pub window: Duration,
     /// Everything that was checked, in the window and outside.
     pub checks: Checks,
+    /// Slept before each bracket.
+    pub pause: Duration,
 }
 
 impl Meter {
@@ -70,6 +73,9 @@ impl Meter {
     /// markers, which would make no sense there.
     #[inline(always)]
     pub fn bracket(&mut self, touches: usize, work: impl FnOnce(&mut Checks)) {
+        if !self.pause.is_zero() {
+            thread::sleep(self.pause);
+        }
         // Copied, so that the bracket's own accesses stay in registers and on the stack.
         let (mut checks, open) = (self.checks, self.open);
         let start = Instant::now();

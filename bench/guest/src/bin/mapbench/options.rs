@@ -15,6 +15,7 @@ modes: local pipeline global global-fixed countbench imbalance fault fault-2m
   --seconds S      end after S seconds instead
   --warm-up N      operations before the measured ones, at least 1 (100)
   --processes      the workers are processes, with memory of their own, not threads
+  --pause MS       sleep so long before each operation, outside of what is measured (0)
   --first-touch    fault, fault-2m: on pages that nobody has touched before
   --pairs C:F,...  imbalance: thread F unmaps what thread C maps (0:1,2:3,...)
   --json           one JSON object a mode, on a line of its own";
@@ -104,6 +105,8 @@ pub struct Plan {
     pub first_touch: bool,
     /// The workers are processes.
     pub processes: bool,
+    /// Sleep before each operation.
+    pub pause: Duration,
     pub pairs: Option<Vec<(usize, usize)>>,
     pub json: bool,
 }
@@ -132,6 +135,7 @@ pub fn parse(arguments: impl Iterator<Item = String>, cpus: usize) -> Result<Req
         warm_up: 100,
         first_touch: false,
         processes: false,
+        pause: Duration::ZERO,
         pairs: None,
         json: false,
     };
@@ -147,6 +151,7 @@ pub fn parse(arguments: impl Iterator<Item = String>, cpus: usize) -> Result<Req
             "--seconds" => plan.length = Length::Seconds(seconds(&value()?)?),
             "--warm-up" => plan.warm_up = number(&argument, &value()?, 1 << 30)? as u32,
             "--processes" => plan.processes = true,
+            "--pause" => plan.pause = Duration::from_millis(number(&argument, &value()?, 10_000)?),
             "--first-touch" => plan.first_touch = true,
             "--pairs" => plan.pairs = Some(pairs(&value()?)?),
             "--json" => plan.json = true,
