@@ -7,21 +7,17 @@
 //! A thread that found no frame asks every CPU for what it keeps, pokes them with the reschedule interrupt, after which each
 //! comes to a safe point, and waits a little. It holds nothing meanwhile, and meets requests itself, so two that ask each
 //! other both go on.
-#![allow(unsafe_code)] // says that this thread stays where it is; gives memory to algorithms
+#![allow(unsafe_code)] // says that this thread stays where it is
 
-use alloc::alloc::alloc;
-use core::{
-    slice,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use frames::{AlgoKind, Frames, Reclaim, SwitchError, SwitchReport};
+use frames::Reclaim;
 use percpu::{CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
     hw::{apic, cpu, irq, timer},
     memory::frames,
-    options, task,
+    task,
 };
 
 /// How long others are waited for, in ns: each is in the kernel for less, but for the longest calls.
@@ -97,45 +93,4 @@ impl Reclaim for Others {
 pub fn drain_all() {
     let others = Others { deadline: timer::now() + PATIENCE };
     frames().allocator().drain_all(task::unpinned(), &others);
-}
-
-/// Make `kind` this CPU's algorithm, with memory of the kernel's heap if it needs some.
-///
-/// Errors: `NoMemory`.
-pub fn set_algo(kind: AlgoKind) -> Result<SwitchReport, SwitchError> {
-    let allocator = frames().allocator();
-    open(kind)?;
-    allocator.set_algo(&here(), kind, None)
-}
-
-/// Make `kind` available on this CPU.
-///
-/// Errors: `NoMemory`.
-pub fn open(kind: AlgoKind) -> Result<(), SwitchError> {
-    let allocator = frames().allocator();
-    if allocator.is_open(&here(), kind) {
-        return Ok(());
-    }
-    let layout = Frames::lane_layout(kind);
-    // SAFETY: an algorithm's layout isn't empty, if it isn't open already.
-    let memory = unsafe { alloc(layout) };
-    if memory.is_null() {
-        return Err(SwitchError::NoMemory);
-    }
-    // SAFETY: fresh memory of this layout, which is never given back; what is in it doesn't matter to an algorithm, and
-    // is made defined first.
-    let memory = unsafe {
-        memory.write_bytes(0, layout.size());
-        slice::from_raw_parts_mut(memory, layout.size())
-    };
-    allocator.open_lane(&here(), kind, memory)
-}
-
-/// A CPU begins: it takes the algorithm that the command line names.
-pub fn begin() {
-    if let Some(kind) = options::get().frames
-        && let Err(error) = set_algo(kind)
-    {
-        crate::log!("frames={}: {error}", kind.name());
-    }
 }
