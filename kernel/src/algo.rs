@@ -151,6 +151,10 @@ pub fn open(kind: AlgoKind) -> Result<(), SwitchError> {
     if allocator.is_open(&here(), kind) {
         return Ok(());
     }
+    // It is kept for ever, so it isn't taken from the reserve.
+    if frames().low() {
+        return Err(SwitchError::NoMemory);
+    }
     let layout = Frames::lane_layout(kind);
     // SAFETY: an algorithm's layout isn't empty, if it isn't open already.
     let memory = unsafe { alloc(layout) };
