@@ -4,7 +4,10 @@
 //
 //   frames MIB           memory that the threads have at a time
 //   frames account       only that every frame is accounted for while nothing runs beside this
+//   frames short         with two CPUs: no memory for an algorithm
 //   frames chosen NAME   whether that algorithm is this process's choice
+//
+// The algorithms must not have been used before in `short`, as their memory is kept.
 //
 // calls: prctl sched_setaffinity capset
 #include "check.h"
@@ -297,6 +300,58 @@ static void by_file(void)
     EQUAL(chosen(), DEFAULT);
 }
 
+// ---- without memory ----------------------------------------------------------------------------------------------------
+
+static void run_on(int cpu)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    OK(sched_setaffinity(0, sizeof one, &one));
+}
+
+static void short_of_memory(void)
+{
+    // Open on CPU 0 only.
+    run_on(0);
+    choose(AVL);
+    EQUAL(in_force(0), AVL);
+    // What the program will touch is there before: code, data, and some stack.
+    volatile char deep[64 << 10];
+    for (size_t i = 0; i < sizeof deep; i += PAGE) deep[i] = 1;
+    OK(mlockall(MCL_CURRENT));
+    // All that there is, by a call that is refused rather than by faults that end the process.
+    int file = memfd_create("all", 0);
+    OK(file);
+    off_t n = 0;
+    for (off_t chunk = 1 << 20; chunk >= (off_t)PAGE; chunk /= 2)
+        while (fallocate(file, 0, n, chunk) == 0) n += chunk;
+    EQUAL(errno, ENOSPC);
+    CHECK(n > 16 << 20);
+    struct process other = {BUDDY, 0};
+    FAILS(control(SET_PROCESS, &other, sizeof other), ENOMEM);
+    EQUAL(chosen(), AVL);
+    EQUAL(in_force(0), AVL);
+    struct cpu c = {.cpu = 0, .algo = SLAB};
+    FAILS(control(SET_CPU, &c, sizeof c), ENOMEM);
+    EQUAL(cpu_now(0).algo, ROW);
+    FAILS(say("algo buddy\n"), ENOMEM);
+    expect("algo avl\nplace default\n");
+    // Elsewhere the default serves, and the choice stays.
+    run_on(1);
+    EQUAL(in_force(1), ROW);
+    EQUAL(chosen(), AVL);
+    OK(ftruncate(file, 0));
+    EQUAL(in_force(1), ROW);
+    // Said again, it is done again.
+    choose(AVL);
+    choose(DEFAULT);
+    choose(AVL);
+    EQUAL(in_force(1), AVL);
+    choose(DEFAULT);
+    close(file);
+}
+
 // ---- switching with live frames -------------------------------------------------------------------------------------
 
 static size_t pages_each;
@@ -415,6 +470,10 @@ int main(int argc, char **argv)
     if (argc == 3 && strcmp(argv[1], "chosen") == 0) {
         CHECK(strcmp(NAMES[chosen()], argv[2]) == 0);
         return 0;
+    }
+    if (argc == 2 && strcmp(argv[1], "short") == 0) {
+        RUN(short_of_memory);
+        return finished("frames");
     }
     RUN(counts_add_up);
     if (argc == 2 && strcmp(argv[1], "account") == 0) return finished("frames");
