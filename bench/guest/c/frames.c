@@ -9,7 +9,7 @@
 //
 // The algorithms must not have been used before in `short`, as their memory is kept.
 //
-// calls: prctl sched_setaffinity capset
+// calls: prctl
 #include "check.h"
 
 #include <pthread.h>
