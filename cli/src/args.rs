@@ -96,6 +96,9 @@ pub struct Run {
     /// The design of the address space
     #[arg(long, value_name = "NAME", default_value = "locked")]
     pub aspace: Aspace,
+    /// The algorithm that hands out page frames [default: row]
+    #[arg(long, value_name = "row|avl|buddy|slab")]
+    pub frames: Option<FrameAlgo>,
     /// What executes the machine: auto takes KVM where there is hardware behind it
     #[arg(long, value_name = "auto|kvm|tcg|exact", default_value = "auto")]
     pub accel: Accel,
@@ -211,6 +214,9 @@ pub struct Bench {
     /// Designs of the address space
     #[arg(long, value_name = "NAME|all", default_value = "all")]
     pub aspace: AspaceChoice,
+    /// Quire's algorithm that hands out page frames [default: row]
+    #[arg(long, value_name = "row|avl|buddy|slab")]
+    pub frames: Option<FrameAlgo>,
     /// Counts, or times
     #[arg(long, value_name = "exact|tcg|kvm", default_value = "exact")]
     pub accel: Accel,
@@ -227,7 +233,7 @@ pub struct Bench {
     #[arg(long)]
     pub resume: bool,
     /// Run on this host instead, timed
-    #[arg(long, conflicts_with_all = ["vs", "quantum", "seed", "resume", "plant_shared_counter", "first_touch"])]
+    #[arg(long, conflicts_with_all = ["vs", "quantum", "seed", "resume", "plant_shared_counter", "first_touch", "frames"])]
     pub native: bool,
     /// Of the suite matrix: only these pairs
     #[arg(long, value_name = "OP1-OP2,…", value_delimiter = ',')]
@@ -255,6 +261,7 @@ impl Default for Bench {
             vs: None,
             linux: None,
             aspace: AspaceChoice::All,
+            frames: None,
             accel: Accel::Exact,
             quantum: None,
             seed: None,
@@ -316,6 +323,31 @@ impl Aspace {
     pub fn name(self) -> &'static str {
         match self {
             Self::Locked => "locked",
+        }
+    }
+}
+
+/// Algorithms that the kernel hands out page frames by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FrameAlgo {
+    /// Rows of 64 frames, leased
+    Row,
+    /// A tree of free areas by address
+    Avl,
+    /// Binary buddies
+    Buddy,
+    /// Pools of runs of one size
+    Slab,
+}
+
+impl FrameAlgo {
+    /// The name that the kernel knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Row => "row",
+            Self::Avl => "avl",
+            Self::Buddy => "buddy",
+            Self::Slab => "slab",
         }
     }
 }
@@ -590,6 +622,7 @@ mod tests {
             mistake(&["--aspace", "radix"]),
             "invalid value 'radix' for '--aspace <NAME>': there is locked"
         );
+        assert!(mistake(&["--frames", "lifo"]).ends_with("there is row, avl, buddy, slab"));
         assert!(mistake(&["--accel", "fast"]).ends_with("there is auto, kvm, tcg, exact"));
         assert!(mistake(&["--quantum", "0"]).ends_with("from 1 to 16777216"));
         assert!(mistake(&["--window", "some"]).ends_with("there is marked, run"));

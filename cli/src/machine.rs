@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    args::{Accel, Aspace},
+    args::{Accel, Aspace, FrameAlgo},
     exact::Exact,
     failure::{USAGE, failure},
     linux,
@@ -205,6 +205,8 @@ fn why_no_kvm(modules: &Path, device: &Path) -> Option<String> {
 pub struct Boot {
     /// The design of Quire's address space.
     pub aspace: Option<Aspace>,
+    /// Quire's algorithm for page frames, if not its default.
+    pub frames: Option<FrameAlgo>,
     /// Send the counters at the end.
     pub stats: bool,
     /// Which of the file descriptors 0, 1 and 2 are terminals.
@@ -231,9 +233,12 @@ impl Boot {
     /// As `key=value` words for Quire.
     pub fn line(&self, cpus: u32) -> String {
         let mut line = format!("cpus={cpus} aspace={}", self.aspace.unwrap_or(Aspace::Locked).name());
+        if let Some(algo) = self.frames {
+            // Writing to a String cannot fail, here and below.
+            let _ = write!(line, " frames={}", algo.name());
+        }
         line += &self.files();
         if let Some(name) = &self.selftest {
-            // Writing to a String cannot fail, here and below.
             let _ = write!(line, " selftest={name}");
         }
         if self.serial_time {
@@ -279,6 +284,7 @@ mod tests {
         assert_eq!(Boot::default().line(2), "cpus=2 aspace=locked tty=none");
         let boot = Boot {
             aspace: Some(Aspace::Locked),
+            frames: Some(FrameAlgo::Avl),
             stats: true,
             terminals: vec![0, 2],
             size: Some((24, 80)),
@@ -292,8 +298,8 @@ mod tests {
         };
         assert_eq!(
             boot.line(8),
-            "cpus=8 aspace=locked tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 places=1 \
-             plant_shared_counter=1 verbose=1 inject"
+            "cpus=8 aspace=locked frames=avl tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 \
+             places=1 plant_shared_counter=1 verbose=1 inject"
         );
     }
 

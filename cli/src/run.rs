@@ -76,6 +76,12 @@ pub fn execute(options: &Run) -> Result<Ran> {
         let mib = linux::MIN_MEMORY >> 20;
         return Err(failure(USAGE, format!("Linux needs {mib} MiB: say --mem {mib}M or more")));
     }
+    if linux.is_some() && options.frames.is_some() {
+        return Err(failure(
+            USAGE,
+            "--frames chooses among Quire's algorithms: leave it out with --kernel linux",
+        ));
+    }
     exact::check(options)?;
     let (mut image, program) = image(options)?;
     let (kvm, why) = machine::choose_kvm(options.accel)?;
@@ -96,6 +102,7 @@ pub fn execute(options: &Run) -> Result<Ran> {
     let talks = machine.exact.is_none();
     let boot = Boot {
         aspace: Some(options.aspace),
+        frames: options.frames,
         stats: options.stats.is_some(),
         terminals: if talks { terminal::standard_files() } else { Vec::new() },
         size: terminal::size().filter(|_| talks),

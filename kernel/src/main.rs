@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod algo;
 mod cpu_time;
 mod elf;
 mod errno;

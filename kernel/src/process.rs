@@ -25,6 +25,7 @@ use aspace::{AddressSpace, Limits};
 use sync::RwLock;
 
 use crate::{
+    algo::Choice,
     cpu_time::CpuTimers,
     errno::Errno,
     file::{Claim, FileTable, FsInfo},
@@ -208,6 +209,8 @@ pub struct Process {
     pub thread_wait: WaitQueue,
     /// Its POSIX timers.
     pub timers: PosixTimers,
+    /// By which algorithm it gets page frames.
+    pub frames: Choice,
     /// Its timers that count processor time.
     pub cpu_timers: CpuTimers,
     /// Since boot, in ns.
@@ -371,6 +374,7 @@ impl Process {
             thread_wait: WaitQueue::new(),
             timers: PosixTimers::new(),
             cpu_timers: CpuTimers::new(),
+            frames: Choice::default(),
             started: crate::hw::timer::now(),
             life: Lock::new(Life::default()),
         }

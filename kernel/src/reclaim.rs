@@ -7,15 +7,11 @@
 //! A thread that found no frame asks every CPU for what it keeps, pokes them with the reschedule interrupt, after which each
 //! comes to a safe point, and waits a little. It holds nothing meanwhile, and meets requests itself, so two that ask each
 //! other both go on.
-#![allow(unsafe_code)] // says that this thread stays where it is; gives memory to algorithms
+#![allow(unsafe_code)] // says that this thread stays where it is
 
-use alloc::alloc::alloc;
-use core::{
-    slice,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use frames::{AlgoKind, Frames, Reclaim, SwitchError, SwitchReport};
+use frames::Reclaim;
 use percpu::{CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
@@ -63,6 +59,7 @@ pub fn tick() {
 pub fn idle(is_idle: impl Fn() -> bool) {
     let allocator = frames().allocator();
     tick();
+    // Relaxed: see `begin`.
     let zeroes = !ZEROING_OFF.load(Ordering::Relaxed);
     while zeroes && is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {}
     allocator.park(&here());
@@ -100,48 +97,11 @@ pub fn drain_all() {
     frames().allocator().drain_all(task::unpinned(), &others);
 }
 
-/// Make `kind` this CPU's algorithm, with memory of the kernel's heap if it needs some.
-///
-/// Errors: `NoMemory`.
-pub fn set_algo(kind: AlgoKind) -> Result<SwitchReport, SwitchError> {
-    let allocator = frames().allocator();
-    open(kind)?;
-    allocator.set_algo(&here(), kind, None)
-}
-
-/// Make `kind` available on this CPU.
-///
-/// Errors: `NoMemory`.
-pub fn open(kind: AlgoKind) -> Result<(), SwitchError> {
-    let allocator = frames().allocator();
-    if allocator.is_open(&here(), kind) {
-        return Ok(());
-    }
-    let layout = Frames::lane_layout(kind);
-    // SAFETY: an algorithm's layout isn't empty, if it isn't open already.
-    let memory = unsafe { alloc(layout) };
-    if memory.is_null() {
-        return Err(SwitchError::NoMemory);
-    }
-    // SAFETY: fresh memory of this layout, which is never given back; what is in it doesn't matter to an algorithm, and
-    // is made defined first.
-    let memory = unsafe {
-        memory.write_bytes(0, layout.size());
-        slice::from_raw_parts_mut(memory, layout.size())
-    };
-    allocator.open_lane(&here(), kind, memory)
-}
-
 /// Whether idle CPUs zero nothing ahead of need: for measurements.
 static ZEROING_OFF: AtomicBool = AtomicBool::new(false);
 
-/// A CPU begins: it takes the algorithm that the command line names.
+/// A CPU begins: it takes note of what the command line says.
 pub fn begin() {
     // Relaxed: the same on all CPUs, each of which writes before it reads.
     ZEROING_OFF.store(options::get().no_zeroing, Ordering::Relaxed);
-    if let Some(kind) = options::get().frames
-        && let Err(error) = set_algo(kind)
-    {
-        crate::log!("frames={}: {error}", kind.name());
-    }
 }

@@ -32,6 +32,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use percpu::{CpuId, CpuSet, MAX_CPUS};
 
 use crate::{
+    algo,
     cpu_time::{self, CpuClock},
     hw::{self, cpu, irq, thread},
     places::Place,
@@ -251,7 +252,7 @@ fn is_idle_task() -> bool {
 
 /// The CPU where a woken task should run: its last one if idle, else any idle one that it may use, else its last.
 fn place(task: &Task, last: CpuId) -> CpuId {
-    let allowed = task.affinity.lock().intersection(&online());
+    let allowed = task.allowed().intersection(&online());
     // Relaxed: a hint.
     let idle = |c: CpuId| IDLE[c.index()].0.load(Ordering::Relaxed);
     if allowed.contains(last) && idle(last) {
@@ -326,8 +327,7 @@ fn steal(here: CpuId) -> Option<Arc<Task>> {
         }
         let mut q = victim.queue.lock();
         // Acquire: pairs with `finish_switch`: the registers are saved.
-        let found =
-            q.remove_first(|t| !t.sched.on_cpu.load(Ordering::Acquire) && t.affinity.lock().contains(here));
+        let found = q.remove_first(|t| !t.sched.on_cpu.load(Ordering::Acquire) && t.may_run_on(here));
         if let Some(t) = found {
             // Relaxed: under the lock.
             victim.len.fetch_sub(1, Ordering::Relaxed);
@@ -366,7 +366,7 @@ pub fn reschedule() {
     let me = task::current();
     // Again after giving way: where the thread may run can have changed while it was queued.
     loop {
-        let misplaced = !me.affinity.lock().contains(cpu::id());
+        let misplaced = !me.may_run_on(cpu::id());
         // Relaxed: set by this CPU's own interrupt handlers.
         if !(misplaced || mine().resched.swap(false, Ordering::Relaxed)) {
             return;
@@ -374,6 +374,23 @@ pub fn reschedule() {
         reclaim::tick();
         yield_from(&me, misplaced);
     }
+}
+
+/// Call `f` on `cpu`, which runs, and come back. For a thread that holds nothing; where it may run otherwise doesn't matter
+/// meanwhile, and isn't changed. Interrupts are on.
+pub fn on_cpu<R>(cpu: CpuId, f: impl FnOnce() -> R) -> R {
+    let me = task::current();
+    let home = cpu::id();
+    let go = |cpu| {
+        me.set_errand(Some(cpu));
+        let _off = irq::Off::new();
+        reschedule();
+    };
+    go(cpu);
+    let result = f();
+    go(home);
+    me.set_errand(None);
+    result
 }
 
 /// `sched_yield`: let the others on this CPU run first.
@@ -534,6 +551,7 @@ pub fn drop_lazy_space() -> bool {
 pub fn idle() -> ! {
     let here = cpu::id();
     hw::smp::release_boot_stack();
+    algo::begin();
     reclaim::begin();
     loop {
         // Relaxed: a hint; whatever is queued meanwhile is seen below.

@@ -7,7 +7,7 @@ use core::{
 };
 
 use aspace::Policy;
-use percpu::CpuSet;
+use percpu::{CpuId, CpuSet};
 
 pub use crate::hw::thread::{current, pinned, unpinned};
 use crate::{
@@ -38,6 +38,9 @@ impl Deref for Handle {
     }
 }
 
+/// What a thread that runs where its affinity says has for an errand: no CPU's number.
+const NO_ERRAND: u32 = u32::MAX;
+
 /// A thread.
 pub struct Task {
     /// Thread id; that of a process's first thread is the process id. `execve` by another thread makes it so again.
@@ -56,6 +59,8 @@ pub struct Task {
     pub rseq: rseq::State,
     /// Where it may run.
     pub affinity: irq::Lock<CpuSet>,
+    /// The only CPU where it may run for now, by number; [`NO_ERRAND`] if there is none such.
+    errand: AtomicU32,
     /// What it was told about its priority and its powers.
     pub attributes: irq::Lock<Attributes>,
     /// Where it wants memory.
@@ -205,6 +210,7 @@ impl Task {
             robust_list: AtomicU64::new(0),
             rseq: rseq::State::new(),
             affinity: irq::Lock::new(sched::online()),
+            errand: AtomicU32::new(NO_ERRAND),
             attributes: irq::Lock::new(Attributes::FRESH),
             memory_policy: MemoryPolicy::new(),
             sched: Entity::new(),
@@ -279,6 +285,23 @@ impl Task {
         // Relaxed: a count.
         let faults = self.faults.load(Ordering::Relaxed);
         Used { cpu_ns: clock.run_ns(), user_ns: clock.user_ns(), faults, peak_resident: 0 }
+    }
+    /// Let the thread, which is the caller, run on this CPU only, until it says otherwise.
+    pub fn set_errand(&self, cpu: Option<CpuId>) {
+        // Relaxed: published to other CPUs when the thread is queued.
+        self.errand.store(cpu.map_or(NO_ERRAND, |cpu| cpu.index() as u32), Ordering::Relaxed);
+    }
+    fn errand(&self) -> Option<CpuId> {
+        // Relaxed: see `set_errand`.
+        CpuId::new(self.errand.load(Ordering::Relaxed) as usize)
+    }
+    /// Where it may run now.
+    pub fn allowed(&self) -> CpuSet {
+        self.errand().map_or_else(|| *self.affinity.lock(), |cpu| CpuSet::from_iter([cpu]))
+    }
+    /// Whether it may run there now.
+    pub fn may_run_on(&self, cpu: CpuId) -> bool {
+        self.errand().map_or_else(|| self.affinity.lock().contains(cpu), |only| only == cpu)
     }
     /// Whether this is an idle thread.
     pub fn is_idle(&self) -> bool {

@@ -9,7 +9,7 @@ use linux_raw_sys::general as abi;
 use addr::VirtAddr;
 
 use crate::{
-    fault,
+    algo, fault,
     hw::{self, TrapFrame, apic, cpu, irq, marker},
     panic, reclaim, rseq, sched, shootdown,
     signal::{self, SigInfo, code},
@@ -170,6 +170,10 @@ pub fn leave_to_user(frame: &mut TrapFrame) {
             if rseq::update(frame).is_err() {
                 signal::force_fault(SigInfo::kernel(abi::SIGSEGV), 0, 0, 0);
             }
+            irq::disable();
+        } else if !algo::is_followed() {
+            irq::enable();
+            algo::follow();
             irq::disable();
         } else if signal::pending() {
             irq::enable();

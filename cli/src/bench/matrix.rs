@@ -15,7 +15,7 @@ mod tried;
 
 use anyhow::{Context, Result, bail};
 
-use super::plan::{self, Target};
+use super::plan::{self, Target, frames_variant};
 use crate::{
     args::{Accel, Bench},
     exact::{self, Exact},
@@ -61,7 +61,7 @@ pub fn measure(options: &Bench) -> Result<Results> {
                 (Some(linux.clone()), Some(linux.release))
             }
         };
-        let tried = try_pairs(&lab, system, linux.as_ref(), &words, options.plant_shared_counter)?;
+        let tried = try_pairs(&lab, system, linux.as_ref(), &words, options)?;
         if tried.is_empty() {
             bail!("nothing was tried");
         }
@@ -78,6 +78,7 @@ pub fn measure(options: &Bench) -> Result<Results> {
             npages: 1,
             q: Some(lab.exact.quantum.into()),
             seed: Some(lab.exact.seed),
+            variant: options.frames.filter(|_| linux.is_none()).map(frames_variant),
             ..Point::default()
         };
         texts.push(shown::text(&of_system.label(), &tried));
@@ -91,8 +92,13 @@ pub fn measure(options: &Bench) -> Result<Results> {
 /// The numbers of a system.
 fn records(system: &Point, tried: &[Tried]) -> Results {
     let mut results = Results::default();
+    // What tells a combination from others, and the system from a default one.
+    let variant = |combination: Option<&str>| {
+        let told: Vec<_> = combination.into_iter().chain(system.variant.as_deref()).collect();
+        (!told.is_empty()).then(|| told.join(" "))
+    };
     for one in tried.iter().filter(|one| one.commutes) {
-        let point = Point { bench: one.pair(), variant: Some(one.variant()), ..system.clone() };
+        let point = Point { bench: one.pair(), variant: variant(Some(&one.variant())), ..system.clone() };
         let record = record(&point, "shared_lines", "lines", one.count as f64, one.windows);
         let (min, max) = (one.extremes.0 as f64, one.extremes.1 as f64);
         results.records.push(Record { min, max, ..record });
@@ -108,7 +114,7 @@ fn records(system: &Point, tried: &[Tried]) -> Results {
     }
     for share in [None, Some("threads"), Some("processes")] {
         let (free, commuting) = shown::totals(tried, share);
-        let point = Point { bench: "all".to_owned(), variant: share.map(str::to_owned), ..system.clone() };
+        let point = Point { bench: "all".to_owned(), variant: variant(share), ..system.clone() };
         for (metric, n) in [("conflict_free", free), ("commuting", commuting)] {
             results.records.push(record(&point, metric, "combinations", n as f64, 1));
         }

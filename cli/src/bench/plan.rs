@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    args::{Accel, Aspace, AspaceChoice, Bench, Linux, Vs},
+    args::{Accel, Aspace, AspaceChoice, Bench, FrameAlgo, Linux, Vs},
     failure::{USAGE, failure},
 };
 
@@ -83,6 +83,8 @@ pub struct Sweep {
     pub processes: bool,
     /// With the planted conflict; Quire alone has it.
     pub planted: bool,
+    /// The algorithm for page frames, if said; Quire alone has it.
+    pub frames: Option<FrameAlgo>,
 }
 
 impl Sweep {
@@ -106,7 +108,9 @@ impl Sweep {
             (self.first_touch, "--first-touch"),
             (self.planted, "--plant-shared-counter"),
         ];
-        let told: Vec<_> = words.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
+        let mut told: Vec<_> =
+            words.iter().filter(|(is, _)| *is).map(|(_, word)| (*word).to_owned()).collect();
+        told.extend(self.frames.map(frames_variant));
         (!told.is_empty()).then(|| told.join(" "))
     }
 
@@ -114,6 +118,11 @@ impl Sweep {
     pub fn warm_up(operations: u32) -> u32 {
         (operations / 10).clamp(5, 100)
     }
+}
+
+/// How a run by another algorithm for page frames is told from a default run.
+pub fn frames_variant(algo: FrameAlgo) -> String {
+    format!("--frames {}", algo.name())
 }
 
 /// What the options ask for.
@@ -151,6 +160,7 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
                 first_touch: options.first_touch,
                 processes: options.processes,
                 planted: options.plant_shared_counter && matches!(system, Target::Quire(_)),
+                frames: options.frames.filter(|_| matches!(system, Target::Quire(_))),
             });
         }
     }
@@ -225,6 +235,9 @@ mod tests {
         let planted = Bench { plant_shared_counter: true, vs: Some(Vs::Linux), ..options() };
         let variants: Vec<_> = sweeps(&planted).unwrap().iter().map(Sweep::variant).collect();
         assert_eq!(variants[..2], [Some("--plant-shared-counter".to_owned()), None]);
+        let framed = Bench { frames: Some(FrameAlgo::Avl), vs: Some(Vs::Linux), ..options() };
+        let variants: Vec<_> = sweeps(&framed).unwrap().iter().map(Sweep::variant).collect();
+        assert_eq!(variants[..2], [Some("--frames avl".to_owned()), None]);
         let processes = Bench { processes: true, ..planted };
         let plan = sweeps(&processes).unwrap();
         assert!(plan.len() == 3 * 3 && plan.iter().all(|sweep| sweep.processes && sweep.mode != "pipeline"));

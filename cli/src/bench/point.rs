@@ -203,8 +203,13 @@ fn once(lab: &Lab, sweep: &Sweep, cpus: u32, words: &[String]) -> Result<Measure
         Target::Linux(_) => None,
     };
     // What lies where is said after the end, so it costs nothing that is counted.
-    let boot =
-        Boot { aspace, places: lab.is_exact(), plant_shared_counter: sweep.planted, ..Boot::default() };
+    let boot = Boot {
+        aspace,
+        frames: sweep.frames,
+        places: lab.is_exact(),
+        plant_shared_counter: sweep.planted,
+        ..Boot::default()
+    };
     let outcome = session::run(&machine, &boot, image, Files::Captured(Vec::new()), Some(LIMIT))?;
     let what = || format!("{} on {} with {cpus} CPUs", sweep.mode, sweep.system.label());
     if outcome.end != End::Exited(0) {

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::Report;
 use crate::{
-    args::Aspace,
+    args::{Aspace, Bench},
     bench::{
         matrix::{Lab, Tried, try_pairs},
         plan::Target,
@@ -21,7 +21,8 @@ pub fn run(report: &mut Report) -> Result<()> {
     report.doing("the conflict matrix");
     let lab = Lab::furnish(Exact::new()?)?;
     let words = ["--pairs".to_owned(), PAIRS.to_owned(), "--repeats".to_owned(), "1".to_owned()];
-    let tried = |planted| try_pairs(&lab, Target::Quire(Aspace::Locked), None, &words, planted);
+    let options = |planted| Bench { plant_shared_counter: planted, ..Bench::default() };
+    let tried = |planted| try_pairs(&lab, Target::Quire(Aspace::Locked), None, &words, &options(planted));
     let (usual, planted) = (tried(false)?, tried(true)?);
     report.record("both sides' faults share a counter that is planted in them", shows(&planted));
     report.record("a counter that is not planted isn't shared", hides(&usual));

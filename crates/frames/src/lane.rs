@@ -148,9 +148,10 @@ impl<'m> Frames<'m> {
         }
         let me = self.me(pin);
         let from = AlgoKind::from_number(me.cold.algo.load(OWN));
-        let cached = self.cached_on(me.id);
+        let kept = self.cached_on(me.id);
         self.give_up_all(me);
         let blocks = if from == kind { 0 } else { self.give_up_lane(me, from) };
+        let cached = kept.saturating_sub(self.cached_on(me.id));
         me.cold.algo.store(kind as u32, OWN);
         count(&me.cold.counts.switches, 1);
         Ok(SwitchReport { from, cached, blocks })

@@ -13,8 +13,8 @@ use linux_raw_sys::general as c;
 use sync::SpinLock;
 
 use super::{
-    Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, pipe::Pipe,
-    proc::Text, record::Records, socket::Socket, special::Special, store::Store, tty::Channel,
+    Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, io::Source,
+    pipe::Pipe, proc::Text, record::Records, socket::Socket, special::Special, store::Store, tty::Channel,
 };
 use crate::{errno::Errno, hw, process::Mm};
 
@@ -71,6 +71,38 @@ impl Volume {
 
 /// Makes the contents of a file when it is read.
 pub type MakeText = dyn Fn() -> Result<Text> + Send + Sync;
+/// Takes all that one call writes to a file.
+pub type TakeText = dyn Fn(&[u8]) -> Result<()> + Send + Sync;
+
+/// A file whose contents are made up when somebody looks.
+pub struct MadeUp {
+    /// What it says.
+    pub make: Box<MakeText>,
+    /// What is done with what is written to it, if it can be written.
+    pub take: Option<Box<TakeText>>,
+}
+
+impl MadeUp {
+    /// The most that a call may write, in bytes.
+    const MOST: usize = 4096;
+
+    /// Take what a call writes, whole. EIO if the file isn't for writing, EINVAL if that is too much.
+    pub fn write(&self, source: &mut dyn Source) -> Result<usize> {
+        let take = self.take.as_ref().ok_or(Errno::EIO)?;
+        let len = source.left();
+        if len > Self::MOST {
+            return Err(Errno::EINVAL);
+        }
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
+        bytes.resize(len, 0);
+        if source.take(&mut bytes) < len {
+            return Err(Errno::EFAULT);
+        }
+        take(&bytes)?;
+        Ok(len)
+    }
+}
 
 /// A directory whose entries are made up when someone looks.
 pub trait Listing: Send + Sync {
@@ -137,7 +169,7 @@ pub enum Kind {
     /// The name of a socket in the tree.
     SocketName(Weak<Socket>),
     /// A file of /proc or /sys.
-    Text(Box<MakeText>),
+    Text(MadeUp),
     /// /proc/N/pagemap.
     Pages(Option<Arc<Mm>>),
     /// A directory of /proc or /sys.

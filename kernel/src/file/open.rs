@@ -300,9 +300,9 @@ impl OpenFile {
     }
 
     fn read_text(&self, position: &mut Position, offset: u64, sink: &mut dyn Sink) -> Result<usize> {
-        let Kind::Text(make) = &self.entry.inode.kind else { return Err(Errno::EINVAL) };
+        let Kind::Text(file) = &self.entry.inode.kind else { return Err(Errno::EINVAL) };
         if offset == 0 || position.text.is_empty() {
-            position.text = make()?;
+            position.text = (file.make)()?;
         }
         let mut done = 0;
         for piece in position.text.rest(offset) {
@@ -335,7 +335,7 @@ impl OpenFile {
             Kind::Event(event) => event.write(source, self.blocks()),
             Kind::Special(special) => special.write(source, self.blocks()),
             Kind::SocketName(_) => Err(Errno::ENXIO),
-            Kind::Text(_) => Err(Errno::EIO),
+            Kind::Text(file) => file.write(source),
             Kind::Pages(_) => Err(Errno::EINVAL),
             Kind::Directory(_) | Kind::Listing(_) => Err(Errno::EISDIR),
             Kind::Symlink(_) | Kind::Link(_) => Err(Errno::EINVAL),
@@ -349,7 +349,7 @@ impl OpenFile {
         match &self.entry.inode.kind {
             Kind::File(store) => Ok(self.write_store(store, offset, source)?.0),
             Kind::Device(device) => device.write(source),
-            Kind::Text(_) => Err(Errno::EIO),
+            Kind::Text(file) => file.write(source),
             _ => Err(Errno::ESPIPE),
         }
     }

@@ -13,7 +13,7 @@ use owned::Use;
 use super::{
     Result,
     entry::Entry,
-    inode::{Inode, Kind, Link, Listing, Name, Node, Volume},
+    inode::{Inode, Kind, Link, Listing, MadeUp, Name, Node, Volume},
     proc_frames,
     proc_pid::ProcessDirectory,
     random,
@@ -114,7 +114,18 @@ impl Listing for Table {
 
 /// A file that everyone may read.
 pub fn text<T: Into<Text>>(make: impl Fn() -> Result<T> + Send + Sync + 'static) -> Node {
-    Node { kind: Kind::Text(Box::new(move || make().map(Into::into))), mode: 0o444 }
+    let make = Box::new(move || make().map(Into::into));
+    Node { kind: Kind::Text(MadeUp { make, take: None }), mode: 0o444 }
+}
+
+/// The same file, which its owner may write too.
+pub fn writable(file: Node, take: impl Fn(&[u8]) -> Result<()> + Send + Sync + 'static) -> Node {
+    match file.kind {
+        Kind::Text(file) => {
+            Node { kind: Kind::Text(MadeUp { take: Some(Box::new(take)), ..file }), mode: 0o644 }
+        }
+        kind => Node { kind, ..file },
+    }
 }
 
 /// The contents of a file, as they were when it was read from its start. They may be long, with a line for each of a

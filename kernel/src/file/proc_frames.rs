@@ -1,11 +1,14 @@
-//! What /proc says of page frames: `buddyinfo` as Linux has it, and `frames`, a line for each node and each CPU.
+//! What /proc says of page frames: `buddyinfo` as Linux has it; `frames`, a line for each node and each CPU; and of each
+//! process `N/frames`, in which it chooses.
 
-use alloc::string::String;
-use core::fmt::Write;
+use alloc::{format, string::String};
+use core::{fmt::Write, str};
 
+use aspace::Policy;
 use frames::{CpuStats, Pressure};
 
-use crate::memory;
+use super::{Result, proc_numa::words};
+use crate::{algo, errno::Errno, memory, process::Process, task};
 
 /// Free runs that are not part of a larger one, by order from 0 to 18, a line a node.
 pub fn buddyinfo() -> String {
@@ -68,11 +71,39 @@ pub fn frames() -> String {
     }
     for cpu in allocator.everyone().iter() {
         let stats = allocator.cpu_stats(cpu);
-        let _ = write!(text, "cpu {} algo {}", cpu.index(), stats.algo.name());
+        let (now, default) = (stats.algo.name(), algo::default_of(cpu).name());
+        let _ = write!(text, "cpu {} algo {now} default {default}", cpu.index());
         columns(&stats).iter().for_each(|(name, n)| {
             let _ = write!(text, " {name} {n}");
         });
         text.push('\n');
     }
     text
+}
+
+/// /proc/N/frames: what the process chose, and where its thread wants memory.
+pub fn of_process(process: &Process, policy: &Policy) -> String {
+    format!("algo {}\nplace {}\n", algo::name(process.frames.get()), words(policy))
+}
+
+/// Do what lines like those of [`of_process`] say, all or nothing. The place is set by set_mempolicy(2), so here it can only
+/// be said as it is.
+///
+/// Errors: EPERM for another process than the caller's, EINVAL, ENOMEM.
+pub fn set_process(process: &Process, policy: &Policy, bytes: &[u8]) -> Result<()> {
+    if !core::ptr::eq(process, &*task::current().process) {
+        return Err(Errno::EPERM);
+    }
+    let (mut choice, mut place) = (None, None);
+    for line in str::from_utf8(bytes).map_err(|_| Errno::EINVAL)?.lines() {
+        match line.split_once(' ') {
+            Some(("algo", name)) if choice.is_none() => choice = Some(algo::by_name(name.trim())?),
+            Some(("place", place_now)) if place.is_none() => place = Some(place_now.trim()),
+            _ => return Err(Errno::EINVAL),
+        }
+    }
+    if place.is_some_and(|place| place != words(policy)) {
+        return Err(Errno::EINVAL);
+    }
+    choice.map_or(Ok(()), algo::choose)
 }

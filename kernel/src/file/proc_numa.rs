@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A policy in words: its mode, flags after `=`, nodes after `:`.
-fn words(policy: &Policy) -> String {
+pub fn words(policy: &Policy) -> String {
     let mut out = String::from(match policy.mode {
         Mode::Default => "default",
         Mode::Local => "local",

@@ -12,8 +12,8 @@ use super::{
     entry::Entry,
     inode::{Kind, Link, Listing, Name, Node, Target},
     open::{OpenFile, access},
-    proc::{TICK, Text, number, text},
-    proc_memory, proc_numa,
+    proc::{TICK, Text, number, text, writable},
+    proc_frames, proc_memory, proc_numa,
 };
 use crate::{
     errno::Errno,
@@ -29,7 +29,21 @@ struct Subject {
     thread: Option<Arc<Task>>,
 }
 
+impl Subject {
+    /// About a process, or its thread `tid`.
+    fn new(process: &Arc<Process>, tid: Option<u32>) -> Self {
+        let thread = match tid {
+            Some(tid) => thread_of(process, tid),
+            None => process.leader(),
+        };
+        Self { process: process.clone(), thread }
+    }
+}
+
 type Make = fn(&Subject) -> Result<Text>;
+
+/// The one file that can be written.
+const FRAMES: &str = "frames";
 
 const MOUNTS: &[u8] = b"tmpfs / tmpfs rw 0 0\nproc /proc proc rw 0 0\nsysfs /sys sysfs ro 0 0\n";
 
@@ -38,6 +52,7 @@ const FILES: &[(&str, Make)] = &[
     ("cmdline", |s| strings(s, 0).map(Text::from)),
     ("comm", |s| comm(s).map(Text::from)),
     ("environ", |s| strings(s, 2).map(Text::from)),
+    (FRAMES, |s| Ok(proc_frames::of_process(&s.process, &memory_policy(s)).into_bytes().into())),
     ("limits", |s| limits(s).map(Text::from)),
     ("maps", |s| proc_memory::maps(memory(s).as_deref())),
     ("mounts", |_| Ok(MOUNTS.to_vec().into())),
@@ -80,13 +95,15 @@ fn directory(listing: impl Listing + 'static) -> Node {
 impl Listing for ProcessDirectory {
     fn lookup(&self, name: &[u8]) -> Option<Node> {
         let (process, tid) = (self.process.clone(), self.tid);
-        if let Some(&(_, make)) = FILES.iter().find(|(n, _)| n.as_bytes() == name) {
-            return Some(text(move || {
-                let thread = match tid {
-                    Some(tid) => thread_of(&process, tid),
-                    None => process.leader(),
-                };
-                make(&Subject { process: process.clone(), thread })
+        if let Some(&(file, make)) = FILES.iter().find(|(n, _)| n.as_bytes() == name) {
+            let about = process.clone();
+            let node = text(move || make(&Subject::new(&about, tid)));
+            if file != FRAMES {
+                return Some(node);
+            }
+            return Some(writable(node, move |bytes| {
+                let s = Subject::new(&process, tid);
+                proc_frames::set_process(&s.process, &memory_policy(&s), bytes)
             }));
         }
         if let Some(&(_, target)) = LINKS.iter().find(|(n, _)| n.as_bytes() == name) {
@@ -94,10 +111,7 @@ impl Listing for ProcessDirectory {
         }
         match name {
             b"pagemap" => {
-                let thread = match tid {
-                    Some(tid) => thread_of(&process, tid),
-                    None => process.leader(),
-                };
+                let thread = Subject::new(&process, tid).thread;
                 let mm = thread.and_then(|t| t.mm()).map(|mm| Arc::clone(&*mm));
                 Some(Node { kind: Kind::Pages(mm), mode: 0o400 })
             }

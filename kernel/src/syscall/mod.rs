@@ -2,6 +2,7 @@
 
 pub mod event;
 pub mod file;
+mod frames;
 pub mod futex;
 mod identity;
 pub mod mm;

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
-use super::Args;
+use super::{Args, frames};
 use crate::{
     errno::{Errno, SysResult},
     exec::{self, Program},
@@ -309,6 +309,7 @@ fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Process, Er
     child.sid.store(p.sid.load(Ordering::Relaxed), Ordering::Relaxed);
     child.exit_signal.store(c.exit_signal, Ordering::Relaxed);
     *child.rlimits.lock() = *p.rlimits.lock();
+    child.frames.set(p.frames.get());
     let mut signals = p.signals.lock().fork();
     if has(CLONE_CLEAR_SIGHAND) {
         signals.exec();
@@ -740,6 +741,7 @@ pub fn prctl(a: &Args) -> SysResult {
     const PR_FAIL_FRAME: u32 = 0x4641_494c;
     let me = task::current();
     match a.uint(0) {
+        frames::PR_QUIRE_FRAMES => frames::control(a.uint(1), a.raw(2), a.raw(3)),
         PR_FAIL_FRAME if options::get().inject => {
             let left = memory::frames().until_failure();
             memory::frames().fail_nth(a.raw(1));

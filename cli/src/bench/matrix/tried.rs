@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{CPUS, number};
 use crate::{
+    args::Bench,
     bench::plan::Target,
     cargo, child,
     exact::Exact,
@@ -142,13 +143,13 @@ impl Tried {
     }
 }
 
-/// Run `pairs` with these options on the system; `linux` is what to boot if that isn't Quire.
+/// Run `pairs` with these words on the system, as `options` say; `linux` is what to boot if that isn't Quire.
 pub fn run(
     lab: &Lab,
     system: Target,
     linux: Option<&Linux>,
     words: &[String],
-    planted: bool,
+    options: &Bench,
 ) -> Result<Vec<Tried>> {
     let program = Program { host: lab.program.clone(), guest: b"/bin/pairs".to_vec(), packed: false };
     let mut image = Image::default();
@@ -175,7 +176,8 @@ pub fn run(
     let boot = Boot {
         aspace,
         places: linux.is_none(),
-        plant_shared_counter: planted && linux.is_none(),
+        plant_shared_counter: options.plant_shared_counter && linux.is_none(),
+        frames: options.frames.filter(|_| linux.is_none()),
         ..Boot::default()
     };
     let outcome = session::run(&machine, &boot, image, Files::Captured(Vec::new()), Some(LIMIT))?;
