@@ -97,7 +97,7 @@ pub struct Run {
     #[arg(long, value_name = "NAME", default_value = "locked")]
     pub aspace: Aspace,
     /// The algorithm that hands out page frames [default: row]
-    #[arg(long, value_name = "row|avl|buddy|slab")]
+    #[arg(long, value_name = "row|avl|buddy|slab|global|served")]
     pub frames: Option<FrameAlgo>,
     /// What executes the machine: auto takes KVM where there is hardware behind it
     #[arg(long, value_name = "auto|kvm|tcg|exact", default_value = "auto")]
@@ -215,7 +215,7 @@ pub struct Bench {
     #[arg(long, value_name = "NAME|all", default_value = "all")]
     pub aspace: AspaceChoice,
     /// Quire's algorithm that hands out page frames [default: row]
-    #[arg(long, value_name = "row|avl|buddy|slab")]
+    #[arg(long, value_name = "row|avl|buddy|slab|global|served")]
     pub frames: Option<FrameAlgo>,
     /// Counts, or times
     #[arg(long, value_name = "exact|tcg|kvm", default_value = "exact")]
@@ -338,6 +338,10 @@ pub enum FrameAlgo {
     Buddy,
     /// Pools of runs of one size
     Slab,
+    /// For comparison: one tree behind one lock for all CPUs
+    Global,
+    /// For comparison: one tree, of which CPU 0 serves the others
+    Served,
 }
 
 impl FrameAlgo {
@@ -348,6 +352,8 @@ impl FrameAlgo {
             Self::Avl => "avl",
             Self::Buddy => "buddy",
             Self::Slab => "slab",
+            Self::Global => "global",
+            Self::Served => "served",
         }
     }
 }
@@ -622,7 +628,7 @@ mod tests {
             mistake(&["--aspace", "radix"]),
             "invalid value 'radix' for '--aspace <NAME>': there is locked"
         );
-        assert!(mistake(&["--frames", "lifo"]).ends_with("there is row, avl, buddy, slab"));
+        assert!(mistake(&["--frames", "lifo"]).ends_with("there is row, avl, buddy, slab, global, served"));
         assert!(mistake(&["--accel", "fast"]).ends_with("there is auto, kvm, tcg, exact"));
         assert!(mistake(&["--quantum", "0"]).ends_with("from 1 to 16777216"));
         assert!(mistake(&["--window", "some"]).ends_with("there is marked, run"));

@@ -1,7 +1,7 @@
 //! Dependencies go one way: down.
 //!
 //! ```text
-//! addr, percpu  <-  sync  <-  frames  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
+//! addr, percpu  <-  sync  <-  frames  <-  owned  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
 //! ```
 //! The driver, the tracer and the guest programs use none of these; the driver may use the cost model, which uses nothing.
 //! The programs for the host use them as the kernel does.
@@ -17,12 +17,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-percpu", &[]),
     ("quire-sync", &["quire-addr", "quire-percpu"]),
     ("quire-frames", &["quire-addr", "quire-percpu", "quire-sync"]),
-    ("quire-tlb", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames"]),
+    ("quire-owned", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames"]),
+    ("quire-tlb", &["quire-addr", "quire-percpu", "quire-sync", "quire-owned"]),
     // Within their level: a page table hands what it unmaps to a gather.
-    ("quire-pagetable", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames", "quire-tlb"]),
+    ("quire-pagetable", &["quire-addr", "quire-percpu", "quire-sync", "quire-owned", "quire-tlb"]),
     (
         "quire-aspace",
-        &["quire-addr", "quire-percpu", "quire-sync", "quire-frames", "quire-pagetable", "quire-tlb"],
+        &[
+            "quire-addr",
+            "quire-percpu",
+            "quire-sync",
+            "quire-frames",
+            "quire-owned",
+            "quire-pagetable",
+            "quire-tlb",
+        ],
     ),
     (
         "quire-kernel",
@@ -31,6 +40,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "quire-percpu",
             "quire-sync",
             "quire-frames",
+            "quire-owned",
             "quire-pagetable",
             "quire-tlb",
             "quire-aspace",
@@ -39,7 +49,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-cost", &[]),
     ("quire-cli", &["quire-cost"]),
     ("quire-bench-guest", &[]),
-    ("quire-bench-host", &["quire-addr", "quire-percpu", "quire-frames", "quire-aspace"]),
+    ("quire-bench-host", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames", "quire-aspace"]),
     ("quire-tracer", &[]),
 ];
 

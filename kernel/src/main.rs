@@ -9,6 +9,7 @@
 extern crate alloc;
 
 mod algo;
+mod central;
 mod cpu_time;
 mod elf;
 mod errno;
@@ -48,6 +49,7 @@ fn kernel_main(info: &'static Info) -> ! {
     options::init(info.cmdline());
     let (cpus, nodes) = (hw::cpu::count(), hw::numa::topology().nodes());
     log!("Quire {}: {cpus} CPUs, {nodes} nodes, {}", env!("CARGO_PKG_VERSION"), info.cmdline());
+    central::init(options::get().frames_mode);
     places::init();
     planted::init();
     vdso::init();

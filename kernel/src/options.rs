@@ -4,7 +4,7 @@ use alloc::string::{String, ToString};
 
 use frames::AlgoKind;
 
-use crate::hw::irq::Lock;
+use crate::{central::Mode, hw::irq::Lock};
 
 /// The options that the kernel knows; others are ignored with a message.
 #[derive(Clone, Default)]
@@ -21,6 +21,8 @@ pub struct Options {
     pub selftest: Option<String>,
     /// The algorithm that hands out frames, if not rows.
     pub frames: Option<AlgoKind>,
+    /// Whether one allocator serves all CPUs.
+    pub frames_mode: Mode,
     /// Zero no frames in idle time.
     pub no_zeroing: bool,
     /// Let programs choose an allocation of a frame that fails (`prctl`).
@@ -45,9 +47,10 @@ pub fn init(line: &str) {
             "places" => o.places = value == "1",
             "plant_shared_counter" => o.plant_shared_counter = value == "1",
             "inject" => o.inject = value == "1",
-            "frames" => match AlgoKind::from_name(value) {
-                Some(kind) => o.frames = Some(kind),
-                None => crate::log!("frames={value} is no algorithm; using row"),
+            "frames" => match (AlgoKind::from_name(value), Mode::from_name(value)) {
+                (Some(kind), _) => o.frames = Some(kind),
+                (None, Some(mode)) => o.frames_mode = mode,
+                (None, None) => crate::log!("frames={value} is no algorithm; using row"),
             },
             "zero_ahead" => o.no_zeroing = value == "0",
             "stats" => o.stats = value == "1",

@@ -32,7 +32,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use percpu::{CpuId, CpuSet, MAX_CPUS};
 
 use crate::{
-    algo,
+    algo, central,
     cpu_time::{self, CpuClock},
     hw::{self, cpu, irq, thread},
     places::Place,
@@ -430,6 +430,7 @@ pub fn exit_current() -> ! {
 
 /// The timer interrupt.
 pub fn on_timer() {
+    central::serve();
     let due = timers::fire();
     if due.slice {
         // Relaxed: read by this CPU on its way back to user mode.
@@ -463,6 +464,7 @@ fn plan_look_at(task: &Task, at_least: u64) {
 /// The reschedule interrupt: something was queued here, or the running thread has a signal to look at, or its process
 /// has set a timer of processor time.
 pub fn on_kick() {
+    central::serve();
     let rq = mine();
     // Relaxed: a hint; the interrupt came after the queueing.
     if !is_idle_task() && rq.len.load(Ordering::Relaxed) > 0 {

@@ -34,7 +34,7 @@ pub struct Clear {
     /// Where a frame's bytes are.
     pub dm: DirectMap,
     /// Zeroes the page that it is given, which is used at once.
-    now: unsafe fn(*mut u8),
+    at_once: unsafe fn(*mut u8),
     /// Zeroes a page that is used some time later: better without filling the cache with it. Complete when it returns.
     ahead: unsafe fn(*mut u8),
 }
@@ -42,7 +42,7 @@ pub struct Clear {
 impl Clear {
     /// Frames are reached by `dm`, and zeroed in the plain way.
     pub fn new(dm: DirectMap) -> Self {
-        Self { dm, now: zero_page, ahead: zero_page }
+        Self { dm, at_once: zero_page, ahead: zero_page }
     }
     /// The same with ways that the machine knows better: at once, and ahead of need.
     ///
@@ -50,11 +50,12 @@ impl Clear {
     /// Both write zeros to all of the page that they are given and to nothing else, and what they wrote is ordered like
     /// ordinary stores when they return.
     pub unsafe fn by(self, now: unsafe fn(*mut u8), ahead: unsafe fn(*mut u8)) -> Self {
-        Self { now, ahead, ..self }
+        Self { at_once: now, ahead, ..self }
     }
-    pub(crate) fn now(&self, frame: Frame) {
+    /// Zero a frame that the caller has to itself.
+    pub fn now(&self, frame: Frame) {
         // SAFETY: the direct map reaches the frame, which the caller has to itself.
-        unsafe { (self.now)(self.dm.ptr(frame.base())) }
+        unsafe { (self.at_once)(self.dm.ptr(frame.base())) }
     }
     pub(crate) fn ahead(&self, frame: Frame) {
         // SAFETY: as above.

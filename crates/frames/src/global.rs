@@ -48,21 +48,29 @@ impl<'m> Global<'m> {
     }
     /// The frames of `ranges`, all free, in memory of [`Self::layout`], whatever it contains. Panics if that is too
     /// short, if ranges overlap, or if they are 16 TiB or more.
-    pub fn new(ranges: &[FrameRange], mut memory: &'m mut [u8]) -> Self {
+    pub fn new(ranges: &[FrameRange], memory: &'m mut [u8]) -> Self {
+        let global = Self::empty(ranges, memory);
+        let mut state = global.state.lock();
+        for range in ranges.iter().filter(|r| len(r) > 0) {
+            let given = state.tree.give(range.start.number(), len(range) as u32);
+            assert!(given.is_ok(), "frame ranges overlap at {range:?}");
+        }
+        state.free = global.total;
+        drop(state);
+        global
+    }
+    /// As [`Self::new`], with none of the frames free yet: they come by [`Self::free`].
+    pub fn empty(ranges: &[FrameRange], mut memory: &'m mut [u8]) -> Self {
         let nodes = Self::layout(ranges).size() / size_of::<Node>();
-        let mut tree = Tree::new(cut(&mut memory, nodes));
+        let tree = Tree::new(cut(&mut memory, nodes));
         let used = || ranges.iter().filter(|r| len(r) > 0);
         let total = used().map(len).sum();
         assert!(u32::try_from(total).is_ok(), "16 TiB of memory or more");
-        for range in used() {
-            let given = tree.give(range.start.number(), len(range) as u32);
-            assert!(given.is_ok(), "frame ranges overlap at {range:?}");
-        }
         let span = FrameRange {
             start: used().map(|r| r.start).min().unwrap_or_default(),
             end: used().map(|r| r.end).max().unwrap_or_default(),
         };
-        Self { state: SpinLock::new(State { tree, free: total }), span, total }
+        Self { state: SpinLock::new(State { tree, free: 0 }), span, total }
     }
     /// Take the lowest 2^`order` free frames whose first is a multiple of that; order <= 18. `None` if there are none.
     pub fn alloc(&self, order: u32) -> Option<Frame> {

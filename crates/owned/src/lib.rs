@@ -54,7 +54,7 @@ mod owned;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use memory::{Memory, Stats};
+pub use memory::{Central, Memory, Stats};
 pub use owned::{OwnedFrame, OwnedRun};
 
 /// What a frame is used for; each use is counted apart.

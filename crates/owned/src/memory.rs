@@ -1,6 +1,7 @@
 //! All memory of the machine: the allocator, shares, and the counts put together.
 
 use core::{
+    cell::UnsafeCell,
     fmt,
     ops::Range,
     sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering},
@@ -38,10 +39,29 @@ pub struct Memory {
     flags: Lines<AtomicU8>,
     /// How many allocations it is to the one that must fail; counts only while [`FAILING`] is set.
     countdown: Lines<AtomicU64>,
+    /// What hands out frames instead of the allocator, while [`CENTRAL`] is set: written once before.
+    central: Once,
+}
+
+/// A value that is written once, before a flag says that it is there.
+struct Once(UnsafeCell<Option<&'static dyn Central>>);
+// SAFETY: written before there is another CPU (`Memory::centralise`), and only read afterwards.
+unsafe impl Sync for Once {}
+
+/// One allocator for all CPUs: what theirs are measured against.
+pub trait Central: Sync {
+    /// 2^`order` frames, the first a multiple of that.
+    fn alloc(&self, pin: &Pinned<'_>, order: u32) -> Option<Frame>;
+    /// Give them back.
+    fn free(&self, pin: &Pinned<'_>, first: Frame, order: u32);
+    /// How many are free.
+    fn free_frames(&self) -> u64;
 }
 
 /// An allocation is to fail, see [`Memory::fail_nth`].
 const FAILING: u8 = 1;
+/// Frames come from one allocator for all, see [`Memory::centralise`].
+const CENTRAL: u8 = 4;
 /// The kernel has taken its share, see [`Memory::set_strained`].
 const STRAINED: u8 = 2;
 
@@ -93,7 +113,35 @@ impl Memory {
             counts,
             flags: Lines(AtomicU8::new(0)),
             countdown: Lines(AtomicU64::new(0)),
+            central: Once(UnsafeCell::new(None)),
         }
+    }
+
+    /// From now on `central`, which has none yet, hands out all frames: those that are free now, and those that are given
+    /// back. For comparisons; nodes, classes and algorithms mean nothing then.
+    ///
+    /// # Safety
+    /// No other CPU uses this value yet.
+    pub unsafe fn centralise(&self, pin: &Pinned<'_>, central: &'static dyn Central) {
+        for order in [frames::HUGE_ORDER, 6, 3, 0] {
+            let req = Req { ctx: Ctx::Reserve, ..Req::order(order) };
+            while let Ok(run) = self.frames.alloc(pin, req) {
+                let (first, order) = run.into_raw();
+                central.free(pin, first, order);
+            }
+        }
+        // SAFETY: nobody else reads it yet, by the caller's promise.
+        unsafe { *self.central.0.get() = Some(central) };
+        self.flags.0.fetch_or(CENTRAL, Ordering::Relaxed);
+    }
+
+    /// What hands out frames instead of the allocator, if anything does.
+    fn central(&self) -> Option<&'static dyn Central> {
+        if self.flags() & CENTRAL == 0 {
+            return None;
+        }
+        // SAFETY: written before the flag was, and never again.
+        unsafe { *self.central.0.get() }
     }
 
     /// The allocator beneath.
@@ -147,7 +195,10 @@ impl Memory {
         if self.flags() & FAILING != 0 && self.must_fail() {
             return Err(AllocError::Short { node: frames::Node::FIRST, need: 1 << req.order });
         }
-        let run = self.frames.alloc(pin, req)?;
+        let run = match self.central() {
+            None => self.frames.alloc(pin, req)?,
+            Some(central) => self.take_central(pin, central, req)?,
+        };
         if Marks::KEPT {
             let zeroed = req.fill == Fill::Zeroed;
             let first = self.index(run.first());
@@ -157,6 +208,36 @@ impl Memory {
         }
         self.count(pin, usage, 1 << req.order);
         Ok(run)
+    }
+
+    #[cold]
+    fn take_central(&self, pin: &Pinned<'_>, central: &dyn Central, req: Req) -> Result<Run, AllocError> {
+        let short = AllocError::Short { node: frames::Node::FIRST, need: 1 << req.order };
+        let floor = self.floor(req.ctx);
+        if central.free_frames() < floor + (1 << req.order) {
+            return Err(short);
+        }
+        let first = central.alloc(pin, req.order).ok_or(short)?;
+        // SAFETY: the frames were free, and are the caller's.
+        let run = unsafe { Run::from_raw(first, req.order) };
+        if req.fill == Fill::Zeroed {
+            let first = run.first().number();
+            (first..first + run.frames())
+                .filter_map(Frame::new)
+                .for_each(|frame| self.frames.clear().now(frame));
+        }
+        Ok(run)
+    }
+
+    /// The frames that `ctx` may not touch, of all nodes together.
+    fn floor(&self, ctx: Ctx) -> u64 {
+        let min =
+            self.frames.topology().all().iter().map(|node| self.frames.watermarks(node).min).sum::<u64>();
+        match ctx {
+            Ctx::Normal => min,
+            Ctx::Atomic => min / 2,
+            Ctx::Reserve => 0,
+        }
     }
 
     /// Give a run back.
@@ -171,6 +252,9 @@ impl Memory {
             (at..at + (1 << order)).for_each(|at| self.marks.take_back(at, self.frame(at), usage, self.dm()));
         }
         self.count(pin, usage, -(1 << order));
+        if let Some(central) = self.central() {
+            return central.free(pin, first, order);
+        }
         // SAFETY: the caller had the frames, in a run of this order.
         let result = self.frames.free(pin, unsafe { Run::from_raw(first, order) });
         debug_assert_eq!(result, Ok(()), "the error names the frame");
@@ -247,7 +331,10 @@ impl Memory {
     /// Whether only the reserve is left.
     #[inline]
     pub fn exhausted(&self) -> bool {
-        self.frames.is_exhausted()
+        match self.central() {
+            None => self.frames.is_exhausted(),
+            Some(central) => central.free_frames() <= self.floor(Ctx::Normal),
+        }
     }
 
     /// Say whether the kernel's own records have grown to all that they may take. It keeps what it has taken, so without
@@ -297,6 +384,12 @@ impl Memory {
         self.frames.places(f);
     }
 
+    /// The frames from the lowest to the highest, holes among them.
+    pub fn span(&self) -> FrameRange {
+        let end = Frame::new(self.first.number() + self.sharers.len() as u64).unwrap_or(self.first);
+        FrameRange { start: self.first, end }
+    }
+
     /// Number of all frames in service.
     pub fn total(&self) -> u64 {
         self.frames.topology().all().iter().map(|node| self.frames.node_stats(node).0).sum()
@@ -306,10 +399,10 @@ impl Memory {
     pub fn stats(&self) -> Stats {
         let s = self.frames.stats();
         let sum = |usage: Use| self.counts.iter().map(|c| c.0[usage as usize].load(OWN)).sum::<i64>();
-        let reserve = self.frames.topology().all().iter().map(|node| self.frames.watermarks(node).min).sum();
+        let reserve = self.floor(Ctx::Normal);
         Stats {
             total: s.total,
-            free: s.free,
+            free: s.free + self.central().map_or(0, Central::free_frames),
             cached: s.cached,
             // While frames move between CPUs a sum may be read as negative for a moment.
             owned: Use::ALL.map(|usage| u64::try_from(sum(usage)).unwrap_or(0)),
