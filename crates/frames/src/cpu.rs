@@ -7,7 +7,7 @@
 //! ```
 //! All words are atomic since others may read them: to find a double free, or to count.
 
-use sync::primitive::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
+use crate::primitive::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::{
     Class,

@@ -2,9 +2,9 @@
 
 use core::{fmt, ops::Deref};
 
+use crate::primitive::{AtomicI64, AtomicU64, Ordering};
 use addr::{DirectMap, Frame, PAGE_BYTES};
 use percpu::{CpuId, Pinned};
-use sync::primitive::{AtomicI64, AtomicU64, Ordering};
 
 use crate::{
     AllocError, FRAMES_PER_BLOCK, Fill, FrameRange, FreeError, HUGE_ORDER, MAX_ORDER, Node, NodeSet, Place,

@@ -13,9 +13,9 @@
 
 use core::alloc::Layout;
 
+use crate::primitive::{AtomicU64, UnsafeCell};
 use addr::Frame;
 use percpu::Pinned;
-use sync::primitive::{AtomicU64, UnsafeCell};
 
 use crate::{
     AlgoKind, Class, FRAMES_PER_BLOCK, Frames, FreeError, HUGE_ORDER, Req, Run,

@@ -10,7 +10,7 @@
 
 use core::{mem::size_of, slice};
 
-use sync::primitive::{AtomicI64, AtomicU64};
+use crate::primitive::{AtomicI64, AtomicU64};
 
 use crate::{
     Config, FRAMES_PER_BLOCK, FrameRange, MAX_NODES, Node,
@@ -175,7 +175,7 @@ pub(crate) unsafe fn carve<'m>(meta: &'m mut [u8], layout: &Layout, cfg: &Config
 ///
 /// # Safety
 /// Every byte of `rest` is zero.
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(not(any(all(loom, feature = "model"), shuttle)))]
 unsafe fn zeroed_rows<'m>(rest: &mut &'m mut [u8], n: usize) -> &'m [AtomicU64] {
     let first = take::<AtomicU64>(rest, n);
     // SAFETY: room for `n` values, aligned, ours for 'm; and an atomic integer may be all zeros, which the bytes are.
@@ -186,7 +186,7 @@ unsafe fn zeroed_rows<'m>(rest: &mut &'m mut [u8], n: usize) -> &'m [AtomicU64] 
 ///
 /// # Safety
 /// None is asked here; as above.
-#[cfg(any(loom, shuttle))]
+#[cfg(any(all(loom, feature = "model"), shuttle))]
 unsafe fn zeroed_rows<'m>(rest: &mut &'m mut [u8], n: usize) -> &'m [AtomicU64] {
     cut(rest, n, |_| AtomicU64::new(0))
 }

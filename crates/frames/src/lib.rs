@@ -86,6 +86,7 @@ mod lease;
 mod map;
 mod online;
 mod pressure;
+mod primitive;
 mod quarantine;
 mod request;
 mod select;

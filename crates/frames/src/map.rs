@@ -4,13 +4,11 @@
 //! and `online`. What must hold between the steps is written at the top of the crate.
 
 use addr::Frame;
-use sync::{
-    SpinLock,
-    primitive::{AtomicU64, Ordering},
-};
+use sync::SpinLock;
 
 use crate::{
     FRAMES_PER_BLOCK,
+    primitive::{AtomicU64, Ordering},
     word::{AtomicWord, Kind, Owner, State, Word},
 };
 

@@ -4,9 +4,9 @@
 //! is 512 nothing is in flight, and it goes offline. Until all blocks of a range are there, the caller moves away what it
 //! can of what lives in them, and asks again; or it changes its mind.
 
+use crate::primitive::Ordering;
 use addr::Frame;
 use percpu::Pinned;
-use sync::primitive::Ordering;
 
 use crate::{
     FRAMES_PER_BLOCK, FrameRange, Frames, FreeError,

@@ -13,8 +13,8 @@
 //!
 //! **Reclaiming** is for callers that may wait: free something, drain everybody, try again, three times.
 
+use crate::primitive::Ordering;
 use percpu::{CpuId, CpuSet, Pinned, Unpinned};
-use sync::primitive::Ordering;
 
 use crate::{
     AllocError, Ctx, Frames, Node, Req, Run,

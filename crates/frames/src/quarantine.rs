@@ -5,8 +5,8 @@
 //! come. [`Frames::release`](crate::Frames::release) frees what a finished generation covers. Generations are numbers of
 //! the caller's that only grow; they may finish in any order.
 
+use crate::primitive::{AtomicU32, AtomicU64};
 use percpu::Pinned;
-use sync::primitive::{AtomicU32, AtomicU64};
 
 use crate::{
     Frames, FreeError, HUGE_ORDER, Run,

@@ -6,7 +6,7 @@
 //! surplus at most, `batch` blocks at a time. Taking over is one compare-and-swap on the word of a block that nobody holds;
 //! the CPU that loses it does nothing and need not know. Before anybody goes without, every word of the node is looked at.
 
-use sync::primitive::{Ordering, spin_loop};
+use crate::primitive::{Ordering, spin_loop};
 
 use crate::{
     Class, FRAMES_PER_BLOCK, Frames, Node,

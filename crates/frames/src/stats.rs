@@ -6,8 +6,8 @@
 
 use core::ops::Range;
 
+use crate::primitive::Ordering;
 use percpu::{CpuId, CpuSet};
-use sync::primitive::Ordering;
 
 use crate::{
     AlgoKind, FRAMES_PER_BLOCK, Frames, HUGE_ORDER, MAX_ORDER, Node,

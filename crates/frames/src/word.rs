@@ -7,7 +7,7 @@
 //! `free` lies in the low bits so that giving frames back is one addition. No addition here can carry out of a field:
 //! only the holder lowers `free` and writes the other fields of a held block, and nobody raises `free` past 512.
 
-use sync::primitive::{AtomicU32, Ordering};
+use crate::primitive::{AtomicU32, Ordering};
 
 use crate::{Class, FRAMES_PER_BLOCK};
 
