@@ -31,6 +31,9 @@ struct Sim {
     directory: AtomicU64,
     entries: [AtomicU64; 2],
     bytes: [Bytes; 4],
+    /// Stands for the order that the allocator makes between a frame's owners, which its own models show: it isn't
+    /// explored here.
+    handed_on: AtomicU64,
 }
 
 impl Sim {
@@ -41,6 +44,7 @@ impl Sim {
             directory: AtomicU64::new(Pte::PRESENT),
             entries: [AtomicU64::new(0), AtomicU64::new(0)],
             bytes: Default::default(),
+            handed_on: AtomicU64::new(0),
         })
     }
     fn bytes(&self, entry: Pte) -> &UnsafeCell<u64> {
@@ -50,6 +54,8 @@ impl Sim {
     fn fault(&self, page: Page, ctx: &Unpinned<'_>) -> bool {
         let pin = ctx.pin();
         let frame = self.frames.alloc(&pin, Use::Anonymous).expect("there are frames");
+        // AcqRel, here and below: whoever gets a frame after it was freed comes after what was done to it.
+        self.handed_on.fetch_add(1, Ordering::AcqRel);
         self.bytes(Pte::user_page(frame.frame(), Prot::READ)).with_mut(|_| ());
         let leaf = Leaf::lock(&self.directory, &self.entries, page);
         let entry = leaf.peek(page);
@@ -60,6 +66,7 @@ impl Sim {
         // What another CPU prepared is seen whole.
         self.bytes(entry).with(|_| ());
         drop(leaf);
+        self.handed_on.fetch_add(1, Ordering::AcqRel);
         self.frames.free(&pin, frame);
         false
     }
@@ -69,6 +76,7 @@ impl Sim {
         let taken = Leaf::lock(&self.directory, &self.entries, page).take(page);
         let Some((frame, _)) = taken else { return false };
         self.bytes(Pte::user_page(frame.frame(), Prot::READ)).with_mut(|_| ());
+        self.handed_on.fetch_add(1, Ordering::AcqRel);
         self.frames.free(&pin, frame);
         true
     }
