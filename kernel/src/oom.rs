@@ -5,7 +5,7 @@
 //! frame ends the process that holds most frames, which is what frees most with one death and spares a small shell
 //! from its runaway child; says so in the kernel's log; waits for it to go; and tries again.
 //!
-//! One victim at a time: while one is on its way out nobody else is chosen. The wait is bounded, since what the victim
+//! One victim at a time: while one, or whoever was killed otherwise, is on its way out, nobody else is chosen. The wait is bounded, since what the victim
 //! needs to end may be held by the one who waits (a fault in a copy can hold a file's lock): then the fault is refused,
 //! and its own process ends.
 
@@ -45,6 +45,9 @@ pub fn make_room() -> bool {
     }
     let deadline = hw::timer::now() + PATIENCE;
     loop {
+        if me.is_ending() {
+            return false;
+        }
         // Relaxed: at worst two are chosen at once.
         let last = VICTIM.load(Ordering::Relaxed);
         let leaving = process::find(last).filter(|p| p.ended().is_none());
@@ -52,6 +55,8 @@ pub fn make_room() -> bool {
             Some(p) if Arc::ptr_eq(&p, &me.process) => return false,
             Some(_) => {}
             None if !memory::frames().exhausted() => return true,
+            // Somebody else was ended meanwhile, and gives back what it has.
+            None if process::all().iter().any(|p| is_leaving(p)) => {}
             None => match choose() {
                 Some((victim, pages)) => {
                     VICTIM.store(victim.pid, Ordering::Relaxed);
@@ -66,6 +71,11 @@ pub fn make_room() -> bool {
         }
         wait::pause_until(hw::timer::now() + PERIOD);
     }
+}
+
+/// Whether a process was told to end, by whomever, and hasn't yet.
+fn is_leaving(p: &Process) -> bool {
+    p.ended().is_none() && p.leader().is_some_and(|leader| leader.is_ending())
 }
 
 /// The process with most frames, and how many it has; of several the youngest.
