@@ -163,8 +163,10 @@ pub(crate) struct Cold {
     /// A held block whose frames were zero when it was taken, and which of its rows are untouched since.
     pub(crate) zero_block: AtomicU32,
     pub(crate) zero_rows: AtomicU32,
-    /// Frames that may be taken until the watermarks are looked at again.
+    /// Frames that may be taken until the watermarks are looked at again, while the node has the scale at which it was
+    /// granted.
     pub(crate) unchecked: AtomicU32,
+    pub(crate) granted_at: AtomicU32,
     /// Refills until a CPU that found itself short, and nothing to take, asks again.
     pub(crate) patience: AtomicU32,
     /// Blocks to take at a time, 1 to 16.
@@ -292,6 +294,7 @@ impl Cpu {
                 zero_block: AtomicU32::new(Block::NONE.0),
                 zero_rows: AtomicU32::new(0),
                 unchecked: AtomicU32::new(0),
+                granted_at: AtomicU32::new(0),
                 patience: AtomicU32::new(0),
                 batch: AtomicU32::new(1),
                 random: AtomicU64::new(seed | 1),
@@ -388,6 +391,8 @@ pub(crate) struct NodeLines {
 pub(crate) struct Level {
     /// [`crate::Pressure`] as a number.
     pub(crate) now: AtomicU32,
+    /// About how much is free above `high`: 0, or 1 more than a logarithm (see `pressure`).
+    pub(crate) scale: AtomicU32,
     /// Frames in service.
     pub(crate) total: AtomicU64,
     /// Blocks that belong to the pool: at most an estimate.
@@ -399,6 +404,7 @@ impl NodeLines {
         Self {
             level: Line(Level {
                 now: AtomicU32::new(0),
+                scale: AtomicU32::new(0),
                 total: AtomicU64::new(0),
                 pooled: AtomicI64::new(0),
             }),

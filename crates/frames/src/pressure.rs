@@ -3,8 +3,12 @@
 //! **Watermarks.** Each node has two. Below `high` CPUs are *sparing*: they hold no block, keep few frames of a row, and
 //! give back at once what is freed. Below `min` ordinary requests are refused, below half of it all but those that memory is
 //! freed with. What a node has free is the difference of exact counters, one a CPU, and adding them up costs a line a CPU.
-//! So a CPU that has looked may take, without looking again, its part of half of what is above `high`; all CPUs together
-//! can't cross it unseen.
+//! So a CPU that has looked is *granted* some frames that it may take without looking again. A node has a *scale* b: at the
+//! last look, at least 2^b frames were free above `high`. A grant is 2^b / 2n frames for each of n CPUs, and holds as long as
+//! the scale stays what it was. So all grants that hold are at most half of what was free above `high` at any look, and as
+//! nothing else is taken without one, all CPUs together can't cross `high` unseen, whenever each looked last. Whoever looks
+//! and finds less than 2^b, or 2^(b+2) and more, changes the scale, which takes back all grants; between the two it stays, so
+//! that it doesn't waver. A CPU that has just read the old scale takes one row more.
 //!
 //! **Draining.** What a CPU keeps, nobody else can take. A request to drain is a number in a line of the CPU's; at its next
 //! *safe point* (any slow path, the way to user mode, the way to idleness) the CPU gives all it keeps to the map and says
@@ -52,6 +56,14 @@ const HIGH_PER_CPU: u64 = 1024;
 const LOOK_EVERY: u64 = 8;
 /// Rounds of reclaiming.
 const ROUNDS: usize = 3;
+
+/// The scale of a node that had `scale` and has `spare` frames above `high`.
+fn rescale(scale: u32, spare: u64) -> u32 {
+    match scale.checked_sub(1) {
+        Some(b) if spare >> b != 0 && spare >> b < 4 => scale,
+        _ => spare.checked_ilog2().map_or(0, |b| b + 1),
+    }
+}
 
 /// Whoever can make memory free, and CPUs come to a safe point.
 pub trait Reclaim {
@@ -110,7 +122,9 @@ impl Frames<'_> {
     pub(crate) fn allowance(&self, me: Me<'_>, node: Node, ctx: Ctx, want: u32) -> u32 {
         let local = node == me.node;
         let left = me.cold.unchecked.load(OWN);
-        if local && left >= want {
+        // Relaxed: read at every refill, written when it changes; see the module for who sees it late.
+        let scale = self.nodes[node.index()].level.0.scale.load(Ordering::Relaxed);
+        if local && left >= want && me.cold.granted_at.load(OWN) == scale {
             me.cold.unchecked.store(left - want, OWN);
             return want;
         }
@@ -127,6 +141,9 @@ impl Frames<'_> {
     /// Count what is free in `node`, and act on it: the node's pressure, and if it is this CPU's node how sparing the CPU
     /// is and how much it may take until it looks again.
     pub(crate) fn look(&self, me: Me<'_>, node: Node) -> u64 {
+        let level = &self.nodes[node.index()].level.0;
+        // Relaxed, here and below: numbers. That it has not changed since is asked before it is.
+        let scale = level.scale.load(Ordering::Relaxed);
         let free = u64::try_from(self.free_in(node)).unwrap_or(0);
         let Watermarks { min, high } = self.watermarks(node);
         let pressure = if free > high {
@@ -136,14 +153,19 @@ impl Frames<'_> {
         } else {
             Pressure::Min
         };
-        let now = &self.nodes[node.index()].level.0.now;
+        let now = &level.now;
         // Relaxed, both: a hint, written only when it changes, as everybody reads it.
         if now.load(Ordering::Relaxed) != pressure as u32 {
             now.store(pressure as u32, Ordering::Relaxed);
         }
+        let rescaled = rescale(scale, free.saturating_sub(high));
+        // If somebody else was quicker, nothing is granted.
+        let agreed = rescaled == scale
+            || level.scale.compare_exchange(scale, rescaled, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if node == me.node {
-            let spare = free.saturating_sub(high) / (2 * self.cpus.len() as u64);
-            me.cold.unchecked.store(u32::try_from(spare).unwrap_or(u32::MAX), OWN);
+            let granted = (1u64 << rescaled) / 2 / (2 * self.cpus.len() as u64);
+            me.cold.unchecked.store(if agreed { u32::try_from(granted).unwrap_or(u32::MAX) } else { 0 }, OWN);
+            me.cold.granted_at.store(rescaled, OWN);
             // A CPU whose node has no memory is as short as the best of the others.
             let pressure = if high == 0 { self.overall_pressure() } else { pressure };
             me.hot.set_mode(SPARING, self.crowded || pressure != Pressure::None);
@@ -299,5 +321,22 @@ impl Frames<'_> {
         self.refilled(me);
         let given = self.give_home(me);
         (me.cold.counts.blocks_taken.load(OWN) - before, u64::from(given))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_is_a_lower_bound_and_does_not_waver() {
+        let mut scale = 0;
+        for spare in (0..5000).chain((0..5000).rev()) {
+            let now = rescale(scale, spare);
+            assert!(now == 0 && spare == 0 || (1..4).contains(&(spare >> (now - 1))), "{spare}: {now}");
+            scale = now;
+        }
+        let low = rescale(rescale(0, 1024), 1023);
+        assert!((512..2047).all(|spare| rescale(low, spare) == low), "back and forth over a power of two");
     }
 }

@@ -417,3 +417,23 @@ fn zeroed_frames_are_zero() {
     let ahead: u64 = (0..2).map(|c| frames.cpu_stats(cpu(c)).zeroed_ahead).sum();
     assert!(ahead >= hits / 2);
 }
+
+/// A CPU that has looked may take some without looking again; what it was allowed while there was plenty must not let it
+/// reach into the last frames when others have used the rest.
+#[test]
+fn no_cpu_reaches_below_the_mark_by_what_it_saw_before() {
+    const CPUS: usize = 8;
+    let frames = testing::frames(CPUS * 64 * 512, CPUS);
+    let min = frames.watermarks(Node::FIRST).min;
+    // Every CPU looks while all is free.
+    let mut runs: Vec<_> = (0..CPUS).map(|c| frames.alloc(&pin(c), Req::default()).unwrap()).collect();
+    // One uses up what it may.
+    runs.extend(all(frames, &pin(0), Req::default()));
+    // The others go on with what they saw.
+    for c in 1..CPUS {
+        runs.extend(all(frames, &pin(c), Req::default()));
+    }
+    let s = frames.stats();
+    assert!(s.free >= min, "{} free, the mark is {min}: {s:?}", s.free);
+    give(frames, &pin(0), runs);
+}
