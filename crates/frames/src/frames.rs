@@ -4,7 +4,7 @@ use core::{fmt, ops::Deref};
 
 use crate::primitive::{AtomicI64, AtomicU64, Ordering};
 use addr::{DirectMap, Frame, PAGE_BYTES};
-use percpu::{CpuId, Pinned};
+use percpu::{CpuId, MAX_CPUS, Pinned};
 
 use crate::{
     AllocError, FRAMES_PER_BLOCK, Fill, FrameRange, FreeError, HUGE_ORDER, MAX_ORDER, Node, NodeSet, Place,
@@ -22,7 +22,7 @@ use crate::{
 pub struct Config<'r, 'm> {
     /// The frames, ascending and apart. What lies between them isn't memory.
     pub ranges: &'r [FrameRange],
-    /// How many CPUs will call: the first of all [`CpuId`]s; 1 to 510.
+    /// How many CPUs will call: the first of all [`CpuId`]s; 1 to [`MAX_CPUS`].
     pub cpus: usize,
     /// Which frames and CPUs are near each other.
     pub topology: &'m Topology,
@@ -136,14 +136,14 @@ impl<'m> Frames<'m> {
     }
 
     /// An allocator of the frames of `cfg`, all free. Panics if ranges are not ascending and apart, if there are no CPUs
-    /// or more than 510, or if `meta` is shorter than [`Self::meta_bytes`].
+    /// or more than [`MAX_CPUS`], or if `meta` is shorter than [`Self::meta_bytes`].
     ///
     /// # Safety
     /// `meta` is zeroed. The frames are memory that nobody else uses from now on, `meta` isn't in them, and `clear`
     /// reaches them if a zeroed frame is ever asked for.
     pub unsafe fn new(cfg: &Config<'_, 'm>, meta: &'m mut [u8], clear: Clear) -> Self {
         assert!(layout::ascending(cfg.ranges), "ranges of frames must be ascending and apart");
-        assert!((1..=510).contains(&cfg.cpus), "{} CPUs", cfg.cpus);
+        assert!((1..=MAX_CPUS).contains(&cfg.cpus), "{} CPUs", cfg.cpus);
         let layout = Layout::new(cfg);
         // SAFETY: `meta` is zeroed, by the caller's promise.
         let tables = unsafe { layout::carve(meta, &layout, cfg) };

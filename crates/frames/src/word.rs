@@ -45,6 +45,8 @@ const LEASE_MASK: u32 = 0xf;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Owner(u32);
 
+const _: () = assert!(percpu::MAX_CPUS < OWNER_MASK as usize);
+
 impl Owner {
     /// The pool of the block's node.
     pub(crate) const POOL: Self = Self(0);
