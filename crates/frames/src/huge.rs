@@ -15,7 +15,7 @@ use crate::{
     FRAMES_PER_BLOCK, Fill, Frames, FreeError, HUGE_ORDER, Node, Req, Run,
     cpu::{OWN, count},
     frames::Me,
-    map::{ARENA_BLOCKS, BLOCK_ROWS, Block, EXTENT_BLOCKS},
+    map::{ARENA_BLOCKS, BLOCK_ROWS, Block},
     word::{Kind, Owner, State, Word},
 };
 
@@ -91,8 +91,7 @@ impl Frames<'_> {
             self.count_used(Some(me), block, i64::from(FRAMES_PER_BLOCK));
             if w.owner() != me.owner() {
                 self.count_pooled(block, w.owner(), -1);
-                let extent = block.0 / EXTENT_BLOCKS * EXTENT_BLOCKS;
-                me.hold_in(Block(extent), Block((extent + EXTENT_BLOCKS).min(self.map.blocks())));
+                self.remember(me, block);
             }
             true
         }

@@ -164,9 +164,11 @@ impl<'m> Frames<'m> {
         if me.cold.algo.load(OWN) == kind as u32 {
             return;
         }
-        // What is leased would be handed out before the algorithm is asked.
-        let (row, mask) = me.hot.lease[Class::Movable as usize].empty();
-        self.give_back(me, row, mask);
+        // What is at hand would be handed out before the algorithm is asked.
+        for kept in me.cold.shelf.iter().chain([&me.hot.lease[Class::Movable as usize]]) {
+            let (row, mask) = kept.empty();
+            self.give_back(me, row, mask);
+        }
         me.cold.algo.store(kind as u32, OWN);
     }
 

@@ -63,12 +63,17 @@ impl Frames<'_> {
         self.map.word(block).claim(w, to) && {
             self.moved(me, block, w, me.owner());
             if w.owner() != me.owner() {
-                let extent = block.0 / EXTENT_BLOCKS * EXTENT_BLOCKS;
-                me.hold_in(Block(extent), Block((extent + EXTENT_BLOCKS).min(self.map.blocks())));
+                self.remember(me, block);
                 count(&me.cold.counts.blocks_taken, 1);
             }
             true
         }
+    }
+
+    /// This CPU owns blocks near `block`, from now on: look for them there.
+    pub(crate) fn remember(&self, me: Me<'_>, block: Block) {
+        let extent = block.0 / EXTENT_BLOCKS * EXTENT_BLOCKS;
+        me.hold_in(Block(extent), Block((extent + EXTENT_BLOCKS).min(self.map.blocks())));
     }
 
     /// Count that a block, whose word was `was`, went to `to`.
@@ -176,8 +181,7 @@ impl Frames<'_> {
     fn fetch(&self, me: Me<'_>, block: Block, w: Word) {
         if self.map.adopt(block, w, me.owner(), false).is_some() {
             self.moved(me, block, w, me.owner());
-            let extent = block.0 / EXTENT_BLOCKS * EXTENT_BLOCKS;
-            me.hold_in(Block(extent), Block((extent + EXTENT_BLOCKS).min(self.map.blocks())));
+            self.remember(me, block);
             count(&me.cold.counts.blocks_taken, 1);
         }
     }

@@ -39,7 +39,7 @@ use core::{alloc::Layout, mem, ops::Range, slice};
 
 use addr::Frame;
 
-use crate::AlgoKind;
+use crate::{AlgoKind, map::runs};
 
 pub(crate) use self::{avl::Avl, buddy::Buddy, held::Held, slab::Slab};
 
@@ -236,30 +236,9 @@ fn offset(frame: Frame) -> usize {
     frame.number() as usize % BLOCK
 }
 
-/// The positions in a row that 2^k divides, for k in 0..=6.
-const ALIGNED: [u64; ROW_ORDER as usize + 1] = [
-    !0,
-    0x5555_5555_5555_5555,
-    0x1111_1111_1111_1111,
-    0x0101_0101_0101_0101,
-    0x0001_0001_0001_0001,
-    0x0000_0001_0000_0001,
-    1,
-];
-
 /// The lowest `n` bits, n in 1..=64.
 const fn low_bits(n: usize) -> u64 {
     !0 >> (ROW - n)
-}
-
-/// A 1 for each aligned run of 2^`order` ones in `row`, at its first; `order` <= 6.
-const fn runs(row: u64, order: u32) -> u64 {
-    let (mut r, mut k) = (row, 0);
-    while k < order {
-        r &= r >> (1 << k);
-        k += 1;
-    }
-    r & ALIGNED[order as usize]
 }
 
 /// The rows of a block in which the 2^`order` frames from `at` on lie, and their bits, which are the same in each row.
