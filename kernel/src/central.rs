@@ -52,8 +52,8 @@ impl Mode {
 struct Locked(Global<'static>);
 
 impl Central for Locked {
-    fn alloc(&self, _: &Pinned<'_>, order: u32) -> Option<Frame> {
-        self.0.alloc(order)
+    fn alloc(&self, _: &Pinned<'_>, order: u32, floor: u64) -> Option<Frame> {
+        self.0.alloc_above(order, floor)
     }
     fn free(&self, _: &Pinned<'_>, first: Frame, order: u32) {
         let result = self.0.free(first, order);
@@ -67,7 +67,7 @@ impl Central for Locked {
 /// A tree that CPU 0 touches for all.
 struct Served {
     tree: Global<'static>,
-    /// What it counts as free; written by CPU 0.
+    /// How many are free.
     free: AtomicU64,
 }
 
@@ -77,7 +77,7 @@ struct Mailbox(AtomicU64);
 
 static MAILBOXES: [Mailbox; MAX_CPUS] = [const { Mailbox(AtomicU64::new(0)) }; MAX_CPUS];
 
-/// In a mailbox: `STATE | order << 48 | frame number`.
+/// In a mailbox: `STATE | order << 48 | frame number`, or how many frames must be left.
 const EMPTY: u64 = 0;
 const STATE: u64 = 0xff << 56;
 const ALLOC: u64 = 1 << 56;
@@ -91,16 +91,17 @@ impl Served {
     /// Interrupts off: do what `letter` asks for.
     fn answer(&self, letter: u64) -> u64 {
         let order = (letter >> ORDER_SHIFT & 0xff) as u32;
-        let answer = if letter & STATE == ALLOC {
-            self.tree.alloc(order).map_or(NONE, |frame| DONE | frame.number())
+        // Relaxed, both: a number.
+        if letter & STATE == ALLOC {
+            let Some(first) = self.tree.alloc_above(order, letter & FRAME) else { return NONE };
+            self.free.fetch_sub(1 << order, Ordering::Relaxed);
+            DONE | first.number()
         } else {
             let result = Frame::new(letter & FRAME).map(|first| self.tree.free(first, order));
             debug_assert!(matches!(result, Some(Ok(()))), "{result:?}");
+            self.free.fetch_add(1 << order, Ordering::Relaxed);
             DONE
-        };
-        // Relaxed: a number.
-        self.free.store(self.tree.free_frames(), Ordering::Relaxed);
-        answer
+        }
     }
 
     fn ask(&self, pin: &Pinned<'_>, letter: u64) -> u64 {
@@ -128,8 +129,8 @@ impl Served {
 }
 
 impl Central for Served {
-    fn alloc(&self, pin: &Pinned<'_>, order: u32) -> Option<Frame> {
-        let answer = self.ask(pin, ALLOC | u64::from(order) << ORDER_SHIFT);
+    fn alloc(&self, pin: &Pinned<'_>, order: u32, floor: u64) -> Option<Frame> {
+        let answer = self.ask(pin, ALLOC | u64::from(order) << ORDER_SHIFT | floor.min(FRAME));
         if answer & STATE == DONE { Frame::new(answer & FRAME) } else { None }
     }
     fn free(&self, pin: &Pinned<'_>, first: Frame, order: u32) {

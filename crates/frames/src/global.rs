@@ -74,10 +74,17 @@ impl<'m> Global<'m> {
     }
     /// Take the lowest 2^`order` free frames whose first is a multiple of that; order <= 18. `None` if there are none.
     pub fn alloc(&self, order: u32) -> Option<Frame> {
+        self.alloc_above(order, 0)
+    }
+    /// As [`Self::alloc`], if `floor` frames are left then.
+    pub fn alloc_above(&self, order: u32, floor: u64) -> Option<Frame> {
         if order > MAX_ORDER {
             return None;
         }
         let mut state = self.state.lock();
+        if state.free < floor + (1 << order) {
+            return None;
+        }
         let first = state.tree.take(order)?;
         state.free -= 1 << order;
         Some(frame(first))

@@ -50,8 +50,8 @@ unsafe impl Sync for Once {}
 
 /// One allocator for all CPUs: what theirs are measured against.
 pub trait Central: Sync {
-    /// 2^`order` frames, the first a multiple of that.
-    fn alloc(&self, pin: &Pinned<'_>, order: u32) -> Option<Frame>;
+    /// 2^`order` frames, the first a multiple of that, if `floor` frames are left then.
+    fn alloc(&self, pin: &Pinned<'_>, order: u32, floor: u64) -> Option<Frame>;
     /// Give them back.
     fn free(&self, pin: &Pinned<'_>, first: Frame, order: u32);
     /// How many are free.
@@ -213,11 +213,7 @@ impl Memory {
     #[cold]
     fn take_central(&self, pin: &Pinned<'_>, central: &dyn Central, req: Req) -> Result<Run, AllocError> {
         let short = AllocError::Short { node: frames::Node::FIRST, need: 1 << req.order };
-        let floor = self.floor(req.ctx);
-        if central.free_frames() < floor + (1 << req.order) {
-            return Err(short);
-        }
-        let first = central.alloc(pin, req.order).ok_or(short)?;
+        let first = central.alloc(pin, req.order, self.floor(req.ctx)).ok_or(short)?;
         // SAFETY: the frames were free, and are the caller's.
         let run = unsafe { Run::from_raw(first, req.order) };
         if req.fill == Fill::Zeroed {
