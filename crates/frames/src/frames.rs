@@ -269,6 +269,12 @@ impl<'m> Frames<'m> {
         {
             return Ok(Run::new(self.map.frame(row, bit), req.order));
         }
+        self.alloc_zeroed_or_slow(pin, req)
+    }
+
+    /// A call of its own, so that what precedes it stays small enough to be inlined.
+    #[inline(never)]
+    fn alloc_zeroed_or_slow(&self, pin: &Pinned<'_>, req: Req) -> Result<Run, AllocError> {
         if req.is_plain_zeroed()
             && let Some((row, bit)) = self.cpu(pin).take_zeroed()
         {
