@@ -130,7 +130,7 @@ impl Mm {
 }
 
 /// How a process ended, or what else happened to it, in the encoding of `wait4`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Status(pub u32);
 
 impl Status {
@@ -160,7 +160,7 @@ impl Status {
 struct Life {
     /// Set once, by the last thread.
     ended: Option<Status>,
-    /// Set when the process was asked to end as a whole; the first wins.
+    /// Set when the process was asked to end as a whole, or its last thread ends; the first wins.
     group_exit: Option<Status>,
     /// A stop or continue that no wait has seen yet.
     news: Option<Status>,
@@ -497,16 +497,15 @@ pub fn group_exit(status: Status) {
     end_process(&task::current().process, status);
 }
 
-/// Ask `process` to end with `status`; the first such request wins.
+/// Ask `process` to end with `status`; the first such request wins, or the end of its last thread. From any context;
+/// takes no memory, since a want of memory may be the reason.
 pub fn end_process(process: &Process, status: Status) {
-    let threads = {
-        let mut l = process.life.lock();
-        if l.group_exit.is_none() {
-            l.group_exit = Some(status);
-        }
-        process.threads.lock().clone()
-    };
-    for t in threads {
+    // Under `life`, so that whoever enters a thread sees the request, or the thread is seen below.
+    process.life.lock().group_exit.get_or_insert(status);
+    // One at a time, since a thread is woken with no lock held. Those that go meanwhile move the others down, not past
+    // the next look.
+    let next = || process.threads.lock().iter().find(|t| !t.is_ending()).cloned();
+    while let Some(t) = next() {
         t.end();
     }
 }
@@ -553,10 +552,13 @@ pub fn thread_ended(me: &Arc<Task>) {
     // and that entry must not go with a first thread that is late.
     TABLE.lock().tasks.remove(&me.tid());
     let last = {
-        let life = p.life.lock();
+        let mut life = p.life.lock();
         let mut threads = p.threads.lock();
         let last = threads.len() == 1;
-        if !last {
+        if last {
+            // Nobody changes any more how it ends. The last thread's code, as on Linux since 5.17, whichever it is.
+            life.group_exit.get_or_insert(Status::exited(me.exit_code()));
+        } else {
             threads.retain(|t| !Arc::ptr_eq(t, me));
             let mut ended = p.ended_threads.lock();
             *ended = ended.and(me.used());
@@ -585,8 +587,7 @@ pub fn thread_ended(me: &Arc<Task>) {
             let mut ended = p.ended_threads.lock();
             *ended = ended.and(me.used());
         }
-        // The last thread's code, as on Linux since 5.17, whichever thread it is.
-        process_ended(p, Status::exited(me.exit_code()));
+        process_ended(p);
     }
     p.thread_wait.wake_all();
 }
@@ -597,7 +598,7 @@ fn release_resources(p: &Arc<Process>) {
     drop(files);
 }
 
-fn process_ended(p: &Arc<Process>, by_exit: Status) {
+fn process_ended(p: &Arc<Process>) {
     let heir = supervisor();
     let children = core::mem::take(&mut *p.children.lock());
     for c in children {
@@ -611,7 +612,8 @@ fn process_ended(p: &Arc<Process>, by_exit: Status) {
     }
     let status = {
         let mut l = p.life.lock();
-        let status = l.group_exit.unwrap_or(by_exit);
+        // Set by now, see `thread_ended`.
+        let status = l.group_exit.unwrap_or_default();
         l.ended = Some(status);
         l.news = None;
         status

@@ -5,6 +5,8 @@
 //! * A standard signal (1..=31) is pending or not; a real-time one (32..=64) queues, with its information, in order.
 //! * A signal is acted on only on the way back to user mode, by the thread that took it ([`deliver`]). So handlers,
 //!   stops and ends happen with nothing of the kernel's held.
+//! * SIGKILL never waits: who sends it asks all threads to end, which each does on its way back to user mode. So whoever
+//!   sleeps or works long in the kernel sees at once that it is over.
 //!
 //! # The flag
 //! `pending()` is asked on every return to user mode and in every interruptible sleep, so it is one load of a flag in
@@ -320,7 +322,7 @@ pub fn queue(process: &Process, target: Option<&Arc<Task>>, info: SigInfo) -> Re
     let (woken, continued) = {
         let mut state = process.signals.lock();
         let continued = job_control(process, &mut state, signal);
-        let woken = if ignored(process, &state, target, signal) {
+        let woken = if signal == Signal::KILL || ignored(process, &state, target, signal) {
             None
         } else {
             match target {
@@ -345,6 +347,7 @@ pub fn queue(process: &Process, target: Option<&Arc<Task>>, info: SigInfo) -> Re
         process.signals.resumed.wake_all();
         process::notify_parent(process, Status::CONTINUED);
     } else if signal == Signal::KILL {
+        process::end_process(process, Status::killed(signal.number()));
         process.signals.resumed.wake_all();
     }
     Ok(())

@@ -341,10 +341,6 @@ impl ProcessState {
             *action = Action { handler, ..Action::DEFAULT };
         }
     }
-    /// Signals that wait for any of the threads.
-    pub fn pending_set(&self) -> SigSet {
-        self.pending.set()
-    }
 }
 
 impl Default for ProcessSignals {

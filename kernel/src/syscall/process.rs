@@ -14,7 +14,6 @@ use crate::{
     memory, options, places,
     process::{self, Mm, Process, Rlimit, Status, Used},
     sched,
-    signal::Signal,
     task::{self, Task},
     usercopy,
 };
@@ -264,15 +263,10 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     }
     sched::start(child);
     if has(CLONE_VFORK) {
-        // The end of the process ends the wait, and so does SIGKILL, which takes effect only once this thread is on its
-        // way to user mode; the child then goes on with the memory that it shares.
-        let killed = || {
-            let kill = Signal::KILL;
-            me.signals.lock().pending_set().has(kill) || p.signals.lock().pending_set().has(kill)
-        };
+        // The end of the process ends the wait; the child then goes on with the memory that it shares.
         let _ = child_process
             .vfork_wait
-            .wait(None, false, || (child_process.vfork_done() || me.is_ending() || killed()).then_some(()));
+            .wait(None, false, || (child_process.vfork_done() || me.is_ending()).then_some(()));
     }
     Ok(tid as usize)
 }
