@@ -5,12 +5,13 @@
 //! frame ends the process that holds most frames, which is what frees most with one death and spares a small shell
 //! from its runaway child; says so in the kernel's log; waits for it to go; and tries again.
 //!
-//! One victim at a time: while one, or whoever was killed otherwise, is on its way out, nobody else is chosen. The wait is bounded, since what the victim
-//! needs to end may be held by the one who waits (a fault in a copy can hold a file's lock): then the fault is refused,
-//! and its own process ends.
+//! Who was killed, by whomever, has memory to give back before it is gone. So nobody else is chosen meanwhile; and while
+//! memory is short, others' calls wait for it at their beginning, with nothing held, instead of being refused for want of what
+//! is on its way. Both waits are bounded, since what the victim needs to end may be held by the one who waits (a fault in a
+//! copy can hold a file's lock): then the fault is refused, and its own process ends.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use linux_raw_sys::general::SIGKILL;
 
@@ -20,7 +21,7 @@ use crate::{
     reclaim, task, wait,
 };
 
-/// How long a fault waits for the victim to give its memory back, in ns.
+/// How long is waited for those who were killed to give their memory back, in ns.
 const PATIENCE: u64 = 2_000_000_000;
 /// How often it looks, in ns.
 const PERIOD: u64 = 2_000_000;
@@ -28,8 +29,43 @@ const PERIOD: u64 = 2_000_000;
 /// How many mappings' records fill a frame of the heap, about.
 const MAPPINGS_PER_PAGE: u64 = 24;
 
-/// The process that was told to end last.
-static VICTIM: AtomicU32 = AtomicU32::new(0);
+/// How many processes were killed and are not gone yet.
+static LEAVING: AtomicUsize = AtomicUsize::new(0);
+
+/// A process was killed.
+pub fn leaves() {
+    // Relaxed, here and below: a count. Who reads it late waits a little less, or chooses a second victim.
+    LEAVING.fetch_add(1, Ordering::Relaxed);
+}
+
+/// It is gone, and its memory is free.
+pub fn has_left() {
+    LEAVING.fetch_sub(1, Ordering::Relaxed);
+}
+
+fn somebody_leaves() -> bool {
+    LEAVING.load(Ordering::Relaxed) > 0
+}
+
+/// At the beginning of a call: if memory is short, wait until those who were killed are gone. May sleep.
+#[inline]
+pub fn let_leave() {
+    if somebody_leaves() {
+        wait_for_leaving();
+    }
+}
+
+#[inline(never)]
+fn wait_for_leaving() {
+    let deadline = hw::timer::now() + PATIENCE;
+    while memory::frames().low()
+        && somebody_leaves()
+        && !task::current().is_ending()
+        && hw::timer::now() < deadline
+    {
+        wait::pause_until(hw::timer::now() + PERIOD);
+    }
+}
 
 /// What a fault does that has found no frame. True: it should try again. May sleep.
 pub fn make_room() -> bool {
@@ -48,34 +84,24 @@ pub fn make_room() -> bool {
         if me.is_ending() {
             return false;
         }
-        // Relaxed: at worst two are chosen at once.
-        let last = VICTIM.load(Ordering::Relaxed);
-        let leaving = process::find(last).filter(|p| p.ended().is_none());
-        match leaving {
-            Some(p) if Arc::ptr_eq(&p, &me.process) => return false,
-            Some(_) => {}
-            None if !memory::frames().exhausted() => return true,
-            // Somebody else was ended meanwhile, and gives back what it has.
-            None if process::all().iter().any(|p| is_leaving(p)) => {}
-            None => match choose() {
-                Some((victim, pages)) => {
-                    VICTIM.store(victim.pid, Ordering::Relaxed);
-                    end(&victim, pages);
-                    continue;
-                }
-                None => return false,
-            },
+        if !somebody_leaves() {
+            if !memory::frames().exhausted() {
+                return true;
+            }
+            let Some((victim, pages)) = choose() else { return false };
+            // It may be on its way out by itself.
+            if !victim.leader().is_some_and(|leader| leader.is_ending()) {
+                end(&victim, pages);
+            }
+            if Arc::ptr_eq(&victim, &me.process) {
+                return false;
+            }
         }
         if hw::timer::now() >= deadline {
             return false;
         }
         wait::pause_until(hw::timer::now() + PERIOD);
     }
-}
-
-/// Whether a process was told to end, by whomever, and hasn't yet.
-fn is_leaving(p: &Process) -> bool {
-    p.ended().is_none() && p.leader().is_some_and(|leader| leader.is_ending())
 }
 
 /// The process with most frames, and how many it has; of several the youngest.

@@ -30,7 +30,7 @@ use crate::{
     errno::Errno,
     file::{Claim, FileTable, FsInfo},
     hw::irq::Lock,
-    memory, places, sched,
+    memory, oom, places, sched,
     signal::{self, ProcessSignals, SigInfo},
     syscall::posix_timer::PosixTimers,
     task::{self, Task},
@@ -142,6 +142,10 @@ impl Status {
     pub const fn killed(signal: u32) -> Self {
         Self(signal & 0x7f)
     }
+    /// Whether a signal killed it.
+    pub const fn is_killed(self) -> bool {
+        self.0 != 0 && self.0 & !0x7f == 0
+    }
     /// This signal stopped it.
     pub const fn stopped(signal: u32) -> Self {
         Self((signal << 8) | 0x7f)
@@ -162,6 +166,8 @@ struct Life {
     ended: Option<Status>,
     /// Set when the process was asked to end as a whole, or its last thread ends; the first wins.
     group_exit: Option<Status>,
+    /// Whether `group_exit` was a signal, and is counted as leaving (`oom.rs`).
+    killed: bool,
     /// A stop or continue that no wait has seen yet.
     news: Option<Status>,
     /// The thread that is executing another program, and has asked all others to end.
@@ -500,8 +506,17 @@ pub fn group_exit(status: Status) {
 /// Ask `process` to end with `status`; the first such request wins, or the end of its last thread. From any context;
 /// takes no memory, since a want of memory may be the reason.
 pub fn end_process(process: &Process, status: Status) {
-    // Under `life`, so that whoever enters a thread sees the request, or the thread is seen below.
-    process.life.lock().group_exit.get_or_insert(status);
+    {
+        // Under `life`, so that whoever enters a thread sees the request, or the thread is seen below.
+        let mut life = process.life.lock();
+        if life.group_exit.is_none() {
+            life.group_exit = Some(status);
+            life.killed = status.is_killed();
+            if life.killed {
+                oom::leaves();
+            }
+        }
+    }
     // One at a time, since a thread is woken with no lock held. Those that go meanwhile move the others down, not past
     // the next look.
     let next = || process.threads.lock().iter().find(|t| !t.is_ending()).cloned();
@@ -616,6 +631,9 @@ fn process_ended(p: &Arc<Process>) {
         let status = l.group_exit.unwrap_or_default();
         l.ended = Some(status);
         l.news = None;
+        if l.killed {
+            oom::has_left();
+        }
         status
     };
     let Some(parent) = p.parent.lock().upgrade() else { return };

@@ -11,7 +11,7 @@ use addr::VirtAddr;
 use crate::{
     algo, fault,
     hw::{self, TrapFrame, apic, cpu, irq, marker},
-    panic, reclaim, rseq, sched, shootdown,
+    oom, panic, reclaim, rseq, sched, shootdown,
     signal::{self, SigInfo, code},
     stats::{self, Counter},
     syscall as calls, task, usercopy,
@@ -146,6 +146,7 @@ pub extern "C" fn syscall(frame: &mut TrapFrame) {
     stats::count(Counter::Syscalls);
     task::current().sched.clock.enter_kernel();
     irq::enable();
+    oom::let_leave();
     let result = calls::dispatch(frame);
     if let Some(result) = result {
         frame.rax = match result {
