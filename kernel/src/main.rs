@@ -17,6 +17,7 @@ mod exec;
 mod fault;
 mod file;
 mod futex;
+mod heap;
 mod hw;
 mod memory;
 mod oom;

@@ -1,4 +1,4 @@
-//! Memory from the loader's map to the frame allocator and the heap.
+//! Memory from the loader's map to the frame allocator; from then on there is a heap (`heap.rs`).
 //!
 //! # At boot
 //! ```text
@@ -9,50 +9,27 @@
 //! Between [`begin`] and [`init`] frames come from the RAM behind the image, one after the other, and are never given
 //! back. The initramfs's frames are claimed from `frames` while they hold it, so they are counted from the start, and
 //! [`release_initramfs`] makes ordinary free frames of them.
-//!
-//! # The heap
-//! Small allocations come from `talc`, in the direct map, on runs of frames that it never gives back. It is used by
-//! interrupt handlers too, while `frames` isn't for them: the interrupted thread may be in the middle of it, and a
-//! thread that holds a lock with interrupts off must not wait for one that `frames` holds with interrupts on. So only
-//! threads with interrupts on fetch runs, with the heap's lock free; everybody else lives on a *spare* run that
-//! the next of those threads replaces. One allocation is at most 4 KiB less than 2 MiB, the
-//! largest run.
-//!
-//! # When memory is short
-//! `frames().low()` says so: only the reserve is left, or what is allocated from the heap is more than its share, a
-//! quarter of memory (the heap keeps its frames, so what one program made it take is lost to others for good). Calls that
-//! need a record of the kernel's then answer ENOMEM before they begin, so what still asks the heap is small, is needed to
-//! go on or to end, and has the rest of the reserve, and behind that the spare run. Larger pieces, whose size a program
-//! chooses, are asked for with `try_reserve`.
-//!
-//! In the sanitized build (`sanitize`) allocations have redzones, and what is freed stays in quarantine for a while.
 #![allow(unsafe_code)] // hands out raw memory; each block says why it is sound
 
 use core::{
-    alloc::{GlobalAlloc, Layout},
     cell::UnsafeCell,
     mem::MaybeUninit,
-    ptr::{self, NonNull},
     slice,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use addr::{DirectMap, Frame, PAGE_SIZE, PhysAddr};
-use frames::{Clear, Config, FrameRange, HUGE_ORDER};
+use frames::{Clear, Config, FrameRange};
 use owned::{Memory, OwnedFrame, Use};
 use percpu::Pinned;
-use talc::{DefaultBinning, base::Talc, source::Manual};
 
 use crate::{
+    heap,
     hw::{
         boot::{Info, PhysRange},
         cpu, irq, marker, numa, paging,
     },
     places::Place,
-    sanitize::{
-        self, exempt,
-        heap::{Quarantine, claimed, expect_allocated, open, with_redzones},
-    },
 };
 
 /// Below this is the firmware's.
@@ -131,7 +108,7 @@ fn kernel_frame(usage: Use) -> Option<Frame> {
 }
 
 /// This CPU, for a call to `frames` from a thread with interrupts on, or at boot.
-fn here() -> Pinned<'static> {
+pub fn here() -> Pinned<'static> {
     debug_assert!(may_use_frames());
     // SAFETY: threads are not preempted in the kernel, and the callers do not sleep while they have it; the assertion's
     // condition never holds in an interrupt handler.
@@ -139,7 +116,7 @@ fn here() -> Pinned<'static> {
 }
 
 /// Whether the caller is a thread with interrupts on, or this CPU has no thread yet. Handlers run with interrupts off.
-fn may_use_frames() -> bool {
+pub fn may_use_frames() -> bool {
     irq::enabled() || cpu::current_task().is_null()
 }
 
@@ -168,6 +145,7 @@ pub fn init(info: &Info, cpus: usize) {
     let n = free_ranges(info, core::slice::from_ref(&(start..e.next)), &mut ranges);
     let cfg = Config { ranges: &ranges[..n], cpus, topology: numa::topology() };
     let bytes = Memory::meta_bytes(&cfg) + FOR_MORE_RANGES;
+    let heap_memory = e.take(heap::bytes(cpus) as u64);
     let Some(meta) = e.take(bytes as u64) else { panic!("no room for the frames' tables: {bytes} bytes") };
     let used = [start..e.from.min(e.next), e.from..e.next];
     let n = free_ranges(info, &used, &mut ranges);
@@ -181,7 +159,8 @@ pub fn init(info: &Info, cpus: usize) {
     }
     *early = None;
     drop(early);
-    HEAP.0.lock().share = frames().total() as usize * PAGE_SIZE as usize / HEAP_PART;
+    let Some(heap_memory) = heap_memory else { panic!("no room for the heap's lists") };
+    heap::init(cpus, heap_memory);
     let module = info.initramfs();
     if module.start < module.end {
         let range = frame_range(module);
@@ -249,204 +228,5 @@ pub fn release_initramfs() {
 pub fn places(add: &mut dyn FnMut(Place)) {
     let frames = frames();
     frames.places(&mut |what, at, stride| add(Place::divided(what, at, stride)));
-    let runs = HEAP.0.lock().runs;
-    runs.into_iter()
-        .filter(|(from, to)| from < to)
-        .for_each(|(from, to)| add(Place::named("kernel heap", from..to)));
-}
-
-// ---- heap --------------------------------------------------------------------------------------------------------
-
-/// Order of the smallest run that is good as a spare: 64 KiB.
-const SPARE_ORDER: u32 = 4;
-/// The largest allocation, in bytes.
-const LARGEST: usize = ((PAGE_SIZE as usize) << HUGE_ORDER) - OVERHEAD;
-/// The part of memory that the heap may fill with what can be refused.
-const HEAP_PART: usize = 4;
-/// The part of the heap's share that may be in quarantine.
-const QUARANTINE_PART: usize = 16;
-/// What `talc` may take of a run for itself, and of an allocation for its header, in bytes; generous.
-const OVERHEAD: usize = 4096;
-
-/// How many runs are noted for reports.
-const RUNS: usize = 128;
-
-/// What the spare run is asked to hold, in bytes.
-const SPARE_BYTES: usize = ((PAGE_SIZE as usize) << SPARE_ORDER) - OVERHEAD;
-
-/// A run of frames that is not yet part of the heap.
-struct Run {
-    base: NonNull<u8>,
-    bytes: usize,
-}
-
-struct Heap {
-    talc: Talc<Manual, DefaultBinning>,
-    spare: Option<Run>,
-    /// What was freed a short while ago; empty but in the sanitized build.
-    quarantine: Quarantine,
-    /// Bytes that are allocated, redzones included.
-    used: usize,
-    /// How many may be before memory counts as short; see the module.
-    share: usize,
-    /// The runs that it has, adjacent ones as one, as far as there is room to note them: for reports.
-    runs: [(usize, usize); RUNS],
-}
-
-// SAFETY: it owns the memory that its pointers name.
-unsafe impl Send for Heap {}
-
-impl Heap {
-    /// Memory from what the heap has, and if `last` from the spare run.
-    fn allocate(&mut self, layout: Layout, last: bool) -> Option<NonNull<u8>> {
-        let outer = with_redzones(layout)?;
-        let found = self.find(outer, last)?;
-        self.count(0, outer.size());
-        Some(open(found, layout))
-    }
-
-    /// Take back what [`Self::allocate`] gave.
-    fn free(&mut self, at: NonNull<u8>, layout: Layout) {
-        self.count(with_redzones(layout).map_or(0, |outer| outer.size()), 0);
-        if !sanitize::ON {
-            // SAFETY: it came from `allocate` with this layout.
-            return unsafe { self.talc.deallocate(at.as_ptr(), layout) };
-        }
-        self.quarantine.push(at, layout);
-        while self.quarantine.bytes() > self.share / QUARANTINE_PART && self.release() {}
-    }
-
-    /// Take what has been in quarantine longest out of it; false if there is nothing.
-    fn release(&mut self) -> bool {
-        let Some((block, outer)) = self.quarantine.pop() else { return false };
-        // SAFETY: the block came from `talc` with this layout, and its owner has freed it.
-        exempt(|| unsafe { self.talc.deallocate(block.as_ptr(), outer) });
-        true
-    }
-
-    /// `less` bytes fewer are in use, and `more` more.
-    fn count(&mut self, less: usize, more: usize) {
-        let was = self.used;
-        self.used = was - less + more;
-        if (was > self.share) != (self.used > self.share) {
-            frames().set_strained(self.used > self.share);
-        }
-    }
-
-    fn find(&mut self, layout: Layout, last: bool) -> Option<NonNull<u8>> {
-        loop {
-            // SAFETY: the size isn't 0, by `GlobalAlloc`'s contract.
-            let found = exempt(|| unsafe { self.talc.allocate(layout) });
-            if found.is_some() || !last {
-                return found;
-            }
-            if !self.release() {
-                let spare = self.spare.take()?;
-                self.claim(spare);
-            }
-        }
-    }
-
-    fn claim(&mut self, run: Run) {
-        let (start, end) = (run.base.addr().get(), run.base.addr().get() + run.bytes);
-        match self.runs.iter_mut().find(|(from, to)| *to == start || *from == end || from == to) {
-            Some(free) if free.0 == free.1 => *free = (start, end),
-            Some(known) => *known = (known.0.min(start), known.1.max(end)),
-            None => {}
-        }
-        claimed(run.base.as_ptr(), run.bytes);
-        // SAFETY: the run is ours alone and stays so; it may be too small to be of use, then it is lost.
-        exempt(|| unsafe { self.talc.claim(run.base.as_ptr(), run.bytes) });
-    }
-}
-
-/// The kernel's heap; see the module.
-struct KernelHeap(irq::Lock<Heap>);
-
-#[global_allocator]
-static HEAP: KernelHeap = KernelHeap(irq::Lock::new(Heap {
-    talc: Talc::new(Manual),
-    spare: None,
-    quarantine: Quarantine::new(),
-    used: 0,
-    share: 0,
-    runs: [(0, 0); RUNS],
-}));
-
-/// A run for an allocation of `bytes`, and more if there is plenty. For threads with interrupts on, and at boot.
-fn fetch(bytes: usize) -> Option<Run> {
-    let pages = (bytes + OVERHEAD).div_ceil(PAGE_SIZE as usize);
-    let least = pages.next_power_of_two().trailing_zeros();
-    let run = (least..=HUGE_ORDER).rev().find_map(|order| frames().alloc_run(&here(), order, Use::Kernel))?;
-    let bytes = (PAGE_SIZE as usize) << run.order();
-    let base = NonNull::new(dm().ptr(run.into_raw().base()))?;
-    Some(Run { base, bytes })
-}
-
-// SAFETY: `talc` keeps the contract of memory that is handed out once, under the lock; null when there is none.
-unsafe impl GlobalAlloc for KernelHeap {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let bytes =
-            with_redzones(layout).map_or(usize::MAX, |outer| outer.size().saturating_add(outer.align()));
-        if bytes > LARGEST {
-            return ptr::null_mut();
-        }
-        if !may_use_frames() {
-            return self.0.lock().allocate(layout, true).map_or(ptr::null_mut(), NonNull::as_ptr);
-        }
-        // Each turn but the first follows a fetch that was large enough; others may have been quicker to use it.
-        for _ in 0..4 {
-            let (found, spared) = {
-                let mut heap = self.0.lock();
-                (heap.allocate(layout, false), heap.spare.is_some())
-            };
-            match found {
-                Some(found) => {
-                    if !spared && let Some(run) = fetch(SPARE_BYTES) {
-                        let mut heap = self.0.lock();
-                        match heap.spare {
-                            None => heap.spare = Some(run),
-                            Some(_) => heap.claim(run),
-                        }
-                    }
-                    return found.as_ptr();
-                }
-                None => {
-                    let Some(run) = fetch(bytes) else { break };
-                    self.0.lock().claim(run);
-                }
-            }
-        }
-        // No frames, not even of the reserve, or not in one piece.
-        self.0.lock().allocate(layout, true).map_or(ptr::null_mut(), NonNull::as_ptr)
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        expect_allocated(at, layout);
-        // The caller's: it came from `alloc` with this layout, so it isn't null.
-        if let Some(at) = NonNull::new(at) {
-            self.0.lock().free(at, layout);
-        }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the caller's: it came from `alloc` with this layout, and the new size isn't 0. The lock is free
-        // again before the copy.
-        unsafe {
-            // Sanitized, every block moves, so that pointers to where it was are seen to be stale.
-            if !sanitize::ON {
-                let mut heap = self.0.lock();
-                if heap.talc.try_realloc_in_place(at, layout, new_size) {
-                    heap.count(layout.size(), new_size);
-                    return at;
-                }
-            }
-            let new = self.alloc(Layout::from_size_align_unchecked(new_size, layout.align()));
-            if !new.is_null() {
-                ptr::copy_nonoverlapping(at, new, layout.size().min(new_size));
-                self.dealloc(at, layout);
-            }
-            new
-        }
-    }
+    heap::places(add);
 }

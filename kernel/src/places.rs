@@ -134,6 +134,16 @@ fn note(list: impl FnOnce(&mut dyn FnMut(Place))) {
     });
 }
 
+/// Note a slab of the kernel's heap. Not while others are being noted, or written: those may be what wants it.
+pub fn slab(at: Range<usize>) {
+    if wanted()
+        && let Some(mut noted) = NOTED.try_lock()
+        && noted.places.len() < noted.places.capacity()
+    {
+        noted.places.push(Place::named("kernel heap", at));
+    }
+}
+
 /// Note a thread: itself and its kernel stack.
 pub fn thread(task: &Arc<Task>) {
     note(|add| {

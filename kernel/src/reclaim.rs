@@ -15,6 +15,7 @@ use frames::Reclaim;
 use percpu::{CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
+    heap,
     hw::{apic, cpu, irq, timer},
     memory::frames,
     options, task,
@@ -51,6 +52,9 @@ pub fn tick() {
     if now.saturating_sub(last.load(Ordering::Relaxed)) >= TICK {
         last.store(now, Ordering::Relaxed);
         frames().allocator().tick(&here());
+        if frames().low() {
+            heap::settle();
+        }
     }
 }
 
@@ -59,6 +63,7 @@ pub fn tick() {
 pub fn idle(is_idle: impl Fn() -> bool) {
     let allocator = frames().allocator();
     tick();
+    heap::settle();
     // Relaxed: see `begin`.
     let zeroes = !ZEROING_OFF.load(Ordering::Relaxed);
     while zeroes && is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {}
@@ -94,6 +99,7 @@ impl Reclaim for Others {
 
 /// Have all CPUs give up what they keep, and wait for that a little. For a thread that holds no lock.
 pub fn drain_all() {
+    heap::settle();
     let others = Others { deadline: timer::now() + PATIENCE };
     frames().allocator().drain_all(task::unpinned(), &others);
 }
