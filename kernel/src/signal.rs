@@ -465,9 +465,7 @@ fn force(info: SigInfo, fatal: bool) {
     }
     let alone = SigSet::of(&[signal]);
     t.blocked = t.blocked.without(alone);
-    t.pending.remove(alone);
-    // Without a limit: the queue has just lost what it had of that kind.
-    let _ = t.pending.add(info, u64::MAX);
+    t.pending.force(info);
     me.signals.set_flag();
 }
 

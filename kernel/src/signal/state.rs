@@ -27,6 +27,8 @@ pub(super) struct Pending {
     set: SigSet,
     /// Information on members of `set`, in order of arrival. A member without an entry is a bare one from the kernel.
     queue: VecDeque<SigInfo>,
+    /// Information on one more member, which a fault of the thread's own raised: it must not depend on memory.
+    fault: Option<SigInfo>,
 }
 
 impl Pending {
@@ -53,9 +55,25 @@ impl Pending {
         Ok(())
     }
 
+    /// Have `info` in place of whatever waits of its signal.
+    pub(super) fn force(&mut self, info: SigInfo) {
+        let Some(signal) = info.signal() else { return };
+        self.remove(SigSet::of(&[signal]));
+        if let Some((before, other)) = self.fault.replace(info).and_then(|i| Some((i, i.signal()?))) {
+            // Its information may be lost, the signal isn't.
+            self.set = self.set.without(SigSet::of(&[other]));
+            let _ = self.add(before, u64::MAX);
+        }
+        self.set = self.set.with(signal);
+    }
+
     /// Take the first of the signals that wait and are not in `blocked`.
     pub(super) fn take(&mut self, blocked: SigSet) -> Option<SigInfo> {
         let signal = self.set.without(blocked).first()?;
+        if let Some(fault) = self.fault.take_if(|i| i.signal() == Some(signal)) {
+            self.set = self.set.without(SigSet::of(&[signal]));
+            return Some(fault);
+        }
         let mut same = (0..).zip(&self.queue).filter(|(_, i)| i.signal() == Some(signal)).map(|(at, _)| at);
         let (first, more) = (same.next(), same.next().is_some());
         if !more {
@@ -68,7 +86,9 @@ impl Pending {
     pub(super) fn remove(&mut self, set: SigSet) {
         if !self.set.and(set).is_empty() {
             self.set = self.set.without(set);
-            self.queue.retain(|i| i.signal().is_some_and(|s| !set.has(s)));
+            let stays = |i: &SigInfo| i.signal().is_some_and(|s| !set.has(s));
+            self.queue.retain(stays);
+            self.fault = self.fault.filter(stays);
         }
     }
 }
