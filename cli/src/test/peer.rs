@@ -65,10 +65,10 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
         report.record(&name, case.check(&linux.machine(case.cpus))?.0);
     }
     let quire = kernel::build(Build::Ordinary)?;
-    for (nodes, cpus) in NODES {
-        let name = format!("nodes {nodes} on Quire and Linux {}", newest.version);
+    for ((nodes, cpus), part) in NODES.into_iter().flat_map(|n| ["machine", "place"].map(|part| (n, part))) {
+        let name = format!("nodes {nodes}, {part}, on Quire and Linux {}", newest.version);
         report.doing(&name);
-        report.record(&name, same_nodes(&quire, &newest, &nodes.parse().map_err(Error::msg)?, cpus)?);
+        report.record(&name, same_nodes(&quire, &newest, &nodes.parse().map_err(Error::msg)?, cpus, part)?);
     }
     report.doing("symbols");
     report.record("Linux's symbols", symbols(&newest)?);
@@ -101,10 +101,10 @@ fn cases() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Whether the program about nodes says the same on both kernels.
-fn same_nodes(quire: &Path, linux: &Linux, numa: &Numa, cpus: u32) -> Result<Result<(), String>> {
+/// Whether `part` of the program about nodes says the same on both kernels.
+fn same_nodes(quire: &Path, linux: &Linux, numa: &Numa, cpus: u32, part: &str) -> Result<Result<(), String>> {
     let host = guest::c("calls_numa", "c/calls_numa.c", Toolchain::Glibc)?;
-    let case = Case::alone("nodes".to_owned(), host, "calls_numa", &["machine".to_owned()], cpus, 120);
+    let case = Case::alone("nodes".to_owned(), host, "calls_numa", &[part.to_owned()], cpus, 120);
     let mut said = Vec::new();
     for machine in [linux.machine(cpus), Machine::new(quire.to_owned(), cpus)] {
         let memory = numa.memory().unwrap_or(machine.memory);
