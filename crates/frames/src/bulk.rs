@@ -92,7 +92,7 @@ impl Frames<'_> {
             let (first, order) = run.into_raw();
             let each = match self.map.locate(first) {
                 // A row of single frames that this CPU keeps nothing of goes home as one.
-                Some((row, bit)) if order <= 5 && me.hot.mode() == 0 && !me.keeps(row) => {
+                Some((row, bit)) if order <= 5 && me.hot.mode() == 0 && me.kept_of(row).is_none() => {
                     let mask = crate::map::run_bits(order) << bit;
                     let mut each = Ok(());
                     if gathered.0 != row {

@@ -140,6 +140,11 @@ impl Hot {
     pub(crate) fn set_current(&self, class: Class, block: Block) {
         self.current[class as usize].store(block.0, OWN);
     }
+    /// The accumulator of `row`.
+    #[inline]
+    pub(crate) fn near(&self, row: Row) -> &Cached {
+        &self.accumulators[row.0 as usize % ACCUMULATORS]
+    }
     /// The frames of `row` that are leased, in either class; from any CPU.
     pub(crate) fn leased(&self, row: Row) -> u64 {
         self.lease.iter().fold(0, |m, l| m | l.seen_of(row))
@@ -328,11 +333,20 @@ impl Cpu {
         count(&self.cold.counts.zeroed_hits, 1);
         Some(found)
     }
-    /// Whether it keeps frames of `row`, or may.
-    pub(crate) fn keeps(&self, row: Row) -> bool {
-        let hot = &self.hot;
-        let cold = &self.cold;
-        hot.lease.iter().chain(&hot.accumulators).chain(&cold.away).chain(&cold.shelf).any(|c| c.row() == row)
+    /// The frames of `row` that it keeps, but for those in quarantine and in lanes; `None` if no word has that row.
+    #[inline]
+    pub(crate) fn kept_of(&self, row: Row) -> Option<u64> {
+        let mut kept = None;
+        let mut look = |c: &Cached| {
+            if c.row() == row {
+                kept = Some(kept.unwrap_or(0) | c.mask());
+            }
+        };
+        look(self.hot.near(row));
+        self.hot.lease.iter().for_each(&mut look);
+        self.cold.away.iter().for_each(&mut look);
+        self.cold.shelf.iter().for_each(&mut look);
+        kept
     }
     /// Whole rows free in its blocks: an estimate, from any CPU. Relaxed: see `OWN`.
     pub(crate) fn unused(&self) -> i64 {

@@ -9,7 +9,7 @@ use percpu::{CpuId, MAX_CPUS, Pinned};
 use crate::{
     AllocError, FRAMES_PER_BLOCK, Fill, FrameRange, FreeError, HUGE_ORDER, MAX_ORDER, Node, NodeSet, Place,
     Req, Run, Topology,
-    cpu::{ACCUMULATORS, Cpu, Hot, LANES, NodeLines, OWN, SPARING},
+    cpu::{Cpu, Hot, LANES, NodeLines, OWN, SPARING},
     lane::Lane,
     layout::{self, Layout, Region},
     map::{Block, Line, Map, Row, run_bits},
@@ -297,21 +297,20 @@ impl<'m> Frames<'m> {
         let Some((row, bit)) = self.map.locate(first) else { return Err(FreeError::NotManaged(first)) };
         let hot = self.hot(pin);
         if order <= 5 && hot.mode() == 0 {
-            let mask = run_bits(order) << bit;
-            for lease in &hot.lease {
-                if lease.row() == row {
-                    return if lease.put(mask) { Ok(()) } else { Err(FreeError::DoubleFree(first)) };
-                }
-            }
-            let near = &hot.accumulators[row.0 as usize % ACCUMULATORS];
-            if near.row() == row {
-                return if near.put(mask) { Ok(()) } else { Err(FreeError::DoubleFree(first)) };
+            // Most frames go where one of their row went before.
+            let kept = [hot.near(row), &hot.lease[0], &hot.lease[1]];
+            if let Some(kept) = kept.into_iter().find(|c| c.row() == row) {
+                return if kept.put(run_bits(order) << bit) {
+                    Ok(())
+                } else {
+                    Err(FreeError::DoubleFree(first))
+                };
             }
         }
         self.free_slow(pin, first, order)
     }
 
-    #[cold]
+    #[inline(never)]
     fn alloc_slow(&self, pin: &Pinned<'_>, req: Req) -> Result<Run, AllocError> {
         let me = self.me(pin);
         if req.order > MAX_ORDER {
@@ -411,7 +410,7 @@ impl<'m> Frames<'m> {
         run
     }
 
-    #[cold]
+    #[inline(never)]
     fn free_slow(&self, pin: &Pinned<'_>, first: Frame, order: u32) -> Result<(), FreeError> {
         let me = self.me(pin);
         let (row, bit) = self.checked(first, order)?;
@@ -455,8 +454,11 @@ impl<'m> Frames<'m> {
         if order > MAX_ORDER || !first.number().is_multiple_of(1 << order) {
             return Err(FreeError::WrongState(first));
         }
-        let last = Frame::new(first.number() + (1 << order) - 1).ok_or(FreeError::NotManaged(first))?;
-        self.map.locate(last).and_then(|_| self.map.locate(first)).ok_or(FreeError::NotManaged(first))
+        let at = self.map.locate(first).ok_or(FreeError::NotManaged(first))?;
+        // The map has whole blocks.
+        let inside =
+            |n: u64| Frame::new(first.number() + n - 1).is_some_and(|f| self.map.locate(f).is_some());
+        if order <= HUGE_ORDER || inside(1 << order) { Ok(at) } else { Err(FreeError::NotManaged(first)) }
     }
 
     /// The node whose turn it is.

@@ -13,7 +13,7 @@ use percpu::Pinned;
 
 use crate::{
     Class, Ctx, FRAMES_PER_BLOCK, Frames, FreeError, Node, Pressure, Req, Run,
-    cpu::{ACCUMULATORS, Cached, LANES, OWN, count},
+    cpu::{Cached, LANES, OWN, count},
     frames::Me,
     map::{BLOCK_ROWS, Block, Map, Row, lowest_ones, run_bits, runs},
     word::{Kind, State, Word},
@@ -39,8 +39,7 @@ impl Frames<'_> {
                 found
             })?;
         // What is kept of a row is kept in one place, so that a look there finds what is freed twice.
-        let near = &me.hot.accumulators[found.0.0 as usize % ACCUMULATORS];
-        let same = me.hot.lease.iter().chain([near]).filter(|c| c.row() == found.0);
+        let same = me.hot.lease.iter().chain([me.hot.near(found.0)]).filter(|c| c.row() == found.0);
         let mask = same.fold(found.1, |m, c| m | c.empty().1);
         lease.renew(found.0, mask);
         let (row, bit) = lease.take(0)?;
@@ -227,10 +226,8 @@ impl Frames<'_> {
 
     /// Frames of one row come back, and none of this CPU's words has that row, or it is to keep nothing.
     pub(crate) fn free_small(&self, me: Me<'_>, row: Row, mask: u64) -> Result<(), FreeError> {
-        let hot = &me.hot;
-        let near = &hot.accumulators[row.0 as usize % ACCUMULATORS];
-        let kept = hot.lease.iter().chain([near]).chain(&me.cold.away).chain(&me.cold.shelf);
-        let twice = kept.filter(|c| c.row() == row).fold(0, |m, c| m | c.mask()) & mask;
+        let near = me.hot.near(row);
+        let twice = me.kept_of(row).unwrap_or(0) & mask;
         if twice != 0 {
             return Err(FreeError::DoubleFree(self.map.frame(row, twice.trailing_zeros())));
         }
@@ -282,16 +279,11 @@ impl Frames<'_> {
     /// Frames of `row` that lie in another CPU's lease, if the row is leased: free already. A caller that owns its frames
     /// got them after they left that lease, and so sees that they did.
     fn leased_elsewhere(&self, me: Option<Me<'_>>, seen: Word, row: Row) -> u64 {
-        match seen.owner().as_cpu() {
-            Some(cpu)
-                if seen.held()
-                    && seen.leased() == Some(row.in_block())
-                    && me.is_none_or(|me| me.id.index() != cpu) =>
-            {
-                self.cpus[cpu].hot.leased(row)
-            }
-            _ => 0,
+        if !seen.held() || seen.leased() != Some(row.in_block()) {
+            return 0;
         }
+        let holder = seen.owner().as_cpu().filter(|cpu| me.is_none_or(|me| me.id.index() != *cpu));
+        holder.map_or(0, |cpu| self.cpus[cpu].hot.leased(row))
     }
 
     /// Count what was given back to a block whose word was `was` before.
@@ -329,10 +321,7 @@ impl Frames<'_> {
             return Err(not_normal(seen, self.map.frame(first, 0)));
         }
         for row in (0..rows).map(at) {
-            let own = me.map_or(0, |me| {
-                let kept = me.hot.lease.iter().chain(&me.hot.accumulators).chain(&me.cold.shelf);
-                kept.filter(|c| c.row() == row).fold(0, |m, c| m | c.mask())
-            });
+            let own = me.and_then(|me| me.kept_of(row)).unwrap_or(0);
             let free = self.map.zeros(row) | own | self.leased_elsewhere(me, seen, row);
             if free != 0 {
                 return Err(FreeError::DoubleFree(self.map.frame(row, free.trailing_zeros())));

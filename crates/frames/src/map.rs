@@ -146,7 +146,8 @@ impl Map<'_> {
     /// The row and the bit of a frame, if the map has it.
     #[inline]
     pub(crate) fn locate(&self, frame: Frame) -> Option<(Row, u32)> {
-        let at = frame.number().checked_sub(self.base)?;
+        // Below the first frame the difference wraps, to more than any map has.
+        let at = frame.number().wrapping_sub(self.base);
         let row = at / u64::from(ROW_FRAMES);
         (row < self.rows.len() as u64).then_some((Row(row as u32), (at % u64::from(ROW_FRAMES)) as u32))
     }

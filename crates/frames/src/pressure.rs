@@ -54,6 +54,8 @@ const HIGH_PART: u64 = 16;
 const HIGH_PER_CPU: u64 = 1024;
 /// Flushes between two looks at how much is free while memory is short.
 const LOOK_EVERY: u64 = 8;
+/// Flushes between two tries to give blocks of others back; a multiple of [`LOOK_EVERY`].
+const RETURN_EVERY: u64 = 64;
 /// Rounds of reclaiming.
 const ROUNDS: usize = 3;
 
@@ -176,10 +178,13 @@ impl Frames<'_> {
     /// Frames of a block of `node` were given to the map.
     pub(crate) fn flushed(&self, me: Me<'_>, node: Node) {
         let flushes = me.cold.counts.flushes.load(OWN);
-        if flushes.is_multiple_of(LOOK_EVERY) && (self.pressure(node) != Pressure::None || me.is_sparing()) {
+        if !flushes.is_multiple_of(LOOK_EVERY) {
+            return;
+        }
+        if self.pressure(node) != Pressure::None || me.is_sparing() {
             self.look(me, node);
         }
-        if me.cold.counts.flushes.load(OWN).is_multiple_of(64) {
+        if flushes.is_multiple_of(RETURN_EVERY) {
             self.give_home(me);
         }
     }
