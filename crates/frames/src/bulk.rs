@@ -112,7 +112,7 @@ impl Frames<'_> {
         result.and(self.flush_gathered(me, gathered))
     }
 
-    fn flush_gathered(&self, me: crate::frames::Me<'_>, gathered: (Row, u64)) -> Result<(), FreeError> {
+    fn flush_gathered(&self, me: crate::cpu::Me<'_>, gathered: (Row, u64)) -> Result<(), FreeError> {
         if gathered.1 == 0 { Ok(()) } else { self.flush(Some(me), gathered.0, gathered.1) }
     }
 }

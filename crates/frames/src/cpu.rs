@@ -9,10 +9,13 @@
 
 use crate::primitive::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
+use percpu::CpuId;
+
 use crate::{
-    Class,
+    Class, Node,
     map::{Block, Line, Row, run_bits, runs},
     quarantine::Ring,
+    word::Owner,
 };
 
 /// How the CPU's own words are read and written: Relaxed. Each is written by one CPU, whose threads follow each other by
@@ -123,6 +126,9 @@ pub(crate) struct Hot {
     pub(crate) current: [AtomicU32; Class::COUNT],
     /// Bits that send calls to the slow path.
     pub(crate) mode: AtomicU32,
+    /// Which CPU it is, and whose memory is near.
+    id: CpuId,
+    node: Node,
 }
 
 impl Hot {
@@ -271,6 +277,9 @@ pub(crate) struct Asked {
     pub(crate) drain: AtomicU64,
 }
 
+/// The CPU that a call runs on.
+pub(crate) type Me<'m> = &'m Cpu;
+
 /// One CPU.
 #[derive(Debug)]
 pub(crate) struct Cpu {
@@ -281,7 +290,8 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(id: CpuId, node: Node) -> Self {
+        let seed = (id.index() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let cached = |_| Cached::new();
         Self {
             hot: Hot {
@@ -289,6 +299,8 @@ impl Cpu {
                 accumulators: core::array::from_fn(cached),
                 current: core::array::from_fn(|_| AtomicU32::new(Block::NONE.0)),
                 mode: AtomicU32::new(0),
+                id,
+                node,
             },
             cold: Cold {
                 holdings: core::array::from_fn(|_| Holding {
@@ -324,6 +336,24 @@ impl Cpu {
             told: Told { unused: AtomicI64::new(0), drained: AtomicU64::new(0) },
             asked: Asked { unused: AtomicI64::new(0), drain: AtomicU64::new(0) },
         }
+    }
+    /// Which CPU it is.
+    #[inline]
+    pub(crate) fn id(&self) -> CpuId {
+        self.hot.id
+    }
+    /// The node whose memory is near.
+    #[inline]
+    pub(crate) fn node(&self) -> Node {
+        self.hot.node
+    }
+    /// As whose its blocks are marked.
+    pub(crate) fn owner(&self) -> Owner {
+        Owner::cpu(self.id().index())
+    }
+    /// Whether it is to keep as little as it can.
+    pub(crate) fn is_sparing(&self) -> bool {
+        self.hot.mode() & SPARING != 0
     }
     /// A zeroed frame that is at hand.
     #[inline]

@@ -1,15 +1,15 @@
 //! The allocator: its parts put together, and the paths that every call takes.
 
-use core::{fmt, ops::Deref};
+use core::fmt;
 
 use crate::primitive::{AtomicI64, AtomicU64, Ordering};
 use addr::{DirectMap, Frame, PAGE_BYTES};
-use percpu::{CpuId, MAX_CPUS, Pinned};
+use percpu::{MAX_CPUS, Pinned};
 
 use crate::{
     AllocError, FRAMES_PER_BLOCK, Fill, FrameRange, FreeError, HUGE_ORDER, MAX_ORDER, Node, NodeSet, Place,
     Req, Run, Topology,
-    cpu::{Cpu, Hot, LANES, NodeLines, OWN, SPARING},
+    cpu::{Cpu, Hot, LANES, Me, NodeLines, OWN, SPARING},
     lane::Lane,
     layout::{self, Layout, Region},
     map::{Block, Line, Map, Row, run_bits},
@@ -76,32 +76,6 @@ impl fmt::Debug for Clear {
 unsafe fn zero_page(at: *mut u8) {
     // SAFETY: the caller's.
     unsafe { at.write_bytes(0, PAGE_BYTES) }
-}
-
-/// The CPU that a call runs on.
-#[derive(Clone, Copy)]
-pub(crate) struct Me<'m> {
-    pub(crate) cpu: &'m Cpu,
-    pub(crate) id: CpuId,
-    pub(crate) node: Node,
-}
-
-impl Deref for Me<'_> {
-    type Target = Cpu;
-    #[inline]
-    fn deref(&self) -> &Cpu {
-        self.cpu
-    }
-}
-
-impl Me<'_> {
-    pub(crate) fn owner(&self) -> Owner {
-        Owner::cpu(self.id.index())
-    }
-    /// Whether it is to keep as little as it can.
-    pub(crate) fn is_sparing(&self) -> bool {
-        self.hot.mode() & SPARING != 0
-    }
 }
 
 /// A page-frame allocator. See the crate.
@@ -319,17 +293,17 @@ impl<'m> Frames<'m> {
         self.safe_point_of(me);
         let all = self.topology.all();
         let (first, among) = match req.place {
-            Place::Local => (me.node, all),
+            Place::Local => (me.node(), all),
             Place::Prefer(node) => (node, all),
             Place::PreferAny(nodes, near) | Place::Bind(nodes, near) => {
-                (near.unwrap_or(me.node), nodes.intersection(all))
+                (near.unwrap_or(me.node()), nodes.intersection(all))
             }
             Place::Interleave(nodes) => (self.next_of(me, nodes.intersection(all)), all),
         };
         if !all.contains(first) || among.is_empty() {
             return Err(AllocError::Never);
         }
-        let local = first == me.node && among == all;
+        let local = first == me.node() && among == all;
         let run = if local { self.alloc_local(me, req) } else { self.alloc_away(me, first, among, req) };
         let run = run.or_else(|| match req.place {
             Place::PreferAny(..) => self.alloc_away(me, first, all, req),
@@ -362,7 +336,7 @@ impl<'m> Frames<'m> {
         }
         let find = || match req.order {
             0 => self.refill(me, req).map(|run| self.filled(run, req.fill)),
-            _ => self.topology.by_distance(me.node).find_map(|node| self.alloc_run(me, node, req)),
+            _ => self.topology.by_distance(me.node()).find_map(|node| self.alloc_run(me, node, req)),
         };
         // What this CPU keeps may be what is missing.
         find().or_else(|| self.give_up_anything(me).then(find).flatten())
@@ -465,12 +439,11 @@ impl<'m> Frames<'m> {
     fn next_of(&self, me: Me<'_>, nodes: NodeSet) -> Node {
         let turn = me.cold.turn.load(OWN);
         me.cold.turn.store(turn.wrapping_add(1), OWN);
-        nodes.iter().nth(turn as usize % nodes.len().max(1)).unwrap_or(me.node)
+        nodes.iter().nth(turn as usize % nodes.len().max(1)).unwrap_or(me.node())
     }
 
     pub(crate) fn me(&self, pin: &Pinned<'_>) -> Me<'m> {
-        let id = pin.cpu();
-        Me { cpu: &self.cpus[id.index()], id, node: self.topology.node_of_cpu(id) }
+        self.cpu(pin)
     }
 
     /// Count that this CPU took `n` frames of `block` from the map, or gave them back (negative).
@@ -482,7 +455,7 @@ impl<'m> Frames<'m> {
             self.nodes[node.index()].shared.0.fetch_add(n, Ordering::Relaxed);
             return;
         };
-        let word = &self.used[me.id.index() * self.used_stride + node.index()];
+        let word = &self.used[me.id().index() * self.used_stride + node.index()];
         word.store(word.load(OWN) + n, OWN);
     }
     /// The whole rows that are free in a block of `owner`'s have become `rows` more.
@@ -490,7 +463,7 @@ impl<'m> Frames<'m> {
         let Some(cpu) = owner.as_cpu() else { return };
         match me {
             _ if rows == 0 => {}
-            Some(me) if me.id.index() == cpu => me.add_unused(rows),
+            Some(me) if me.id().index() == cpu => me.add_unused(rows),
             // Relaxed: an estimate.
             _ => {
                 self.cpus[cpu].asked.unused.fetch_add(rows, Ordering::Relaxed);

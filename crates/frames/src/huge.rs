@@ -13,8 +13,7 @@ use percpu::Pinned;
 
 use crate::{
     FRAMES_PER_BLOCK, Fill, Frames, FreeError, HUGE_ORDER, Node, Req, Run,
-    cpu::{OWN, count},
-    frames::Me,
+    cpu::{Me, OWN, count},
     map::{ARENA_BLOCKS, BLOCK_ROWS, Block},
     word::{Kind, Owner, State, Word},
 };
@@ -65,7 +64,7 @@ impl Frames<'_> {
     fn claim_own(&self, me: Me<'_>, node: Node, req: Req) -> Option<(Block, Word)> {
         let mut second = None;
         // Blocks are zeroed from the other end than frames are taken.
-        for block in self.blocks_of(me.cpu, Kind::Empty, req.fill == Fill::Zeroed) {
+        for block in self.blocks_of(me, Kind::Empty, req.fill == Fill::Zeroed) {
             let w = self.map.word(block).peek();
             if w.owner() != me.owner() || self.node_of(block) != node || !w.is_empty() {
                 self.map.repair(block, Kind::Empty, w);
@@ -112,7 +111,7 @@ impl Frames<'_> {
             let room = me.cold.huge.iter().find(|slot| slot.load(OWN) == Block::NONE.0);
             let goes_out = w.owner() == Owner::ISOLATED;
             if let Some(slot) =
-                room.filter(|_| !me.is_sparing() && !goes_out && self.node_of(block) == me.node)
+                room.filter(|_| !me.is_sparing() && !goes_out && self.node_of(block) == me.node())
             {
                 slot.store(block.0, OWN);
                 return Ok(());

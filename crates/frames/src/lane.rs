@@ -20,8 +20,7 @@ use percpu::Pinned;
 use crate::{
     AlgoKind, Class, FRAMES_PER_BLOCK, Frames, FreeError, HUGE_ORDER, Req, Run,
     algo::{AnyAlgo, MAX_BLOCKS, Refused},
-    cpu::{LANES, OWN, count},
-    frames::Me,
+    cpu::{LANES, Me, OWN, count},
     map::{BLOCK_ROWS, Block},
 };
 
@@ -94,7 +93,7 @@ impl<'m> Frames<'m> {
 
     /// Call `f` with the algorithm, if it is open here.
     fn lane<R>(&self, me: Me<'_>, kind: AlgoKind, f: impl FnOnce(&mut AnyAlgo<'m>) -> R) -> Option<R> {
-        let lane = &self.lanes[me.id.index() * LANE_KINDS + (kind as usize).checked_sub(1)?];
+        let lane = &self.lanes[me.id().index() * LANE_KINDS + (kind as usize).checked_sub(1)?];
         let cell = lane.algo.get_mut();
         // SAFETY: `me` was made from a `Pinned` of this CPU, so nobody else is here; no call of `f` comes here again.
         let algo = unsafe { cell.deref() }.as_mut()?;
@@ -125,7 +124,7 @@ impl<'m> Frames<'m> {
             return Err(SwitchError::BadMemory);
         }
         let me = self.me(pin);
-        let lane = &self.lanes[me.id.index() * LANE_KINDS + kind as usize - 1];
+        let lane = &self.lanes[me.id().index() * LANE_KINDS + kind as usize - 1];
         let cell = lane.algo.get_mut();
         // SAFETY: as in `lane`.
         *unsafe { cell.deref() } = AnyAlgo::new(kind, MAX_BLOCKS, memory);
@@ -148,10 +147,10 @@ impl<'m> Frames<'m> {
         }
         let me = self.me(pin);
         let from = AlgoKind::from_number(me.cold.algo.load(OWN));
-        let kept = self.cached_on(me.id);
+        let kept = self.cached_on(me.id());
         self.give_up_all(me);
         let blocks = if from == kind { 0 } else { self.give_up_lane(me, from) };
-        let cached = kept.saturating_sub(self.cached_on(me.id));
+        let cached = kept.saturating_sub(self.cached_on(me.id()));
         me.cold.algo.store(kind as u32, OWN);
         count(&me.cold.counts.switches, 1);
         Ok(SwitchReport { from, cached, blocks })
@@ -201,10 +200,10 @@ impl<'m> Frames<'m> {
         }
         // Fewer frames don't make adopting a block worth while.
         let need = (1 << req.order).max(16);
-        if self.allowance(me, me.node, req.ctx, FRAMES_PER_BLOCK) < FRAMES_PER_BLOCK {
+        if self.allowance(me, me.node(), req.ctx, FRAMES_PER_BLOCK) < FRAMES_PER_BLOCK {
             return None;
         }
-        self.find(me, me.node, Class::Movable, need, &mut |block| {
+        self.find(me, me.node(), Class::Movable, need, &mut |block| {
             self.adopt(me, kind, block).then_some(())?;
             let frame = self.lane(me, kind, |algo| algo.alloc(req.order))?;
             // If even so there is no such run, the block is given up, and is let go by whoever found it.

@@ -11,9 +11,10 @@
 use core::{mem::size_of, slice};
 
 use crate::primitive::{AtomicI64, AtomicU64};
+use percpu::CpuId;
 
 use crate::{
-    Config, FRAMES_PER_BLOCK, FrameRange, MAX_NODES, Node,
+    Config, FRAMES_PER_BLOCK, FrameRange, MAX_NODES, Node, Topology,
     cpu::{Cpu, NodeLines},
     lane::{LANE_KINDS, Lane},
     map::{ARENA_BLOCKS, Arena, BLOCK_ROWS, Block, EXTENT_BLOCKS},
@@ -158,7 +159,7 @@ pub(crate) fn ascending(ranges: &[FrameRange]) -> bool {
 /// Every byte of `meta` is zero.
 pub(crate) unsafe fn carve<'m>(meta: &'m mut [u8], layout: &Layout, cfg: &Config<'_, '_>) -> Tables<'m> {
     let mut rest = meta;
-    let cpus = cut(&mut rest, layout.cpus, new_cpu);
+    let cpus = cut(&mut rest, layout.cpus, |i| new_cpu(i, cfg.topology));
     let used = cut(&mut rest, layout.cpus * layout.used_stride(), |_| AtomicI64::new(0));
     let nodes = cut(&mut rest, layout.nodes, |_| NodeLines::new());
     let arenas = cut(&mut rest, layout.arenas(), |_| Arena::new());
@@ -191,8 +192,10 @@ unsafe fn zeroed_rows<'m>(rest: &mut &'m mut [u8], n: usize) -> &'m [AtomicU64] 
     cut(rest, n, |_| AtomicU64::new(0))
 }
 
-fn new_cpu(i: usize) -> Cpu {
-    Cpu::new((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+fn new_cpu(i: usize, topology: &Topology) -> Cpu {
+    // There are at most as many CPUs as numbers for them.
+    let id = CpuId::new(i).unwrap_or_default();
+    Cpu::new(id, topology.node_of_cpu(id))
 }
 
 fn fill(regions: &mut [Region], cfg: &Config<'_, '_>, layout: &Layout) {

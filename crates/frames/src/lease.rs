@@ -13,8 +13,7 @@ use percpu::Pinned;
 
 use crate::{
     Class, Ctx, FRAMES_PER_BLOCK, Frames, FreeError, Node, Pressure, Req, Run,
-    cpu::{Cached, LANES, OWN, count},
-    frames::Me,
+    cpu::{Cached, LANES, Me, OWN, count},
     map::{BLOCK_ROWS, Block, Map, Row, lowest_ones, run_bits, runs},
     word::{Kind, State, Word},
 };
@@ -30,10 +29,10 @@ impl Frames<'_> {
         let lease = &me.hot.lease[class as usize];
         let found = self
             .lease_from_current(me, class, req.ctx)
-            .or_else(|| self.find_row(me, me.node, class, req.ctx))
+            .or_else(|| self.find_row(me, me.node(), class, req.ctx))
             .or_else(|| self.take_own(me))
             .or_else(|| {
-                let others = self.topology.by_distance(me.node).skip(1);
+                let others = self.topology.by_distance(me.node()).skip(1);
                 let found = others.filter_map(|node| self.find_row(me, node, class, req.ctx)).next();
                 count(&me.cold.counts.away, u64::from(found.is_some()));
                 found
@@ -209,7 +208,7 @@ impl Frames<'_> {
                 Some(found)
             })?;
             away.set(row, mask);
-            count(&me.cold.counts.away, u64::from(node != me.node));
+            count(&me.cold.counts.away, u64::from(node != me.node()));
         }
         let (row, bit) = away.take(0)?;
         Some(Run::new(self.map.frame(row, bit), 0))
@@ -282,7 +281,7 @@ impl Frames<'_> {
         if !seen.held() || seen.leased() != Some(row.in_block()) {
             return 0;
         }
-        let holder = seen.owner().as_cpu().filter(|cpu| me.is_none_or(|me| me.id.index() != *cpu));
+        let holder = seen.owner().as_cpu().filter(|cpu| me.is_none_or(|me| me.id().index() != *cpu));
         holder.map_or(0, |cpu| self.cpus[cpu].hot.leased(row))
     }
 
@@ -356,7 +355,7 @@ impl Frames<'_> {
     pub fn park(&self, pin: &Pinned<'_>) {
         let me = self.me(pin);
         self.safe_point_of(me);
-        if self.pressure(me.node) != Pressure::None {
+        if self.pressure(me.node()) != Pressure::None {
             self.give_up_all(me);
             return self.give_up_lanes(me);
         }
@@ -380,7 +379,7 @@ impl Frames<'_> {
         let mut held = hot.current.iter().chain([&cold.zero_block, &cold.clearing]);
         held.any(|block| block.load(OWN) != Block::NONE.0)
             || hot.mode() & LANES != 0
-            || self.cached_on(me.id) > cold.ring.frames()
+            || self.cached_on(me.id()) > cold.ring.frames()
     }
 
     /// Give the map all that this CPU keeps.

@@ -10,7 +10,7 @@ use percpu::Pinned;
 
 use crate::{
     FRAMES_PER_BLOCK, FrameRange, Frames, FreeError,
-    frames::Me,
+    cpu::Me,
     map::{BLOCK_ROWS, Block, Map, Row},
     word::{Kind, Owner, State, Word},
 };

@@ -22,8 +22,7 @@ use percpu::{CpuId, CpuSet, Pinned, Unpinned};
 
 use crate::{
     AllocError, Ctx, Frames, Node, Req, Run,
-    cpu::{OWN, SPARING, count},
-    frames::Me,
+    cpu::{Me, OWN, SPARING, count},
 };
 
 /// The limits of a node, in free frames.
@@ -122,7 +121,7 @@ impl Frames<'_> {
 
     /// How many of `want` frames of `node` may be taken: all, or what is left above the limit of `ctx`.
     pub(crate) fn allowance(&self, me: Me<'_>, node: Node, ctx: Ctx, want: u32) -> u32 {
-        let local = node == me.node;
+        let local = node == me.node();
         let left = me.cold.unchecked.load(OWN);
         // Relaxed: read at every refill, written when it changes; see the module for who sees it late.
         let scale = self.nodes[node.index()].level.0.scale.load(Ordering::Relaxed);
@@ -164,7 +163,7 @@ impl Frames<'_> {
         // If somebody else was quicker, nothing is granted.
         let agreed = rescaled == scale
             || level.scale.compare_exchange(scale, rescaled, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if node == me.node {
+        if node == me.node() {
             let granted = (1u64 << rescaled) / 2 / (2 * self.cpus.len() as u64);
             me.cold.unchecked.store(if agreed { u32::try_from(granted).unwrap_or(u32::MAX) } else { 0 }, OWN);
             me.cold.granted_at.store(rescaled, OWN);

@@ -10,8 +10,7 @@ use crate::primitive::{Ordering, spin_loop};
 
 use crate::{
     Class, FRAMES_PER_BLOCK, Frames, Node,
-    cpu::{Cpu, OWN, count},
-    frames::Me,
+    cpu::{Cpu, Me, OWN, count},
     layout::Region,
     map::{self, Block, EXTENT_BLOCKS, Map, ROW_FRAMES, runs},
     word::{Kind, Owner, State, Word},
@@ -99,7 +98,7 @@ impl Frames<'_> {
         let tries = if need == 1 { usize::MAX } else { TRIES };
         for kind in Kind::SEARCH.into_iter().filter(|k| k.most() >= need) {
             let mut left = tries;
-            for block in self.blocks_of(me.cpu, kind, class == Class::Unmovable) {
+            for block in self.blocks_of(me, kind, class == Class::Unmovable) {
                 let w = self.map.word(block).peek();
                 let fits = w.owner() == me.owner() && w.free() >= need && self.node_of(block) == node;
                 let pure = w.class() == class || w.free() == FRAMES_PER_BLOCK;
@@ -211,7 +210,7 @@ impl Frames<'_> {
     ) {
         let n = self.cpus.len();
         let start = me.random() as usize % n;
-        for v in (start..n).chain(0..start).filter(|v| *v != me.id.index()) {
+        for v in (start..n).chain(0..start).filter(|v| *v != me.id().index()) {
             let victim = &self.cpus[v];
             if percpu::CpuId::new(v).is_none_or(|id| self.topology.node_of_cpu(id) != node) {
                 continue;
@@ -286,7 +285,7 @@ impl Frames<'_> {
         if self.crowded || me.unused() >= cold.low.load(OWN) || me.is_sparing() {
             return;
         }
-        let busy = &self.nodes[me.node.index()].balancing.0;
+        let busy = &self.nodes[me.node().index()].balancing.0;
         // Relaxed, both: it keeps CPUs from doing the same at the same time, and orders nothing.
         if busy.swap(true, Ordering::Relaxed) {
             return;
@@ -298,8 +297,8 @@ impl Frames<'_> {
             left -= 1;
             left > 0
         };
-        if self.take_pooled(me.node, FRAMES_PER_BLOCK, &mut take) {
-            self.take_surplus(me, me.node, Class::Movable, FRAMES_PER_BLOCK, &mut take);
+        if self.take_pooled(me.node(), FRAMES_PER_BLOCK, &mut take) {
+            self.take_surplus(me, me.node(), Class::Movable, FRAMES_PER_BLOCK, &mut take);
         }
         busy.store(false, Ordering::Relaxed);
         if cold.counts.blocks_taken.load(OWN) == before {
@@ -317,7 +316,7 @@ impl Frames<'_> {
         if me.unused() <= high {
             return 0;
         }
-        for block in self.blocks_of(me.cpu, Kind::Empty, true) {
+        for block in self.blocks_of(me, Kind::Empty, true) {
             if me.unused() <= high || given == MOST_BLOCKS {
                 break;
             }

@@ -15,8 +15,7 @@ use percpu::Pinned;
 
 use crate::{
     Class, FRAMES_PER_BLOCK, Fill, Frames, Pressure, Req, Run,
-    cpu::{OWN, count},
-    frames::Me,
+    cpu::{Me, OWN, count},
     map::{BLOCK_ROWS, Block},
     word::{Kind, Word},
 };
@@ -44,7 +43,7 @@ impl Frames<'_> {
     /// Lease a row of zeroed frames.
     fn fill_shelf(&self, me: Me<'_>, req: Req) -> bool {
         let cold = &me.cold;
-        if cold.zero_ready.load(OWN) == 0 || self.allowance(me, me.node, req.ctx, 64) < 64 {
+        if cold.zero_ready.load(OWN) == 0 || self.allowance(me, me.node(), req.ctx, 64) < 64 {
             return false;
         }
         let mut rows = cold.zero_rows.load(OWN);
@@ -76,10 +75,10 @@ impl Frames<'_> {
 
     /// Hold a block of this CPU's whose frames are zero: from the end on which blocks are zeroed.
     fn hold_zeroed(&self, me: Me<'_>) -> Option<Block> {
-        self.blocks_of(me.cpu, Kind::Empty, true).find(|&block| {
+        self.blocks_of(me, Kind::Empty, true).find(|&block| {
             let w = self.map.word(block).peek();
             let ours =
-                w.is_empty() && w.owner() == me.owner() && w.zeroed() && self.node_of(block) == me.node;
+                w.is_empty() && w.owner() == me.owner() && w.zeroed() && self.node_of(block) == me.node();
             ours && self.hold(me, block, w, Class::Movable)
         })
     }
@@ -91,7 +90,7 @@ impl Frames<'_> {
         let cold = &me.cold;
         self.safe_point_of(me);
         let goal = cold.zero_goal.load(OWN).min(MOST_AHEAD);
-        let short = self.crowded || me.is_sparing() || self.pressure(me.node) != Pressure::None;
+        let short = self.crowded || me.is_sparing() || self.pressure(me.node()) != Pressure::None;
         if short {
             self.stop_zeroing(me);
         }
@@ -128,10 +127,10 @@ impl Frames<'_> {
 
     /// Hold a wholly free block of this CPU's to zero it: the last, as single frames are taken from the first.
     fn hold_dirty(&self, me: Me<'_>) -> Option<Block> {
-        self.blocks_of(me.cpu, Kind::Empty, true).find(|&block| {
+        self.blocks_of(me, Kind::Empty, true).find(|&block| {
             let w: Word = self.map.word(block).peek();
             let ours =
-                w.is_empty() && w.owner() == me.owner() && !w.zeroed() && self.node_of(block) == me.node;
+                w.is_empty() && w.owner() == me.owner() && !w.zeroed() && self.node_of(block) == me.node();
             ours && self.hold(me, block, w, w.class())
         })
     }
