@@ -13,7 +13,7 @@ use percpu::CpuId;
 
 use crate::{
     Class, Node,
-    map::{Block, Line, Row, run_bits, runs},
+    map::{BLOCK_ROWS, Block, Line, Row, run_bits, runs},
     quarantine::Ring,
     word::Owner,
 };
@@ -100,8 +100,8 @@ impl Cached {
     }
 }
 
-/// Accumulators of freed frames: one for every fourth row.
-pub(crate) const ACCUMULATORS: usize = 4;
+/// Accumulators of freed frames: one for each row of a block, so that those of one block don't get into each other's way.
+pub(crate) const ACCUMULATORS: usize = BLOCK_ROWS as usize;
 /// Rows of zeroed frames that are kept at hand.
 pub(crate) const SHELF: usize = 4;
 /// Huge runs that are kept at hand.

@@ -53,7 +53,8 @@ impl Frames<'_> {
             return None;
         }
         // Frames that were just freed are warm, and moving them costs a single addition.
-        if let Some(acc) = me.hot.accumulators.iter().find(|a| a.mask() != 0 && a.row().block() == block) {
+        let mut near = block.rows().map(|row| (row, me.hot.near(row)));
+        if let Some((_, acc)) = near.find(|(row, acc)| acc.row() == *row && acc.mask() != 0) {
             let (row, mask) = acc.empty();
             let word = self.map.word(block);
             word.take(word.peek(), 0, Some(row.in_block()));

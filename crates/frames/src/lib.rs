@@ -15,7 +15,7 @@
 //!     rows    [u64 ...]   1 bit a frame; 1: not to be had (owned, kept by a CPU, or no memory)
 //!     words   [u32 ...]   one a block: how many are free, whose it is, whether somebody holds it
 //!     CPU     lease [row, mask] a class     frames leave by tzcnt, and come back by or
-//!             accumulators [row, mask] x 4  freed frames of other rows, on their way home
+//!             accumulators [row, mask] x 8  freed frames of other rows, on their way home
 //! ```
 //!
 //! A CPU *holds* a block, leases a row of it by taking the row's free frames out of the map at once, and then serves up to
