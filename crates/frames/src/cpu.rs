@@ -399,7 +399,9 @@ impl Cpu {
     }
     /// The runs of blocks that it may own some of.
     pub(crate) fn holdings(&self) -> impl Iterator<Item = (Block, Block)> + '_ {
-        self.cold.holdings.iter().map(|h| (Block(h.start.load(OWN)), Block(h.end.load(OWN))))
+        let runs = self.cold.holdings.iter().map(|h| (Block(h.start.load(OWN)), Block(h.end.load(OWN))));
+        // They are used from the first on.
+        runs.take_while(|(start, end)| start != end)
     }
     /// Remember that it owns blocks of `start..end`. Without room for another run, the nearest is stretched to there: it
     /// has blocks of others then, but none of its own is forgotten.

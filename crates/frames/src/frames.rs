@@ -336,7 +336,10 @@ impl<'m> Frames<'m> {
         }
         let find = || match req.order {
             0 => self.refill(me, req).map(|run| self.filled(run, req.fill)),
-            _ => self.topology.by_distance(me.node()).find_map(|node| self.alloc_run(me, node, req)),
+            _ => self.alloc_run(me, me.node(), req).or_else(|| {
+                let others = self.topology.by_distance(me.node()).skip(1);
+                others.filter_map(|node| self.alloc_run(me, node, req)).next()
+            }),
         };
         // What this CPU keeps may be what is missing.
         find().or_else(|| self.give_up_anything(me).then(find).flatten())

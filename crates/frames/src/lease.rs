@@ -14,7 +14,7 @@ use percpu::Pinned;
 use crate::{
     Class, Ctx, FRAMES_PER_BLOCK, Frames, FreeError, Node, Pressure, Req, Run,
     cpu::{Cached, LANES, Me, OWN, count},
-    map::{BLOCK_ROWS, Block, Map, Row, lowest_ones, run_bits, runs},
+    map::{BLOCK_ROWS, Block, Map, Row, lowest_ones, ones, run_bits, runs},
     word::{Kind, State, Word},
 };
 
@@ -105,18 +105,27 @@ impl Frames<'_> {
     pub(crate) fn take_row(&self, me: Me<'_>, block: Block, most: u32, lease: bool) -> Option<(Row, u64)> {
         let word = self.map.word(block);
         let seen = word.load();
-        let better = |n: u32| if n >= WORTH_LEASING { 2 * ROW_MOST - n } else { n };
-        let (row, zeros) = block
-            .rows()
-            .map(|row| (row, self.map.zeros(row)))
-            .filter(|(_, zeros)| *zeros != 0)
-            .max_by_key(|(row, zeros)| (better(zeros.count_ones()), BLOCK_ROWS - row.in_block()))?;
-        let k = zeros.count_ones().min(seen.free()).min(most);
+        let (row, zeros, n) = self.best_row(block)?;
+        let k = n.min(seen.free()).min(most);
         if k == 0 {
             return None;
         }
-        self.take_frames(me, seen, row, lowest_ones(zeros, k), lease);
-        Some((row, lowest_ones(zeros, k)))
+        let mask = lowest_ones(zeros, k);
+        self.take_frames(me, seen, row, mask, lease);
+        Some((row, mask))
+    }
+
+    /// The row of a block to take frames of, which these are, and how many. Of equals it is the first.
+    fn best_row(&self, block: Block) -> Option<(Row, u64, u32)> {
+        let (mut found, mut best) = (None, 0);
+        for (row, zeros) in self.map.zeros_of(block) {
+            let n = ones(zeros);
+            let rank = if n >= WORTH_LEASING { 2 * ROW_MOST - n } else { n };
+            if rank > best {
+                (found, best) = (Some((row, zeros, n)), rank);
+            }
+        }
+        found
     }
 
     /// Take all free frames of a row of a block that this CPU holds.
@@ -131,7 +140,7 @@ impl Frames<'_> {
 
     /// Take the frames `mask` of `row`, whose block this CPU holds with the word `seen` at most so many ago.
     fn take_frames(&self, me: Me<'_>, seen: Word, row: Row, mask: u64, lease: bool) {
-        let (block, k) = (row.block(), mask.count_ones());
+        let (block, k) = (row.block(), ones(mask));
         let leased = if lease { Some(row.in_block()) } else { seen.leased() };
         let was = self.map.word(block).take(seen, k, leased);
         let taken = self.map.take(row, mask);
@@ -265,7 +274,7 @@ impl Frames<'_> {
         let twice = self.leased_elsewhere(me, seen, row) & mask;
         let early = sync::mutant!("frames-count-first").then(|| word.give(mask.count_ones()));
         let good = self.map.release(row, mask & !twice);
-        let n = good.count_ones();
+        let n = ones(good);
         if n > 0 {
             let was = early.unwrap_or_else(|| word.give(n));
             self.gave(me, block, was, n);
@@ -328,7 +337,7 @@ impl Frames<'_> {
             }
         }
         // All bits first, then the count (I1).
-        let good = (0..rows).map(|i| self.map.release(at(i), !0).count_ones()).sum();
+        let good = (0..rows).map(|i| ones(self.map.release(at(i), !0))).sum();
         let was = word.give(good);
         self.gave(me, block, was, good);
         if good == rows * 64 { Ok(()) } else { Err(FreeError::DoubleFree(self.map.frame(first, 0))) }

@@ -86,16 +86,25 @@ pub(crate) const fn runs(mask: u64, order: u32) -> u64 {
     r & ALIGNED[order as usize]
 }
 
+/// How many ones there are in `mask`: at once if it is a whole row, nothing or a single frame, as it mostly is, since
+/// counting takes long where the processor has no instruction for it.
+#[inline]
+pub(crate) const fn ones(mask: u64) -> u32 {
+    if mask == !0 {
+        ROW_FRAMES
+    } else if mask & mask.wrapping_sub(1) == 0 {
+        (mask != 0) as u32
+    } else {
+        mask.count_ones()
+    }
+}
+
 /// The lowest `k` ones of `mask`.
 pub(crate) fn lowest_ones(mask: u64, k: u32) -> u64 {
-    let (mut rest, mut left) = (mask, k);
-    if mask.count_ones() <= k {
+    if ones(mask) <= k {
         return mask;
     }
-    while left > 0 {
-        rest &= rest - 1;
-        left -= 1;
-    }
+    let rest = (0..k).fold(mask, |rest, _| rest & (rest - 1));
     mask & !rest
 }
 
@@ -120,6 +129,58 @@ impl Arena {
             hints: core::array::from_fn(|_| Line(core::array::from_fn(|_| AtomicU64::new(0)))),
             giants: Line(SpinLock::new(())),
         }
+    }
+}
+
+/// Blocks whose hints of a kind are in one word.
+const GROUP: u32 = 64;
+
+/// The hints of a group of blocks.
+#[inline]
+fn hints(arenas: &[Arena], group: u32, kind: Kind) -> &AtomicU64 {
+    let (arena, at) = (group * GROUP / ARENA_BLOCKS, group % (ARENA_BLOCKS / GROUP));
+    &arenas[arena as usize].hints[kind as usize].0[at as usize]
+}
+
+/// Hinted blocks, see [`Map::hinted`]: those of `mask` in `group`, then those of `from..end`.
+#[derive(Debug)]
+pub(crate) struct Hinted<'a> {
+    arenas: &'a [Arena],
+    kind: Kind,
+    down: bool,
+    from: u32,
+    end: u32,
+    group: u32,
+    mask: u64,
+}
+
+impl Iterator for Hinted<'_> {
+    type Item = Block;
+    #[inline]
+    fn next(&mut self) -> Option<Block> {
+        while self.mask == 0 {
+            if self.from >= self.end {
+                return None;
+            }
+            let (from, end) = (self.from, self.end);
+            self.group = if self.down { (end - 1) / GROUP } else { from / GROUP };
+            let start = self.group * GROUP;
+            if self.down {
+                self.end = start
+            } else {
+                self.from = start + GROUP
+            }
+            // Relaxed: hints order nothing.
+            let hinted = hints(self.arenas, self.group, self.kind).load(Ordering::Relaxed);
+            // Mostly there are none, and what of the group lies within needs no thought.
+            if hinted != 0 {
+                self.mask =
+                    hinted & !0 << from.saturating_sub(start) & !0 >> (start + GROUP).saturating_sub(end);
+            }
+        }
+        let bit = if self.down { 63 - self.mask.leading_zeros() } else { self.mask.trailing_zeros() };
+        self.mask &= !(1 << bit);
+        Some(Block(self.group * GROUP + bit))
     }
 }
 
@@ -164,6 +225,12 @@ impl Map<'_> {
     pub(crate) fn zeros(&self, row: Row) -> u64 {
         !self.rows[row.0 as usize].load(Ordering::Relaxed)
     }
+    /// The frames of each row of `block` that are free, as [`Self::zeros`].
+    #[inline]
+    pub(crate) fn zeros_of(&self, block: Block) -> impl Iterator<Item = (Row, u64)> + '_ {
+        let rows = &self.rows[block.row(0).0 as usize..][..BLOCK_ROWS as usize];
+        block.rows().zip(rows).map(|(row, bits)| (row, !bits.load(Ordering::Relaxed)))
+    }
     /// Take the frames `mask`, all free, of a row in a block that the caller holds. Gives those that were not: none.
     ///
     /// Acquire: the frames' last owners are done with them; partner of [`Self::release`].
@@ -189,8 +256,7 @@ impl Map<'_> {
     }
 
     fn hint(&self, block: Block, kind: Kind) -> (&AtomicU64, u64) {
-        let (arena, at) = (block.0 / ARENA_BLOCKS, block.0 % ARENA_BLOCKS);
-        (&self.arenas[arena as usize].hints[kind as usize].0[at as usize / 64], 1 << (at % 64))
+        (hints(self.arenas, block.0 / GROUP, kind), 1 << (block.0 % GROUP))
     }
     /// Note that `block` is of `kind`. Relaxed, here and below: hints order nothing.
     #[inline]
@@ -212,34 +278,9 @@ impl Map<'_> {
     }
     /// The blocks of `from..end` that are hinted to be of `kind`, ascending, or descending if `down`. Hints set meanwhile
     /// may be missed.
-    pub(crate) fn hinted(
-        &self,
-        kind: Kind,
-        from: Block,
-        end: Block,
-        down: bool,
-    ) -> impl Iterator<Item = Block> + '_ {
-        let (first, last) = (from.0 / 64, end.0.min(self.blocks()).div_ceil(64));
-        let groups = last.saturating_sub(first);
-        (0..groups).flat_map(move |i| {
-            let group = if down { last - 1 - i } else { first + i };
-            let start = group * 64;
-            let mut mask = self.hint(Block(start), kind).0.load(Ordering::Relaxed);
-            if start < from.0 {
-                mask &= !0 << (from.0 - start);
-            }
-            if end.0 < start + 64 {
-                mask &= !(!0 << (end.0 - start));
-            }
-            core::iter::from_fn(move || {
-                let bit = if down { 63u32.checked_sub(mask.leading_zeros())? } else { mask.trailing_zeros() };
-                if bit >= 64 {
-                    return None;
-                }
-                mask &= !(1 << bit);
-                Some(Block(start + bit))
-            })
-        })
+    pub(crate) fn hinted(&self, kind: Kind, from: Block, end: Block, down: bool) -> Hinted<'_> {
+        let (from, end) = (from.0, end.0.min(self.blocks()));
+        Hinted { arenas: self.arenas, kind, down, from, end, group: 0, mask: 0 }
     }
 
     /// Claim a block that is wholly free and held by nobody, by its count alone: with the bits of its rows clear (I4).
