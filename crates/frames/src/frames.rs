@@ -243,12 +243,12 @@ impl<'m> Frames<'m> {
         {
             return Ok(Run::new(self.map.frame(row, bit), req.order));
         }
-        self.alloc_zeroed_or_slow(pin, req)
+        self.alloc_zeroed_or_slow(pin, &req)
     }
 
     /// A call of its own, so that what precedes it stays small enough to be inlined.
     #[inline(never)]
-    fn alloc_zeroed_or_slow(&self, pin: &Pinned<'_>, req: Req) -> Result<Run, AllocError> {
+    fn alloc_zeroed_or_slow(&self, pin: &Pinned<'_>, req: &Req) -> Result<Run, AllocError> {
         if req.is_plain_zeroed()
             && let Some((row, bit)) = self.cpu(pin).take_zeroed()
         {
@@ -285,7 +285,7 @@ impl<'m> Frames<'m> {
     }
 
     #[inline(never)]
-    fn alloc_slow(&self, pin: &Pinned<'_>, req: Req) -> Result<Run, AllocError> {
+    fn alloc_slow(&self, pin: &Pinned<'_>, req: &Req) -> Result<Run, AllocError> {
         let me = self.me(pin);
         if req.order > MAX_ORDER {
             return Err(AllocError::Never);
@@ -313,7 +313,7 @@ impl<'m> Frames<'m> {
     }
 
     /// From this CPU's blocks or such as it can get, of its own node first, and then of others.
-    fn alloc_local(&self, me: Me<'_>, req: Req) -> Option<Run> {
+    fn alloc_local(&self, me: Me<'_>, req: &Req) -> Option<Run> {
         if let Some(kind) = self.lane_of(me, req)
             && let Some(run) = self.alloc_in_lane(me, kind, req)
         {
@@ -356,13 +356,13 @@ impl<'m> Frames<'m> {
     }
 
     /// From the blocks of nodes other than this CPU's: those of `among`, nearest to `first` first.
-    fn alloc_away(&self, me: Me<'_>, first: Node, among: NodeSet, req: Req) -> Option<Run> {
+    fn alloc_away(&self, me: Me<'_>, first: Node, among: NodeSet, req: &Req) -> Option<Run> {
         let nodes = || self.topology.by_distance(first).filter(|node| among.contains(*node));
         let find = || nodes().find_map(|node| self.alloc_from(me, node, req));
         find().or_else(|| self.give_up_anything(me).then(find).flatten())
     }
 
-    fn alloc_from(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {
+    fn alloc_from(&self, me: Me<'_>, node: Node, req: &Req) -> Option<Run> {
         if req.order > 0 {
             return self.alloc_run(me, node, req);
         }
@@ -370,7 +370,7 @@ impl<'m> Frames<'m> {
     }
 
     /// A run of more than one frame from `node`.
-    fn alloc_run(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {
+    fn alloc_run(&self, me: Me<'_>, node: Node, req: &Req) -> Option<Run> {
         match req.order {
             0..HUGE_ORDER => self.alloc_within_block(me, node, req).map(|run| self.filled(run, req.fill)),
             HUGE_ORDER => self.alloc_huge(me, node, req),

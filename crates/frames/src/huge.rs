@@ -27,7 +27,7 @@ impl Frames<'_> {
     }
 
     /// A huge run that this CPU kept.
-    pub(crate) fn alloc_shelved_huge(&self, me: Me<'_>, req: Req) -> Option<Run> {
+    pub(crate) fn alloc_shelved_huge(&self, me: Me<'_>, req: &Req) -> Option<Run> {
         let slot = me.cold.huge.iter().find(|slot| slot.load(OWN) != Block::NONE.0)?;
         let block = Block(slot.load(OWN));
         slot.store(Block::NONE.0, OWN);
@@ -35,7 +35,7 @@ impl Frames<'_> {
     }
 
     /// A huge run of `node`: of this CPU's blocks, of the pool's, of anybody's.
-    pub(crate) fn alloc_huge(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {
+    pub(crate) fn alloc_huge(&self, me: Me<'_>, node: Node, req: &Req) -> Option<Run> {
         if self.allowance(me, node, req.ctx, FRAMES_PER_BLOCK) < FRAMES_PER_BLOCK {
             return None;
         }
@@ -52,16 +52,10 @@ impl Frames<'_> {
             })?;
             self.claim_own(me, node, req)
         });
-        let (block, was) =
-            found.or_else(|| self.words_of(node).find(|(b, w)| self.claim_huge(me, *b, *w)))?;
-        if was.zeroed() {
-            self.zeroed_taken(me, req.fill);
-        }
-        let fill = if was.zeroed() { Fill::Any } else { req.fill };
-        Some(self.filled(self.huge(block), fill))
+        found.or_else(|| self.words_of(node).find_map(|(b, w)| self.claim_huge(me, b, w, req)))
     }
 
-    fn claim_own(&self, me: Me<'_>, node: Node, req: Req) -> Option<(Block, Word)> {
+    fn claim_own(&self, me: Me<'_>, node: Node, req: &Req) -> Option<Run> {
         let mut second = None;
         // Blocks are zeroed from the other end than frames are taken.
         for block in self.blocks_of(me, Kind::Empty, req.fill == Fill::Zeroed) {
@@ -70,30 +64,34 @@ impl Frames<'_> {
                 self.map.repair(block, Kind::Empty, w);
             } else if w.zeroed() != (req.fill == Fill::Zeroed) && second.is_none() {
                 second = Some((block, w));
-            } else if self.claim_huge(me, block, w) {
-                return Some((block, w));
+            } else if let Some(run) = self.claim_huge(me, block, w, req) {
+                return Some(run);
             }
         }
-        second.filter(|(block, w)| self.claim_huge(me, *block, *w))
+        second.and_then(|(block, w)| self.claim_huge(me, block, w, req))
     }
 
     /// Claim a wholly free block; it is this CPU's afterwards.
-    fn claim_huge(&self, me: Me<'_>, block: Block, w: Word) -> bool {
+    fn claim_huge(&self, me: Me<'_>, block: Block, w: Word, req: &Req) -> Option<Run> {
         let free =
             if sync::mutant!("frames-huge-held") { w.kind() == Some(Kind::Empty) } else { w.is_empty() };
         if !free || w.owner() == Owner::ISOLATED {
-            return false;
+            return None;
         }
         let to = w.with_state(State::Huge).with_free(0).with_zeroed(false).with_owner(me.owner());
-        self.map.word(block).claim(w, to) && {
-            self.count_unused(Some(me), w.owner(), -ROWS);
-            self.count_used(Some(me), block, i64::from(FRAMES_PER_BLOCK));
-            if w.owner() != me.owner() {
-                self.count_pooled(block, w.owner(), -1);
-                self.remember(me, block);
-            }
-            true
+        if !self.map.word(block).claim(w, to) {
+            return None;
         }
+        self.count_unused(Some(me), w.owner(), -ROWS);
+        self.count_used(Some(me), block, i64::from(FRAMES_PER_BLOCK));
+        if w.owner() != me.owner() {
+            self.count_pooled(block, w.owner(), -1);
+            self.remember(me, block);
+        }
+        if w.zeroed() {
+            self.zeroed_taken(me, req.fill);
+        }
+        Some(self.filled(self.huge(block), if w.zeroed() { Fill::Any } else { req.fill }))
     }
 
     /// A huge run comes back.
@@ -158,7 +156,7 @@ impl Frames<'_> {
     }
 
     /// A giant run of `node`.
-    pub(crate) fn alloc_giant(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {
+    pub(crate) fn alloc_giant(&self, me: Me<'_>, node: Node, req: &Req) -> Option<Run> {
         let n = 1 << (req.order - HUGE_ORDER);
         if self.allowance(me, node, req.ctx, 1 << req.order) < 1 << req.order {
             return None;

@@ -172,13 +172,13 @@ impl<'m> Frames<'m> {
     }
 
     /// The algorithm that serves `req` on this CPU, if it isn't rows.
-    pub(crate) fn lane_of(&self, me: Me<'_>, req: Req) -> Option<AlgoKind> {
+    pub(crate) fn lane_of(&self, me: Me<'_>, req: &Req) -> Option<AlgoKind> {
         let kind = req.lane.unwrap_or(AlgoKind::from_number(me.cold.algo.load(OWN)));
         (kind != AlgoKind::Row && req.order < HUGE_ORDER && req.class == Class::Movable).then_some(kind)
     }
 
     /// A run by the algorithm, which adopts a block if it has none to serve it from. `None` too if it isn't open.
-    pub(crate) fn alloc_in_lane(&self, me: Me<'_>, kind: AlgoKind, req: Req) -> Option<Run> {
+    pub(crate) fn alloc_in_lane(&self, me: Me<'_>, kind: AlgoKind, req: &Req) -> Option<Run> {
         let run = |frame| Run::new(frame, req.order);
         if let Some(frame) = self.lane(me, kind, |algo| algo.alloc(req.order))? {
             return Some(run(frame));

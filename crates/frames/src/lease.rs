@@ -23,7 +23,7 @@ const WORTH_LEASING: u32 = 8;
 
 impl Frames<'_> {
     /// One frame for `req`, which the lease of its class can't serve: from a fresh row.
-    pub(crate) fn refill(&self, me: Me<'_>, req: Req) -> Option<Run> {
+    pub(crate) fn refill(&self, me: Me<'_>, req: &Req) -> Option<Run> {
         count(&me.cold.counts.refills, 1);
         let class = req.class;
         let lease = &me.hot.lease[class as usize];
@@ -155,7 +155,7 @@ impl Frames<'_> {
     }
 
     /// 2^`order` frames, orders 1 to 8, of `node`.
-    pub(crate) fn alloc_within_block(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {
+    pub(crate) fn alloc_within_block(&self, me: Me<'_>, node: Node, req: &Req) -> Option<Run> {
         let n = 1 << req.order;
         if self.allowance(me, node, req.ctx, n) < n {
             return None;
@@ -201,7 +201,7 @@ impl Frames<'_> {
     }
 
     /// One frame of `node`, by way of the row that this CPU keeps for such requests.
-    pub(crate) fn alloc_one_away(&self, me: Me<'_>, node: Node, req: Req) -> Option<Run> {
+    pub(crate) fn alloc_one_away(&self, me: Me<'_>, node: Node, req: &Req) -> Option<Run> {
         let away = &me.cold.away[req.class as usize];
         if away.mask() != 0 && self.node_of(away.row().block()) != node {
             let (row, mask) = away.empty();

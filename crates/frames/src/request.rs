@@ -1,6 +1,6 @@
 //! What callers ask for, what they get, and what can go wrong.
 
-use core::{fmt, mem};
+use core::{fmt, mem, num::NonZeroU32};
 
 use addr::Frame;
 
@@ -166,13 +166,14 @@ impl Req {
 #[derive(PartialEq, Eq)]
 pub struct Run {
     first: Frame,
-    order: u32,
+    /// One more than its order, so that a run or none fits in two registers.
+    order_and_1: NonZeroU32,
 }
 
 impl Run {
     #[inline]
     pub(crate) const fn new(first: Frame, order: u32) -> Self {
-        Self { first, order }
+        Self { first, order_and_1: NonZeroU32::MIN.saturating_add(order) }
     }
     /// The first frame.
     #[inline]
@@ -182,16 +183,16 @@ impl Run {
     /// log2 of the number of frames: 0..=[`MAX_ORDER`].
     #[inline]
     pub fn order(&self) -> u32 {
-        self.order
+        self.order_and_1.get() - 1
     }
     /// Frames in the run.
     pub fn frames(&self) -> u64 {
-        1 << self.order
+        1 << self.order()
     }
     /// Give up the value but not the frames: the first of them, and the order.
     #[inline]
     pub fn into_raw(self) -> (Frame, u32) {
-        let raw = (self.first, self.order);
+        let raw = (self.first, self.order());
         mem::forget(self);
         raw
     }
@@ -201,13 +202,13 @@ impl Run {
     /// The caller owns that run, and it was allocated with `order`.
     #[inline]
     pub unsafe fn from_raw(first: Frame, order: u32) -> Self {
-        Self { first, order }
+        Self::new(first, order)
     }
     /// The two halves of a run of orders 1 to 8; larger ones are divided by [`Frames::split`](crate::Frames::split).
     ///
     /// Errors: the run itself, of any other order.
     pub fn halves(self) -> Result<[Run; 2], Run> {
-        if !(1..HUGE_ORDER).contains(&self.order) {
+        if !(1..HUGE_ORDER).contains(&self.order()) {
             return Err(self);
         }
         let (first, order) = self.into_raw();
@@ -231,7 +232,7 @@ impl Drop for Run {
 
 impl fmt::Debug for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} order {}", self.first, self.order)
+        write!(f, "{:?} order {}", self.first, self.order())
     }
 }
 

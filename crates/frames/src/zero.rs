@@ -28,7 +28,7 @@ const ALL_ROWS: u32 = (1 << BLOCK_ROWS) - 1;
 impl Frames<'_> {
     /// One zeroed movable frame of those that are at hand. Larger runs, and unmovable ones, which would spoil their blocks,
     /// have no such stock.
-    pub(crate) fn alloc_zeroed(&self, me: Me<'_>, req: Req) -> Option<Run> {
+    pub(crate) fn alloc_zeroed(&self, me: Me<'_>, req: &Req) -> Option<Run> {
         let cold = &me.cold;
         if req.order != 0 || req.class != Class::Movable {
             return None;
@@ -41,7 +41,7 @@ impl Frames<'_> {
     }
 
     /// Lease a row of zeroed frames.
-    fn fill_shelf(&self, me: Me<'_>, req: Req) -> bool {
+    fn fill_shelf(&self, me: Me<'_>, req: &Req) -> bool {
         let cold = &me.cold;
         if cold.zero_ready.load(OWN) == 0 || self.allowance(me, me.node(), req.ctx, 64) < 64 {
             return false;
