@@ -169,6 +169,9 @@ pub(crate) struct Holding {
 #[derive(Debug)]
 pub(crate) struct Cold {
     pub(crate) holdings: [Holding; HOLDINGS],
+    /// From here on it looks for a wholly free block: below there is none of its own that it knows of, and what others
+    /// made free there comes last.
+    pub(crate) empty_from: AtomicU32,
     /// Rows of frames that are zero.
     pub(crate) shelf: [Cached; SHELF],
     /// A held block whose frames were zero when it was taken, and which of its rows are untouched since.
@@ -307,6 +310,7 @@ impl Cpu {
                     start: AtomicU32::new(0),
                     end: AtomicU32::new(0),
                 }),
+                empty_from: AtomicU32::new(0),
                 shelf: core::array::from_fn(cached),
                 zero_block: AtomicU32::new(Block::NONE.0),
                 zero_rows: AtomicU32::new(0),

@@ -225,10 +225,10 @@ impl<'m> Frames<'m> {
 
     #[inline]
     fn hot(&self, pin: &Pinned<'_>) -> &'m Hot {
-        &self.cpu(pin).hot
+        &self.me(pin).hot
     }
     #[inline]
-    pub(crate) fn cpu(&self, pin: &Pinned<'_>) -> &'m Cpu {
+    pub(crate) fn me(&self, pin: &Pinned<'_>) -> Me<'m> {
         &self.cpus[pin.cpu().index()]
     }
 
@@ -250,7 +250,7 @@ impl<'m> Frames<'m> {
     #[inline(never)]
     fn alloc_zeroed_or_slow(&self, pin: &Pinned<'_>, req: &Req) -> Result<Run, AllocError> {
         if req.is_plain_zeroed()
-            && let Some((row, bit)) = self.cpu(pin).take_zeroed()
+            && let Some((row, bit)) = self.me(pin).take_zeroed()
         {
             return Ok(Run::new(self.map.frame(row, bit), 0));
         }
@@ -291,6 +291,16 @@ impl<'m> Frames<'m> {
             return Err(AllocError::Never);
         }
         self.safe_point_of(me);
+        if req.place == Place::Local {
+            let need = 1 << req.order;
+            return self.alloc_local(me, req).ok_or(AllocError::Short { node: me.node(), need });
+        }
+        self.alloc_placed(me, req)
+    }
+
+    /// From the nodes that `req` names.
+    #[inline(never)]
+    fn alloc_placed(&self, me: Me<'_>, req: &Req) -> Result<Run, AllocError> {
         let all = self.topology.all();
         let (first, among) = match req.place {
             Place::Local => (me.node(), all),
@@ -313,7 +323,18 @@ impl<'m> Frames<'m> {
     }
 
     /// From this CPU's blocks or such as it can get, of its own node first, and then of others.
+    #[inline]
     fn alloc_local(&self, me: Me<'_>, req: &Req) -> Option<Run> {
+        if req.order == HUGE_ORDER
+            && let Some(run) = self.alloc_shelved_huge(me, req).or_else(|| self.alloc_next_huge(me, req))
+        {
+            return Some(run);
+        }
+        self.alloc_searching(me, req)
+    }
+
+    #[inline(never)]
+    fn alloc_searching(&self, me: Me<'_>, req: &Req) -> Option<Run> {
         if let Some(kind) = self.lane_of(me, req)
             && let Some(run) = self.alloc_in_lane(me, kind, req)
         {
@@ -321,11 +342,6 @@ impl<'m> Frames<'m> {
         }
         if req.fill == Fill::Zeroed
             && let Some(run) = self.alloc_zeroed(me, req)
-        {
-            return Some(run);
-        }
-        if req.order == HUGE_ORDER
-            && let Some(run) = self.alloc_shelved_huge(me, req)
         {
             return Some(run);
         }
@@ -443,10 +459,6 @@ impl<'m> Frames<'m> {
         let turn = me.cold.turn.load(OWN);
         me.cold.turn.store(turn.wrapping_add(1), OWN);
         nodes.iter().nth(turn as usize % nodes.len().max(1)).unwrap_or(me.node())
-    }
-
-    pub(crate) fn me(&self, pin: &Pinned<'_>) -> Me<'m> {
-        self.cpu(pin)
     }
 
     /// Count that this CPU took `n` frames of `block` from the map, or gave them back (negative).

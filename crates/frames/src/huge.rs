@@ -2,7 +2,9 @@
 //!
 //! A block whose count is 512 has nothing in flight: all bits are clear, and nobody is between the two steps of taking or
 //! giving, for either would make the count smaller (I4). So a huge run is claimed by one compare-and-swap on the word, of
-//! any owner's block that nobody holds, and the rows are not even looked at: they stay clear while it is out.
+//! any owner's block that nobody holds, and the rows are not even looked at: they stay clear while it is out. A CPU looks
+//! from where it found the last one on: the hints of blocks that it claimed needn't be put right, to be set again when
+//! they come back.
 //!
 //! A giant run is a group of such blocks within an arena. They are claimed one after the other under the arena's lock, in
 //! ascending order, by way of a state that stops everybody else; if one isn't to be had, those before it are put back. Only
@@ -34,6 +36,22 @@ impl Frames<'_> {
         Some(self.filled(self.huge(block), req.fill))
     }
 
+    /// A huge run without a search: more often than not the block after the last is the next, in order of address too.
+    pub(crate) fn alloc_next_huge(&self, me: Me<'_>, req: &Req) -> Option<Run> {
+        let block = Block(me.cold.empty_from.load(OWN));
+        if req.fill == Fill::Zeroed || block.0 >= self.map.blocks() {
+            return None;
+        }
+        let w = self.map.word(block).peek();
+        let fits = w.owner() == me.owner() && self.node_of(block) == me.node() && w.is_empty() && !w.zeroed();
+        if !fits || self.allowance(me, me.node(), req.ctx, FRAMES_PER_BLOCK) < FRAMES_PER_BLOCK {
+            return None;
+        }
+        let run = self.claim_huge(me, block, w, req)?;
+        me.cold.empty_from.store(block.0 + 1, OWN);
+        Some(run)
+    }
+
     /// A huge run of `node`: of this CPU's blocks, of the pool's, of anybody's.
     pub(crate) fn alloc_huge(&self, me: Me<'_>, node: Node, req: &Req) -> Option<Run> {
         if self.allowance(me, node, req.ctx, FRAMES_PER_BLOCK) < FRAMES_PER_BLOCK {
@@ -56,15 +74,19 @@ impl Frames<'_> {
     }
 
     fn claim_own(&self, me: Me<'_>, node: Node, req: &Req) -> Option<Run> {
+        let down = req.fill == Fill::Zeroed;
         let mut second = None;
         // Blocks are zeroed from the other end than frames are taken.
-        for block in self.blocks_of(me, Kind::Empty, req.fill == Fill::Zeroed) {
+        for block in self.blocks_of(me, Kind::Empty, down) {
             let w = self.map.word(block).peek();
             if w.owner() != me.owner() || self.node_of(block) != node || !w.is_empty() {
                 self.map.repair(block, Kind::Empty, w);
-            } else if w.zeroed() != (req.fill == Fill::Zeroed) && second.is_none() {
+            } else if w.zeroed() != down && second.is_none() {
                 second = Some((block, w));
             } else if let Some(run) = self.claim_huge(me, block, w, req) {
+                if !down {
+                    me.cold.empty_from.store(block.0 + 1, OWN);
+                }
                 return Some(run);
             }
         }
@@ -72,6 +94,7 @@ impl Frames<'_> {
     }
 
     /// Claim a wholly free block; it is this CPU's afterwards.
+    #[inline]
     fn claim_huge(&self, me: Me<'_>, block: Block, w: Word, req: &Req) -> Option<Run> {
         let free =
             if sync::mutant!("frames-huge-held") { w.kind() == Some(Kind::Empty) } else { w.is_empty() };
@@ -139,6 +162,7 @@ impl Frames<'_> {
 
     /// Make a block that the caller owns whole free, whatever its owner has become meanwhile; false if it is free already,
     /// as somebody else thought that he owned it.
+    #[inline]
     fn put_back(&self, me: Option<Me<'_>>, block: Block, from: State) -> bool {
         let word = self.map.word(block);
         loop {
@@ -149,7 +173,7 @@ impl Frames<'_> {
             if word.put(w, w.with_state(State::Normal).with_free(FRAMES_PER_BLOCK).with_zeroed(false)) {
                 self.count_unused(me, w.owner(), ROWS);
                 self.count_used(me, block, -i64::from(FRAMES_PER_BLOCK));
-                self.map.set_hint(block, Kind::Empty);
+                self.became(me, block, Kind::Empty);
                 return true;
             }
         }

@@ -173,8 +173,11 @@ impl<'m> Frames<'m> {
 
     /// The algorithm that serves `req` on this CPU, if it isn't rows.
     pub(crate) fn lane_of(&self, me: Me<'_>, req: &Req) -> Option<AlgoKind> {
+        if req.order >= HUGE_ORDER || req.class != Class::Movable {
+            return None;
+        }
         let kind = req.lane.unwrap_or(AlgoKind::from_number(me.cold.algo.load(OWN)));
-        (kind != AlgoKind::Row && req.order < HUGE_ORDER && req.class == Class::Movable).then_some(kind)
+        (kind != AlgoKind::Row).then_some(kind)
     }
 
     /// A run by the algorithm, which adopts a block if it has none to serve it from. `None` too if it isn't open.

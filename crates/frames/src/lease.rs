@@ -296,14 +296,19 @@ impl Frames<'_> {
     }
 
     /// Count what was given back to a block whose word was `was` before.
+    #[inline]
     fn gave(&self, me: Option<Me<'_>>, block: Block, was: Word, n: u32) {
         self.count_used(me, block, -i64::from(n));
         let free = was.free() + n;
-        self.count_unused(me, was.owner(), Map::whole_rows(free) - Map::whole_rows(was.free()));
-        if let Some(kind) = Kind::of(free)
-            && Kind::of(was.free()) != Some(kind)
-        {
-            self.map.set_hint(block, kind);
+        let rows = Map::whole_rows(free) - Map::whole_rows(was.free());
+        // Kinds are some whole rows apart, but for the lowest.
+        if rows != 0 || was.free() <= Kind::Scant.most() {
+            self.count_unused(me, was.owner(), rows);
+            if let Some(kind) = Kind::of(free)
+                && Kind::of(was.free()) != Some(kind)
+            {
+                self.became(me, block, kind);
+            }
         }
         if let Some(me) = me {
             count(&me.cold.counts.flushes, 1);

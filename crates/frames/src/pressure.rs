@@ -192,7 +192,7 @@ impl Frames<'_> {
     /// user mode, before idling, and after each tick.
     #[inline]
     pub fn safe_point(&self, pin: &Pinned<'_>) {
-        let cpu = self.cpu(pin);
+        let cpu = self.me(pin);
         // Relaxed: whether it is worth a call; what is acted on is read there.
         if cpu.asked.drain.load(Ordering::Relaxed) != cpu.told.drained.load(OWN) {
             self.safe_point_of(self.me(pin));

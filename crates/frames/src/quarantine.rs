@@ -94,7 +94,7 @@ impl Frames<'_> {
         let Some((row, bit)) = self.map.locate(run.first()) else { return Err((run, Full)) };
         let order = run.order();
         let mask = if order <= 5 { run_bits(order) << bit } else { !0 };
-        let ring = &self.cpu(pin).cold.ring;
+        let ring = &self.me(pin).cold.ring;
         if cfg!(debug_assertions) && ring.has(row, mask) {
             return Err((run, Full));
         }
@@ -109,7 +109,7 @@ impl Frames<'_> {
 
     /// Free what this CPU has in quarantine of generations up to `done`, all of which are done. Gives the number of frames.
     pub fn release(&self, pin: &Pinned<'_>, done: Gen) -> usize {
-        let ring = &self.cpu(pin).cold.ring;
+        let ring = &self.me(pin).cold.ring;
         if ring.frames() == 0 {
             return 0;
         }

@@ -107,6 +107,9 @@ impl Frames<'_> {
                     continue;
                 }
                 if let Some(found) = f(block) {
+                    if kind == Kind::Empty && class == Class::Movable {
+                        me.cold.empty_from.store(block.0 + 1, OWN);
+                    }
                     return Some(found);
                 }
                 self.unhold(block);
@@ -119,14 +122,29 @@ impl Frames<'_> {
         None
     }
 
-    /// Blocks of the kind by the hints, in which `cpu` may own some, in order of address or against it.
+    /// Blocks of the kind by the hints, in which `cpu` may own some, in order of address or against it. Of those that are
+    /// wholly free the ones that it has been past come last, so that they aren't all looked at each time.
     pub(crate) fn blocks_of<'a>(
         &'a self,
         cpu: &'a Cpu,
         kind: Kind,
         down: bool,
     ) -> impl Iterator<Item = Block> + 'a {
-        cpu.holdings().flat_map(move |(start, end)| self.map.hinted(kind, start, end, down))
+        let past = if kind == Kind::Empty && !down { Block(cpu.cold.empty_from.load(OWN)) } else { Block(0) };
+        let ahead = cpu.holdings().map(move |(start, end)| (start.max(past), end));
+        let behind = cpu.holdings().map(move |(start, end)| (start, end.min(past)));
+        ahead.chain(behind).flat_map(move |(start, end)| self.map.hinted(kind, start, end, down))
+    }
+
+    /// Note that `block` has become of `kind`.
+    pub(crate) fn became(&self, me: Option<Me<'_>>, block: Block, kind: Kind) {
+        self.map.set_hint(block, kind);
+        if kind == Kind::Empty
+            && let Some(me) = me
+            && block.0 < me.cold.empty_from.load(OWN)
+        {
+            me.cold.empty_from.store(block.0, OWN);
+        }
     }
 
     /// Take over blocks of `node` from its pool, or from a CPU that has more than it needs.
