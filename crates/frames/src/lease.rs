@@ -311,7 +311,6 @@ impl Frames<'_> {
             }
         }
         if let Some(me) = me {
-            count(&me.cold.counts.flushes, 1);
             count(&me.cold.counts.remote_flushes, u64::from(was.owner() != me.owner()));
             self.flushed(me, self.node_of(block));
         }

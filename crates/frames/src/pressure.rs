@@ -175,11 +175,18 @@ impl Frames<'_> {
     }
 
     /// Frames of a block of `node` were given to the map.
+    #[inline]
     pub(crate) fn flushed(&self, me: Me<'_>, node: Node) {
-        let flushes = me.cold.counts.flushes.load(OWN);
-        if !flushes.is_multiple_of(LOOK_EVERY) {
-            return;
+        let flushes = me.cold.counts.flushes.load(OWN) + 1;
+        me.cold.counts.flushes.store(flushes, OWN);
+        if flushes.is_multiple_of(LOOK_EVERY) {
+            self.consider(me, node, flushes);
         }
+    }
+
+    /// After so many flushes, see whether memory is short, or more than enough.
+    #[inline(never)]
+    fn consider(&self, me: Me<'_>, node: Node, flushes: u64) {
         if self.pressure(node) != Pressure::None || me.is_sparing() {
             self.look(me, node);
         }

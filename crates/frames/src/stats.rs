@@ -45,9 +45,9 @@ pub struct CpuStats {
     pub algo: AlgoKind,
     /// Rows that it leased.
     pub refills: u64,
-    /// Rows that it gave back to, and to how many of them another owner's blocks.
+    /// Times that it gave frames back to the map: those of a row together, or a run of more.
     pub flushes: u64,
-    /// See `flushes`.
+    /// How many of these, of runs up to order 8, went to blocks that another CPU or nobody owns.
     pub remote_flushes: u64,
     /// Times that it fetched blocks of others.
     pub transfers: u64,
