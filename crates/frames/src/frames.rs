@@ -284,7 +284,7 @@ impl<'m> Frames<'m> {
         self.free_slow(pin, first, order)
     }
 
-    #[inline(never)]
+    #[inline]
     fn alloc_slow(&self, pin: &Pinned<'_>, req: &Req) -> Result<Run, AllocError> {
         let me = self.me(pin);
         if req.order > MAX_ORDER {

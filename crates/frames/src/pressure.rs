@@ -206,18 +206,25 @@ impl Frames<'_> {
         }
     }
 
+    #[inline]
     pub(crate) fn safe_point_of(&self, me: Me<'_>) {
         // Acquire: what the asker did comes before; partner of `request_drain`.
         let asked = me.asked.drain.load(Ordering::Acquire);
         if asked != me.told.drained.load(OWN) {
-            self.give_up_all(me);
-            self.give_up_lanes(me);
-            count(&me.cold.counts.drains, 1);
-            // Release: all that was given up comes before; partner of `drained`.
-            let order =
-                if sync::mutant!("frames-relaxed-drained") { Ordering::Relaxed } else { Ordering::Release };
-            me.told.drained.store(asked, order);
+            self.meet(me, asked);
         }
+    }
+
+    /// Do what the request to drain of that number asks for.
+    #[cold]
+    fn meet(&self, me: Me<'_>, asked: u64) {
+        self.give_up_all(me);
+        self.give_up_lanes(me);
+        count(&me.cold.counts.drains, 1);
+        // Release: all that was given up comes before; partner of `drained`.
+        let order =
+            if sync::mutant!("frames-relaxed-drained") { Ordering::Relaxed } else { Ordering::Release };
+        me.told.drained.store(asked, order);
     }
 
     /// Ask CPUs to give the map what they keep, at their next safe point; the number of the request. The caller makes them
