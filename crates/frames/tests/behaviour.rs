@@ -242,7 +242,7 @@ fn the_last_frames_are_found_in_other_cpus_hands() {
 fn two_cpus_that_drain_each_other_go_on() {
     let machine = Machine::new(2);
     let frames = testing::frames(64 * 512, 2);
-    let poked = AtomicBool::new(false);
+    let (poked, done) = (AtomicBool::new(false), AtomicUsize::new(0));
     machine.run(|_, ctx| {
         for _ in 0..200 {
             let run = frames.alloc(&ctx.pin(), Req::default()).unwrap();
@@ -250,7 +250,8 @@ fn two_cpus_that_drain_each_other_go_on() {
             frames.free(&ctx.pin(), run).unwrap();
         }
         // The other may still be waiting for this one.
-        for _ in 0..1000 {
+        done.fetch_add(1, Ordering::Relaxed);
+        while done.load(Ordering::Relaxed) < 2 {
             frames.safe_point(&ctx.pin());
             std::thread::yield_now();
         }
