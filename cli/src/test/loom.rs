@@ -9,8 +9,8 @@ use super::{Report, output};
 use crate::{cargo, workspace};
 
 /// Both name a `cfg`, and the tests that are built under it.
-const LOOM: &str = "loom";
-const SHUTTLE: &str = "shuttle";
+pub const LOOM: &str = "loom";
+pub const SHUTTLE: &str = "shuttle";
 /// One model's file explores for at most this long.
 const LIMIT: Duration = Duration::from_secs(10 * 60);
 
@@ -19,7 +19,7 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
     let models = models()?;
     for (i, (package, test)) in models.iter().enumerate() {
         report.begin(i, models.len(), &format!("{package} {test}"));
-        let mut command = if test.starts_with(SHUTTLE) { under(SHUTTLE) } else { command() };
+        let mut command = under(if test.starts_with(SHUTTLE) { SHUTTLE } else { LOOM });
         command.args(["test", "--release", "-p", package, "--test", test, "--", "--nocapture"]);
         // Models are deep, not wide: one at a time leaves their printed figures whole.
         command.arg("--test-threads=1");
@@ -30,13 +30,8 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
     Ok(())
 }
 
-/// A cargo command under `cfg(loom)`.
-pub fn command() -> Command {
-    under(LOOM)
-}
-
 /// A cargo command under the `cfg` of that name.
-fn under(cfg: &str) -> Command {
+pub fn under(cfg: &str) -> Command {
     let mut command = cargo::command(workspace::target(cfg));
     cargo::flags(&mut command, &["--cfg", cfg]);
     command

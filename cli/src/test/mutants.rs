@@ -1,6 +1,6 @@
 //! Planted faults: one build of each crate holds them all, a variable wakes one, and its tests must then fail.
 //!
-//! The lists `crates/mutants*.txt` have a line for each: `name | package | cargo test arguments | loom yes or no`.
+//! The lists `crates/mutants*.txt` have a line for each: `name | package | cargo test arguments | loom, shuttle or no`.
 //! The same tests must pass with all faults asleep, or a failure would say nothing.
 
 use std::{collections::BTreeSet, process::Command, time::Duration};
@@ -21,7 +21,8 @@ const RUN_LIMIT: Duration = Duration::from_secs(90);
 struct Suite {
     package: String,
     arguments: Vec<String>,
-    loom: bool,
+    /// The `cfg` of the model checker that it runs under.
+    under: Option<&'static str>,
 }
 
 pub fn run(report: &mut Report, _full: bool) -> Result<()> {
@@ -55,7 +56,7 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
 
 impl Suite {
     fn command(&self) -> Command {
-        let mut command = if self.loom { loom::command() } else { cargo::command(host::target()) };
+        let mut command = self.under.map_or_else(|| cargo::command(host::target()), loom::under);
         host::quick(&mut command);
         command.args(["test", "-p", &self.package]).args(&self.arguments);
         command
@@ -79,14 +80,15 @@ fn planted() -> Result<Vec<(String, Suite)>> {
 
 fn entry(line: &str) -> Result<(String, Suite)> {
     let fields: Vec<_> = line.split('|').map(str::trim).collect();
-    let [name, package, arguments, loom] = fields[..] else { bail!("not four fields: {line}") };
-    let loom = match loom {
-        "yes" => true,
-        "no" => false,
-        _ => bail!("neither yes nor no at the end: {line}"),
+    let [name, package, arguments, under] = fields[..] else { bail!("not four fields: {line}") };
+    let under = match under {
+        "yes" => Some(loom::LOOM),
+        "shuttle" => Some(loom::SHUTTLE),
+        "no" => None,
+        _ => bail!("neither yes nor shuttle nor no at the end: {line}"),
     };
     let arguments = arguments.split_whitespace().map(str::to_owned).collect();
-    Ok((name.to_owned(), Suite { package: package.to_owned(), arguments, loom }))
+    Ok((name.to_owned(), Suite { package: package.to_owned(), arguments, under }))
 }
 
 #[cfg(test)]
@@ -98,7 +100,8 @@ mod tests {
         let (name, suite) = entry("drop-ipi | quire-tlb | --test gather -- stale | no").unwrap();
         assert_eq!(name, "drop-ipi");
         let arguments = ["--test", "gather", "--", "stale"].map(str::to_owned).to_vec();
-        assert_eq!(suite, Suite { package: "quire-tlb".into(), arguments, loom: false });
+        assert_eq!(suite, Suite { package: "quire-tlb".into(), arguments, under: None });
+        assert_eq!(entry("a | b | c | shuttle").unwrap().1.under, Some("shuttle"));
         assert!(entry("a | b | c").is_err());
         assert!(entry("a | b | c | perhaps").is_err());
     }
