@@ -70,6 +70,13 @@ impl Cached {
         let same = turn.is_multiple_of(2) && self.turn.load(OWN) == turn;
         if (same || sync::mutant!("frames-torn-lease")) && of == row { mask } else { 0 }
     }
+    /// With nobody else about: it has nothing, whatever it was changing to.
+    fn forget(&self) {
+        self.turn.store(self.turn.load(OWN).next_multiple_of(2), OWN);
+        if !sync::mutant!("frames-recover-leases") {
+            self.set(Row::NONE, 0);
+        }
+    }
     /// Take everything out.
     pub(crate) fn empty(&self) -> (Row, u64) {
         let was = (self.row(), self.mask());
@@ -359,6 +366,36 @@ impl Cpu {
     pub(crate) fn is_sparing(&self) -> bool {
         self.hot.mode() & SPARING != 0
     }
+    /// With nobody else about: it keeps nothing, holds nothing and owns nothing, whatever it was doing; bounds, demand and
+    /// counts of events stay.
+    pub(crate) fn forget(&self) {
+        let Self { hot, cold, told, asked } = self;
+        let kept = hot.lease.iter().chain(&hot.accumulators).chain(&cold.shelf).chain(&cold.away);
+        kept.for_each(Cached::forget);
+        let blocks = hot.current.iter().chain(&cold.huge).chain([&cold.zero_block, &cold.clearing]);
+        blocks.for_each(|block| block.store(Block::NONE.0, OWN));
+        let numbers = [
+            &hot.mode,
+            &cold.empty_from,
+            &cold.zero_rows,
+            &cold.cleared,
+            &cold.unchecked,
+            &cold.patience,
+            &cold.algo,
+        ];
+        numbers.iter().for_each(|n| n.store(0, OWN));
+        cold.batch.store(1, OWN);
+        cold.zero_ready.store(0, OWN);
+        for holding in &cold.holdings {
+            holding.start.store(0, OWN);
+            holding.end.store(0, OWN);
+        }
+        cold.ring.forget();
+        told.unused.store(0, OWN);
+        asked.unused.store(0, OWN);
+        // It keeps nothing, as everyone who ever asked wanted.
+        told.drained.store(asked.drain.load(OWN), OWN);
+    }
     /// A zeroed frame that is at hand.
     #[inline]
     pub(crate) fn take_zeroed(&self) -> Option<(Row, u32)> {
@@ -445,6 +482,8 @@ pub(crate) struct Level {
     pub(crate) scale: AtomicU32,
     /// Frames in service.
     pub(crate) total: AtomicU64,
+    /// Frames that blocks in service lack, because they are no memory; never changes.
+    pub(crate) missing: AtomicU64,
     /// Blocks that belong to the pool: at most an estimate.
     pub(crate) pooled: AtomicI64,
 }
@@ -456,6 +495,7 @@ impl NodeLines {
                 now: AtomicU32::new(0),
                 scale: AtomicU32::new(0),
                 total: AtomicU64::new(0),
+                missing: AtomicU64::new(0),
                 pooled: AtomicI64::new(0),
             }),
             balancing: Line(AtomicBool::new(false)),

@@ -156,8 +156,7 @@ impl<'m> Frames<'m> {
         }
         for region in self.regions {
             let blocks = region.end.0 - region.start.0;
-            let mut frames = 0;
-            let mut rows = 0;
+            let (mut frames, mut rows) = (0, 0);
             for block in (region.start.0..region.end.0).map(Block) {
                 let w = self.map.word(block).peek();
                 frames += u64::from(w.free());
@@ -166,6 +165,8 @@ impl<'m> Frames<'m> {
             }
             let level = &self.nodes[region.node.index()].level.0;
             level.total.fetch_add(frames, Ordering::Relaxed);
+            let missing = u64::from(blocks) * u64::from(FRAMES_PER_BLOCK) - frames;
+            level.missing.fetch_add(missing, Ordering::Relaxed);
             match region.owner.as_cpu() {
                 Some(cpu) => {
                     self.cpus[cpu].hold_in(region.start, region.end);

@@ -325,7 +325,8 @@ impl Frames<'_> {
         if !single || block.rows().any(|row| self.map.zeros(row) != 0) {
             return Err(FreeError::WrongState(first));
         }
-        if !word.claim(w, w.with_state(State::Claiming)) {
+        // The count says that it is on its way to be huge, and whose it is meanwhile (see `recover`).
+        if !word.claim(w, w.with_state(State::Claiming).with_free(FRAMES_PER_BLOCK)) {
             return Err(FreeError::WrongState(first));
         }
         block.rows().for_each(|row| {

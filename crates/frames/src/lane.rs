@@ -42,6 +42,15 @@ impl Lane<'_> {
     pub(crate) fn new() -> Self {
         Self { algo: UnsafeCell::new(None), free: AtomicU64::new(0) }
     }
+    /// Forget the algorithm and its memory, in whatever state they are.
+    ///
+    /// # Safety
+    /// Nobody is in a call of the algorithm's CPU, nor goes on with one later.
+    pub(crate) unsafe fn close(&self) {
+        // SAFETY: nobody else uses the cell. What was in it isn't dropped: it may be half written, and has no drop glue.
+        self.algo.with_mut(|algo| unsafe { algo.write(None) });
+        self.free.store(0, OWN);
+    }
     /// Free frames in it; from any CPU.
     pub(crate) fn free(&self) -> u64 {
         self.free.load(OWN)
@@ -89,6 +98,11 @@ impl<'m> Frames<'m> {
     /// Memory that an algorithm needs on one CPU, for ever: none for rows.
     pub fn lane_layout(kind: AlgoKind) -> Layout {
         AnyAlgo::layout(kind, MAX_BLOCKS)
+    }
+
+    /// The lanes of CPU number `cpu`.
+    pub(crate) fn lanes_of(&self, cpu: usize) -> &'m [Lane<'m>] {
+        &self.lanes[cpu * LANE_KINDS..][..LANE_KINDS]
     }
 
     /// Call `f` with the algorithm, if it is open here.

@@ -88,6 +88,7 @@ mod online;
 mod pressure;
 mod primitive;
 mod quarantine;
+mod recover;
 mod request;
 mod select;
 mod stats;

@@ -130,6 +130,11 @@ impl Arena {
             giants: Line(SpinLock::new(())),
         }
     }
+    /// With nobody else about: no block is known to be of any kind.
+    pub(crate) fn forget_hints(&self) {
+        // Relaxed: hints order nothing.
+        self.hints.iter().flat_map(|kind| &kind.0).for_each(|word| word.store(0, Ordering::Relaxed));
+    }
 }
 
 /// Blocks whose hints of a kind are in one word.

@@ -54,6 +54,11 @@ impl Ring {
     pub(crate) fn frames(&self) -> u64 {
         self.frames.load(OWN)
     }
+    /// With nobody else about: there is nothing in it.
+    pub(crate) fn forget(&self) {
+        self.entries.iter().for_each(|entry| entry.mask.store(0, OWN));
+        self.frames.store(0, OWN);
+    }
     /// Whether one of `mask` of `row` is in quarantine.
     fn has(&self, row: Row, mask: u64) -> bool {
         self.entries.iter().any(|e| {

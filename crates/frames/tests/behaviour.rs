@@ -438,3 +438,34 @@ fn no_cpu_reaches_below_the_mark_by_what_it_saw_before() {
     assert!(s.free >= min, "{} free, the mark is {min}: {s:?}", s.free);
     give(frames, &pin(0), runs);
 }
+
+/// What is known of a machine that nothing was interrupted on is known again, rows that end in the middle of a block and
+/// blocks that moved among nodes and CPUs too; only what was kept is lost.
+#[test]
+fn what_recovering_finds_is_what_there_was() {
+    let topology = nodes(&[24, 24], 4, local_or(20));
+    let ranges = [100..7001, 7400..12_000, 12_288..24_000];
+    let frames = testing::with_topology(&ranges, topology, 4);
+    let mut runs = Vec::new();
+    for (c, orders) in [vec![0; 3000], vec![9, 10, 3, 9], vec![6; 20], vec![9; 30]].into_iter().enumerate() {
+        let got = orders
+            .into_iter()
+            .filter_map(|order| frames.alloc(&pin(c), Req { ctx: Ctx::Reserve, ..Req::order(order) }).ok());
+        runs.extend(got);
+    }
+    let kept = frames.stats().cached;
+    let before = frames.stats();
+    let unused = |c: usize| frames.cpu_stats(cpu(c)).unused;
+    let rows: u64 = (0..4).map(unused).sum();
+    // SAFETY: nobody is in a call.
+    let count = unsafe { frames.recover() };
+    let after = frames.stats();
+    assert_eq!((after.total, after.free, after.cached), (before.total, before.free, 0));
+    assert_eq!((after.owned, count.wrong), (before.owned + kept, 0));
+    assert_eq!((0..4).map(unused).sum::<u64>(), rows);
+    give(frames, &pin(0), runs);
+    frames.drain(&pin(0));
+    let rest = all(frames, &pin(3), Req { ctx: Ctx::Reserve, ..Req::default() });
+    assert_eq!(rest.len() as u64 + kept, before.total, "all but what was kept can be had from anywhere");
+    give(frames, &pin(3), rest);
+}

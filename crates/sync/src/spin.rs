@@ -60,6 +60,14 @@ impl<T> SpinLock<T> {
             Err(_) => None,
         }
     }
+    /// Free the lock, whoever holds it.
+    ///
+    /// # Safety
+    /// Nobody who holds it, or waits for it, goes on; and the value may be what its last holder left unfinished.
+    pub unsafe fn force_unlock(&self) {
+        // Relaxed: there is nobody to order anything with.
+        self.held.store(false, Ordering::Relaxed);
+    }
     /// The value, without locking: the exclusive borrow shows that nobody holds the lock.
     pub fn get_mut(&mut self) -> &mut T {
         // SAFETY: `self` is borrowed exclusively, for as long as the result.
