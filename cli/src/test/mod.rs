@@ -15,6 +15,7 @@ mod mutants;
 mod output;
 mod peer;
 mod pool;
+mod races;
 mod sanitize;
 mod trace;
 

@@ -1,5 +1,5 @@
-//! The sanitized kernel (`kernel/src/sanitize`): its own tests, mistakes that it must report, the guest programs that
-//! reach most of it, and random system calls.
+//! The frame allocator on the host under the compiler's sanitizers; and the sanitized kernel (`kernel/src/sanitize`): its own
+//! tests, mistakes that it must report, the guest programs that reach most of it, and random system calls.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::{
     Report, kernel as kernel_tests,
     linux::{self, Case},
-    manifest,
+    manifest, races,
 };
 use crate::{
     guest::{self, Toolchain},
@@ -97,6 +97,7 @@ impl Fuzz {
 }
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
+    races::run(report, full, |report, i, name| report.begin(i, races::TESTS, name))?;
     needs::ensure(&[Tool::Gcc, Tool::MuslGcc])?;
     let kernel = kernel::build(Build::Sanitized)?;
     let manifest = manifest::read()?;

@@ -94,9 +94,15 @@ impl Machine {
     #[cfg(not(loom))]
     pub fn run(&self, f: impl Fn(CpuId, Unpinned<'_>) + Sync) {
         thread::scope(|s| {
-            for cpu in self.ids() {
+            let spawn = |cpu: CpuId| {
                 let f = &f;
-                s.spawn(move || self.on(cpu.index(), |ctx| f(cpu, ctx)));
+                s.spawn(move || self.on(cpu.index(), |ctx| f(cpu, ctx)))
+            };
+            let threads: Vec<_> = self.ids().map(spawn).collect();
+            // Joined one by one: a race detector sees that, but not how a scope ends.
+            let ends: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+            if let Some(panic) = ends.into_iter().find_map(Result::err) {
+                std::panic::resume_unwind(panic);
             }
         });
     }
