@@ -5,6 +5,7 @@
 
 mod bench;
 mod exact;
+mod fuzz;
 mod host;
 mod kernel;
 mod linux;

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{
-    Report, kernel as kernel_tests,
+    Report, fuzz, kernel as kernel_tests,
     linux::{self, Case},
     manifest, races,
 };
@@ -97,7 +97,9 @@ impl Fuzz {
 }
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
-    races::run(report, full, |report, i, name| report.begin(i, races::TESTS, name))?;
+    let on_host = races::TESTS + fuzz::TESTS;
+    races::run(report, full, |report, i, name| report.begin(i, on_host, name))?;
+    let sequences = fuzz::run(report, full, |report, i, name| report.begin(races::TESTS + i, on_host, name))?;
     needs::ensure(&[Tool::Gcc, Tool::MuslGcc])?;
     let kernel = kernel::build(Build::Sanitized)?;
     let manifest = manifest::read()?;
@@ -130,7 +132,10 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
         most = most.max(outcome.stats.as_deref().and_then(stats::edges_taken).unwrap_or_default());
         report.record(&case.name, result);
     }
-    report.remark(format!("{calls} random calls, at most {} of {} edges taken in one run", most.0, most.1));
+    report.remark(format!(
+        "{sequences} of the allocator's; {calls} random calls, at most {} of {} edges taken in one run",
+        most.0, most.1
+    ));
     Ok(())
 }
 
