@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use addr::{DirectMap, Frame};
-use frames::{Busy, Clear, Config, Ctx, FrameRange, Frames, Req, Run, Topology};
+use frames::{AlgoKind, Busy, Clear, Config, Ctx, Fill, FrameRange, Frames, Gen, Req, Run, Topology};
 use loom::{
     cell::UnsafeCell,
     sync::{
@@ -60,6 +60,11 @@ fn frame(n: u64) -> Frame {
 impl Sim {
     /// Memory of these frames; those of `watched` have bytes.
     fn with_ranges(ranges: impl Iterator<Item = Range<u64>>, watched: &[u64]) -> Self {
+        // SAFETY: nothing is done to any byte.
+        Self::with_clear(ranges, watched, unsafe { Clear::new(DirectMap::new(0)).by(|_| (), |_| ()) })
+    }
+    /// The same, whose frames are zeroed by `clear`.
+    fn with_clear(ranges: impl Iterator<Item = Range<u64>>, watched: &[u64], clear: Clear) -> Self {
         let ranges: Vec<_> =
             ranges.map(|r| FrameRange { start: frame(r.start), end: frame(r.end) }).collect();
         let topology: &'static Topology = {
@@ -68,9 +73,8 @@ impl Sim {
         };
         let cfg = Config { ranges: &ranges, cpus: 2, topology };
         let tables = Box::into_raw(vec![0; Frames::meta_bytes(&cfg)].into_boxed_slice());
-        // SAFETY: the direct map is never used, as nobody asks for zeroed frames; the buffer is zeroed, and lives until the
-        // allocator is gone; the frames are this allocator's alone.
-        let frames = unsafe { Frames::new(&cfg, &mut *tables, Clear::new(DirectMap::new(0))) };
+        // SAFETY: the buffer is zeroed, and lives until the allocator is gone; the frames are this allocator's alone.
+        let frames = unsafe { Frames::new(&cfg, &mut *tables, clear) };
         Self {
             frames,
             tables,
@@ -249,7 +253,7 @@ fn a_block_is_claimed_whole_after_its_last_frame_came_back() {
         let other = sim.clone();
         let there = thread::spawn(move || other.free_shared(last));
         let parts = sim.alloc(0, 9).map(|run| sim.frames.split(run).expect("it is huge"));
-        let split = parts.map(|parts| parts.for_each(|part| core::mem::forget(part))).is_some();
+        let split = parts.map(|parts| parts.for_each(core::mem::forget)).is_some();
         there.join().expect("the other CPU went well");
         sim.balanced(if split { 512 } else { 0 });
         // SAFETY: all 512 frames are ours, and were let go above.
@@ -460,4 +464,192 @@ fn a_block_goes_out_of_service_or_is_taken_from() {
         assert_eq!(sim.frames.stats().total, if gone { 0 } else { 512 });
         sim.check([taken]);
     });
+}
+
+/// M4, with half a block: four whole rows are claimed while the other CPU wants a frame of one.
+#[test]
+fn four_rows_are_claimed_together_or_not_at_all() {
+    against(
+        "frames: four rows against one frame",
+        Some(2),
+        || (Sim::new(1, 256, &[A, A + 192]), []),
+        |sim| vec![sim.alloc(0, 8)],
+        |sim, []| vec![sim.alloc(1, 0)],
+    );
+}
+
+/// M4, the way back of half a block, of which the other CPU wants a part.
+#[test]
+fn four_rows_come_back_while_two_are_taken() {
+    against(
+        "frames: four rows come back against taking two",
+        None,
+        || {
+            let sim = Sim::new(1, 256, &[A, A + 192]);
+            let run = sim.alloc(0, 8).expect("all are free");
+            (sim, [run])
+        },
+        |sim| vec![sim.alloc(0, 7)],
+        |sim, [run]| {
+            sim.free_shared(run);
+            vec![]
+        },
+    );
+}
+
+/// A CPU that goes to sleep lets go of what it keeps.
+#[test]
+fn what_a_parked_cpu_kept_is_there() {
+    against(
+        "frames: park against the next holder",
+        None,
+        || one_left(&[A, B]),
+        |sim| {
+            sim.begin();
+            sim.frames.park(&pin(0));
+            vec![]
+        },
+        |sim, runs| runs.into_iter().map(Some).chain([sim.alloc(1, 0)]).collect(),
+    );
+}
+
+/// A lane takes all free frames of a block out of the map, and gives them back, while more come back to it from CPU 1.
+#[test]
+fn a_block_is_given_to_while_a_lane_adopts_it() {
+    against(
+        "frames: a lane's block against a flush",
+        Some(2),
+        || {
+            let sim = Sim::with_ranges(
+                (0..8).map(|b| A + b * 512..A + b * 512 + if b == 0 { 32 } else { 2 }),
+                &[A, B],
+            );
+            sim.frames.open_lane(&pin(0), AlgoKind::Avl, lane_memory()).expect("memory is given");
+            let run = sim.alloc(0, 1).expect("all are free");
+            assert_eq!(run.first().number(), A);
+            sim.frames.drain(&pin(0));
+            (sim, [run])
+        },
+        |sim| {
+            sim.begin();
+            let req = Req { ctx: Ctx::Reserve, lane: Some(AlgoKind::Avl), ..Req::default() };
+            let run = sim.frames.alloc(&pin(0), req).ok();
+            run.iter().for_each(|run| sim.touch(run));
+            sim.drain(0);
+            vec![run]
+        },
+        |sim, [run]| {
+            sim.free_shared(run);
+            vec![]
+        },
+    );
+}
+
+/// Memory for a lane, of executions that come one after the other.
+fn lane_memory() -> &'static mut [u8] {
+    static AT: std::sync::OnceLock<(usize, usize)> = std::sync::OnceLock::new();
+    let (at, len) = *AT.get_or_init(|| {
+        let memory = frames::testing::lane_memory(AlgoKind::Avl);
+        (memory.as_mut_ptr().expose_provenance(), memory.len())
+    });
+    // SAFETY: leaked memory; the allocator that was given it last is gone.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(at), len) }
+}
+
+/// A frame in quarantine is nobody's: not until its generation is done, which is when the other CPU has used its old
+/// translation for the last time.
+#[test]
+fn a_frame_in_quarantine_waits_for_its_generation() {
+    explore("frames: quarantine against a stale translation", None, || {
+        let sim = Arc::new(Sim::new(1, 2, &[A, B]));
+        let first = sim.alloc(0, 0).expect("both are free");
+        assert_eq!(first.first().number(), A);
+        let done = Arc::new(AtomicU64::new(0));
+        let (other, said) = (sim.clone(), done.clone());
+        let there = thread::spawn(move || {
+            other.bytes[0].1.with_mut(|_| ());
+            // Release: partner of the load below, as a shootdown's answer is.
+            said.store(1, Ordering::Release);
+        });
+        sim.begin();
+        sim.frames.free_pending(&pin(0), first, Gen(1)).expect("there is room");
+        let mut owned = vec![sim.alloc(0, 0)];
+        // Acquire: partner of the store above.
+        let generation = done.load(Ordering::Acquire);
+        sim.begin();
+        assert_eq!(sim.frames.release(&pin(0), Gen(generation)), generation as usize);
+        owned.push(sim.alloc(0, 0));
+        assert_eq!(owned[1].is_some(), generation == 1, "the frame is there as soon as it may be");
+        there.join().expect("the other CPU went well");
+        sim.frames.release(&pin(0), Gen(1));
+        sim.check(owned);
+    });
+}
+
+/// The first frame of the block that CPU 0 zeroes.
+const Z: u64 = A + 3 * 512;
+
+thread_local! {
+    /// The bytes of that frame, of the execution that runs: loom's threads are one of the system's.
+    static ZEROED: std::cell::Cell<*const UnsafeCell<u32>> = const { std::cell::Cell::new(std::ptr::null()) };
+}
+
+/// Zeroing a frame; only one has bytes.
+fn clear(at: *mut u8) {
+    if at.addr() as u64 == Z * addr::PAGE_SIZE {
+        // SAFETY: it was set by the execution that runs.
+        let cell = unsafe { &*ZEROED.get() };
+        // SAFETY: loom checks that nobody else uses it.
+        cell.with_mut(|bytes| unsafe { *bytes = 0 });
+    }
+}
+
+/// CPU 0 zeroes its only whole block ahead of need while CPU 1 takes 2^`order` frames of it, writes to them, and gives them
+/// back; who then asks for a zeroed block gets one.
+fn zeroing_against(name: &str, order: u32) {
+    explore(name, Some(2), move || {
+        let cell = Arc::new(UnsafeCell::new(1));
+        ZEROED.set(&*cell);
+        let blocks = (0..8).map(|b| A + b * 512..A + b * 512 + if b == 3 { 512 } else { 2 });
+        // SAFETY: both zero the only frame that has bytes.
+        let zeroing = unsafe { Clear::new(DirectMap::new(0)).by(clear, clear) };
+        let sim = Arc::new(Sim::with_clear(blocks, &[], zeroing));
+        let zeroed = |order| Req { ctx: Ctx::Reserve, fill: Fill::Zeroed, ..Req::order(order) };
+        // One was wanted, so that more are zeroed ahead.
+        let first = sim.frames.alloc(&pin(0), zeroed(0)).expect("all are free");
+        sim.frames.free(&pin(0), first).expect("it was ours");
+        sim.frames.drain(&pin(0));
+        sim.frames.tick(&pin(0));
+        let (other, bytes) = (sim.clone(), cell.clone());
+        let there = thread::spawn(move || {
+            other.begin();
+            let run = other.frames.alloc(&pin(1), Req { ctx: Ctx::Reserve, ..Req::order(order) }).ok()?;
+            if run.first().number() == Z {
+                // SAFETY: it is ours, as loom checks.
+                bytes.with_mut(|bytes| unsafe { *bytes = 7 });
+            }
+            other.frames.free_shared(run).expect("it was ours");
+            Some(())
+        });
+        sim.begin();
+        sim.frames.idle(&pin(0), 512);
+        there.join().expect("the other CPU went well");
+        (0..2).for_each(|cpu| sim.frames.drain(&pin(cpu)));
+        let whole = sim.frames.alloc(&pin(1), zeroed(9)).expect("nobody has anything");
+        assert_eq!(whole.first().number(), Z);
+        // SAFETY: it is ours, as loom checks.
+        assert_eq!(cell.with(|bytes| unsafe { *bytes }), 0, "it was to be zeroed");
+        sim.frames.free(&pin(1), whole).expect("it was ours");
+        sim.check([]);
+    });
+}
+
+#[test]
+fn a_block_that_is_zeroed_is_claimed_whole_before_or_after() {
+    zeroing_against("frames: zeroing against huge", 9);
+}
+
+#[test]
+fn a_block_that_is_zeroed_is_taken_from_before_or_after() {
+    zeroing_against("frames: zeroing against taking over", 3);
 }
