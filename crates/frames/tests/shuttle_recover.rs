@@ -399,6 +399,7 @@ fn lanes() {
 fn in_lane(sim: &Sim, cpu: usize, kind: AlgoKind) {
     sim.frames.set_algo(&pin(cpu), kind, Some(testing::lane_memory(kind))).expect("memory is given");
     (0..3).for_each(|order| assert!(sim.order(cpu, order)));
+    assert!(sim.frames.cpu_stats(pin(cpu).cpu()).cached > 64, "the algorithm has no block");
     (0..2).for_each(|i| sim.put(cpu, i));
     sim.frames.drain(&pin(cpu));
     assert!(sim.order(cpu, 0));
