@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! addr, percpu  <-  sync  <-  frames  <-  owned  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
+//!         percpu, sync  <-  refcache
 //! ```
 //! The driver, the tracer and the guest programs use none of these; the driver may use the cost model, which uses nothing.
 //! The programs for the host use them as the kernel does.
@@ -17,6 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-percpu", &[]),
     ("quire-sync", &["quire-addr", "quire-percpu"]),
     ("quire-heap", &["quire-percpu", "quire-sync"]),
+    ("quire-refcache", &["quire-percpu", "quire-sync"]),
     ("quire-frames", &["quire-addr", "quire-percpu", "quire-sync"]),
     ("quire-owned", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames"]),
     ("quire-tlb", &["quire-addr", "quire-percpu", "quire-sync", "quire-owned"]),
@@ -51,7 +53,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-cost", &[]),
     ("quire-cli", &["quire-cost"]),
     ("quire-bench-guest", &[]),
-    ("quire-bench-host", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames", "quire-aspace"]),
+    (
+        "quire-bench-host",
+        &["quire-addr", "quire-percpu", "quire-sync", "quire-refcache", "quire-frames", "quire-aspace"],
+    ),
     ("quire-tracer", &[]),
 ];
 
