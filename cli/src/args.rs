@@ -425,6 +425,8 @@ pub enum Group {
     Host,
     /// Every interleaving of the protocols' loom models
     Loom,
+    /// Every state of the protocols' models for SPIN
+    Spin,
     /// Tests inside the kernel, and how the machine ends
     Kernel,
     /// Linux programs, against the same programs run natively

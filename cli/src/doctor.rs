@@ -77,6 +77,7 @@ fn check(tool: Tool) -> Result<String, String> {
         Tool::Gcc | Tool::Bash => {
             first_line(tool.program(), "--version").ok_or_else(|| needs::command(tool.packages()))
         }
+        Tool::Spin => first_line(tool.program(), "-V").ok_or_else(|| needs::command(tool.packages())),
         Tool::MuslGcc => Ok("found".to_owned()),
         Tool::Busybox => Ok(first_line(tool.program(), "--help").unwrap_or_else(|| "found".to_owned())),
     }

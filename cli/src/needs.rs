@@ -23,11 +23,13 @@ pub enum Tool {
     Busybox,
     /// Another shell of the tests, static.
     Bash,
+    /// The model checker.
+    Spin,
 }
 
 impl Tool {
     /// All of them, in the order in which `doctor` lists them.
-    pub const ALL: [Self; 5] = [Self::Qemu, Self::Gcc, Self::MuslGcc, Self::Busybox, Self::Bash];
+    pub const ALL: [Self; 6] = [Self::Qemu, Self::Gcc, Self::MuslGcc, Self::Busybox, Self::Bash, Self::Spin];
 
     /// The executable.
     pub fn program(self) -> &'static str {
@@ -37,6 +39,7 @@ impl Tool {
             Self::MuslGcc => "musl-gcc",
             Self::Busybox => "busybox",
             Self::Bash => "bash-static",
+            Self::Spin => "spin",
         }
     }
 
@@ -48,6 +51,7 @@ impl Tool {
             Self::MuslGcc => &["musl-tools"],
             Self::Busybox => &["busybox-static"],
             Self::Bash => &["bash-static"],
+            Self::Spin => &["spin"],
         }
     }
 
@@ -59,6 +63,7 @@ impl Tool {
             Self::MuslGcc => "builds C test programs, musl",
             Self::Busybox => "shell and tools of the tests",
             Self::Bash => "another shell of the tests",
+            Self::Spin => "explores models of protocols",
         }
     }
 
@@ -71,7 +76,7 @@ impl Tool {
         match self {
             Self::Qemu => std::env::var_os(crate::machine::EMULATOR).is_some() || on_path(self),
             Self::Busybox => busybox_is_static(),
-            Self::Gcc | Self::MuslGcc | Self::Bash => on_path(self),
+            Self::Gcc | Self::MuslGcc | Self::Bash | Self::Spin => on_path(self),
         }
     }
 }

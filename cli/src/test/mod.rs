@@ -18,6 +18,7 @@ mod peer;
 mod pool;
 mod races;
 mod sanitize;
+mod spin;
 mod trace;
 
 use std::time::Duration;
@@ -50,9 +51,10 @@ pub fn run(options: &Test) -> Result<u8> {
 /// A group: runs its tests, `full` or in the usual time.
 type RunGroup = fn(&mut Report, full: bool) -> Result<()>;
 
-const GROUPS: [(Name, RunGroup); 8] = [
+const GROUPS: [(Name, RunGroup); 9] = [
     (Name::Host, host::run),
     (Name::Loom, loom::run),
+    (Name::Spin, spin::run),
     (Name::Kernel, kernel::run),
     (Name::Linux, linux::run),
     (Name::Peer, peer::run),
@@ -65,6 +67,7 @@ fn label(name: Name) -> &'static str {
     match name {
         Name::Host => "host",
         Name::Loom => "loom",
+        Name::Spin => "spin",
         Name::Kernel => "kernel",
         Name::Linux => "linux",
         Name::Peer => "peer",
