@@ -23,7 +23,7 @@ use crate::{
 /// How much [`Domain::work`] does at most before it returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Changes brought to their objects.
+    /// Changes brought to their objects. 0 is none, not even the end of a flush.
     pub flushes: u32,
     /// Objects judged; of these at most [`MAX_DISPOSALS`] are disposed of.
     pub reviews: u32,
@@ -208,8 +208,10 @@ impl<const WAYS: usize> Domain<WAYS> {
     #[inline(never)]
     fn make_room(&self, cache: &Cache<WAYS>, other: Obj, delta: i32) {
         cache.counts.evicted.up();
-        // SAFETY: this CPU holds a change of `other` back.
-        unsafe { self.evict(cache, other, delta, 3) };
+        // Outside a flush the epoch is this CPU's or one more.
+        let wait = if mutant!("refcache-conflict-early") { 2 } else { 3 };
+        // SAFETY: this CPU held the change back.
+        unsafe { self.evict(cache, other, delta, wait) };
     }
     #[inline(never)]
     fn occupy(&self, cache: &Cache<WAYS>, o: Obj, n: i32, pin: &Pinned<'_>) {
@@ -280,7 +282,7 @@ impl<const WAYS: usize> Domain<WAYS> {
             }
         }
         if mutant!("refcache-unpinned-get") {
-            self.work(pin, Budget::ALL);
+            (0..4).for_each(|_| _ = self.work(pin, Budget::ALL));
         }
         let o = NonNull::new(word::object::<T>(seen))?;
         // SAFETY: the word named `o`, and wasn't marked, or is unmarked now. This CPU is pinned since, so it hasn't flushed:
@@ -371,7 +373,12 @@ impl<const WAYS: usize> Domain<WAYS> {
         if !flushing {
             return true;
         }
-        while let Some((o, delta)) = Self::mine(cache, |mine| cache.ways.pop(mine, false)) {
+        loop {
+            if work.flushed >= budget {
+                work.more = true;
+                return false;
+            }
+            let Some((o, delta)) = Self::mine(cache, |mine| cache.ways.pop(mine, false)) else { break };
             if delta == 0 && mutant!("refcache-zero-skip") {
                 continue;
             }
@@ -382,10 +389,6 @@ impl<const WAYS: usize> Domain<WAYS> {
             let wait = if mutant!("refcache-review-early") { 1 } else { 2 };
             // SAFETY: this CPU held the change back.
             unsafe { self.evict(cache, o, delta, wait) };
-            if work.flushed >= budget {
-                work.more = true;
-                return false;
-            }
         }
         Self::mine(cache, |mine| mine.flushing = false);
         self.tree.arrive(cpu);
@@ -402,7 +405,8 @@ impl<const WAYS: usize> Domain<WAYS> {
     }
     fn review(&self, cache: &Cache<WAYS>, pin: &Pinned<'_>, budget: u32, work: &mut Work) {
         let now = self.tree.epoch();
-        while let Some(o) = Self::mine(cache, |mine| mine.review.due(now).pop()) {
+        while work.reviewed < budget && work.freed < MAX_DISPOSALS {
+            let Some(o) = Self::mine(cache, |mine| mine.review.due(now).pop()) else { return };
             work.reviewed += 1;
             if let Verdict::Dead = self.judge(cache, o, now) {
                 work.freed += 1;
@@ -411,11 +415,8 @@ impl<const WAYS: usize> Domain<WAYS> {
                 // has a reference. Nobody gets one, as its weak word is empty.
                 unsafe { o.dispose(pin) };
             }
-            if work.reviewed >= budget || work.freed >= MAX_DISPOSALS {
-                work.more = Self::mine(cache, |mine| mine.review.has_due(now));
-                return;
-            }
         }
+        work.more = Self::mine(cache, |mine| mine.review.has_due(now));
     }
     /// Whether an object that was queued two epochs ago is dead. It is off the list.
     fn judge(&self, cache: &Cache<WAYS>, o: Obj, now: u64) -> Verdict {

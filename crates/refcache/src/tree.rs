@@ -106,10 +106,17 @@ impl Tree {
     }
     /// This CPU has flushed in the present epoch. The last one advances it.
     pub(crate) fn arrive(&self, cpu: CpuId) {
+        assert!(self.is_awaited(cpu), "CPU {} arrives where nobody awaits it", cpu.index());
         if self.clear(cpu) {
             let _gate = self.gate.0.lock();
             self.advance();
         }
+    }
+    fn is_awaited(&self, cpu: CpuId) -> bool {
+        // Relaxed: this CPU's own bit, which was set before the epoch that it read was stored.
+        self.steps(cpu)
+            .next()
+            .is_some_and(|Step { word, bit }| self.word(word).load(Ordering::Relaxed) & bit != 0)
     }
     /// Take the CPU's arrival up the tree; whether it was the last.
     fn clear(&self, cpu: CpuId) -> bool {
