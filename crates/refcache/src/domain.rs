@@ -14,7 +14,7 @@ use crate::{
     Counted, Obj, Stats,
     cache::{Added, Cache, Mine},
     head::{DIRTY, QUEUED, Under},
-    primitive::{AtomicBool, AtomicU64, Ordering},
+    primitive::{AtomicBool, AtomicU64, Ordering, lock},
     review::List,
     tree::{Line, Tree},
     word,
@@ -193,7 +193,7 @@ impl<const WAYS: usize> Domain<WAYS> {
     /// is in its place.
     ///
     /// # Safety
-    /// For `n` above 0: somebody has a reference to `o` and keeps it until this returns. Below: the caller has `-n`
+    /// For `n` of 0 and above: somebody has a reference to `o` and keeps it until this returns. Below: the caller has `-n`
     /// references, which it gives up; it uses `o` no more on their account.
     #[inline]
     pub unsafe fn add<T: Counted>(&self, o: &T, n: i32, pin: &Pinned<'_>) {
@@ -398,7 +398,7 @@ impl<const WAYS: usize> Domain<WAYS> {
     fn adopt(&self, cache: &Cache<WAYS>) {
         // Relaxed: a hint; the lock orders the list.
         if self.any_orphans.load(Ordering::Relaxed) {
-            let mut orphans = self.orphans.0.lock();
+            let mut orphans = lock(&self.orphans.0);
             self.any_orphans.store(false, Ordering::Relaxed);
             Self::mine(cache, |mine| mine.review.list(mine.local + 3).append(&mut orphans));
         }
@@ -508,7 +508,7 @@ impl<const WAYS: usize> Domain<WAYS> {
             mine.review.take()
         });
         if !left.is_empty() {
-            let mut orphans = self.orphans.0.lock();
+            let mut orphans = lock(&self.orphans.0);
             orphans.append(&mut left);
             // Relaxed: a hint; the lock orders the list.
             self.any_orphans.store(true, Ordering::Relaxed);

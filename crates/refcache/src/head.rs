@@ -7,9 +7,9 @@ use core::{
 };
 
 use percpu::Pinned;
-use sync::BitLock;
+use sync::mutant;
 
-use crate::primitive::{AtomicU64, Ordering, UnsafeCell};
+use crate::primitive::{AtomicU64, Ordering, UnsafeCell, lock_bit};
 
 /// An object whose references are counted.
 ///
@@ -96,12 +96,13 @@ impl RefHead {
     /// Call `f` with the flags and what the lock guards, under the lock.
     #[inline]
     pub(crate) fn locked<R>(&self, f: impl FnOnce(&mut u64, &mut Under) -> R) -> R {
-        let mut state = BitLock::lock(&self.state, LOCK);
+        let mut state = lock_bit(&self.state, LOCK);
         // SAFETY: the lock is held, and freed only after `f`.
         let result = self.under.with_mut(|under| f(&mut state, unsafe { &mut *under }));
-        // Release: what this holder did comes before the next one's section; partner: the Acquire of `BitLock::lock`. A
+        // Release: what this holder did comes before the next one's section; partner: the Acquire of `lock_bit`. A
         // store does, as nobody else changes the word while the lock is held.
-        self.state.store(state & !LOCK, Ordering::Release);
+        let order = if mutant!("refcache-relaxed-unlock") { Ordering::Relaxed } else { Ordering::Release };
+        self.state.store(state & !LOCK, order);
         result
     }
     /// The weak word, if there is one. In [`Counted::dispose`]: the word that named the object until it died, which is

@@ -20,7 +20,7 @@ use core::ptr::NonNull;
 use percpu::CpuId;
 use sync::{SpinLock, mutant};
 
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::{AtomicU64, Ordering, lock};
 
 /// Children of a word; few under loom, so that two CPUs fill one.
 pub(crate) const FAN_IN: usize = if cfg!(loom) { 2 } else { 8 };
@@ -108,7 +108,7 @@ impl Tree {
     pub(crate) fn arrive(&self, cpu: CpuId) {
         assert!(self.is_awaited(cpu), "CPU {} arrives where nobody awaits it", cpu.index());
         if self.clear(cpu) {
-            let _gate = self.gate.0.lock();
+            let _gate = lock(&self.gate.0);
             self.advance();
         }
     }
@@ -120,10 +120,11 @@ impl Tree {
     }
     /// Take the CPU's arrival up the tree; whether it was the last.
     fn clear(&self, cpu: CpuId) -> bool {
+        let order = if mutant!("refcache-relaxed-arrive") { Ordering::Relaxed } else { Ordering::AcqRel };
         for Step { word, bit } in self.steps(cpu) {
             // AcqRel: the last arriver's advance comes after what all others did before their arrivals; partners: each
             // other, and the Acquire of `epoch` through `advance`.
-            let seen = self.word(word).fetch_and(!bit, Ordering::AcqRel);
+            let seen = self.word(word).fetch_and(!bit, order);
             if seen & bit == 0 || seen & PENDING & !bit != 0 {
                 return false;
             }
@@ -139,12 +140,13 @@ impl Tree {
         }
         let epoch = self.epoch.0.load(Ordering::Relaxed);
         // Release: the words, and what members did before they arrived; partner: `epoch`.
-        self.epoch.0.store(epoch + 1, Ordering::Release);
+        let order = if mutant!("refcache-relaxed-epoch") { Ordering::Relaxed } else { Ordering::Release };
+        self.epoch.0.store(epoch + 1, order);
     }
     /// Make the CPU a member. Gives the epoch in which it counts as arrived.
     pub(crate) fn join(&self, cpu: CpuId) -> u64 {
         let early = mutant!("refcache-read-then-join").then(|| self.epoch());
-        let _gate = self.gate.0.lock();
+        let _gate = lock(&self.gate.0);
         let empty = !self.has_members();
         for Step { word, bit } in self.steps(cpu) {
             // Relaxed: ordered by the gate.
@@ -158,7 +160,7 @@ impl Tree {
     }
     /// The CPU, which holds nothing back, is a member no more; that is also its last arrival.
     pub(crate) fn leave(&self, cpu: CpuId) {
-        let _gate = self.gate.0.lock();
+        let _gate = lock(&self.gate.0);
         for Step { word, bit } in self.steps(cpu) {
             let bit = bit << FAN_IN;
             // Relaxed: ordered by the gate.
