@@ -354,11 +354,18 @@ impl<const WAYS: usize> Domain<WAYS> {
         if !begun {
             return work;
         }
+        /// Ends the work, even if an object's end panics.
+        struct Working<'a, const WAYS: usize>(&'a Cache<WAYS>);
+        impl<const WAYS: usize> Drop for Working<'_, WAYS> {
+            fn drop(&mut self) {
+                Domain::mine(self.0, |mine| mine.working = false);
+            }
+        }
+        let _working = Working(cache);
         if self.flush(cache, pin.cpu(), budget.flushes, &mut work) {
             self.adopt(cache);
             self.review(cache, pin, budget.reviews, &mut work);
         }
-        Self::mine(cache, |mine| mine.working = false);
         work
     }
     /// Whether this CPU's flush of the present epoch is complete.
@@ -428,19 +435,14 @@ impl<const WAYS: usize> Domain<WAYS> {
                 weak.inspect(|weak| word::unmark(weak, o));
                 return Verdict::Alive;
             }
-            if *state & DIRTY == 0
-                && let Some(weak) = weak
-                && !word::kill(weak, o)
-            {
-                // Somebody revived it.
-                *state |= DIRTY;
-                word::mark(weak, o);
-            }
-            if *state & DIRTY == 0 {
+            // Who revived it has unmarked the word.
+            if *state & DIRTY == 0 && weak.is_none_or(|weak| word::kill(weak, o)) {
                 *state &= !QUEUED;
                 return Verdict::Dead;
             }
+            // All begins anew: two epochs from now nobody can have revived it unseen before it was marked here.
             *state &= !DIRTY;
+            weak.inspect(|weak| word::mark(weak, o));
             cache.counts.requeued.up();
             Self::mine(cache, |mine| {
                 // The epoch is this CPU's or one more by now, and others may have flushed in it: as outside a flush.

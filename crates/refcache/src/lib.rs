@@ -14,6 +14,8 @@ mod primitive;
 mod refs;
 mod review;
 mod stats;
+#[cfg(feature = "std")]
+mod threads;
 mod tree;
 pub mod word;
 
@@ -22,5 +24,7 @@ pub use head::{Counted, RefHead};
 #[cfg(feature = "alloc")]
 pub use refs::{Place, Ref, Weak};
 pub use stats::Stats;
+#[cfg(feature = "std")]
+pub use threads::{Shared, Threads, WeakShared};
 
 pub(crate) use head::Obj;
