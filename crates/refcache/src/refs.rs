@@ -112,7 +112,8 @@ impl<T: Send + Sync, P: Place<WAYS>, const WAYS: usize> Weak<T, P, WAYS> {
         let word = Box::new(AtomicU64::new(word::link(to.to.as_ptr())));
         // SAFETY: `to` is a reference; the word lives until `drop` takes it away, and names `to` until it dies.
         let is_first = P::with(|domain, _| unsafe { domain.set_first_weak(to.counting(), &word) });
-        is_first.then_some(Self { word, _place: PhantomData })
+        // Not made otherwise: its end would take the first one away.
+        is_first.then(|| Self { word, _place: PhantomData })
     }
     /// A reference to the value, unless it is dead.
     pub fn get(&self) -> Option<Ref<T, P, WAYS>> {
