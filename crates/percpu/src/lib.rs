@@ -80,6 +80,7 @@ impl Pinned<'_> {
 }
 
 impl Drop for Pinned<'_> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(host) = self.host {
             host.leave_pinned();

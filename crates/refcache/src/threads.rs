@@ -3,7 +3,6 @@
 use core::cell::Cell;
 use std::{
     sync::{Mutex, OnceLock, PoisonError},
-    thread::{AccessError, LocalKey},
     time::{Duration, Instant},
     vec::Vec,
 };
@@ -64,73 +63,96 @@ struct Process {
     free: Mutex<Vec<CpuId>>,
 }
 
+static PROCESS: OnceLock<Process> = OnceLock::new();
+
+#[inline]
 fn process() -> &'static Process {
-    static PROCESS: OnceLock<Process> = OnceLock::new();
+    match PROCESS.get() {
+        Some(process) => process,
+        None => begin(),
+    }
+}
+
+#[cold]
+fn begin() -> &'static Process {
     PROCESS.get_or_init(|| Process {
         domain: Domain::new(MAX_CPUS),
         free: Mutex::new((0..MAX_CPUS).rev().filter_map(CpuId::new).collect()),
     })
 }
 
-/// A thread's number.
-struct Seat {
-    cpu: CpuId,
+/// Where a thread is; without a destructor, so that looking costs nothing.
+struct Here {
+    cpu: Cell<Option<CpuId>>,
+    /// Calls since the last look at the clock, and when the thread last worked.
     calls: Cell<u32>,
-    worked: Cell<Instant>,
+    worked: Cell<Option<Instant>>,
 }
 
 std::thread_local! {
+    static HERE: Here = const { Here { cpu: Cell::new(None), calls: Cell::new(0), worked: Cell::new(None) } };
+    /// Gives the number back when the thread ends.
     static SEAT: Seat = Seat::take();
 }
+
+/// A thread's number.
+struct Seat(CpuId);
 
 impl Seat {
     fn take() -> Self {
         let free = process().free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let cpu = free.expect("at most 256 threads share counted references at a time");
-        Self { cpu, calls: Cell::new(0), worked: Cell::new(Instant::now()) }
-    }
-    fn pin(&self) -> Pinned<'static> {
-        // SAFETY: the number is this thread's alone, so nobody else is pinned there; the result doesn't leave the thread.
-        unsafe { Pinned::assume(self.cpu) }
-    }
-    #[inline]
-    fn with<R>(&self, f: impl FnOnce(&Domain<WAYS>, &Pinned<'_>) -> R) -> R {
-        let result = f(&process().domain, &self.pin());
-        let calls = self.calls.get() + 1;
-        self.calls.set(calls);
-        if calls >= CALLS {
-            self.calls.set(0);
-            self.tick();
-        }
-        result
-    }
-    #[cold]
-    fn tick(&self) {
-        let now = Instant::now();
-        let domain = &process().domain;
-        if now - self.worked.get() >= TICK || domain.hurried() {
-            self.worked.set(now);
-            domain.work(&self.pin(), Budget::default());
-        }
+        HERE.with(|here| here.cpu.set(Some(cpu)));
+        Self(cpu)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        process().domain.leave(&self.pin());
-        process().free.lock().unwrap_or_else(PoisonError::into_inner).push(self.cpu);
+        process().domain.leave(&pin(self.0));
+        HERE.with(|here| here.cpu.set(None));
+        process().free.lock().unwrap_or_else(PoisonError::into_inner).push(self.0);
     }
 }
 
-/// Call `f` with the thread's seat, or, when the thread is about to end and has given that up, with one for this call.
+/// On the CPU that is this thread's.
 #[inline]
-fn seated<R>(f: impl FnOnce(&Seat) -> R) -> R {
-    let mut f = Some(f);
-    let mut call = |seat: &Seat| f.take().map(|f| f(seat));
-    let result: Result<_, AccessError> = LocalKey::try_with(&SEAT, &mut call);
-    match result.unwrap_or_else(|_| call(&Seat::take())) {
-        Some(result) => result,
-        None => unreachable!("called once"),
+fn pin(cpu: CpuId) -> Pinned<'static> {
+    // SAFETY: the callers' number is the thread's alone, so nobody else is pinned there; the result doesn't leave it.
+    unsafe { Pinned::assume(cpu) }
+}
+
+/// Call `f` on this thread's CPU.
+#[inline]
+fn pinned<R>(f: impl FnOnce(&Pinned<'_>) -> R) -> R {
+    match HERE.with(|here| here.cpu.get()) {
+        Some(cpu) => f(&pin(cpu)),
+        None => seated(f),
+    }
+}
+
+/// The same at a thread's first call; and when it is about to end and has given its number up: then with one for this call.
+#[cold]
+fn seated<R>(f: impl FnOnce(&Pinned<'_>) -> R) -> R {
+    match SEAT.try_with(|seat| seat.0) {
+        Ok(cpu) => f(&pin(cpu)),
+        Err(_) => {
+            let seat = Seat::take();
+            f(&pin(seat.0))
+        }
+    }
+}
+
+/// Work, if it is time.
+#[cold]
+#[inline(never)]
+fn tick(here: &Here) {
+    here.calls.set(0);
+    let (now, domain) = (Instant::now(), &process().domain);
+    let is_time = here.worked.get().is_none_or(|worked| now - worked >= TICK);
+    if is_time || domain.hurried() {
+        here.worked.set(Some(now));
+        pinned(|pin| _ = domain.work(pin, Budget::default()));
     }
 }
 
@@ -138,19 +160,27 @@ fn seated<R>(f: impl FnOnce(&Seat) -> R) -> R {
 unsafe impl Place<WAYS> for Threads {
     #[inline]
     fn with<R>(f: impl FnOnce(&Domain<WAYS>, &Pinned<'_>) -> R) -> R {
-        seated(|seat| seat.with(f))
+        let result = pinned(|pin| f(&process().domain, pin));
+        HERE.with(|here| {
+            let calls = here.calls.get() + 1;
+            here.calls.set(calls);
+            if calls >= CALLS {
+                tick(here);
+            }
+        });
+        result
     }
 }
 
 impl Threads {
     /// Do the manager's work now, as a thread may that has nothing else to do.
     pub fn work() {
-        seated(|seat| _ = process().domain.work(&seat.pin(), Budget::default()));
+        pinned(|pin| _ = process().domain.work(pin, Budget::default()));
     }
     /// Call `f`, which waits for something, while nobody waits for this thread. It may use references, which makes it take part
     /// again.
     pub fn idle<R>(f: impl FnOnce() -> R) -> R {
-        seated(|seat| process().domain.leave(&seat.pin()));
+        pinned(|pin| process().domain.leave(pin));
         f()
     }
     /// What happened so far in all threads.
