@@ -1,5 +1,5 @@
 // Two processors that join and leave the epochs, and a weak word.
-// mutants: READ_THEN_JOIN DEAF_JOIN SILENT_LEAVE UNPINNED_GET
+// mutants: READ_THEN_JOIN DEAF_JOIN SILENT_LEAVE UNPINNED_GET FORGET_REVIVAL
 #define CPUS 2
 #define EPOCHS 6
 #define REFS 2

@@ -1,5 +1,5 @@
 // Two processors, and a weak word through which the object is found again while it dies.
-// mutants: ZERO_SKIP REVIEW_EARLY CONFLICT_EARLY UNPINNED_GET
+// mutants: ZERO_SKIP REVIEW_EARLY CONFLICT_EARLY REQUEUE_LOCAL REQUEUE_EPOCH UNPINNED_GET FORGET_REVIVAL
 #define CPUS 2
 #define EPOCHS 6
 #define REFS 2

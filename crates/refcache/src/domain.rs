@@ -11,51 +11,14 @@ use percpu::{CpuId, MAX_CPUS, Pinned};
 use sync::{SpinLock, mutant};
 
 use crate::{
-    Counted, Obj, Stats,
+    Budget, Counted, Obj, Stats,
     cache::{Added, Cache, Mine},
     head::{DIRTY, QUEUED, Under},
-    primitive::{AtomicBool, AtomicU64, Ordering, lock},
+    primitive::{AtomicBool, AtomicU64, Ordering},
     review::List,
     tree::{Line, Tree},
     word,
 };
-
-/// How much [`Domain::work`] does at most before it returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget {
-    /// Changes brought to their objects. 0 is none, not even the end of a flush.
-    pub flushes: u32,
-    /// Objects judged; of these at most [`MAX_DISPOSALS`] are disposed of.
-    pub reviews: u32,
-}
-
-/// The most objects that one call of [`Domain::work`] disposes of.
-pub const MAX_DISPOSALS: u32 = 256;
-
-impl Budget {
-    /// Everything that can be done now, but for the bound on disposals.
-    pub const ALL: Self = Self { flushes: u32::MAX, reviews: u32::MAX };
-}
-
-impl Default for Budget {
-    /// A few dozen microseconds.
-    fn default() -> Self {
-        Self { flushes: 512, reviews: MAX_DISPOSALS }
-    }
-}
-
-/// What a call of [`Domain::work`] did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
-    /// Changes brought to their objects.
-    pub flushed: u32,
-    /// Objects judged.
-    pub reviewed: u32,
-    /// Objects disposed of.
-    pub freed: u32,
-    /// The budget was used up: call again soon.
-    pub more: bool,
-}
 
 /// Proof that no CPU calls the domain: in tests, and when everything ends.
 #[derive(Debug)]
@@ -81,23 +44,20 @@ fn name<T: Counted>(o: &T, w: Option<&AtomicU64>, state: u64, under: &mut Under)
     }
 }
 
-/// What a review finds.
-enum Verdict {
-    Alive,
-    Again,
-    Dead,
+/// Objects to be reviewed, of CPUs that left; and whether there are any, so that nobody takes the lock in vain.
+pub(crate) struct Orphans {
+    pub(crate) list: SpinLock<List>,
+    pub(crate) any: AtomicBool,
 }
 
 /// Counts of objects, held back by each CPU in a direct-mapped cache of `WAYS` places. See the crate.
 pub struct Domain<const WAYS: usize> {
-    tree: Tree,
+    pub(crate) tree: Tree,
     caches: NonNull<Cache<WAYS>>,
     cpus: usize,
     /// Until this epoch nobody should wait for the next tick.
-    hurry: Line<AtomicU64>,
-    /// Objects to be reviewed, of CPUs that left.
-    orphans: Line<SpinLock<List>>,
-    any_orphans: AtomicBool,
+    pub(crate) hurry: Line<AtomicU64>,
+    pub(crate) orphans: Line<Orphans>,
     /// The memory that it allocated for itself.
     #[cfg(feature = "alloc")]
     own: Option<NonNull<u8>>,
@@ -110,6 +70,7 @@ unsafe impl<const WAYS: usize> Sync for Domain<WAYS> {}
 
 impl<const WAYS: usize> Domain<WAYS> {
     fn layout(cpus: usize) -> (Layout, usize) {
+        assert!((1..=MAX_CPUS).contains(&cpus), "{cpus} CPUs");
         let caches = Layout::array::<Cache<WAYS>>(cpus);
         let words = Layout::array::<Line<AtomicU64>>(Tree::words(cpus));
         let all = caches.and_then(|caches| caches.extend(words?));
@@ -135,7 +96,7 @@ impl<const WAYS: usize> Domain<WAYS> {
     #[cfg(feature = "alloc")]
     pub fn new(cpus: usize) -> Self {
         let layout = Self::layout(cpus).0;
-        // SAFETY: caches have a size, and there is one at least, or `make` panics.
+        // SAFETY: caches have a size, and there is one at least, or `layout` panics.
         let memory = unsafe { alloc::alloc::alloc_zeroed(layout) };
         let Some(memory) = NonNull::new(memory) else { alloc::alloc::handle_alloc_error(layout) };
         // SAFETY: the memory is zeroed, long enough, and this domain's until it is dropped.
@@ -146,7 +107,6 @@ impl<const WAYS: usize> Domain<WAYS> {
     /// # Safety
     /// The memory has the layout, is zeroed and is the domain's alone for as long as that lives.
     unsafe fn make(cpus: usize, memory: NonNull<u8>) -> Self {
-        assert!((1..=MAX_CPUS).contains(&cpus), "{cpus} CPUs");
         let caches = memory.cast::<Cache<WAYS>>();
         // SAFETY: the layout has words behind caches, as many as are made here.
         let tree = unsafe {
@@ -160,8 +120,7 @@ impl<const WAYS: usize> Domain<WAYS> {
             caches,
             cpus,
             hurry: Line(AtomicU64::new(0)),
-            orphans: Line(SpinLock::new(List::EMPTY)),
-            any_orphans: AtomicBool::new(false),
+            orphans: Line(Orphans { list: SpinLock::new(List::EMPTY), any: AtomicBool::new(false) }),
             #[cfg(feature = "alloc")]
             own: None,
         }
@@ -179,7 +138,7 @@ impl<const WAYS: usize> Domain<WAYS> {
         unsafe { core::slice::from_raw_parts(self.caches.as_ptr(), self.cpus) }
     }
     #[inline]
-    fn cache(&self, pin: &Pinned<'_>) -> &Cache<WAYS> {
+    pub(crate) fn cache(&self, pin: &Pinned<'_>) -> &Cache<WAYS> {
         &self.caches()[pin.cpu().index()]
     }
     /// What happened so far on all CPUs; while they run, the figures needn't fit together.
@@ -220,7 +179,7 @@ impl<const WAYS: usize> Domain<WAYS> {
     }
     /// Call `f` with where this CPU stands.
     #[inline]
-    fn mine<R>(cache: &Cache<WAYS>, f: impl FnOnce(&mut Mine) -> R) -> R {
+    pub(crate) fn mine<R>(cache: &Cache<WAYS>, f: impl FnOnce(&mut Mine) -> R) -> R {
         // SAFETY: the callers are on the cache's CPU, or all others have stopped; and `f` calls nothing that comes here.
         cache.mine.with_mut(|mine| f(unsafe { &mut *mine }))
     }
@@ -228,7 +187,7 @@ impl<const WAYS: usize> Domain<WAYS> {
     ///
     /// # Safety
     /// The object is alive: this CPU held the change back until now.
-    unsafe fn evict(&self, cache: &Cache<WAYS>, o: Obj, delta: i32, wait: u64) {
+    pub(crate) unsafe fn evict(&self, cache: &Cache<WAYS>, o: Obj, delta: i32, wait: u64) {
         // SAFETY: by the caller's promise.
         let head = unsafe { o.head() };
         head.locked(|state, under| {
@@ -295,15 +254,19 @@ impl<const WAYS: usize> Domain<WAYS> {
     /// it is then not marked as dying, and isn't touched any more.
     ///
     /// The link may be stored before or after. A word that doesn't name its object isn't changed, and keeps the object from
-    /// dying.
+    /// dying. Spins while another CPU has the object's lock, so the caller isn't preempted by who is pinned to its CPU.
     ///
     /// # Safety
-    /// The caller has a reference to `o`. The word lives until it is taken away, or until the object dies. Before it is
-    /// taken away it names `o`, or nothing; after, the client sees to it that nobody calls [`Self::try_get`] with a link to
-    /// an object that may die.
+    /// The caller has a reference to `o`. The word lives until it is taken away, or until the object dies. It may hold
+    /// anything meanwhile; but once the word is another object's, or taken away, the client sees to it that nobody calls
+    /// [`Self::try_get`] on a link to an object that may have died.
     pub unsafe fn set_weak<T: Counted>(&self, o: &T, w: Option<&AtomicU64>) {
         o.head().locked(|state, under| {
             if let Some(old) = under.weak {
+                // Whether somebody revived the object is seen in the word alone. Without it, take it that somebody did.
+                if *state & QUEUED != 0 && !mutant!("refcache-forget-revival") {
+                    *state |= DIRTY;
+                }
                 // SAFETY: the word lives as long as it is the object's.
                 word::unmark(unsafe { old.as_ref() }, Obj::of(o));
             }
@@ -325,211 +288,17 @@ impl<const WAYS: usize> Domain<WAYS> {
         })
     }
 
-    /// Whether [`Self::work`] has something to do on this CPU: what the timer's tick asks.
-    pub fn due(&self, pin: &Pinned<'_>) -> bool {
-        let (cache, epoch) = (self.cache(pin), self.tree.epoch());
-        Self::mine(cache, |mine| {
-            mine.member && (mine.flushing || mine.local != epoch || mine.review.has_due(epoch))
-        })
-    }
-    /// Let the next four epochs follow each other without waiting for ticks, so that what is dead now is disposed of.
-    pub fn expedite(&self) {
-        // Relaxed: a hint.
-        self.hurry.0.fetch_max(self.tree.epoch() + 4, Ordering::Relaxed);
-    }
-    /// Whether [`Self::expedite`] asks for [`Self::work`] before the next tick.
-    pub fn hurried(&self) -> bool {
-        // Relaxed: a hint.
-        self.hurry.0.load(Ordering::Relaxed) > self.tree.epoch()
-    }
-
-    /// The manager's round on this CPU: bring what was held back to its objects, once in an epoch, and judge the objects
-    /// that are due. In thread context, at each tick (10 ms or more) and while [`Work::more`] or [`Self::hurried`] say so.
-    /// Within a [`Counted::dispose`] it does nothing. A CPU that isn't a member has no work.
-    ///
-    /// All members must call it again and again, or leave: as long as one doesn't, nothing is disposed of.
-    pub fn work(&self, pin: &Pinned<'_>, budget: Budget) -> Work {
-        let (cache, mut work) = (self.cache(pin), Work::default());
-        let begun = Self::mine(cache, |mine| mine.member && !core::mem::replace(&mut mine.working, true));
-        if !begun {
-            return work;
-        }
-        /// Ends the work, even if an object's end panics.
-        struct Working<'a, const WAYS: usize>(&'a Cache<WAYS>);
-        impl<const WAYS: usize> Drop for Working<'_, WAYS> {
-            fn drop(&mut self) {
-                Domain::mine(self.0, |mine| mine.working = false);
-            }
-        }
-        let _working = Working(cache);
-        if self.flush(cache, pin.cpu(), budget.flushes, &mut work) {
-            self.adopt(cache);
-            self.review(cache, pin, budget.reviews, &mut work);
-        }
-        work
-    }
-    /// Whether this CPU's flush of the present epoch is complete.
-    fn flush(&self, cache: &Cache<WAYS>, cpu: CpuId, budget: u32, work: &mut Work) -> bool {
-        let epoch = self.tree.epoch();
-        let flushing = Self::mine(cache, |mine| {
-            if !mine.flushing && mine.local != epoch {
-                mine.begin_flush(epoch);
-            }
-            mine.flushing
-        });
-        if !flushing {
-            return true;
-        }
-        loop {
-            if work.flushed >= budget {
-                work.more = true;
-                return false;
-            }
-            let Some((o, delta)) = Self::mine(cache, |mine| cache.ways.pop(mine, false)) else { break };
-            if delta == 0 && mutant!("refcache-zero-skip") {
-                continue;
-            }
-            cache.counts.flushed.up();
-            work.flushed += 1;
-            // The epoch is exactly this CPU's until it arrives. When it is one more, some CPU may still hold back what it
-            // did before this; when it is two more, none.
-            let wait = if mutant!("refcache-review-early") { 1 } else { 2 };
-            // SAFETY: this CPU held the change back.
-            unsafe { self.evict(cache, o, delta, wait) };
-        }
-        Self::mine(cache, |mine| mine.flushing = false);
-        self.tree.arrive(cpu);
-        true
-    }
-    /// Take over what CPUs left to be reviewed.
-    fn adopt(&self, cache: &Cache<WAYS>) {
-        // Relaxed: a hint; the lock orders the list.
-        if self.any_orphans.load(Ordering::Relaxed) {
-            let mut orphans = lock(&self.orphans.0);
-            self.any_orphans.store(false, Ordering::Relaxed);
-            Self::mine(cache, |mine| mine.review.list(mine.local + 3).append(&mut orphans));
-        }
-    }
-    fn review(&self, cache: &Cache<WAYS>, pin: &Pinned<'_>, budget: u32, work: &mut Work) {
-        let now = self.tree.epoch();
-        while work.reviewed < budget && work.freed < MAX_DISPOSALS {
-            let Some(o) = Self::mine(cache, |mine| mine.review.due(now).pop()) else { return };
-            work.reviewed += 1;
-            if let Verdict::Dead = self.judge(cache, o, now) {
-                work.freed += 1;
-                cache.counts.freed.up();
-                // SAFETY: two epochs after its count was 0 no CPU holds a change back, and it was 0 all the time: nobody
-                // has a reference. Nobody gets one, as its weak word is empty.
-                unsafe { o.dispose(pin) };
-            }
-        }
-        work.more = Self::mine(cache, |mine| mine.review.has_due(now));
-    }
-    /// Whether an object that was queued two epochs ago is dead. It is off the list.
-    fn judge(&self, cache: &Cache<WAYS>, o: Obj, now: u64) -> Verdict {
-        let verdict = |state: &mut u64, under: &mut Under| {
-            // SAFETY: the word lives as long as it is the object's.
-            let weak = under.weak.map(|weak| unsafe { weak.as_ref() });
-            if under.count != 0 {
-                *state &= !QUEUED;
-                weak.inspect(|weak| word::unmark(weak, o));
-                return Verdict::Alive;
-            }
-            // Who revived it has unmarked the word.
-            if *state & DIRTY == 0 && weak.is_none_or(|weak| word::kill(weak, o)) {
-                *state &= !QUEUED;
-                return Verdict::Dead;
-            }
-            // All begins anew: two epochs from now nobody can have revived it unseen before it was marked here.
-            *state &= !DIRTY;
-            weak.inspect(|weak| word::mark(weak, o));
-            cache.counts.requeued.up();
-            Self::mine(cache, |mine| {
-                // The epoch is this CPU's or one more by now, and others may have flushed in it: as outside a flush.
-                let due = match () {
-                    () if mutant!("refcache-requeue-local") => mine.local + 2,
-                    () if mutant!("refcache-requeue-epoch") => now + 2,
-                    () => mine.local + 3,
-                };
-                // SAFETY: the object is alive, this CPU's, off the list, and locked.
-                unsafe { mine.review.list(due).push(o) };
-            });
-            Verdict::Again
-        };
-        // SAFETY: queued objects are alive.
-        unsafe { o.head() }.locked(verdict)
-    }
-
-    #[inline]
-    fn join(&self, cache: &Cache<WAYS>, cpu: CpuId) {
-        if !Self::mine(cache, |mine| mine.member) {
-            self.join_epochs(cache, cpu);
-        }
-    }
-    #[cold]
-    fn join_epochs(&self, cache: &Cache<WAYS>, cpu: CpuId) {
-        let epoch = self.tree.join(cpu);
-        Self::mine(cache, |mine| (mine.member, mine.local, mine.quiet) = (true, epoch, false));
-    }
-    /// Leave the epochs for a while, so that nobody waits for this CPU, which has nothing to do. Refused, with
-    /// `false`, unless it held nothing back for a whole epoch and has nothing to review.
-    pub fn park(&self, pin: &Pinned<'_>) -> bool {
-        let cache = self.cache(pin);
-        let idle = |mine: &mut Mine| {
-            let idle = mine.quiet && mine.holds_nothing() && mine.review.is_empty() && !mine.working;
-            let leaves = mine.member && idle && !mine.flushing;
-            mine.member &= !leaves;
-            (leaves, !mine.member)
-        };
-        let (leaves, parked) = Self::mine(cache, idle);
-        if leaves {
-            self.tree.leave(pin.cpu());
-        }
-        parked
-    }
-    /// Take part in the epochs again. [`Self::add`] and [`Self::try_get`] do so by themselves: this is to have it done
-    /// before.
-    pub fn unpark(&self, pin: &Pinned<'_>) {
-        self.join(self.cache(pin), pin.cpu());
-    }
-    /// Leave the epochs now, for good or for long: bring everything to its objects, and leave the reviews to others. The
-    /// last one to leave should [work](Self::work) until nothing is left, or what it was to review waits for the next.
-    pub fn leave(&self, pin: &Pinned<'_>) {
-        let cache = self.cache(pin);
-        let stays = |mine: &mut Mine| !mine.member || mine.working;
-        if Self::mine(cache, stays) {
-            return;
-        }
-        while let Some((o, delta)) = Self::mine(cache, |mine| cache.ways.pop(mine, true)) {
-            cache.counts.evicted.up();
-            // SAFETY: this CPU held the change back.
-            unsafe { self.evict(cache, o, delta, 3) };
-        }
-        let mut left = Self::mine(cache, |mine| {
-            (mine.member, mine.flushing) = (false, false);
-            mine.review.take()
-        });
-        if !left.is_empty() {
-            let mut orphans = lock(&self.orphans.0);
-            orphans.append(&mut left);
-            // Relaxed: a hint; the lock orders the list.
-            self.any_orphans.store(true, Ordering::Relaxed);
-        }
-        self.tree.leave(pin.cpu());
-    }
-
     /// The number of references to `o`.
     pub fn exact<T: Counted>(&self, o: &T, _: &AllStopped) -> i64 {
         let held = self.caches().iter().map(|cache| i64::from(cache.ways.held(Obj::of(o))));
         o.head().count() + held.sum::<i64>()
     }
     /// Work for all CPUs until nothing is held back and nothing is queued: every object without references has been
-    /// disposed of then. All CPUs have left the epochs.
+    /// disposed of then. All CPUs have left the epochs. Doesn't return while a dead object's weak word doesn't name it.
     pub fn settle(&self, _: &AllStopped) {
         // SAFETY: no other thread calls, so this one is every CPU in turn.
         let pins = || (0..self.cpus).filter_map(CpuId::new).map(|cpu| unsafe { Pinned::assume(cpu) });
-        // Relaxed: nobody else calls.
-        while self.any_orphans.load(Ordering::Relaxed) | pins().any(|pin| self.is_busy(&pin)) {
+        while self.has_orphans() | pins().any(|pin| self.is_busy(&pin)) {
             // Somebody must take over what those left that are no members.
             pins().take(1).for_each(|pin| self.unpark(&pin));
             pins().for_each(|pin| _ = self.work(&pin, Budget::ALL));

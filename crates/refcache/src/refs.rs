@@ -15,6 +15,9 @@ use crate::{Counted, Domain, RefHead, primitive::AtomicU64, word};
 pub unsafe trait Place<const WAYS: usize>: 'static {
     /// Call `f` with the domain, pinned. Calls nest.
     fn with<R>(f: impl FnOnce(&Domain<WAYS>, &Pinned<'_>) -> R) -> R;
+    /// A reference was dropped, and nothing is pinned: a moment at which the caller must reckon with other values' ends.
+    #[inline]
+    fn dropped() {}
 }
 
 /// A value and its count.
@@ -81,6 +84,7 @@ impl<T: Send + Sync, P: Place<WAYS>, const WAYS: usize> Drop for Ref<T, P, WAYS>
     fn drop(&mut self) {
         // SAFETY: this is a reference, which ends.
         P::with(|domain, pin| unsafe { domain.add(self.to.as_ref(), -1, pin) });
+        P::dropped();
     }
 }
 

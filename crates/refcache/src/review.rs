@@ -60,7 +60,8 @@ impl Review {
         let Self { waiting, due } = self;
         let (of, list) = &mut waiting[epoch as usize % 4];
         if *of != epoch {
-            // Its epoch is at least 4 before this one, so it has come.
+            // It is at least 4 before this one, so it has come.
+            debug_assert!(*of < epoch);
             due.append(list);
             *of = epoch;
         }

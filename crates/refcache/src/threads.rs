@@ -13,8 +13,8 @@ use crate::{Budget, Domain, Place, Stats};
 
 /// Places of a thread's cache: 64 KiB, of which what isn't used takes no memory.
 const WAYS: usize = 4096;
-/// Calls between two looks at the clock.
-const CALLS: u32 = 256;
+/// References dropped between two looks at the clock.
+const DROPS: u32 = 256;
 /// The least time between two rounds of a thread's.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -52,8 +52,9 @@ pub type WeakShared<T> = crate::Weak<T, Threads, WAYS>;
 
 /// The threads of this process, up to 256 at a time; one more panics.
 ///
-/// Threads that call often do the manager's work by themselves, once in a millisecond. A thread that doesn't call for long
-/// keeps everything from being disposed of, so one that waits does so in [`Self::idle`].
+/// Threads that drop references do the manager's work along with it, once in a millisecond: values end there, whoever had the
+/// last reference to them, and in [`Self::work`]. A thread that does neither for long keeps everything from being disposed
+/// of, so one that waits does so in [`Self::idle`].
 #[derive(Clone, Copy, Debug)]
 pub struct Threads;
 
@@ -84,13 +85,13 @@ fn begin() -> &'static Process {
 /// Where a thread is; without a destructor, so that looking costs nothing.
 struct Here {
     cpu: Cell<Option<CpuId>>,
-    /// Calls since the last look at the clock, and when the thread last worked.
-    calls: Cell<u32>,
+    /// References dropped since the last look at the clock, and when the thread last worked.
+    drops: Cell<u32>,
     worked: Cell<Option<Instant>>,
 }
 
 std::thread_local! {
-    static HERE: Here = const { Here { cpu: Cell::new(None), calls: Cell::new(0), worked: Cell::new(None) } };
+    static HERE: Here = const { Here { cpu: Cell::new(None), drops: Cell::new(0), worked: Cell::new(None) } };
     /// Gives the number back when the thread ends.
     static SEAT: Seat = Seat::take();
 }
@@ -147,7 +148,7 @@ fn seated<R>(f: impl FnOnce(&Pinned<'_>) -> R) -> R {
 #[cold]
 #[inline(never)]
 fn tick(here: &Here) {
-    here.calls.set(0);
+    here.drops.set(0);
     let (now, domain) = (Instant::now(), &process().domain);
     let is_time = here.worked.get().is_none_or(|worked| now - worked >= TICK);
     if is_time || domain.hurried() {
@@ -160,15 +161,17 @@ fn tick(here: &Here) {
 unsafe impl Place<WAYS> for Threads {
     #[inline]
     fn with<R>(f: impl FnOnce(&Domain<WAYS>, &Pinned<'_>) -> R) -> R {
-        let result = pinned(|pin| f(&process().domain, pin));
+        pinned(|pin| f(&process().domain, pin))
+    }
+    #[inline]
+    fn dropped() {
         HERE.with(|here| {
-            let calls = here.calls.get() + 1;
-            here.calls.set(calls);
-            if calls >= CALLS {
+            let drops = here.drops.get() + 1;
+            here.drops.set(drops);
+            if drops >= DROPS {
                 tick(here);
             }
         });
-        result
     }
 }
 

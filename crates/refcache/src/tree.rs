@@ -174,7 +174,7 @@ impl Tree {
         }
     }
     /// Whether any CPU is a member; certain under the gate.
-    fn has_members(&self) -> bool {
+    pub(crate) fn has_members(&self) -> bool {
         // Relaxed: ordered by the gate.
         self.all().last().is_some_and(|root| root.0.load(Ordering::Relaxed) & !PENDING != 0)
     }

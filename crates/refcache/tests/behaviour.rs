@@ -401,6 +401,27 @@ fn an_object_dies_without_its_word_once_that_is_taken_away() {
     assert_eq!((o.disposed(), w.load(Ordering::Relaxed), o.head.weak()), (1, 0x70, None));
 }
 
+/// Only the word shows that a queued object was revived; so taking it away shows that too.
+#[test]
+fn a_reference_that_was_got_before_the_word_was_taken_away_is_awaited() {
+    let (o, w, sim) = (Object::new(1), AtomicU64::new(0), Sim::<4>::new(2));
+    sim.weak(&o, &w);
+    sim.work(B);
+    sim.add(A, &o, -1);
+    sim.work(A);
+    // B has flushed in the epoch of A's flush; in the next it flushes first, and then gets the object.
+    sim.work(B);
+    assert!(sim.get(B, &w).is_some());
+    // SAFETY: the object has a reference, B's.
+    unsafe { sim.0.set_weak(&o, None) };
+    w.store(0, Ordering::Relaxed);
+    sim.work(A);
+    assert_eq!((o.disposed(), sim.0.exact(&o, &stopped())), (0, 1));
+    sim.add(B, &o, -1);
+    sim.0.settle(&stopped());
+    assert_eq!(o.disposed(), 1);
+}
+
 #[test]
 fn a_word_that_is_set_while_its_object_is_queued_is_marked() {
     let (o, w, sim) = (Object::new(1), AtomicU64::new(0), Sim::<4>::new(2));
