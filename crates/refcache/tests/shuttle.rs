@@ -12,7 +12,7 @@ use shuttle::{
     Config, Runner,
     rand::{Rng, thread_rng},
     scheduler::{PctScheduler, RandomScheduler, Scheduler},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
 };
 
@@ -37,6 +37,8 @@ struct Object {
     head: RefHead,
     number: usize,
     weak: AtomicU64,
+    /// Whether somebody is at its weak word.
+    renamed: AtomicBool,
     books: Books,
 }
 
@@ -71,7 +73,13 @@ impl Sim {
         let books: Books = Arc::new(Mutex::new([Entry { refs: 1, free: 1, dead: false }; OBJECTS]));
         let object = |number| {
             let head = RefHead::new::<Object>(1);
-            Object { head, number, weak: AtomicU64::new(0), books: books.clone() }
+            Object {
+                head,
+                number,
+                weak: AtomicU64::new(0),
+                renamed: AtomicBool::new(false),
+                books: books.clone(),
+            }
         };
         Self { domain: Domain::new(CPUS), objects: (0..OBJECTS).map(object).collect(), books }
     }
@@ -122,13 +130,32 @@ impl Sim {
             });
         }
     }
+    /// Take an object's weak word away, or give it one again.
+    fn rename(&self, o: &Object) {
+        // One at a time, with a reference that nobody else uses.
+        if o.number % 2 == 0 && self.take(o, 0) {
+            if !o.renamed.swap(true, Ordering::SeqCst) {
+                let named = word::is_live(o.weak.load(Ordering::SeqCst));
+                // SAFETY: this has a reference; the word lives as long as the object.
+                unsafe { self.domain.set_weak(o, (!named).then_some(&o.weak)) };
+                if named {
+                    o.weak.store(word::EMPTY, Ordering::SeqCst);
+                } else {
+                    o.weak.store(word::link(o), Ordering::SeqCst);
+                }
+                o.renamed.store(false, Ordering::SeqCst);
+            }
+            self.entry(o, |e| e.free += 1);
+        }
+    }
     fn step(&self, cpu: usize) {
         let mut rng = thread_rng();
         let o = &self.objects[rng.gen_range(0..OBJECTS)];
         match rng.gen_range(0..24) {
             0..5 => self.clone(cpu, o),
             5..11 => self.drop(cpu, o),
-            11..14 => self.get(cpu, o),
+            11..13 => self.get(cpu, o),
+            13 => self.rename(o),
             14..21 => _ = self.domain.work(&pin(cpu), Budget::ALL),
             21 => _ = self.domain.work(&pin(cpu), Budget { flushes: 1, reviews: 1 }),
             22 => _ = self.domain.park(&pin(cpu)),
