@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! addr, percpu  <-  sync  <-  frames  <-  owned  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
-//!         percpu, sync  <-  refcache
+//! percpu  <-  sync  <-  heap  <-  kernel
+//! percpu  <-  sync  <-  refcache
 //! ```
 //! The driver, the tracer and the guest programs use none of these; the driver may use the cost model, which uses nothing.
 //! The programs for the host use them as the kernel does.
