@@ -22,7 +22,7 @@ pub unsafe trait Counted: Sized {
     /// Give the object back to where it came from. Called once, without any lock, on the CPU of `pin`, when no CPU has a
     /// reference, gets one any more, or holds a change of the count back. May change other objects' counts.
     ///
-    /// The pointer has the provenance that was [exposed](ptr::expose_provenance) for the object: whoever allocates it
+    /// The pointer has the provenance that was [exposed](NonNull::expose_provenance) for the object: whoever allocates it
     /// exposes the pointer by which it will be freed.
     ///
     /// # Safety

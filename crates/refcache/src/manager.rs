@@ -80,7 +80,7 @@ impl<const WAYS: usize> Domain<WAYS> {
 
     /// The manager's round on this CPU: bring what was held back to its objects, once in an epoch, and judge the objects
     /// that are due. In thread context, at each tick (10 ms or more) and while [`Work::more`] or [`Self::hurried`] say so.
-    /// Within a [`Counted::dispose`] it does nothing. A CPU that isn't a member has no work.
+    /// Within a [`Counted::dispose`](crate::Counted::dispose) it does nothing. A CPU that isn't a member has no work.
     ///
     /// All members must call it again and again, or leave: as long as one doesn't, nothing is disposed of.
     pub fn work(&self, pin: &Pinned<'_>, budget: Budget) -> Work {
