@@ -202,28 +202,22 @@ fn a_reference_that_is_passed_on() {
         let take = |sim: &Sim| {
             sim.work(B);
             // Acquire: partner above.
-            let passed = sim.passed.load(Ordering::Acquire);
-            if passed {
+            if sim.passed.load(Ordering::Acquire) {
                 sim.enjoy();
                 sim.add(B, -1);
             }
             sim.work(B);
-            if !passed {
-                // It waits for somebody: the main thread, which comes after both.
-                sim.passed.store(false, Ordering::Relaxed);
-            }
         };
         let sim = Sim::new(1);
         let other = sim.clone();
-        let taken = thread::spawn(move || {
-            take(&other);
-        });
+        let taken = thread::spawn(move || take(&other));
         pass(&sim);
         taken.join().expect("CPU 1 went well");
         // SAFETY: the other thread has been joined.
         let stopped = unsafe { AllStopped::assume() };
         match sim.domain.exact(&sim.o, &stopped) {
             0 => {}
+            // B came too early.
             1 => sim.add(B, -1),
             n => panic!("{n} references"),
         }
@@ -286,6 +280,30 @@ fn taking_the_weak_word_away_against_the_mark() {
             assert_eq!(sim.weak.load(Ordering::Relaxed), OTHER);
         };
         both(sim, |sim| (0..2).for_each(|_| sim.work(A)), take);
+    });
+}
+
+/// B gets a dying object and takes its weak word away, with which goes what showed the revival.
+#[test]
+fn reviving_and_taking_the_weak_word_away_against_the_review() {
+    explore("try_get and set_weak(None) against review", None, || {
+        let sim = Sim::new(1);
+        sim.name();
+        sim.add(A, -1);
+        // Queued and marked by A; B has flushed in that epoch and the next before it gets the object.
+        [A, B, B].into_iter().for_each(|cpu| sim.work(cpu));
+        let revive = |sim: &Sim| {
+            if sim.get(B) {
+                sim.set_weak(false);
+                // Relaxed: nobody else writes it any more.
+                sim.weak.store(word::EMPTY, Ordering::Relaxed);
+                sim.enjoy();
+                sim.work(B);
+                sim.enjoy();
+                sim.add(B, -1);
+            }
+        };
+        both(sim, |sim| (0..2).for_each(|_| sim.work(A)), revive);
     });
 }
 
