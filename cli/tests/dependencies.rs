@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-sync", &["quire-addr", "quire-percpu"]),
     ("quire-heap", &["quire-percpu", "quire-sync"]),
     ("quire-refcache", &["quire-percpu", "quire-sync"]),
+    ("quire-rcu", &["quire-percpu", "quire-sync"]),
     ("quire-frames", &["quire-addr", "quire-percpu", "quire-sync"]),
     ("quire-owned", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames"]),
     ("quire-tlb", &["quire-addr", "quire-percpu", "quire-sync", "quire-owned"]),
