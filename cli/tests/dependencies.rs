@@ -3,7 +3,7 @@
 //! ```text
 //! addr, percpu  <-  sync  <-  frames  <-  owned  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
 //! percpu  <-  sync  <-  heap  <-  kernel
-//! percpu  <-  sync  <-  refcache
+//! percpu  <-  sync  <-  refcache, rcu  <-  radix
 //! ```
 //! The driver, the tracer and the guest programs use none of these; the driver may use the cost model, which uses nothing.
 //! The programs for the host use them as the kernel does.
@@ -21,6 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-heap", &["quire-percpu", "quire-sync"]),
     ("quire-refcache", &["quire-percpu", "quire-sync"]),
     ("quire-rcu", &["quire-percpu", "quire-sync"]),
+    ("quire-radix", &["quire-percpu", "quire-sync", "quire-refcache", "quire-rcu"]),
     ("quire-frames", &["quire-addr", "quire-percpu", "quire-sync"]),
     ("quire-owned", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames"]),
     ("quire-tlb", &["quire-addr", "quire-percpu", "quire-sync", "quire-owned"]),
@@ -57,7 +58,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-bench-guest", &[]),
     (
         "quire-bench-host",
-        &["quire-addr", "quire-percpu", "quire-sync", "quire-refcache", "quire-frames", "quire-aspace"],
+        &[
+            "quire-addr",
+            "quire-percpu",
+            "quire-sync",
+            "quire-refcache",
+            "quire-rcu",
+            "quire-radix",
+            "quire-frames",
+            "quire-aspace",
+        ],
     ),
     ("quire-tracer", &[]),
 ];

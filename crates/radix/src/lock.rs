@@ -1,0 +1,299 @@
+//! Locking: a range of keys, or the one slot that a key is in.
+//!
+//! **Claim.** Between locking and unlocking, what the locked slots stand for is changed by the holder alone; two guards
+//! never have the same key; nobody waits for ever, if holders don't.
+//!
+//! **What is locked.** The *bottommost slot* of a key: the one reached from the root by links that aren't frozen. At any
+//! moment the bottommost slots divide the keys among them. A lock is the slot's LOCK bit, taken by a compare-and-swap of
+//! the whole word, never by setting the bit: so it is known that what was locked is a value and not a link that has just
+//! come to be there. A value may be locked, EMPTY may (by ranges only), a frozen link may; a live link never is.
+//!
+//! **Order.** Every guard takes its locks in ascending order of keys, and narrowing only gives up. Who waits for a slot
+//! holds lower ones only; so the holder of the highest slot that is waited for waits for nobody.
+//!
+//! **Holds.** A slot is in a node, and the node must be in the tree while the lock counts. If the slot isn't EMPTY, the
+//! node's count isn't 0, and since the guard's CPU is pinned it can't become 0 and stay so for two epochs of Refcache
+//! before the guard ends: the node stays. An EMPTY slot says nothing of the kind, as its node may have been collapsed
+//! already; hence a range takes a *hold* on the node first, by the weak reference that the link is. If Refcache had taken
+//! the link away, that fails and we look again. The nodes above need none, as a used child keeps its parent used. A
+//! node that was *replaced* by a folded value has DEAD in all slots, which no one locks.
+//!
+//! **Freezing.** In a node of leaves, who locks a slot as the first one there looks at the node's link once more. The two
+//! fences, here between slot and link, and in `freeze` between link and slots, are in one order: either this looker sees
+//! the link FROZEN, or replaced, and backs out, or the freezer finds the slot locked and waits for it. For further slots
+//! of the same node no look is needed, and none may be taken: the freezer waits for the first (its ascending look at the
+//! slots comes to it before it comes to the others), so to wait for the freezer would be a deadlock.
+//!
+//! **Orderings.** The swap that locks is Acquire and the store that unlocks is Release, so what a page is travels with its
+//! lock. Links are stored with Release and followed with Acquire: a node was filled before anybody is in it.
+
+use core::ops::Range;
+
+use sync::{
+    mutant,
+    primitive::{AtomicU64, Ordering, fence},
+};
+
+use crate::{
+    Section, Tree,
+    guard::RangeGuard,
+    node::{At, Node},
+    record::Record,
+    reserve::Reserve,
+    space::{Error, Refs, Shape, Space},
+    word::{self, DEAD, EMPTY, LOCK},
+};
+
+/// What a range is locked for: it decides what is narrowed, so that exactly the range is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// To look: whole slots, also those that stick out of the range.
+    Cover,
+    /// To make all of it EMPTY: slots that stick out are narrowed, but for EMPTY ones.
+    Take,
+    /// To give all of it one value: slots that stick out are narrowed.
+    Fill,
+    /// To change what there is, slot by slot: as [`Self::Take`], and what is in frozen nodes is copied first.
+    Edit,
+    /// To share it with another tree: as [`Self::Cover`], and nodes of leaves are frozen instead of being entered.
+    Freeze,
+}
+
+impl Mode {
+    /// Whether a slot with `value` is narrowed, if it sticks out.
+    fn narrows(self, value: u64) -> bool {
+        match self {
+            Self::Cover | Self::Freeze => false,
+            Self::Take | Self::Edit => value != EMPTY,
+            Self::Fill => true,
+        }
+    }
+}
+
+impl<S: Space> Tree<S> {
+    /// Lock `keys`, in ascending order; waits for who has them. Slots may stick out of the range, by what `mode` says.
+    /// `reserve` is filled before the first lock. On failure nothing is locked, and no key's value has changed.
+    ///
+    /// The caller neither sleeps nor waits for anything but other slots, in ascending order, while it has the guard.
+    /// Panics if the range is empty or ends above the tree's keys.
+    pub fn lock_range<'g>(
+        &'g self,
+        keys: Range<u64>,
+        mode: Mode,
+        reserve: &mut Reserve<S>,
+        section: &'g Section<'_, S>,
+    ) -> Result<RangeGuard<'g, S>, Error> {
+        assert!(keys.start < keys.end && keys.end <= Self::keys(), "keys {keys:?} of {}", Self::keys());
+        self.check(section);
+        if matches!(mode, Mode::Take | Mode::Fill | Mode::Edit) {
+            reserve.fill(self.space(), &keys, section.pin())?;
+        }
+        let mut key = keys.start;
+        let mut guard = RangeGuard::new(self.space(), section.pin(), keys);
+        while key < guard.keys.end {
+            key = guard.lock_from(self.root(), key, mode, reserve)?;
+        }
+        Ok(guard)
+    }
+
+    /// Lock the slot of `key`, if it isn't EMPTY. The guard has all the keys that are folded into it, and may be
+    /// [narrowed](RangeGuard::narrow_to). Panics if there is no such key.
+    ///
+    /// No hold is needed: a slot that isn't EMPTY keeps its node.
+    pub fn lock_one<'g>(
+        &'g self,
+        key: u64,
+        section: &'g Section<'_, S>,
+    ) -> Result<Option<RangeGuard<'g, S>>, Error> {
+        assert!(key < Self::keys(), "key {key} of {}", Self::keys());
+        self.check(section);
+        let mut guard = RangeGuard::new(self.space(), section.pin(), key..key + 1);
+        // Room for one record is there from the start.
+        loop {
+            let mut record = Self::bottommost(self.root(), key, Shape::<S>::LEVELS);
+            let slot = record.at.slot(record.first);
+            // Relaxed: the swap below orders. EMPTY is final, as in `get`: it was so while the node was in the tree.
+            let seen = slot.load(Ordering::Relaxed);
+            if seen == EMPTY {
+                return Ok(None);
+            }
+            if seen == DEAD || seen & LOCK != 0 {
+                guard.wait()?;
+                continue;
+            }
+            if word::descends(seen) || !lock(slot, seen) {
+                continue;
+            }
+            if !guard.may_stay(&record) {
+                back_out(slot);
+                guard.wait()?;
+                continue;
+            }
+            // What was locked is the slot, so the span is that of its level, whatever it was on the way here.
+            record.len = 1;
+            guard.keys = record.key(record.first)..record.key(record.first) + record.span();
+            guard.records.push(record);
+            return Ok(Some(guard));
+        }
+    }
+
+    /// The slot of `key` that was bottommost on the way here, as a record of no slots; not below `depth` levels.
+    fn bottommost<'g>(root: At<'g, S>, key: u64, depth: usize) -> Record<'g, S> {
+        let (mut at, mut link, mut level) = (root, None, 0);
+        loop {
+            let index = Shape::<S>::index(level, key);
+            let slot = at.slot(index);
+            // Acquire: what is in a node was there before its link; partner: the stores of links in `narrow`.
+            let seen = slot.load(Ordering::Acquire);
+            if !word::descends(seen) || level + 1 == depth {
+                let base = Shape::<S>::base(level, key);
+                return Record { at, link, base, first: index, len: 0, held: false };
+            }
+            // SAFETY: the link was in a slot during the guard's section.
+            at = unsafe { At::of_link(seen) };
+            (link, level) = (Some(slot), level + 1);
+        }
+    }
+}
+
+/// Lock a slot whose word is `seen`, without LOCK; false if it has changed.
+fn lock(slot: &AtomicU64, seen: u64) -> bool {
+    if mutant!("radix-lock-by-or") {
+        return slot.fetch_or(LOCK, Ordering::Acquire) & LOCK == 0;
+    }
+    // Acquire: what the last holder did comes before; partner: `unlock` in `guard`. Relaxed: nothing is used on failure.
+    slot.compare_exchange(seen, seen | LOCK, Ordering::Acquire, Ordering::Relaxed).is_ok()
+}
+
+/// Unlock a slot in which nothing was done. The word may be changed meanwhile by who has taken over its frozen node,
+/// so the bit alone is cleared.
+fn back_out(slot: &AtomicU64) {
+    // Release: partner in `lock`.
+    slot.fetch_and(!LOCK, Ordering::Release);
+}
+
+impl<'g, S: Space> RangeGuard<'g, S> {
+    /// Somebody else is at it: let this CPU do what may be waited for. An error to give up.
+    pub(crate) fn wait(&self) -> Result<(), Error> {
+        if self.space.spin_wait(self.pin) { Ok(()) } else { Err(Error::Busy) }
+    }
+    /// Lock slots from that of `key` on, as many as are in one node in a row. Gives the first key that is not locked.
+    fn lock_from(
+        &mut self,
+        root: At<'g, S>,
+        key: u64,
+        mode: Mode,
+        reserve: &mut Reserve<S>,
+    ) -> Result<u64, Error> {
+        let depth = if mode == Mode::Freeze { Shape::<S>::LEAF } else { Shape::<S>::LEVELS };
+        let mut record = Tree::<S>::bottommost(root, key, depth);
+        self.records.reserve(1)?;
+        if let Some(link) = record.link
+            && !mutant!("radix-no-hold")
+        {
+            if !self.hold(record.at, link) {
+                self.wait()?;
+                return Ok(key);
+            }
+            record.held = true;
+        }
+        self.records.push(record);
+        let next = self.lock_run(key, mode, reserve)?;
+        if self.records.last().is_some_and(|record| record.len == 0) {
+            let empty = self.records.pop();
+            empty.inspect(|record| self.drop_hold(record));
+        }
+        if next == key {
+            self.wait()?;
+        }
+        Ok(next)
+    }
+    /// A reference to the node that `link` names, if that is still `at`.
+    fn hold(&self, at: At<'g, S>, link: &AtomicU64) -> bool {
+        if mutant!("radix-no-revival") {
+            // SAFETY: none, that is the fault.
+            unsafe { at.add(1, self.pin) };
+            return true;
+        }
+        // SAFETY: links are the weak words of the nodes that they name (`narrow`), and those are `Node<S>`.
+        match unsafe { self.space.refs().try_get::<Node<S>>(link, self.pin) } {
+            Some(node) if node == at.pointer() => true,
+            Some(node) => {
+                // SAFETY: the reference was just got.
+                unsafe { At::<S>::new(node).add(-1, self.pin) };
+                false
+            }
+            None => false,
+        }
+    }
+    pub(crate) fn drop_hold(&self, record: &Record<'g, S>) {
+        if record.held {
+            // SAFETY: the hold is the reference that is given up.
+            unsafe { record.at.add(-1, self.pin) };
+        }
+    }
+    /// Lengthen the last record, which begins with the slot of `key`, for as long as the range goes on and its node has
+    /// slots that can be locked. Gives the first key that is not locked.
+    fn lock_run(&mut self, mut key: u64, mode: Mode, reserve: &mut Reserve<S>) -> Result<u64, Error> {
+        while let Some(record) = self.records.last().copied()
+            && key < self.keys.end
+            && record.end() < Shape::<S>::fanout(record.at.level())
+        {
+            let slot = record.at.slot(record.end());
+            // Acquire: a link is followed by `freeze`; partner: the stores of links in `narrow`.
+            let seen = slot.load(Ordering::Acquire);
+            if seen == DEAD {
+                break;
+            }
+            let first = record.key(record.end());
+            let end = first + record.span();
+            if word::descends(seen) {
+                // Another node, from the root; or one that is frozen instead.
+                if mode != Mode::Freeze || record.at.level() + 1 != Shape::<S>::LEAF {
+                    break;
+                }
+                if !self.freeze(slot, &record)? {
+                    self.wait()?;
+                    continue;
+                }
+            } else {
+                if seen & LOCK != 0 {
+                    self.wait()?;
+                    continue;
+                }
+                if !lock(slot, seen) {
+                    continue;
+                }
+                if record.len == 0 && !self.may_stay(&record) {
+                    back_out(slot);
+                    break;
+                }
+                let sticks_out = first < self.keys.start || end > self.keys.end;
+                let thaws = mode == Mode::Edit && word::is_frozen(seen);
+                if thaws || sticks_out && mode.narrows(seen) {
+                    let keep = first.max(self.keys.start)..end.min(self.keys.end);
+                    let next = keep.end;
+                    self.open(slot, seen, first, keep, reserve).inspect_err(|_| back_out(slot))?;
+                    return Ok(next);
+                }
+            }
+            self.records.last().into_iter().for_each(|record| record.len += 1);
+            key = end.min(self.keys.end);
+        }
+        Ok(key)
+    }
+    /// Whether the node of a slot that was just locked, the first in it, is still in its place, and not frozen.
+    fn may_stay(&self, record: &Record<'g, S>) -> bool {
+        let Some(link) = record.link else { return true };
+        if record.at.level() != Shape::<S>::LEAF {
+            return true;
+        }
+        // SeqCst: the slot is locked before the link is looked at; partner: the fence in `freeze`.
+        if !mutant!("radix-no-lock-fence") {
+            fence(Ordering::SeqCst);
+        }
+        // Relaxed: ordered by the fence.
+        let seen = link.load(Ordering::Relaxed);
+        word::descends(seen) && refcache::word::object::<Node<S>>(seen) == record.at.pointer().as_ptr()
+    }
+}

@@ -1,0 +1,201 @@
+//! The tree: lookups, which take no lock and write nothing, and its end.
+
+use core::{fmt, ops::Range, ptr::NonNull};
+
+use percpu::Pinned;
+use sync::primitive::Ordering;
+
+use crate::{
+    guard::Taken,
+    node::{self, At, Node},
+    space::{Error, Shape, Space},
+    word::{self, DEAD, EMPTY, LOCK},
+};
+
+/// A map from keys to values, in which a value may stand for a whole aligned span of keys.
+///
+/// A tree ends by [`Self::retire`]; one that is dropped otherwise keeps its nodes for ever.
+pub struct Tree<S: Space> {
+    root: NonNull<Node<S>>,
+    space: &'static S,
+}
+
+// SAFETY: nodes may be used by any thread; what they have in common is the space, which is `Sync`.
+unsafe impl<S: Space> Send for Tree<S> {}
+// SAFETY: as above.
+unsafe impl<S: Space> Sync for Tree<S> {}
+
+/// A time in which no node that an operation may meet is freed: a section of the space's RCU domain.
+#[must_use = "the section ends as soon as this is dropped"]
+pub struct Section<'p, S> {
+    pin: &'p Pinned<'p>,
+    space: &'p S,
+    _read: rcu::kernel::Guard<'p>,
+}
+
+impl<'p, S: Space> Section<'p, S> {
+    /// Enter. The CPU stays out of the domain's idle state meanwhile.
+    pub fn new(space: &'p S, pin: &'p Pinned<'p>) -> Self {
+        Self { pin, space, _read: space.rcu().read(pin) }
+    }
+    /// The CPU that the section is on.
+    pub fn pin(&self) -> &'p Pinned<'p> {
+        self.pin
+    }
+}
+
+impl<S> fmt::Debug for Section<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Section({:?})", self.pin.cpu())
+    }
+}
+
+/// What a lookup finds: a value, and the span that it is folded over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The value; 0 if there is none.
+    pub value: u64,
+    /// The span's first key.
+    pub first: u64,
+    /// The number of keys in the span: a power of two.
+    pub keys: u64,
+    /// Whether the slot is in a frozen node: other trees have it as well.
+    pub frozen: bool,
+}
+
+impl<S: Space> Tree<S> {
+    /// An empty tree: its root and no more.
+    pub fn new(space: &'static S, pin: &Pinned<'_>) -> Result<Self, Error> {
+        let memory = node::alloc(space, 0, pin).ok_or(Error::OutOfMemory)?;
+        // SAFETY: the memory is ours, and the space lives for ever. One reference is the tree's.
+        let root: At<'_, S> = unsafe { At::make(memory, space, (0, 0), 1, |_| EMPTY) };
+        Ok(Self { root: root.pointer(), space })
+    }
+    /// How many keys there are: they are those below.
+    pub const fn keys() -> u64 {
+        Shape::<S>::KEYS
+    }
+    /// The space that the tree is of.
+    pub fn space(&self) -> &'static S {
+        self.space
+    }
+    /// Enter a section, in which the tree may be used.
+    pub fn enter<'p>(&self, pin: &'p Pinned<'p>) -> Section<'p, S> {
+        Section::new(self.space, pin)
+    }
+    pub(crate) fn root<'s>(&'s self) -> At<'s, S> {
+        // SAFETY: the root has the tree's reference until `retire`, which owns the tree.
+        unsafe { At::new(self.root) }
+    }
+    /// Whether the section is one of the tree's space.
+    pub(crate) fn check(&self, section: &Section<'_, S>) {
+        assert!(core::ptr::eq(self.space, section.space), "the section is another space's");
+    }
+    /// What is at `key`, without locking and without writing. Panics if there is no such key.
+    ///
+    /// **Linearisable.** The last load decides: one word is a consistent view of a slot. If the node had been collapsed by
+    /// then, its slots were EMPTY when it was, after this lookup had found it. If it had been replaced, the slots are
+    /// DEAD, and the way from the root leads to what is there now. Of a frozen node nothing changes, so it was the load
+    /// of the link that decided.
+    pub fn get(&self, key: u64, section: &Section<'_, S>) -> Found {
+        assert!(key < Self::keys(), "key {key} of {}", Self::keys());
+        self.check(section);
+        loop {
+            if let Some(found) = self.descend(key) {
+                return found;
+            }
+        }
+    }
+    fn descend(&self, key: u64) -> Option<Found> {
+        let (mut at, mut frozen) = (self.root(), false);
+        for level in 0..Shape::<S>::LEVELS {
+            // Acquire: a node was filled before its link was stored, and what a value names before the value; partners:
+            // the Release stores of links in `narrow`, and of values in `guard`.
+            let seen = at.slot(Shape::<S>::index(level, key)).load(Ordering::Acquire);
+            if seen == DEAD {
+                return None;
+            }
+            if word::is_link(seen) {
+                frozen = word::is_frozen(seen);
+                // SAFETY: the link was in a slot during the caller's section.
+                at = unsafe { At::of_link(seen) };
+                continue;
+            }
+            let keys = Shape::<S>::span(level);
+            return Some(Found { value: seen & !LOCK, first: key & !(keys - 1), keys, frozen });
+        }
+        unreachable!("a leaf has no links")
+    }
+    /// Call `each` with what is found from `keys.start` on, in ascending order, until the range ends or `each` says false.
+    /// Each call is a lookup of its own. Spans without a value are left out.
+    pub fn scan(&self, keys: Range<u64>, section: &Section<'_, S>, mut each: impl FnMut(Found) -> bool) {
+        let (mut key, end) = (keys.start, keys.end.min(Self::keys()));
+        while key < end {
+            let found = self.get(key, section);
+            if found.value != EMPTY && !each(found) {
+                return;
+            }
+            key = found.first + found.keys;
+        }
+    }
+    /// How many nodes there are now, by level, the root's first: for reports. Others may change the tree meanwhile.
+    pub fn nodes(&self, section: &Section<'_, S>) -> [usize; crate::MAX_LEVELS] {
+        fn visit<S: Space>(at: At<'_, S>, count: &mut [usize]) {
+            count[at.level()] += 1;
+            for slot in at.all() {
+                // Acquire: as in `descend`.
+                let seen = slot.load(Ordering::Acquire);
+                if word::is_link(seen) {
+                    // SAFETY: the link was in a slot during the caller's section.
+                    visit(unsafe { At::<S>::of_link(seen) }, count);
+                }
+            }
+        }
+        self.check(section);
+        let mut count = [0; crate::MAX_LEVELS];
+        visit(self.root(), &mut count);
+        count
+    }
+    /// End the tree: every value goes to `taken`, and its nodes are collected by and by. Nobody else uses the tree any
+    /// more, so no locks are taken, and nothing can fail. Locks of guards that were forgotten don't matter.
+    pub fn retire(self, section: &Section<'_, S>, mut taken: impl FnMut(Taken)) {
+        self.check(section);
+        let (root, pin) = (self.root(), section.pin());
+        self.empty(root, 0, section.pin(), &mut taken);
+        // SAFETY: the reference that the tree had from the start. Used slots keep the root until their nodes are gone.
+        unsafe { root.add(-1, pin) };
+    }
+    fn empty(&self, at: At<'_, S>, base: u64, pin: &Pinned<'_>, taken: &mut impl FnMut(Taken)) {
+        let (level, mut used) = (at.level(), 0);
+        let keys = Shape::<S>::span(level);
+        for (i, slot) in at.all().iter().enumerate() {
+            // Acquire: as in `descend`.
+            let (seen, first) = (slot.load(Ordering::Acquire) & !LOCK, base + i as u64 * keys);
+            if word::is_frozen(seen) {
+                // Relaxed: nobody looks any more.
+                slot.store(EMPTY, Ordering::Relaxed);
+                // SAFETY: the link was in a slot during the section.
+                crate::freeze::drop_share(unsafe { At::<S>::of_link(seen) }, first, pin, taken);
+            } else if word::is_link(seen) {
+                // SAFETY: the link was in a slot during the section.
+                self.empty(unsafe { At::of_link(seen) }, first, pin, taken);
+                continue;
+            } else if seen != EMPTY {
+                slot.store(EMPTY, Ordering::Relaxed);
+                self.space.count(seen, -1, pin);
+                taken(Taken { value: seen, first, keys, owned: true });
+            } else {
+                continue;
+            }
+            used += 1;
+        }
+        // SAFETY: the slots were used.
+        unsafe { at.add(-used, pin) };
+    }
+}
+
+impl<S: Space> fmt::Debug for Tree<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tree").field("root", &self.root).finish_non_exhaustive()
+    }
+}
