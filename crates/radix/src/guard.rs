@@ -85,6 +85,19 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             record.slots().map(move |(first, slot)| Span::of(first, record.span(), held(slot)))
         })
     }
+    /// What the node of [`Space::ANNEX_LEVEL`] has besides its slots that is on the way to the slot of `key`, which is locked:
+    /// `None` if the slot is above that level, or isn't the guard's. The node stays in the tree as long as the guard.
+    pub fn annex(&self, key: u64) -> Option<&S::Annex> {
+        let has = |record: &Record<'g, S>| record.key(record.first) <= key && key < record.key(record.end());
+        let record = self.records.iter().find(has)?;
+        let (mut at, mut link, level) = (record.at, record.link, S::ANNEX_LEVEL?);
+        while at.level() > level {
+            // SAFETY: the slot names the node, and is its parent's, which has it as a used slot.
+            at = unsafe { at.parent(link?) };
+            link = at.named_by();
+        }
+        at.annex()
+    }
     /// Give each slot the value that `new` says, in ascending order. A slot that sticks out of the range keeps its value, as
     /// does a frozen one: panics otherwise, or if it is no value.
     pub fn update(&mut self, mut new: impl FnMut(Span) -> u64) {

@@ -63,6 +63,7 @@ struct Around {
 unsafe impl Space for Around {
     const BITS: &'static [u32] = &[6, 9, 9, 9, 9, 9, 6, 6];
     type Refs = Domain<256>;
+    type Annex = ();
 
     fn refs(&self) -> &Self::Refs {
         &self.refs

@@ -62,6 +62,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             unsafe { parent.at.add(1, self.pin) };
         }
         let node = self.build(slot, seen, (level, parent.end(), first), &keep, reserve);
+        debug_assert!(node.is_some(), "the reserve was short");
         // Release: the nodes were filled before; partner: the loads of those who descend.
         if let Some(node) = node {
             slot.store(node.link(), Ordering::Release);

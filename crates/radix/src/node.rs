@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0   RefHead: count of used slots and holds       32   rcu: link of what waits to be freed
-//! 48   space        56 sharers (frozen), 60 index in the parent, 62 level        64.. slots of 8 bytes
+//! 48   space        56 sharers (frozen), 60 index in the parent, 62 level        64.. slots of 8 bytes, annex
 //! ```
 //! **Count.** The true count of a node is the number of its slots that are not EMPTY, plus one for each hold; the root has
 //! one more, its tree's. When it has been 0 for two epochs, Refcache puts EMPTY in the place of the link to the node, and
@@ -73,9 +73,15 @@ unsafe fn free<S: Space>(head: NonNull<rcu::Head>, pin: &Pinned<'_>) {
     unsafe { At::new(head.byte_sub(offset_of!(Node<S>, retired)).cast::<Node<S>>()).free(pin) };
 }
 
+/// Where the annex of a node of `level` is, if it has one.
+fn annex<S: Space>(level: usize) -> Option<usize> {
+    Shape::<S>::annex(level, size_of::<Node<S>>(), size_of::<AtomicU64>())
+}
+
 /// Memory for a node of `level`.
 pub(crate) fn layout<S: Space>(level: usize) -> Layout {
-    let size = size_of::<Node<S>>() + Shape::<S>::fanout(level) * size_of::<AtomicU64>();
+    let slots = size_of::<Node<S>>() + Shape::<S>::fanout(level) * size_of::<AtomicU64>();
+    let size = annex::<S>(level).map_or(slots, |offset| offset + size_of::<S::Annex>());
     // A size below a megabyte, and an alignment that a type has.
     Layout::from_size_align(size, align_of::<Node<S>>()).unwrap_or(Layout::new::<Node<S>>()).pad_to_align()
 }
@@ -146,6 +152,9 @@ impl<'s, S: Space> At<'s, S> {
             memory.write(head);
             let slots = memory.add(1).cast::<AtomicU64>();
             (0..Shape::<S>::fanout(level)).for_each(|i| slots.add(i).write(AtomicU64::new(word(i))));
+            if let Some(offset) = annex::<S>(level) {
+                memory.byte_add(offset).cast::<S::Annex>().write(S::Annex::default());
+            }
             Self::new(memory)
         }
     }
@@ -158,6 +167,9 @@ impl<'s, S: Space> At<'s, S> {
         // SAFETY: made by `make`, and used by nobody.
         unsafe {
             let slots = ptr::slice_from_raw_parts_mut(self.slots().as_ptr(), Shape::<S>::fanout(level));
+            if let Some(offset) = annex::<S>(level) {
+                self.node.byte_add(offset).cast::<S::Annex>().drop_in_place();
+            }
             ptr::drop_in_place(slots);
             ptr::drop_in_place(self.node.as_ptr());
             space.free(self.node.cast(), layout::<S>(level), pin);
@@ -188,6 +200,11 @@ impl<'s, S: Space> At<'s, S> {
         debug_assert!(index < Shape::<S>::fanout(self.level()));
         // SAFETY: the callers' indices are below the level's fan-out, and so many slots were made.
         unsafe { self.slots().add(index).as_ref() }
+    }
+    /// What the node has besides.
+    pub(crate) fn annex(self) -> Option<&'s S::Annex> {
+        // SAFETY: made by `make`, and there as long as the node.
+        annex::<S>(self.level()).map(|offset| unsafe { self.node.byte_add(offset).cast().as_ref() })
     }
     /// All slots.
     pub(crate) fn all(self) -> &'s [AtomicU64] {

@@ -22,6 +22,11 @@ pub unsafe trait Space: Sync + Sized + 'static {
     const BITS: &'static [u32];
     /// Counts the references to nodes.
     type Refs: Refs;
+    /// What each node of [`Self::ANNEX_LEVEL`] has besides its slots, such as which CPUs use a block: made with the node,
+    /// aligned to 64 bytes at most.
+    type Annex: Default + Send + Sync + 'static;
+    /// The level, from 1 on, whose nodes have an annex.
+    const ANNEX_LEVEL: Option<usize> = None;
 
     /// The domain that counts.
     fn refs(&self) -> &Self::Refs;
@@ -139,6 +144,16 @@ impl<S: Space> Shape<S> {
         }
         shift
     };
+    /// Where a node's annex is in its memory: behind the slots.
+    pub(crate) const fn annex(level: usize, head: usize, slot: usize) -> Option<usize> {
+        const { assert!(align_of::<S::Annex>() <= 64) }
+        match S::ANNEX_LEVEL {
+            Some(of) if of == level => {
+                Some((head + Self::fanout(level) * slot).next_multiple_of(align_of::<S::Annex>()))
+            }
+            _ => None,
+        }
+    }
     /// How many keys there are.
     pub(crate) const KEYS: u64 = 1 << (Self::SHIFT[0] + S::BITS[0]);
 

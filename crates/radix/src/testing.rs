@@ -82,6 +82,8 @@ pub struct Host<F> {
 unsafe impl<F: Form> Space for Host<F> {
     const BITS: &'static [u32] = F::BITS;
     type Refs = Domain<WAYS>;
+    type Annex = AtomicUsize;
+    const ANNEX_LEVEL: Option<usize> = F::BITS.len().checked_sub(2);
 
     fn refs(&self) -> &Self::Refs {
         &self.refs

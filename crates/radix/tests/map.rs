@@ -203,6 +203,31 @@ fn a_huge_untouched_mapping_forks_as_a_few_words() {
     assert_eq!(space.memory(), (0, 0));
 }
 
+/// A block has something of its own, the same for all its leaves, until it is collected.
+#[test]
+fn nodes_of_a_level_have_an_annex() {
+    use std::sync::atomic::Ordering;
+    let space = Host::<Pages>::new(1);
+    let (tree, mut reserve) = (Tree::new(space, &pin(0)).unwrap(), Reserve::new());
+    let pin = pin(0);
+    let section = Section::new(space, &pin);
+    let mut lock = |keys: Range<u64>| tree.lock_range(keys, Mode::Fill, &mut reserve, &section).unwrap();
+    let guard = lock(1000..1001);
+    assert!(guard.annex(1001).is_none());
+    guard.annex(1000).unwrap().store(7, Ordering::Relaxed);
+    drop(guard);
+    // The same block; another leaf, a slot of the block itself; another block; a slot above blocks.
+    assert_eq!(lock(600..601).annex(600).unwrap().load(Ordering::Relaxed), 7);
+    assert_eq!(lock(640..704).annex(650).unwrap().load(Ordering::Relaxed), 7);
+    assert_eq!(lock(0..1).annex(0).unwrap().load(Ordering::Relaxed), 0);
+    assert!(lock(1024..1536).annex(1024).is_none());
+    reserve.give_back(space, &pin);
+    tree.retire(&section, |_| ());
+    drop(section);
+    space.settle(&stopped());
+    assert_eq!(space.memory(), (0, 0));
+}
+
 /// What contents are: two words.
 type Contents = (u64, u32);
 

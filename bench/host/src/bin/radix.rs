@@ -47,6 +47,7 @@ struct Pages {
 unsafe impl Space for Pages {
     const BITS: &'static [u32] = radix::page::BITS;
     type Refs = Domain<WAYS>;
+    type Annex = ();
 
     fn refs(&self) -> &Self::Refs {
         &self.refs
