@@ -14,7 +14,8 @@
 //!
 //! **A frozen link** is a value whose parts are in the node that it names. If other trees have the node too, it is copied,
 //! and each page gets another owner; if this tree is the last, the node is taken over: unlocked words are locked where
-//! they are kept, the node gets its weak word back, and the link is frozen no more.
+//! they are kept, the node gets its weak word back, and the link is frozen no more. A node that is taken over needs no
+//! hold, even for its EMPTY slots: it has used ones, so it can't die before the guard ends (`lock`).
 
 use core::{ops::Range, ptr::NonNull};
 
