@@ -321,6 +321,8 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
         old.leave();
     }
     p.release_vfork();
+    // Relaxed: the process's own thread writes, and it is read when that has ended.
+    p.exit_signal.store(abi::SIGCHLD, Ordering::Relaxed);
     let filled = layout.program.clear_tails().and_then(|()| match &layout.interpreter {
         Some(i) => i.clear_tails(),
         None => Ok(()),

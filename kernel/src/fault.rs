@@ -6,6 +6,7 @@ use linux_raw_sys::general as abi;
 
 use crate::{
     oom, planted,
+    process::{self, Status},
     signal::{SigInfo, code},
     stats::{self, Counter},
     task,
@@ -43,7 +44,7 @@ impl Refused {
             Fault::NoMapping | Fault::Guard => (abi::SIGSEGV, code::SEGV_MAPERR),
             Fault::Denied => (abi::SIGSEGV, code::SEGV_ACCERR),
             Fault::BeyondObject => (abi::SIGBUS, code::BUS_ADRERR),
-            // Nobody else could be ended for it, or this process is the one (`oom.rs`).
+            // It ends already.
             Fault::NoMemory => (abi::SIGKILL, code::SI_KERNEL),
         };
         SigInfo::fault(signal, code, at)
@@ -67,8 +68,11 @@ pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
         }
         _ => Err(Fault::NoMapping),
     };
-    if result.is_ok() {
-        task::current().count_fault();
+    match result {
+        Ok(()) => task::current().count_fault(),
+        // Nobody else could be ended for it, or this process is the one (`oom.rs`). In a copy too: EFAULT would be a lie.
+        Err(Fault::NoMemory) => process::group_exit(Status::killed(abi::SIGKILL)),
+        Err(_) => {}
     }
     stats::count(match (&result, access) {
         (Err(_), _) => Counter::BadFaults,

@@ -38,6 +38,7 @@ use crate::{
     hw::{cpu, irq, paging},
     memory::{dm, frames, here, may_use_frames},
     places::{self, Place},
+    reclaim,
     sanitize::{
         self, exempt,
         heap::{Quarantine, claimed, expect_allocated, open, with_redzones},
@@ -56,7 +57,7 @@ static SHARE: AtomicUsize = AtomicUsize::new(0);
 fn count(more: usize, less: usize) {
     // Relaxed: written at boot.
     let share = SHARE.load(Ordering::Relaxed);
-    // SeqCst, all: who comes last to `set_strained` has seen what the other did before it.
+    // SeqCst: who comes last to `set_strained`, a locked operation too, has seen what the other did before it.
     let was = USED.fetch_add(more.wrapping_sub(less), Ordering::SeqCst);
     let is_over = || USED.load(Ordering::SeqCst) > share;
     let now = was.wrapping_add(more).wrapping_sub(less);
@@ -64,6 +65,10 @@ fn count(more: usize, less: usize) {
         return;
     }
     let mut over = now > share;
+    if over {
+        // Other CPUs may have what they don't know of.
+        reclaim::ask_to_settle();
+    }
     loop {
         frames().set_strained(over);
         if is_over() == over {
@@ -195,20 +200,18 @@ fn give_empty() {
     }
 }
 
-/// Take back what other CPUs have freed of this one's, and if memory is low keep nothing but the reserve. For threads with interrupts
-/// on.
+/// Take back what other CPUs have freed of this one's, and if memory is low keep nothing but the reserve. For threads with
+/// interrupts on.
 pub fn settle() {
     if sanitize::ON {
         return;
     }
-    let low = frames().low();
     // SAFETY: as in `alloc_small`.
-    enter(|heap, cpu| unsafe {
-        heap.settle(cpu);
-        if low {
-            heap.trim(cpu);
-        }
-    });
+    while enter(|heap, cpu| unsafe { heap.settle(cpu) }) {}
+    if frames().low() {
+        // SAFETY: as in `alloc_small`.
+        enter(|heap, cpu| unsafe { heap.trim(cpu) });
+    }
     give_empty();
     stock();
 }
@@ -320,7 +323,9 @@ static HEAP: KernelHeap = KernelHeap(irq::Lock::new(Large {
 fn fetch(bytes: usize) -> Option<Run> {
     let pages = (bytes + OVERHEAD).div_ceil(PAGE_SIZE as usize);
     let least = pages.next_power_of_two().trailing_zeros();
-    (least..=HUGE_ORDER).rev().find_map(fetch_run)
+    // What is left when memory is low is for others too.
+    let most = if frames().low() { least } else { HUGE_ORDER };
+    (least..=most).rev().find_map(fetch_run)
 }
 
 /// The class of slabs that serves `layout`.

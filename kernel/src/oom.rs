@@ -17,8 +17,10 @@ use linux_raw_sys::general::SIGKILL;
 
 use crate::{
     hw, memory,
-    process::{self, Process, Status},
-    reclaim, task, wait,
+    process::{self, Process},
+    reclaim,
+    signal::{self, SigInfo},
+    task, wait,
 };
 
 /// How long is waited for those who were killed to give their memory back, in ns.
@@ -88,13 +90,13 @@ pub fn make_room() -> bool {
             if !memory::frames().exhausted() {
                 return true;
             }
-            let Some((victim, pages)) = choose() else { return false };
-            // It may be on its way out by itself.
-            if !victim.leader().is_some_and(|leader| leader.is_ending()) {
+            // Somebody may be on the way out unkilled.
+            if !process::all().iter().any(|p| p.is_leaving()) {
+                let Some((victim, pages)) = choose() else { return false };
                 end(&victim, pages);
-            }
-            if Arc::ptr_eq(&victim, &me.process) {
-                return false;
+                if Arc::ptr_eq(&victim, &me.process) {
+                    return false;
+                }
             }
         }
         if hw::timer::now() >= deadline {
@@ -129,5 +131,5 @@ fn end(victim: &Arc<Process>, pages: u64) {
         name.escape_ascii(),
         pages * addr::PAGE_SIZE / 1024,
     );
-    process::end_process(victim, Status::killed(SIGKILL));
+    signal::send_process(victim, SigInfo::kernel(SIGKILL));
 }

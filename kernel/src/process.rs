@@ -22,6 +22,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 
 use addr::{PAGE_SIZE, VirtAddr};
 use aspace::{AddressSpace, Limits};
+use linux_raw_sys::general::SIGCHLD;
 use sync::RwLock;
 
 use crate::{
@@ -36,6 +37,9 @@ use crate::{
     task::{self, Task},
     wait::WaitQueue,
 };
+
+/// The supervisor's id.
+const SUPERVISOR_PID: u32 = 1;
 
 /// Ids run from 2 (1 is the supervisor's) to this, as Linux's default `pid_max` on 64-bit machines.
 pub const PID_MAX: u32 = 1 << 22;
@@ -353,7 +357,9 @@ pub fn check_task_limit() -> Result<(), Errno> {
 
 /// Number of live threads.
 pub fn task_count() -> usize {
-    TABLE.lock().tasks.len()
+    let t = TABLE.lock();
+    // Those that have ended count until they are collected.
+    t.tasks.len().max(t.processes.len())
 }
 
 impl Process {
@@ -371,7 +377,7 @@ impl Process {
             children: Lock::new(Vec::new()),
             child_wait: WaitQueue::new(),
             rlimits: Lock::new(default_rlimits()),
-            exit_signal: AtomicU32::new(linux_raw_sys::general::SIGCHLD),
+            exit_signal: AtomicU32::new(SIGCHLD),
             has_execed: AtomicBool::new(false),
             ended_threads: Lock::new(Used::default()),
             children_used: Lock::new(Used::default()),
@@ -431,6 +437,11 @@ impl Process {
     pub fn ended(&self) -> Option<Status> {
         self.life.lock().ended
     }
+    /// Whether it was asked to end, or ends by itself, and hasn't yet.
+    pub fn is_leaving(&self) -> bool {
+        let life = self.life.lock();
+        life.group_exit.is_some() && life.ended.is_none()
+    }
     /// A stop or continue that no wait has seen; `take`: it has now.
     pub fn news(&self, take: bool) -> Option<Status> {
         let mut l = self.life.lock();
@@ -473,12 +484,13 @@ impl Process {
 
 /// Enter a new process and its first thread into the table, and hand it to its parent.
 pub fn register(process: &Arc<Process>, first: &Arc<Task>) {
+    // The thread first: who finds the process may ask it to end. Nobody can have yet, so this can't fail.
+    let entered = register_thread(process, first);
+    debug_assert!(entered.is_ok());
     TABLE.lock().processes.insert(process.pid, Arc::downgrade(process));
     if let Some(parent) = process.parent.lock().upgrade() {
         parent.children.lock().push(process.clone());
     }
-    // A process without a thread: it can't be asked to end yet.
-    let _ = register_thread(process, first);
 }
 
 /// Enter a new thread; EAGAIN if the process was asked to end meanwhile (the thread must not run then).
@@ -506,6 +518,9 @@ pub fn group_exit(status: Status) {
 /// Ask `process` to end with `status`; the first such request wins, or the end of its last thread. From any context;
 /// takes no memory, since a want of memory may be the reason.
 pub fn end_process(process: &Process, status: Status) {
+    if process.pid == SUPERVISOR_PID {
+        return;
+    }
     {
         // Under `life`, so that whoever enters a thread sees the request, or the thread is seen below.
         let mut life = process.life.lock();
@@ -517,11 +532,23 @@ pub fn end_process(process: &Process, status: Status) {
             }
         }
     }
-    // One at a time, since a thread is woken with no lock held. Those that go meanwhile move the others down, not past
-    // the next look.
-    let next = || process.threads.lock().iter().find(|t| !t.is_ending()).cloned();
-    while let Some(t) = next() {
-        t.end();
+    // One at a time, since a thread is woken with no lock held. Those that go meanwhile move others down, so in the end it
+    // is looked once more from the start.
+    let next = |from: usize| {
+        let threads = process.threads.lock();
+        let mut rest = threads.iter().enumerate().skip(from);
+        rest.find(|(_, t)| !t.is_ending()).map(|(i, t)| (i, t.clone()))
+    };
+    let mut from = 0;
+    loop {
+        match next(from) {
+            Some((i, t)) => {
+                t.end();
+                from = i + 1;
+            }
+            None if from == 0 => return,
+            None => from = 0,
+        }
     }
 }
 
@@ -618,6 +645,8 @@ fn process_ended(p: &Arc<Process>) {
     let children = core::mem::take(&mut *p.children.lock());
     for c in children {
         if let Some(h) = &heir {
+            // As Linux: an heir is told in the usual way. Relaxed: as where it is read.
+            c.exit_signal.store(SIGCHLD, Ordering::Relaxed);
             *c.parent.lock() = Arc::downgrade(h);
             h.children.lock().push(c);
         }
@@ -651,7 +680,13 @@ fn process_ended(p: &Arc<Process>) {
 
 /// Tell the parent of `p` that it stopped or continued.
 pub fn notify_parent(p: &Process, news: Status) {
-    p.life.lock().news = Some(news);
+    {
+        let mut life = p.life.lock();
+        if life.ended.is_some() {
+            return;
+        }
+        life.news = Some(news);
+    }
     let Some(parent) = p.parent.lock().upgrade() else { return };
     signal::child_changed(&parent, p.pid, news);
     parent.child_wait.wake_all();
@@ -682,7 +717,7 @@ pub fn supervisor() -> Option<Arc<Process>> {
 
 /// Make the kernel's own process, before any task exists.
 pub fn init(files: Arc<FileTable>, fs: Arc<FsInfo>) -> Arc<Process> {
-    let p = Arc::new(Process::new(1, Weak::new(), files, fs));
+    let p = Arc::new(Process::new(SUPERVISOR_PID, Weak::new(), files, fs));
     *SUPERVISOR.lock() = Some(p.clone());
     p
 }

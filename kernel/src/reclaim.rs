@@ -4,6 +4,8 @@
 //! allocator on it. Before it halts it also lets go of what it keeps, so that an idle CPU keeps no frame from anybody; and
 //! as long as nothing is runnable it zeroes frames ahead of need.
 //!
+//! There it also takes back what other CPUs have freed of its heap's objects, if it was asked to.
+//!
 //! A thread that found no frame asks every CPU for what it keeps, pokes them with the reschedule interrupt, after which each
 //! comes to a safe point, and waits a little. It holds nothing meanwhile, and meets requests itself, so two that ask each
 //! other both go on.
@@ -12,7 +14,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use frames::Reclaim;
-use percpu::{CpuSet, MAX_CPUS, Pinned};
+use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
     heap,
@@ -44,6 +46,33 @@ pub fn safe_point() {
     frames().allocator().safe_point(&here());
 }
 
+/// Which CPUs are to settle their heap's accounts on their way to user mode.
+#[repr(align(128))]
+struct Settle(AtomicBool);
+static SETTLE: [Settle; MAX_CPUS] = [const { Settle(AtomicBool::new(false)) }; MAX_CPUS];
+
+/// Ask all CPUs for what others have freed of their heaps' objects. They do it when they pass by; from any context.
+pub fn ask_to_settle() {
+    // Relaxed, all: a hint, by which nothing is handed over.
+    all_cpus().for_each(|cpu| SETTLE[cpu.index()].0.store(true, Ordering::Relaxed));
+}
+
+/// Whether this CPU was asked to.
+#[inline]
+pub fn is_to_settle() -> bool {
+    SETTLE[cpu::id().index()].0.load(Ordering::Relaxed)
+}
+
+/// Do it. For threads with interrupts on.
+pub fn settle() {
+    SETTLE[cpu::id().index()].0.store(false, Ordering::Relaxed);
+    heap::settle();
+}
+
+fn all_cpus() -> impl Iterator<Item = CpuId> {
+    (0..cpu::count()).filter_map(CpuId::new)
+}
+
 /// The slice of a thread has ended: look at demand, if it is time.
 pub fn tick() {
     let last = &LAST_TICK[cpu::id().index()].0;
@@ -53,7 +82,7 @@ pub fn tick() {
         last.store(now, Ordering::Relaxed);
         frames().allocator().tick(&here());
         if frames().low() {
-            heap::settle();
+            SETTLE[cpu::id().index()].0.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -63,7 +92,7 @@ pub fn tick() {
 pub fn idle(is_idle: impl Fn() -> bool) {
     let allocator = frames().allocator();
     tick();
-    heap::settle();
+    settle();
     // Relaxed: see `begin`.
     let zeroes = !ZEROING_OFF.load(Ordering::Relaxed);
     while zeroes && is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {}
@@ -99,9 +128,15 @@ impl Reclaim for Others {
 
 /// Have all CPUs give up what they keep, and wait for that a little. For a thread that holds no lock.
 pub fn drain_all() {
-    heap::settle();
+    ask_to_settle();
+    settle();
     let others = Others { deadline: timer::now() + PATIENCE };
+    others.poke(&all_cpus().collect());
     frames().allocator().drain_all(task::unpinned(), &others);
+    let mut turn = 0;
+    while all_cpus().any(|cpu| SETTLE[cpu.index()].0.load(Ordering::Relaxed)) && others.wait(turn) {
+        turn += 1;
+    }
 }
 
 /// Whether idle CPUs zero nothing ahead of need: for measurements.

@@ -310,8 +310,22 @@ pub fn send_process(process: &Process, info: SigInfo) {
 /// Send to every process of the group `pgid`; ESRCH if there is none.
 pub fn send_group(pgid: u32, info: SigInfo) -> Result<(), Errno> {
     // Relaxed: an id that changes meanwhile may be seen either way.
-    let members = process::all().into_iter().filter(|p| p.pgid.load(Ordering::Relaxed) == pgid);
-    members.map(|p| send_process(&p, info)).reduce(|(), ()| ()).ok_or(Errno::ESRCH)
+    send_to(|p| p.pgid.load(Ordering::Relaxed) == pgid, info)
+}
+
+/// Send to every process that is a `member`; ESRCH if there is none, and success if any got it. SIGKILL goes to those too that
+/// members make meanwhile: who was told makes no more.
+pub fn send_to(member: impl Fn(&Process) -> bool, info: SigInfo) -> Result<(), Errno> {
+    let send = |all: bool| {
+        let members = process::all().into_iter().filter(|p| member(p));
+        let left = members.filter(|p| all || p.ended().is_none() && !p.is_leaving());
+        left.map(|p| queue(&p, None, info)).reduce(Result::or)
+    };
+    let sent = send(true).unwrap_or(Err(Errno::ESRCH));
+    if info.signal() == Some(Signal::KILL) {
+        while send(false).is_some() {}
+    }
+    sent
 }
 
 /// Queue `info` for the thread `target`, or for any of the process, and wake who should take it. EAGAIN if as much as
@@ -458,6 +472,9 @@ pub fn force_fault(info: SigInfo, error: u64, vector: u64, address: u64) {
 fn force(info: SigInfo, fatal: bool) {
     let me = task::current();
     let Some(signal) = info.signal() else { return };
+    if signal == Signal::KILL {
+        return process::group_exit(Status::killed(signal.number()));
+    }
     let mut state = me.process.signals.lock();
     let mut t = me.signals.lock();
     if fatal || t.blocked.has(signal) || state.action(signal).is_ignore() {

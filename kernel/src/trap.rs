@@ -172,6 +172,10 @@ pub fn leave_to_user(frame: &mut TrapFrame) {
                 signal::force_fault(SigInfo::kernel(abi::SIGSEGV), 0, 0, 0);
             }
             irq::disable();
+        } else if reclaim::is_to_settle() {
+            irq::enable();
+            reclaim::settle();
+            irq::disable();
         } else if !algo::is_followed() {
             irq::enable();
             algo::follow();

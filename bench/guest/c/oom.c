@@ -8,6 +8,7 @@
 #include "check.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -87,6 +88,20 @@ static void fork_for_ever(void)
         if (p == 0)
             for (;;) pause();
     }
+}
+
+// Processes that end, and that nobody collects.
+static void make_zombies(void)
+{
+    for (int i = 0; i < 1000000; i++) {
+        pid_t p = fork();
+        if (p == -1) {
+            CHECK(errno == EAGAIN || errno == ENOMEM);
+            _exit(7);
+        }
+        if (p == 0) _exit(0);
+    }
+    _exit(1);
 }
 
 // Processes that fork as well.
@@ -413,6 +428,7 @@ static const struct {
     {"map_for_ever", map_for_ever, SIGKILL, 7},
     {"punch_for_ever", punch_for_ever, SIGKILL, 7},
     {"fork_for_ever", fork_for_ever, SIGKILL, -1},
+    {"make_zombies", make_zombies, SIGKILL, 7},
     {"fork_bomb", fork_bomb, SIGKILL, -1},
     {"fill_pipes", fill_pipes, SIGKILL, 7},
     {"fill_files", fill_files, SIGKILL, 7},
@@ -487,6 +503,32 @@ static void still_works(void)
     OK(unlink("/tmp/oom.works"));
 }
 
+// Children whose end is to be told to their parent by SIGKILL: not to one that they are handed to, nor that they are
+// siblings of.
+static void tell_by_kill(void)
+{
+    pid_t p = fork();
+    CHECK(p != -1);
+    if (p == 0) {
+        for (int i = 0; i < 2; i++) {
+            long q = syscall(SYS_clone, (i ? CLONE_PARENT : 0) | SIGKILL, 0, 0, 0, 0);
+            if (q == 0) {
+                sleep_ms(20);
+                _exit(0);
+            }
+            CHECK(q > 0);
+        }
+        _exit(0);
+    }
+    EQUAL(wait_for(p), 0);
+    // The sibling is a child of ours.
+    int status;
+    pid_t sibling = waitpid(-1, &status, 0);
+    CHECK(sibling > 0 && sibling != p);
+    EQUAL(status, 0);
+    sleep_ms(50);
+}
+
 int main(int argc, char **argv)
 {
     // What `long_arguments` starts.
@@ -499,6 +541,7 @@ int main(int argc, char **argv)
         return 2;
     }
     OK(mkdir("/tmp/oom.d", 0755));
+    tell_by_kill();
     for (int r = 0; r < rounds; r++)
         for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
             if (only && strcmp(only, ways[i].name)) continue;

@@ -27,7 +27,8 @@
 //!   nobody but its owner's list.
 //! * H3: a slab is on its class's list exactly if it has a free object or one behind the mark, or else it is full, or with `used` = 0 on
 //!   the list of empty ones.
-//! * H4: what is pushed is published by a Release compare-and-swap on the head and taken by an Acquire swap: the freeing CPU's last
+//! * H4: an empty slab on its class's list is alone there.
+//! * H5: what is pushed is published by a Release compare-and-swap on the head and taken by an Acquire swap: the freeing CPU's last
 //!   accesses to the object happen before the owner's first. The pushes of others in between are read-modify-writes and continue the
 //!   release sequence.
 //!
@@ -188,18 +189,21 @@ impl Heap {
     #[inline]
     pub unsafe fn alloc(&self, cpu: CpuId, class: Class) -> Option<NonNull<u8>> {
         let lists = self.lists(cpu);
-        loop {
+        let first = || {
             // SAFETY: a slab on this CPU's list is live and this CPU's (H1).
-            if let Some(slab) = unsafe { lists.first[class.index()].get().as_ref() } {
-                return Some(take(lists, slab));
-            }
-            // Cold from here on.
-            if !self.free_some(cpu) {
-                let empty = pop(lists, class.is_large())?;
-                // SAFETY: it was supplied, and nobody but us refers to it (H2).
-                unsafe { self.supply(cpu, class, empty) };
-            }
+            unsafe { lists.first[class.index()].get().as_ref() }
+        };
+        if let Some(slab) = first() {
+            return Some(take(lists, slab));
         }
+        // Cold from here on. A few objects at a time come back: what is left is for the next who finds nothing.
+        self.free_some(cpu);
+        if first().is_none() {
+            let empty = pop(lists, class.is_large())?;
+            // SAFETY: it was supplied, and nobody but us refers to it (H2).
+            unsafe { self.supply(cpu, class, empty) };
+        }
+        first().map(|slab| take(lists, slab))
     }
 
     /// Make a slab for `class` of the run at `base`.
@@ -242,7 +246,7 @@ impl Heap {
             unsafe { at.cast::<Free>().write(Free { next }) };
             let release =
                 if sync::mutant!("heap-relaxed-post") { Ordering::Relaxed } else { Ordering::Release };
-            // Release: H4, with the swap in `free_some`.
+            // Release: H5, with the swap in `free_some`.
             match head.compare_exchange_weak(next, entry, release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => next = now,
@@ -256,7 +260,7 @@ impl Heap {
         let mut entry = lists.backlog.get();
         // Relaxed: none now is a true answer; else the swap looks again.
         if entry == 0 && mailbox.0.load(Ordering::Relaxed) != 0 {
-            // Acquire: H4, with the exchange in `post`.
+            // Acquire: H5, with the exchange in `post`.
             entry = mailbox.0.swap(0, Ordering::Acquire);
         }
         let found = entry != 0;
@@ -265,7 +269,7 @@ impl Heap {
                 break;
             }
             let at = exposed(entry & !LARGE);
-            // SAFETY: H4: the object was given up, with a `Free` in it, and is ours alone now.
+            // SAFETY: H5: the object was given up, with a `Free` in it, and is ours alone now.
             let next = unsafe { at.cast::<Free>().read().next };
             // SAFETY: it was posted to the owner of its slab, which this CPU is, and which is live (H2).
             let slab = unsafe { &*Slab::of(at, entry & LARGE != 0) };
@@ -276,12 +280,12 @@ impl Heap {
         found
     }
 
-    /// Free what other CPUs have given back.
+    /// Free a few of the objects that other CPUs have given back. False: there was none.
     ///
     /// # Safety
     /// The promise of [`Heap`].
-    pub unsafe fn settle(&self, cpu: CpuId) {
-        while self.free_some(cpu) {}
+    pub unsafe fn settle(&self, cpu: CpuId) -> bool {
+        self.free_some(cpu)
     }
 
     /// Keep no empty slab for later: memory is short.
@@ -291,13 +295,11 @@ impl Heap {
     pub unsafe fn trim(&self, cpu: CpuId) {
         let lists = self.lists(cpu);
         for first in &lists.first {
-            let mut next = first.get();
             // SAFETY: a slab on this CPU's list is live and this CPU's (H1).
-            while let Some(slab) = unsafe { next.as_ref() } {
-                next = slab.own.after.get();
-                if slab.own.used.get() == 0 {
-                    retire(lists, slab);
-                }
+            if let Some(slab) = unsafe { first.get().as_ref() }
+                && slab.own.used.get() == 0
+            {
+                retire(lists, slab);
             }
         }
     }
@@ -440,9 +442,15 @@ fn pop(lists: &Lists, large: bool) -> Option<NonNull<u8>> {
     Some(slab.run())
 }
 
-/// Put `slab` in front of its list.
+/// Put `slab` in front of its list. An empty one that was alone there goes.
 fn link(lists: &Lists, slab: &Slab) {
     let first = &lists.first[slab.class().index()];
+    // SAFETY: on this CPU's list, so live and this CPU's (H1).
+    if let Some(alone) = unsafe { first.get().as_ref() }
+        && alone.own.used.get() == 0
+    {
+        retire(lists, alone);
+    }
     let second = first.get();
     slab.own.before.set(ptr::null_mut());
     slab.own.after.set(second);

@@ -82,7 +82,7 @@ impl World {
     fn collect(&self) -> usize {
         // SAFETY: the first CPU's thread calls this.
         unsafe {
-            self.heap.settle(cpu(0));
+            while self.heap.settle(cpu(0)) {}
             self.heap.trim(cpu(0));
             self.heap.empty(cpu(0)) as usize
         }

@@ -123,7 +123,7 @@ impl World {
     fn collect(&mut self, on: usize) {
         // SAFETY: as above.
         unsafe {
-            self.heap.settle(cpu(on));
+            while self.heap.settle(cpu(on)) {}
             self.heap.trim(cpu(on));
         }
         self.give_back(on);
@@ -302,7 +302,7 @@ fn threads_hand_objects_around() {
     for on in 0..CPUS {
         // SAFETY: as above.
         unsafe {
-            heap.settle(cpu(on));
+            while heap.settle(cpu(on)) {}
             heap.trim(cpu(on));
         }
         give_back(&heap, on, &slabs);

@@ -301,7 +301,9 @@ fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Process, Er
     // Relaxed, all: published when the child is registered.
     child.pgid.store(p.pgid.load(Ordering::Relaxed), Ordering::Relaxed);
     child.sid.store(p.sid.load(Ordering::Relaxed), Ordering::Relaxed);
-    child.exit_signal.store(c.exit_signal, Ordering::Relaxed);
+    // A sibling tells the parent as the caller does.
+    let exit_signal = if has(CLONE_PARENT) { p.exit_signal.load(Ordering::Relaxed) } else { c.exit_signal };
+    child.exit_signal.store(exit_signal, Ordering::Relaxed);
     *child.rlimits.lock() = *p.rlimits.lock();
     child.frames.set(p.frames.get());
     let mut signals = p.signals.lock().fork();

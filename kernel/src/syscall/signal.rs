@@ -134,27 +134,29 @@ pub fn kill(a: &Args) -> SysResult {
     let me = task::current();
     // Relaxed, here and below: ids that change meanwhile may be seen either way.
     let own_group = me.process.pgid.load(Ordering::Relaxed);
-    let in_group = |group: u32| {
-        process::all()
-            .into_iter()
-            .filter(|p| p.pgid.load(Ordering::Relaxed) == group)
-            .collect::<alloc::vec::Vec<_>>()
-    };
-    let targets = match pid {
-        1.. => process::find(pid as u32).into_iter().collect(),
-        0 => in_group(own_group),
+    let is_meant = |p: &Process| match pid {
+        0 => p.pgid.load(Ordering::Relaxed) == own_group,
         // Everybody but the supervisor and the caller.
-        -1 => process::all().into_iter().filter(|p| p.pid > 1 && p.pid != me.process.pid).collect(),
-        i32::MIN => return Err(Errno::ESRCH),
-        _ => in_group(pid.unsigned_abs()),
+        -1 => p.pid > 1 && p.pid != me.process.pid,
+        _ => p.pgid.load(Ordering::Relaxed) == pid.unsigned_abs(),
     };
-    let Some(signal) = signal else {
-        return if targets.is_empty() { Err(Errno::ESRCH) } else { Ok(0) };
-    };
-    let info = SigInfo::from_caller(signal.number(), code::SI_USER);
-    // Success if any target got it.
-    let sent = targets.iter().map(|p| signal::queue(p, None, info)).reduce(Result::or);
-    sent.unwrap_or(Err(Errno::ESRCH)).map(|()| 0)
+    if pid == i32::MIN {
+        return Err(Errno::ESRCH);
+    }
+    let one = if pid > 0 { Some(process::find(pid as u32).ok_or(Errno::ESRCH)?) } else { None };
+    match (signal, one) {
+        (None, Some(_)) => {}
+        (None, None) if process::all().iter().any(|p| is_meant(p)) => {}
+        (None, None) => return Err(Errno::ESRCH),
+        (Some(signal), one) => {
+            let info = SigInfo::from_caller(signal.number(), code::SI_USER);
+            match one {
+                Some(p) => signal::queue(&p, None, info)?,
+                None => signal::send_to(is_meant, info)?,
+            }
+        }
+    }
+    Ok(0)
 }
 
 /// The thread `tid`, of process `tgid` if given. EINVAL for ids that no thread can have, ESRCH if there is none.
