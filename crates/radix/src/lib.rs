@@ -49,6 +49,7 @@ mod narrow;
 mod node;
 pub mod page;
 mod record;
+mod refine;
 mod reserve;
 mod space;
 #[cfg(feature = "testing")]

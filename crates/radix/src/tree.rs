@@ -127,16 +127,43 @@ impl<S: Space> Tree<S> {
         unreachable!("a leaf has no links")
     }
     /// Call `each` with what is found from `keys.start` on, in ascending order, until the range ends or `each` says false.
-    /// Each call is a lookup of its own. Spans without a value are left out.
+    /// Spans without a value are left out. Each is looked up at some moment during the call: a node that was found is
+    /// read to its end, and if it had been collapsed by then, its slots were EMPTY when it was.
     pub fn scan(&self, keys: Range<u64>, section: &Section<'_, S>, mut each: impl FnMut(Found) -> bool) {
+        self.check(section);
         let (mut key, end) = (keys.start, keys.end.min(Self::keys()));
         while key < end {
-            let found = self.get(key, section);
-            if found.value != EMPTY && !each(found) {
-                return;
+            let (at, level, frozen) = self.bottom(key);
+            let span = Shape::<S>::span(level);
+            for i in Shape::<S>::index(level, key)..Shape::<S>::fanout(level) {
+                // Acquire: as in `descend`.
+                let seen = at.slot(i).load(Ordering::Acquire);
+                // DEAD: from the root again, as for a link.
+                if key >= end || seen == DEAD || word::is_link(seen) {
+                    break;
+                }
+                let found = Found { value: seen & !LOCK, first: key & !(span - 1), keys: span, frozen };
+                if found.value != EMPTY && !each(found) {
+                    return;
+                }
+                key = found.first + span;
             }
-            key = found.first + found.keys;
         }
+    }
+    /// The node to which links lead for `key`, its level, and whether it is frozen.
+    fn bottom(&self, key: u64) -> (At<'_, S>, usize, bool) {
+        let (mut at, mut frozen) = (self.root(), false);
+        for level in 0..Shape::<S>::LEAF {
+            // Acquire: as in `descend`.
+            let seen = at.slot(Shape::<S>::index(level, key)).load(Ordering::Acquire);
+            if !word::is_link(seen) {
+                return (at, level, frozen);
+            }
+            frozen = word::is_frozen(seen);
+            // SAFETY: the link was in a slot during the caller's section.
+            at = unsafe { At::of_link(seen) };
+        }
+        (at, Shape::<S>::LEAF, frozen)
     }
     /// How many nodes there are now, by level, the root's first: for reports. Others may change the tree meanwhile.
     pub fn nodes(&self, section: &Section<'_, S>) -> [usize; crate::MAX_LEVELS] {
