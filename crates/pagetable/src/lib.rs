@@ -30,6 +30,9 @@
 
 #[cfg(all(test, loom))]
 mod loom;
+mod mirror;
+
+pub use mirror::Mirror;
 
 use addr::{DirectMap, Frame, Page, PageRange, Prot, Pte};
 use owned::{Memory, OwnedFrame, Use};
@@ -294,6 +297,10 @@ impl PageTable {
     }
     /// Make a table and link it into `slot`, unless another CPU was first: then its table is the answer.
     fn link(&self, slot: &AtomicU64, frames: &Memory, pin: &Pinned<'_>) -> Option<Pte> {
+        self.link_new(slot, frames, pin).map(|(link, _)| link)
+    }
+    /// The same, and whether it is a new table.
+    fn link_new(&self, slot: &AtomicU64, frames: &Memory, pin: &Pinned<'_>) -> Option<(Pte, bool)> {
         let fresh = frames.alloc_zeroed(pin, Use::PageTable)?;
         let _upper = self.upper.lock();
         // Relaxed: the lock orders it after the other CPU's store.
@@ -301,12 +308,12 @@ impl PageTable {
         if link.is_present() {
             drop(_upper);
             frames.free(pin, fresh);
-            return Some(link);
+            return Some((link, false));
         }
         let link = Pte::table(fresh.into_raw());
         // Release: the zeroed table before the link to it; partner: the Acquire loads of walks.
         slot.store(link.bits(), Ordering::Release);
-        Some(link)
+        Some((link, true))
     }
     /// The next present link of `level` that serves a page of `at..end`, and the first page it serves; `at` moves
     /// past what it serves. Runs of absent links are passed within their table, so an empty table costs one look at each

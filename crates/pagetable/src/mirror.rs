@@ -1,0 +1,168 @@
+//! A page table that owns nothing but its own pages: a copy, for the hardware, of what is written elsewhere.
+//!
+//! **Claim.** As for [`PageTable`]: software and hardware may walk while entries change, and a table page is unlinked only
+//! while no software walks it, and reused only after no hardware can.
+//!
+//! **Idea.** Whoever keeps the truth about a page has a lock for it, and touches the page's entry only while it holds
+//! that. So there are no locks here, but for linking and unlinking tables: a table is unlinked only by who holds the locks
+//! of *all* the pages that it serves, and a walk to a page's entry passes only tables that serve that page. Entries own
+//! no frames; so a mirror, or any part of it, may be thrown away at any time, and comes back by faults.
+//!
+//! Tables that serve nothing any more are found by [`Mirror::sweep`], which asks for each table whether it is still
+//! needed. One thread sweeps at a time, and no other unlinks, so a sweep may walk all tables without any page's lock.
+
+use core::mem::ManuallyDrop;
+
+use addr::{Frame, Page, PageRange, Prot, Pte};
+use owned::{Memory, OwnedFrame, Use};
+use percpu::Pinned;
+use sync::{
+    SpinLock,
+    primitive::{AtomicU64, Ordering},
+};
+use tlb::Gather;
+
+use crate::{KEPT_BITS, PageTable, span};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Mirror {
+    /// Its root is given up by [`Self::retire`] alone.
+    table: ManuallyDrop<PageTable>,
+    root: Frame,
+    /// Table pages, the root among them.
+    pages: AtomicU64,
+    /// How many there may be before a sweep is worth its time; and whose turn it is to sweep.
+    enough: AtomicU64,
+    sweeping: SpinLock<()>,
+}
+
+/// Fewer table pages than this are never swept.
+const FEW: u64 = 32;
+
+impl Mirror {
+    /// A mirror of nothing; the rest as [`PageTable::new`].
+    pub fn new(frames: &Memory, pin: &Pinned<'_>, kernel_half: Option<Frame>) -> Option<Self> {
+        let table = PageTable::new(frames, pin, kernel_half)?;
+        let root = table.root()?;
+        let (pages, enough) = (AtomicU64::new(1), AtomicU64::new(FEW));
+        let (table, sweeping) = (ManuallyDrop::new(table), SpinLock::new(()));
+        Some(Self { table, root, pages, enough, sweeping })
+    }
+    /// The root's frame, for CR3.
+    pub fn root(&self) -> Frame {
+        self.root
+    }
+    /// How many table pages there are, the root among them.
+    pub fn pages(&self) -> u64 {
+        // Relaxed: a count.
+        self.pages.load(Ordering::Relaxed)
+    }
+    /// Have the tables that `page`'s entry needs. The caller has the page's lock. False if there is no frame for one.
+    pub fn prepare(&self, page: Page, frames: &Memory, pin: &Pinned<'_>) -> bool {
+        let mut table = self.root;
+        for level in [3, 2, 1] {
+            let Some(slot) = self.table.slot(table, page, level) else { return false };
+            // Acquire: as in `PageTable::peek`.
+            let mut link = Pte::from_bits(slot.load(Ordering::Acquire));
+            if !link.is_present() {
+                let Some((made, fresh)) = self.table.link_new(slot, frames, pin) else { return false };
+                if fresh {
+                    // Relaxed: a count.
+                    self.pages.fetch_add(1, Ordering::Relaxed);
+                }
+                link = made;
+            }
+            table = link.frame();
+        }
+        true
+    }
+    /// The entry of `page`, if there are tables for it. The caller has the page's lock.
+    fn entry(&self, page: Page) -> Option<&AtomicU64> {
+        // Acquire: as in `PageTable::peek`.
+        let link = Pte::from_bits(self.table.directory(page)?.load(Ordering::Acquire));
+        if link.is_present() { self.table.entries(link.frame()).get(page.index(0)) } else { None }
+    }
+    /// What `page`'s entry says. The caller has the page's lock.
+    pub fn peek(&self, page: Page) -> Pte {
+        // Relaxed: the lock orders software, and what the hardware sets is for reports.
+        self.entry(page).map_or(Pte::EMPTY, |entry| Pte::from_bits(entry.load(Ordering::Relaxed)))
+    }
+    /// Let `page` be translated to `frame` with `prot`. The caller has the page's lock, has [prepared](Self::prepare), and
+    /// the entry is empty or is for the same frame and grants no more.
+    pub fn set(&self, page: Page, frame: Frame, prot: Prot) {
+        let Some(entry) = self.entry(page) else { return debug_assert!(false, "no table was prepared") };
+        let new = Pte::user_page(frame, prot).bits();
+        let (release, relaxed) = (Ordering::Release, Ordering::Relaxed);
+        // Release: the frame's bytes were written before it can be read through the entry (for the hardware, x86 keeps
+        // stores in order). The bits that the hardware has set stay.
+        let old = entry.fetch_update(release, relaxed, |old| Some(new | old & KEPT_BITS)).unwrap_or(0);
+        let old = Pte::from_bits(old);
+        debug_assert!(old.is_empty() || old.frame() == frame && prot.contains(old.prot()), "{old:?}");
+    }
+    /// Empty `page`'s entry, and say what it was: if it was present, flush. The caller has the page's lock.
+    pub fn clear(&self, page: Page) -> Pte {
+        // AcqRel: comes before the flush, whose fence orders it against hardware walks. A swap, so that no bit of the
+        // hardware's lands in an entry already read.
+        self.entry(page).map_or(Pte::EMPTY, |entry| Pte::from_bits(entry.swap(0, Ordering::AcqRel)))
+    }
+    /// Let `page`'s entry, if it is present, grant no more than `prot`. Whether it has lost a right: then flush. The
+    /// caller has the page's lock.
+    pub fn lower(&self, page: Page, prot: Prot) -> bool {
+        let Some(entry) = self.entry(page) else { return false };
+        let lower = |old| {
+            let old = Pte::from_bits(old);
+            let new = Pte::user_page(old.frame(), old.prot() & prot).bits() | old.bits() & KEPT_BITS;
+            (old.is_present() && !prot.contains(old.prot())).then_some(new)
+        };
+        // AcqRel: as in `clear`. Relaxed: nothing was done.
+        entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, lower).is_ok()
+    }
+
+    /// Whether tables have grown so many that a [`Self::sweep`] may be worth it.
+    pub fn is_large(&self) -> bool {
+        // Relaxed: a hint. Both change when a table is made or a sweep ends, so seldom.
+        self.pages.load(Ordering::Relaxed) > self.enough.load(Ordering::Relaxed)
+    }
+    /// Ask for each table, the lower levels first, whether what it serves is free. `free` takes the locks of those pages if
+    /// they are, calls what it is given, flushes, and lets go; it says nothing if they aren't. Unlinks such tables, unless
+    /// another sweep is under way. The caller has no page's lock.
+    pub fn sweep(&self, mut free: impl FnMut(PageRange, &mut dyn FnMut(&mut Gather<'_>))) {
+        let Some(_sweep) = self.sweeping.try_lock() else { return };
+        let end = Page::new(crate::USER_PAGES).unwrap_or_default();
+        for level in 1..=3 {
+            let mut at = Page::default();
+            while let Some((slot, first)) = self.table.next_link(&mut at, end, level) {
+                let Some(served) = PageRange::with_len(first, span(level)) else { continue };
+                free(served, &mut |gather| self.unlink(slot, served, gather));
+            }
+        }
+        // Relaxed: a hint.
+        self.enough.store(FEW.max(2 * self.pages()), Ordering::Relaxed);
+    }
+    fn unlink(&self, slot: &AtomicU64, served: PageRange, gather: &mut Gather<'_>) {
+        // AcqRel: what software did to the table comes before, and the unlinking before the flush.
+        let link = Pte::from_bits(slot.swap(0, Ordering::AcqRel));
+        debug_assert!(
+            // Relaxed: the caller has all the pages' locks.
+            self.table.entries(link.frame()).iter().all(|e| e.load(Ordering::Relaxed) == 0),
+            "a table was unlinked with entries in it"
+        );
+        // SAFETY: the link owned the table since it was made, and has just been cleared.
+        gather.take(unsafe { OwnedFrame::from_raw(link.frame(), Use::PageTable) });
+        gather.add_range(served);
+        // Relaxed: a count.
+        self.pages.fetch_sub(1, Ordering::Relaxed);
+    }
+    /// The frame of the root, for whoever frees it when no CPU has it in CR3 any more. To be called once, when nothing
+    /// is mapped and everything has been [swept](Self::sweep): the mirror is of no use after that.
+    ///
+    /// # Safety
+    /// It is the only call, and no other method is called from here on but [`Self::pages`] and [`Self::root`].
+    pub unsafe fn retire(&self) -> OwnedFrame {
+        // Relaxed: a count.
+        self.pages.fetch_sub(1, Ordering::Relaxed);
+        // SAFETY: the root was this mirror's; the caller says that it is given away once.
+        unsafe { OwnedFrame::from_raw(self.root, Use::PageTable) }
+    }
+}

@@ -1,0 +1,79 @@
+//! Mirrors: what is put in is found, what goes says so, and tables go when nothing needs them.
+#![cfg(not(loom))]
+
+use addr::{Frame, Page, PageRange, Prot};
+use owned::{Use, testing};
+use pagetable::Mirror;
+use percpu::{AtomicCpuSet, CpuSet, Pinned, testing::Machine};
+use tlb::{Gather, Shootdown};
+
+struct NoTlb;
+
+impl Shootdown for NoTlb {
+    fn flush(&self, _: &Pinned<'_>, _: &CpuSet, _: PageRange) {}
+}
+
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+fn page(n: u64) -> Page {
+    Page::new(n).expect("a page number")
+}
+
+#[test]
+fn entries_come_change_and_go() {
+    let (machine, frames) = (Machine::new(1), testing::memory(64, 1));
+    machine.on(0, |ctx| {
+        let pin = ctx.pin();
+        let mirror = Mirror::new(frames, &pin, None).expect("memory");
+        let frame = Frame::new(7).expect("a frame number");
+        let at = page((3 << 27) + 5);
+        assert!(mirror.clear(at).is_empty() && !mirror.lower(at, Prot::empty()));
+        assert!(mirror.prepare(at, frames, &pin));
+        assert_eq!(mirror.pages(), 4);
+        assert!(mirror.peek(at).is_empty());
+        mirror.set(at, frame, Prot::READ);
+        mirror.set(at, frame, RW);
+        assert_eq!((mirror.peek(at).frame(), mirror.peek(at).prot()), (frame, RW));
+        assert!(!mirror.lower(at, Prot::all()), "nothing is lost");
+        assert!(mirror.lower(at, Prot::READ | Prot::EXEC));
+        assert_eq!(mirror.peek(at).prot(), Prot::READ, "no right comes back");
+        assert!(mirror.lower(at, Prot::empty()));
+        assert!(!mirror.clear(at).is_present());
+        // Tables that nothing needs, by levels; those that something needs stay.
+        let other = page((3 << 27) + (1 << 18));
+        assert!(mirror.prepare(other, frames, &pin));
+        mirror.set(other, frame, RW);
+        assert_eq!(mirror.pages(), 6);
+        let sweep = |kept: Option<Page>| {
+            mirror.sweep(|served, unlink| {
+                if kept.is_none_or(|kept| !served.contains(kept)) {
+                    let mut gather = Gather::new(frames, ctx);
+                    unlink(&mut gather);
+                    gather.flush(&pin, &NoTlb, &AtomicCpuSet::new());
+                }
+            });
+        };
+        sweep(Some(other));
+        assert_eq!(mirror.pages(), 4);
+        assert_eq!(mirror.peek(other).frame(), frame);
+        assert!(mirror.clear(other).is_present());
+        sweep(None);
+        assert_eq!(mirror.pages(), 1);
+        // SAFETY: the mirror isn't used any more.
+        frames.free(&pin, unsafe { mirror.retire() });
+        assert_eq!(frames.stats().owned, [0; Use::COUNT]);
+    });
+}
+
+#[test]
+fn a_table_that_there_is_no_frame_for_is_not_made() {
+    let (machine, frames) = (Machine::new(1), testing::memory(64, 1));
+    machine.on(0, |ctx| {
+        let pin = ctx.pin();
+        let mirror = Mirror::new(frames, &pin, None).expect("memory");
+        let hogs: Vec<_> = std::iter::from_fn(|| frames.alloc(&pin, Use::Kernel)).collect();
+        assert!(!mirror.prepare(page(5), frames, &pin));
+        hogs.into_iter().for_each(|frame| frames.free(&pin, frame));
+        assert!(mirror.prepare(page(5), frames, &pin));
+    });
+}
