@@ -892,7 +892,7 @@ impl Mapper for Locked {
 }
 
 /// A new mapping of `pages` pages must make sense.
-fn check(mapping: &Mapping, pages: u64) -> Result<(), Error> {
+pub(crate) fn check(mapping: &Mapping, pages: u64) -> Result<(), Error> {
     if pages == 0 {
         return Err(Error::Invalid);
     }
@@ -907,7 +907,7 @@ fn check(mapping: &Mapping, pages: u64) -> Result<(), Error> {
 }
 
 /// The chosen place must be user space, and a dictated one not too low.
-fn dictated(at: Placement, range: PageRange) -> Result<(), Error> {
+pub(crate) fn dictated(at: Placement, range: PageRange) -> Result<(), Error> {
     if range.end() > USER_END_PAGE {
         return Err(Error::NoRoom);
     }
@@ -916,7 +916,7 @@ fn dictated(at: Placement, range: PageRange) -> Result<(), Error> {
 }
 
 /// The range is of user pages, and there are some.
-fn user(range: PageRange) -> Result<(), Error> {
+pub(crate) fn user(range: PageRange) -> Result<(), Error> {
     if range.is_empty() || range.end() > USER_END_PAGE { Err(Error::Invalid) } else { Ok(()) }
 }
 
@@ -969,7 +969,7 @@ fn protectable(
 }
 
 /// Make `mapping` locked as `lock` says; what may be dropped never is.
-fn relock(mapping: &mut Mapping, lock: Lock) {
+pub(crate) fn relock(mapping: &mut Mapping, lock: Lock) {
     if mapping.flags.contains(Flags::DROPPABLE) {
         return;
     }

@@ -301,7 +301,7 @@ impl Totals {
         self.each(mapping, |count| *count += pages);
         self.peak = self.peak.max(self.pages);
     }
-    fn sub(&mut self, mapping: &Mapping, pages: u64) {
+    pub(crate) fn sub(&mut self, mapping: &Mapping, pages: u64) {
         self.each(mapping, |count| *count -= pages);
     }
     fn each(&mut self, mapping: &Mapping, mut change: impl FnMut(&mut u64)) {

@@ -5,6 +5,8 @@
 //! can make a second one, so the answer "not shared" stays true until this address space forks. A frame of an object
 //! that a private mapping shows is shared with the object, so it is never written, but copied.
 
+use alloc::sync::Arc;
+
 use addr::{Frame, PAGE_BYTES, Page, Prot};
 use frames::{Fill, Req};
 use owned::{Memory, OwnedFrame, Use};
@@ -14,7 +16,7 @@ use sync::{
     primitive::{AtomicU64, Ordering},
 };
 
-use crate::{Access, Backing, Fault, Mapping, ObjectError, Place, Policy};
+use crate::{Access, Backing, Fault, Mapping, Object, ObjectError, Place, Policy};
 
 /// A frame for `usage`, at `place`, its bytes zero if `zeroed` and else unspecified. Every frame of user memory comes from
 /// here: those of mappings, and those of the objects that are mapped.
@@ -56,6 +58,19 @@ pub fn ensure(
         return Ok((zeroed.ok_or(Fault::NoMemory)?, all));
     };
     let index = page.checked_add(offset).ok_or(Fault::BeyondObject)?;
+    of_object(mapping, (object, index), policy, access, frames, ctx)
+}
+
+/// The same for a page that has no frame, of which `mapping` shows that page of that object.
+pub(crate) fn of_object(
+    mapping: &Mapping,
+    (object, index): (&Arc<dyn Object>, u64),
+    policy: &Policy,
+    access: Access,
+    frames: &Memory,
+    ctx: &Unpinned<'_>,
+) -> Result<(OwnedFrame, Prot), Fault> {
+    let all = hardware(mapping.prot);
     let theirs = object.page(index, policy, frames, ctx).map_err(|e| match e {
         ObjectError::BeyondEnd | ObjectError::Io | ObjectError::Sealed => Fault::BeyondObject,
         ObjectError::NoMemory => Fault::NoMemory,
@@ -66,7 +81,7 @@ pub fn ensure(
     if access != Access::Write {
         return Ok((theirs, all.difference(Prot::WRITE)));
     }
-    let mine = copy(&theirs, place, frames, ctx);
+    let mine = copy(&theirs, policy.place(index), frames, ctx);
     frames.free(&ctx.pin(), theirs);
     Ok((mine?, all))
 }

@@ -119,7 +119,7 @@ fn fault(world: &World, n: u64, access: Access, ctx: &Unpinned<'_>) -> Result<()
 #[test]
 fn a_new_space() {
     at_every_level("a new space", false, nothing, |world, ctx| {
-        let space = aspace::Locked::new(world.sim.machine(), ctx)?;
+        let space = world.sim.try_space(ctx)?;
         space.clear(ctx);
         Ok(())
     });

@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -18,13 +19,36 @@ use std::{
 use addr::{Frame, Page, PageRange, Prot, Pte};
 use aspace::{
     Access, AddressSpace, Backing, Error, Fault, Locked, Machine, Mappers, Mapping, Object, ObjectError,
-    Policy,
+    Policy, Radix, Realm,
 };
 use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{CpuId, CpuSet, Pinned, Unpinned, testing::Machine as Cpus};
 use tlb::Shootdown;
 
 pub const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+/// Which address space is tested: the program named after it has all the tests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Design {
+    Locked,
+    Radix,
+}
+
+/// The design of this program.
+pub const fn design() -> Design {
+    match env!("CARGO_CRATE_NAME").as_bytes() {
+        b"radix" => Design::Radix,
+        _ => Design::Locked,
+    }
+}
+
+/// Accesses after which a CPU does its regular work.
+const TICK: u32 = 16;
+
+thread_local! {
+    /// Accesses of this thread.
+    static ACCESSES: Cell<u32> = const { Cell::new(0) };
+}
 
 /// What one CPU has cached.
 #[derive(Default)]
@@ -39,6 +63,8 @@ struct Buffer {
 pub struct Sim {
     pub cpus: Cpus,
     pub frames: &'static Memory,
+    /// What radix trees live in.
+    pub realm: &'static Realm,
     buffers: Vec<Mutex<Buffer>>,
     pub flushes: AtomicUsize,
     /// Called at the start of every flush.
@@ -47,9 +73,14 @@ pub struct Sim {
 
 impl Sim {
     pub fn new(cpus: usize, frames: usize) -> &'static Sim {
+        let realm: &Realm = Box::leak(Box::new(Realm::new(cpus, std::thread::yield_now)));
+        realm.init();
+        let machine = Cpus::new(cpus);
+        (0..cpus).for_each(|cpu| machine.on(cpu, |ctx| realm.idle_exit(&mut ctx.pin())));
         Box::leak(Box::new(Sim {
-            cpus: Cpus::new(cpus),
+            cpus: machine,
             frames: testing::memory(frames, cpus),
+            realm,
             buffers: (0..cpus).map(|_| Mutex::default()).collect(),
             flushes: AtomicUsize::new(0),
             on_flush: Mutex::new(None),
@@ -59,7 +90,18 @@ impl Sim {
         Machine { frames: self.frames, shootdown: self, kernel_root: None }
     }
     pub fn space(&'static self, ctx: &Unpinned<'_>) -> Arc<dyn AddressSpace> {
-        Locked::new(self.machine(), ctx).expect("there is memory for a root")
+        self.try_space(ctx).expect("there is memory for a root")
+    }
+    pub fn try_space(&'static self, ctx: &Unpinned<'_>) -> Result<Arc<dyn AddressSpace>, Error> {
+        Ok(match design() {
+            Design::Locked => Locked::new(self.machine(), ctx)?,
+            Design::Radix => Radix::new(self.machine(), self.realm, ctx)?,
+        })
+    }
+    /// A CPU's regular work.
+    pub fn tick(&self, ctx: &Unpinned<'_>) {
+        self.realm.tick(&mut ctx.pin());
+        self.realm.reap(ctx);
     }
     /// Frames that somebody owns.
     pub fn owned(&self) -> [u64; Use::COUNT] {
@@ -106,6 +148,10 @@ impl Sim {
         ctx: &Unpinned<'_>,
         f: impl Fn(&AtomicU64) -> R,
     ) -> Result<R, Fault> {
+        let accesses = ACCESSES.replace(ACCESSES.get().wrapping_add(1));
+        if accesses.is_multiple_of(TICK) {
+            self.tick(ctx);
+        }
         loop {
             let instruction = {
                 let pin = ctx.pin();

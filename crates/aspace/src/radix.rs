@@ -1,0 +1,537 @@
+//! The address space as RadixVM has it (Clements, Kaashoek, Zeldovich, "RadixVM: Scalable Address Spaces for Multithreaded
+//! Applications", EuroSys 2013): what a page is and should be is said in one slot of a radix tree, and whoever acts on
+//! a page has that slot locked.
+//!
+//! **Claim.** Every operation on pages takes effect at one instant. No CPU uses a frame through this space that the space does
+//! not own any more. Operations on pages of different slots wait for nobody, and mapping, unmapping, protecting and faults
+//! there write no cache line in common but those of the page table.
+//!
+//! **Idea.** A range is locked slot by slot in ascending order; a slot may stand for a whole span of pages that are alike (see
+//! the crate `radix`). *The locks are held from the first look at the pages to the end of the shootdown.* Whoever locks
+//! first wins; nobody looks twice, but for those few that cannot wait for an object with a lock held. The page table is a
+//! [`Mirror`] of the tree for the hardware: faults fill it page by page from the tree, and it owns nothing.
+//!
+//! # Protocol
+//! | operation | locks | flush |
+//! | --- | --- | --- |
+//! | fault: fill, raise | the page | none: no entry lost a right |
+//! | fault: copy on write, move_page | the page, over copy and flush | under the lock |
+//! | fault: an object's page | none while the object is asked; then the page | none |
+//! | map, unmap, protect, advise, lock, grow | the range (grow: and the gap below it) | one round, under the locks |
+//! | remap | where the pages are and where they go, ascending; `moving` | one round, under the locks |
+//! | fork, lock_all, clear | everything | one round, under the locks |
+//! | cut | mapping by mapping; `moving` | one round each, under the locks |
+//! | areas, find, shared_page, usage | none, so a walk sees each page at a moment of its own (`walk`) | no |
+//!
+//! **Lock order**: `moving` (sleeps) > an object's own locks (may sleep) > slots, ascending > the lock of the upper page-table
+//! levels, an object's list of mappers, the lock of limits, the frame allocator's. Slots are locked pinned, with interrupts
+//! on, so that a CPU that waits for a slot still answers the shootdown its holder waits for. Nobody asks an object
+//! for a page, or sleeps, with a slot locked.
+//!
+//! # Invariants
+//! For each page whose slot is free:
+//! * **I1** *(buffers)* Every CPU's cached translation of the page, if any, names the slot's frame, and grants no more than the
+//!   page's entry in the mirror does.
+//! * **I2** *(entries)* An entry that isn't empty is for the slot's frame and grants no more than the descriptor's protection; and
+//!   it is writable in a private mapping only if the slot's share of the frame is the only one.
+//! * **I3** *(frames)* A slot with a frame owns one share of it. A page with a frame has a slot of its own.
+//! * **I4** *(index)* A slot's descriptor says the same for all pages of its span, wherever the mapping begins; so mappings as
+//!   reports show them are the longest runs of pages whose descriptors say the same, and nothing has to be joined or split.
+//!
+//! # Why I1 holds
+//! As in `locked`: an entry loses rights or its frame only by *read-modify-write; fence(SeqCst); read `active`; shoot
+//! down; unlock*, and a CPU begins to use the page table by *join `active`; fence(SeqCst); load CR3*. Whichever fence is
+//! first, either the CPU's walks find the changed entry or the remover finds the CPU (`tlb` has the details). Until then the
+//! slot is locked, so nobody puts another entry in, and nobody is told that the page is gone. Rights that are *raised*
+//! need no flush: a stale entry causes one fault, which finds the page as it should be and returns.
+//!
+//! # Races, and what decides them
+//! * **Two faults on one page.** The second waits for the slot, finds a frame, and takes it. A frame is asked for only when
+//!   the slot is known to need one; so there are no losers to clean up after.
+//! * **Fault and unmap, map, protect.** The slot decides. A fault that was first has put its entry in, and the other takes it
+//!   out and shoots it down; one that comes later finds the slot empty, or what is mapped now.
+//! * **Copy on write, and a sibling that still reads the old frame.** The entry is cleared and flushed before the copy is
+//!   in the slot, all under the lock: a sibling that faults meanwhile waits and finds the copy. The old share is dropped
+//!   after the flush, as its last other owner would take the frame for its own and write it.
+//! * **"Only share" against fork.** Shares of a private frame are made by fork alone, which has the slot locked; so what a
+//!   fault finds unshared stays so until it unlocks.
+//! * **An object's page against everything.** Objects may sleep, so they are asked with no lock held, and a reference to the
+//!   descriptor is kept instead. Then the slot must still have that descriptor and no frame, else the page that was given
+//!   goes back and the fault begins anew. If it was unmapped meanwhile and mapped again just like before, the page is as good
+//!   as ever: a descriptor means the same page of the same object for the same address.
+//! * **An object's page against a cut.** The object publishes its new size; the space's `cuts` is counted up; then slots are
+//!   locked one after the other and cleaned. A fault reads `cuts`, asks, locks, and reads `cuts` again. If the fault had the
+//!   lock first, the cut finds what it has put in. If the cut had it first, the fault sees that `cuts` has changed, and asks
+//!   again. `moving` keeps pages, and whole spaces, from moving to where a cut has looked already.
+//! * **A chosen place.** It is looked for without locks, then locked; if it isn't free any more, or a stack has come too
+//!   near, it is looked for again. A stack that grows locks the gap below it too: so of a stack that grows and a mapping that
+//!   comes to lie in its gap one is first, and the other sees it.
+//! * **Remap.** Both places are locked; entries of the source are cleared and flushed before either is free again. The
+//!   frames' entries at the target come by faults.
+//! * **`lock_all` for what is to come.** It is told while every page is locked, and `map` reads it with its own pages locked.
+//!
+//! # Who frees what, when
+//! Frames that were taken out belong to the operation's [`Gather`] from then on; it frees them after the flush, when the
+//! locks are free again (in rounds, under the locks, if they are very many). A page-table page is unlinked by who has locked
+//! all pages it serves, flushed under these locks, and freed. That is not done by every unmap, as whoever maps and unmaps in
+//! a loop would make tables again and again; but when there are twice as many as were needed at the last look
+//! ([`Mirror::sweep`]). Nodes of the tree and descriptors are collected by the [`Realm`]. The root outlives everything,
+//! as in `locked`.
+//!
+//! # Memory that runs out
+//! Frames and nodes fail cleanly: nodes are there before the first change. Calls that could need records of the
+//! kernel's ask [`Memory::low`](owned::Memory::low) first, as in `locked`. What only gives memory back needs none, but for an
+//! unmap that leaves a hole in a span.
+
+mod advise;
+mod change;
+mod fault;
+mod fork;
+mod map;
+mod realm;
+mod remap;
+mod report;
+mod rights;
+mod totals;
+mod walk;
+mod word;
+
+use alloc::sync::{Arc, Weak};
+use core::{fmt, mem::ManuallyDrop, ops::Range, ptr};
+
+use ::radix::{Mode, RangeGuard, Section, Tree};
+use addr::{Frame, Page, PageRange, Prot, USER_END_PAGE, VirtAddr};
+use owned::OwnedFrame;
+use pagetable::Mirror;
+use percpu::{AtomicCpuSet, Pinned, Unpinned};
+use sync::{
+    RwLock, SpinLock, mutant,
+    primitive::{AtomicBool, AtomicU64, Ordering, fence},
+};
+use tlb::Gather;
+
+pub use self::realm::Realm;
+use self::{
+    change::{Change, page},
+    totals::{Counts, Difference, binds},
+    walk::{KEYS, pages},
+    word::Slot,
+};
+use crate::{
+    Access, AddressSpace, Advice, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper, Mappers,
+    Mapping, MappingInfo, Place, Placement, Policy, RemapTo, STACK_GAP, Seen, Totals, Unmoved, Usage,
+    locked::{check, dictated, relock, user},
+};
+
+/// An address space in a radix tree.
+pub struct Radix {
+    machine: Machine,
+    realm: &'static Realm,
+    /// What each page is, and should be. Goes to the realm in the end.
+    tree: ManuallyDrop<Tree<Realm>>,
+    /// What the hardware sees of it.
+    mirror: Mirror,
+    /// CPUs that may have translations of this space cached.
+    active: AtomicCpuSet,
+    counts: Counts,
+    /// How mappings to come are locked: one of [`FUTURES`].
+    future: AtomicU64,
+    /// How many times an object's pages were cut off.
+    cuts: AtomicU64,
+    /// Held by those that move pages, and by those that look for an object's pages everywhere.
+    moving: RwLock<()>,
+    me: Weak<Radix>,
+    /// Set by `clear`, when the root is in `retired`.
+    cleared: AtomicBool,
+    retired: SpinLock<Option<OwnedFrame>>,
+}
+
+const FUTURES: [Lock; 3] = [Lock::Off, Lock::Now, Lock::OnFault];
+
+/// The number of `lock` in [`FUTURES`].
+fn future(lock: Lock) -> u64 {
+    match lock {
+        Lock::Off => 0,
+        Lock::Now => 1,
+        Lock::OnFault => 2,
+    }
+}
+
+/// Keys of the pages of a range; none that the tree doesn't have.
+fn keys(range: PageRange) -> Range<u64> {
+    range.start().number().min(KEYS)..range.end().number().min(KEYS)
+}
+
+type Guard<'g> = RangeGuard<'g, Realm>;
+
+impl Radix {
+    /// An empty address space. Errors: `NoMemory`.
+    pub fn new(machine: Machine, realm: &'static Realm, ctx: &Unpinned<'_>) -> Result<Arc<Self>, Error> {
+        realm.reap(ctx);
+        let pin = ctx.pin();
+        let mirror = Mirror::new(machine.frames, &pin, machine.kernel_root).ok_or(Error::NoMemory)?;
+        let tree = match Tree::new(realm, &pin) {
+            Ok(tree) => ManuallyDrop::new(tree),
+            Err(_) => {
+                // SAFETY: nobody has seen the mirror.
+                machine.frames.free(&pin, unsafe { mirror.retire() });
+                return Err(Error::NoMemory);
+            }
+        };
+        Ok(Arc::new_cyclic(|me: &Weak<Self>| Self {
+            machine,
+            realm,
+            tree,
+            mirror,
+            active: AtomicCpuSet::new(),
+            counts: Counts::new(realm.cpus()),
+            future: AtomicU64::new(0),
+            cuts: AtomicU64::new(0),
+            moving: RwLock::new(()),
+            me: me.clone(),
+            cleared: AtomicBool::new(false),
+            retired: SpinLock::new(None),
+        }))
+    }
+    /// Lock the pages of `range` that there are, of which there is one at least.
+    fn lock_pages<'g>(
+        &'g self,
+        range: PageRange,
+        mode: Mode,
+        section: &'g Section<'_, Realm>,
+    ) -> Result<Guard<'g>, Error> {
+        let mut reserve = self.realm.reserve(section.pin()).borrow_mut();
+        let guard = self.tree.lock_range(keys(range), mode, &mut reserve, section);
+        guard.map_err(|_| Error::NoMemory)
+    }
+    /// Nobody translates by what the gather was told of when this returns.
+    fn flush(&self, gather: &mut Gather<'_>, pin: &Pinned<'_>) {
+        gather.flush(pin, self.machine.shootdown, &self.active);
+    }
+    /// Tell the object of `mapping` that `pages` of its pages will be mapped; as [`Mappings::announce`].
+    ///
+    /// [`Mappings::announce`]: crate::Mappings::announce
+    fn announce(&self, mapping: &Mapping, pages: u64) -> bool {
+        let me: Weak<dyn Mapper> = self.me.clone();
+        mapping.mappers().is_none_or(|m| m.add(&me, pages, mapping.may_write_object()))
+    }
+    /// Pages of `mapping` are mapped no more.
+    fn retract(&self, mapping: &Mapping, pages: u64) {
+        if let Some(mappers) = mapping.mappers() {
+            let me: Weak<dyn Mapper> = self.me.clone();
+            mappers.sub(&me, pages, mapping.may_write_object());
+        }
+    }
+    /// Give back page tables that serve no page with a frame.
+    fn sweep(&self, ctx: &Unpinned<'_>) {
+        let needed = |value: u64| Slot::of(value).frame().is_some();
+        self.mirror.sweep(|served, unlink| {
+            let pin = ctx.pin();
+            let section = self.tree.enter(&pin);
+            let mut used = false;
+            self.tree.scan(keys(served), &section, |found| {
+                used = needed(found.value);
+                !used
+            });
+            if used {
+                return;
+            }
+            let mut gather = Gather::new(self.machine.frames, *ctx);
+            let Ok(guard) = self.lock_pages(served, Mode::Cover, &section) else { return };
+            if !guard.spans().any(|span| needed(span.value)) {
+                unlink(&mut gather);
+                self.flush(&mut gather, &pin);
+            }
+            drop(guard);
+        });
+    }
+    /// The end of an operation that may have made page tables, or descriptors useless.
+    fn tidy(&self, ctx: &Unpinned<'_>) {
+        if self.mirror.is_large() {
+            self.sweep(ctx);
+        }
+        self.realm.reap(ctx);
+    }
+    /// Free the root if the space is cleared and no CPU has it in CR3.
+    fn free_root(&self, pin: &Pinned<'_>) {
+        // SeqCst: our own step (cleared, or left) before, the other's after; partner: the same fence on the other side.
+        fence(Ordering::SeqCst);
+        // Acquire: with the flag, see `retired` filled; the lock would do that too.
+        if self.cleared.load(Ordering::Acquire)
+            && self.active.snapshot().is_empty()
+            && let Some(root) = self.retired.lock().take()
+        {
+            self.machine.frames.free(pin, root);
+        }
+    }
+    /// A descriptor for each that slots of the guard from `reach` name, changed.
+    fn describe<'p>(
+        &self,
+        guard: &Guard<'_>,
+        reach: &Range<u64>,
+        pin: &'p Pinned<'p>,
+        section: &Section<'_, Realm>,
+        change: impl Fn(&mut Mapping),
+    ) -> Result<NewDescs<'p>, Error> {
+        let mut new = NewDescs::default();
+        let mut last = 0;
+        for span in guard.spans().filter(|span| reach.contains(&span.first)) {
+            let slot = Slot::of(span.value);
+            if !slot.is_mapped() || slot.desc() == last || new.0.contains_key(&slot.desc()) {
+                continue;
+            }
+            last = slot.desc();
+            let mut mapping = self.realm.desc(slot, section).mapping.clone();
+            change(&mut mapping);
+            let hold = self.realm.intern(mapping, pin).ok_or(Error::NoMemory)?;
+            new.0.insert(last, hold);
+        }
+        Ok(new)
+    }
+    /// Change what the mapped pages of `reach` should be, all of which the guard has; rights are not taken away here.
+    fn relabel(
+        &self,
+        guard: &mut Guard<'_>,
+        reach: Range<u64>,
+        effect: &mut Change<'_>,
+        section: &Section<'_, Realm>,
+        change: impl Fn(&mut Mapping),
+    ) -> Result<(), Error> {
+        let new = self.describe(guard, &reach, section.pin(), section, change)?;
+        guard.update(|span| {
+            let slot = Slot::of(span.value);
+            if !slot.is_mapped() || !reach.contains(&span.first) {
+                return span.value;
+            }
+            let Some(hold) = new.0.get(&slot.desc()) else { return span.value };
+            effect.difference.minus.add(&effect.desc(slot).mapping, span.keys);
+            effect.difference.plus.add(&hold.desc().mapping, span.keys);
+            slot.with_desc(hold.slot().desc()).word()
+        });
+        Ok(())
+    }
+    /// How far from its start the guard's range is mapped without a hole.
+    fn reach(guard: &Guard<'_>) -> u64 {
+        let mut end = guard.keys().start;
+        for span in guard.spans() {
+            if span.value == 0 {
+                break;
+            }
+            end = (span.first + span.keys).min(guard.keys().end);
+        }
+        end
+    }
+}
+
+/// For each descriptor the one that takes its place.
+#[derive(Default)]
+struct NewDescs<'p>(alloc::collections::BTreeMap<u32, realm::Hold<'p>>);
+
+impl AddressSpace for Radix {
+    fn places(&self, f: &mut dyn FnMut(&'static str, Range<usize>)) {
+        fn of<T>(part: &T) -> Range<usize> {
+            let start = ptr::from_ref(part).addr();
+            start..start + size_of_val(part)
+        }
+        f("", of(self));
+        f("set of CPUs", of(&self.active));
+        f("page table's root and lock", of(&self.mirror));
+        f("lock of moves", of(&self.moving));
+    }
+    fn map_within(
+        &self,
+        at: Placement,
+        pages: u64,
+        mapping: Mapping,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(PageRange, bool), Error> {
+        check(&mapping, pages)?;
+        let answer = self.map_pages(at, pages, mapping, limits, ctx);
+        self.tidy(ctx);
+        answer
+    }
+    fn unmap(&self, range: PageRange, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        user(range)?;
+        let answer = self.unmap_pages(range, ctx);
+        self.tidy(ctx);
+        answer
+    }
+    fn unmap_object(
+        &self,
+        range: PageRange,
+        identity: (u64, u64),
+        ctx: &Unpinned<'_>,
+    ) -> Result<bool, Error> {
+        user(range)?;
+        self.unmap_shown(range, identity, ctx)
+    }
+    fn protect_within(
+        &self,
+        range: PageRange,
+        prot: Prot,
+        down: bool,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Error> {
+        self.protect_pages(range, prot, down, limits, ctx)
+    }
+    fn remap_within(
+        &self,
+        old: PageRange,
+        new_pages: u64,
+        to: RemapTo,
+        keep: bool,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<Page, Error> {
+        let moved = self.remap_pages(old, new_pages, to, keep, limits, ctx);
+        self.tidy(ctx);
+        moved
+    }
+    fn advise(&self, range: PageRange, advice: Advice, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        if range.is_empty() {
+            return Err(Error::Invalid);
+        }
+        match advice {
+            Advice::Flags(set, clear) => self.advise_flags(range, set, clear, ctx),
+            Advice::Place(policy) => self.advise_policy(range, policy, ctx),
+            _ => self.advise_contents(range, advice, ctx),
+        }
+    }
+    fn lock(&self, range: PageRange, lock: Lock, limits: &Limits, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        if range.is_empty() { Err(Error::Invalid) } else { self.lock_memory(range, lock, limits, ctx) }
+    }
+    fn lock_all(
+        &self,
+        now: Option<Lock>,
+        future: Option<Lock>,
+        limits: &Limits,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Error> {
+        self.lock_all_memory(now, future, limits, ctx)
+    }
+    fn grow(&self, va: VirtAddr, limits: &Limits, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        self.grow_stack(va.page(), limits, ctx)
+    }
+    fn fault_by(
+        &self,
+        policy: &Policy,
+        va: VirtAddr,
+        access: Access,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Fault> {
+        let answer = self.resolve(policy, va.page(), access, ctx);
+        self.tidy(ctx);
+        answer
+    }
+    fn move_page(
+        &self,
+        at: Page,
+        place: Place,
+        wanted: &dyn Fn(Frame) -> bool,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Unmoved> {
+        self.move_frame(at, place, wanted, ctx)
+    }
+    fn fork(&self, ctx: &Unpinned<'_>) -> Result<Arc<dyn AddressSpace>, Error> {
+        Ok(self.copy(ctx)?)
+    }
+    fn clear(&self, ctx: &Unpinned<'_>) {
+        {
+            let pin = ctx.pin();
+            let section = self.tree.enter(&pin);
+            let mut change = Change::new(self, &section, ctx);
+            let all = self.lock_pages(pages(0, KEYS), Mode::Take, &section);
+            // Nothing sticks out of it, so no memory is needed but for the list of what is locked.
+            let Ok(mut guard) = all else { return debug_assert!(false, "no memory to end a space") };
+            guard.replace(Slot::EMPTY.word(), |taken| change.taken(taken));
+            change.settle();
+            drop(guard);
+        }
+        while self.mirror.pages() > 1 {
+            self.sweep(ctx);
+        }
+        // SAFETY: nothing is mapped, and this is the last operation; CPUs only leave from here on.
+        *self.retired.lock() = Some(unsafe { self.mirror.retire() });
+        // Release: `retired` before the flag; partner: the load in `free_root`.
+        self.cleared.store(true, Ordering::Release);
+        self.free_root(&ctx.pin());
+        self.realm.reap(ctx);
+    }
+    fn activate(&self, pin: &Pinned<'_>) -> Frame {
+        tlb::join(&self.active, pin);
+        // Relaxed: only a check of the caller's duty.
+        debug_assert!(!self.cleared.load(Ordering::Relaxed), "a cleared address space was activated");
+        self.mirror.root()
+    }
+    fn deactivate(&self, pin: &Pinned<'_>) {
+        tlb::leave(&self.active, pin);
+        self.free_root(pin);
+    }
+    fn areas(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&MappingInfo<'_>)) {
+        self.each_area(range, ctx, |info| f(&info));
+    }
+    fn inspect(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Seen<'_>)) {
+        self.each_area(range, ctx, |info| {
+            f(Seen::Mapping(&info));
+            if let Some(part) = info.range.intersect(range) {
+                self.each_page(part, ctx, |page, resident| f(Seen::Page(page, resident)));
+            }
+        });
+    }
+    fn find(&self, at: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
+        self.area_of(at, ctx)
+    }
+    fn shared_page(&self, at: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)> {
+        self.shown(at, ctx)
+    }
+    fn peak_resident(&self, _: &Unpinned<'_>) -> u64 {
+        self.counts.peak_resident()
+    }
+    fn usage(&self, ctx: &Unpinned<'_>) -> Usage {
+        let mut mappings = 0;
+        self.mappings(ctx, &mut |_| mappings += 1);
+        let (totals, resident_pages) = self.counts.look();
+        Usage {
+            mapped_pages: totals.pages,
+            resident_pages,
+            peak_resident: self.counts.peak_resident(),
+            mappings,
+            table_pages: self.mirror.pages(),
+            totals,
+        }
+    }
+}
+
+impl Mapper for Radix {
+    fn cut(&self, of: &Mappers, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
+        self.cut_pages(of, pages, copies, ctx);
+    }
+    fn count(&self, of: &Mappers, ctx: &Unpinned<'_>) -> u64 {
+        let mut count = 0;
+        self.mappings(ctx, &mut |info| count += u64::from(shows(info.mapping, of)));
+        count
+    }
+}
+
+/// Whether `mapping` is of the object whose mappers are `of`.
+fn shows(mapping: &Mapping, of: &Mappers) -> bool {
+    mapping.mappers().is_some_and(|m| ptr::eq(m, of))
+}
+
+impl Drop for Radix {
+    fn drop(&mut self) {
+        // SAFETY: nobody uses the field after this.
+        self.realm.bury(unsafe { ManuallyDrop::take(&mut self.tree) });
+    }
+}
+
+impl fmt::Debug for Radix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Radix")
+            .field("root", &self.mirror.root())
+            .field("active", &self.active)
+            .finish_non_exhaustive()
+    }
+}

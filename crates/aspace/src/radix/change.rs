@@ -1,0 +1,111 @@
+//! What an operation does to pages that it has locked: the counting, and the gathering of what it takes out.
+
+use ::radix::{Section, Taken};
+use addr::{Page, PageRange, Prot};
+use owned::OwnedFrame;
+use percpu::{Pinned, Unpinned};
+use tlb::Gather;
+
+use super::{
+    Radix,
+    realm::{Desc, Realm},
+    totals::Difference,
+    word::Slot,
+};
+
+/// What was done so far. [`Self::settle`] it while the pages are locked, and drop it, which frees, when they are not.
+pub(super) struct Change<'a> {
+    space: &'a Radix,
+    section: &'a Section<'a, Realm>,
+    pub(super) gather: Gather<'a>,
+    pub(super) difference: Difference,
+    /// A run of pages that an object is still to be told to be mapped no more.
+    untold: Option<(&'a Desc, u64)>,
+}
+
+/// The page with number `key`, which is a key of the tree.
+pub(super) fn page(key: u64) -> Page {
+    Page::new(key).unwrap_or_default()
+}
+
+impl<'a> Change<'a> {
+    pub(super) fn new(space: &'a Radix, section: &'a Section<'a, Realm>, ctx: &Unpinned<'a>) -> Self {
+        let gather = Gather::new(space.machine.frames, *ctx);
+        Self { space, section, gather, difference: Difference::default(), untold: None }
+    }
+    pub(super) fn section(&self) -> &'a Section<'a, Realm> {
+        self.section
+    }
+    fn pin(&self) -> &'a Pinned<'a> {
+        self.section.pin()
+    }
+    pub(super) fn desc(&self, slot: Slot) -> &'a Desc {
+        self.space.realm.desc(slot, self.section)
+    }
+    /// A slot that was mapped is no more.
+    pub(super) fn taken(&mut self, taken: Taken) {
+        self.unmapped(Slot::of(taken.value), taken.first, taken.keys);
+    }
+    /// `keys` pages from `first` on, of which a slot has said `slot`, are mapped no more.
+    pub(super) fn unmapped(&mut self, slot: Slot, first: u64, keys: u64) {
+        self.drop_frame(slot, first);
+        self.forget(slot, keys);
+    }
+    /// The same for pages whose frame, if there is one, lives on elsewhere.
+    pub(super) fn forget(&mut self, slot: Slot, keys: u64) {
+        let desc = self.desc(slot);
+        self.difference.minus.add(&desc.mapping, keys);
+        match &mut self.untold {
+            Some((of, pages)) if core::ptr::eq(*of, desc) => *pages += keys,
+            _ => {
+                self.tell();
+                self.untold = desc.mapping.mappers().is_some().then_some((desc, keys));
+            }
+        }
+    }
+    fn tell(&mut self) {
+        if let Some((desc, pages)) = self.untold.take() {
+            self.space.retract(&desc.mapping, pages);
+        }
+    }
+    /// The frame of page `key`, if the slot has one, is to be freed; nobody translates to it after the next flush.
+    pub(super) fn drop_frame(&mut self, slot: Slot, key: u64) {
+        let Some((frame, usage)) = slot.frame() else { return };
+        self.hide(key);
+        if self.gather.room() == 0 {
+            self.flush();
+            self.gather.release(self.pin());
+        }
+        // SAFETY: the slot owned a share, counted for this use; the caller has the slot's lock, and takes the frame out.
+        self.gather.take(unsafe { OwnedFrame::from_raw(frame, usage) });
+        self.difference.resident -= 1;
+    }
+    /// Nobody translates page `key` after the next flush, until its lock is free.
+    pub(super) fn hide(&mut self, key: u64) {
+        if self.space.mirror.clear(page(key)).is_present() {
+            self.stale(key);
+        }
+    }
+    /// Nobody has more than `rights` to page `key` after the next flush.
+    pub(super) fn lower(&mut self, key: u64, rights: Prot) {
+        if self.space.mirror.lower(page(key), rights) {
+            self.stale(key);
+        }
+    }
+    fn stale(&mut self, key: u64) {
+        if let Some(single) = PageRange::single(page(key)) {
+            self.gather.add_range(single);
+        }
+    }
+    pub(super) fn flush(&mut self) {
+        let pin = self.pin();
+        self.space.flush(&mut self.gather, pin);
+    }
+    /// All is done that has to be done under the lock: nobody uses what was taken out, and the counts are right.
+    pub(super) fn settle(&mut self) {
+        self.tell();
+        self.flush();
+        self.space.counts.add(&self.difference, self.pin());
+        self.difference = Difference::default();
+    }
+}

@@ -1,0 +1,212 @@
+//! The page fault, and a page that moves to another frame.
+
+use core::mem::ManuallyDrop;
+
+use super::{realm::Kept, *};
+use crate::{Backing, page as contents};
+
+/// What a fault comes to while the page is locked.
+enum Step {
+    Done,
+    /// The page is one of an object's, which is asked without locks.
+    Ask(Kept),
+}
+
+impl Radix {
+    pub(super) fn resolve(
+        &self,
+        policy: &Policy,
+        at: Page,
+        access: Access,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Fault> {
+        if at.number() >= KEYS {
+            return Err(Fault::NoMapping);
+        }
+        loop {
+            // Acquire: an object that is asked after this says what it says since the last cut; partner: `cut_pages`.
+            let cuts = self.cuts.load(Ordering::Acquire);
+            let Step::Ask(kept) = self.with_page(policy, at, access, ctx)? else { return Ok(()) };
+            let mapping = &kept.desc().mapping;
+            let asked = match &mapping.backing {
+                Backing::Object { object, page } => contents::of_object(
+                    mapping,
+                    (object, page.wrapping_add(at.number())),
+                    &mapping.policy.or(*policy),
+                    access,
+                    self.machine.frames,
+                    ctx,
+                ),
+                Backing::Anonymous => Err(Fault::BeyondObject),
+            };
+            let pin = ctx.pin();
+            let put = asked.and_then(|(frame, rights)| self.put(at, &kept, cuts, frame, rights, &pin));
+            kept.release(&pin);
+            if put? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What can be done without asking anybody.
+    fn with_page(
+        &self,
+        policy: &Policy,
+        at: Page,
+        access: Access,
+        ctx: &Unpinned<'_>,
+    ) -> Result<Step, Fault> {
+        let (frames, key) = (self.machine.frames, at.number());
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let mut change = Change::new(self, &section, ctx);
+        // Lock the page; find what it should be; check the access.
+        let guard = self.tree.lock_one(key, &section).map_err(|_| Fault::NoMemory)?;
+        let mut guard = guard.ok_or(Fault::NoMapping)?;
+        let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
+        let mapping = &change.desc(slot).mapping;
+        if !access.allowed_by(mapping.prot) {
+            return Err(Fault::Denied);
+        }
+        if slot.is_guard() {
+            return Err(Fault::Guard);
+        }
+        let all = contents::hardware(mapping.prot);
+        let index = match &mapping.backing {
+            Backing::Object { page, .. } => page.wrapping_add(key),
+            Backing::Anonymous => key,
+        };
+        let place = mapping.policy.or(*policy).place(index);
+        if let Some((frame, usage)) = slot.frame() {
+            if !self.mirror.prepare(at, frames, &pin) {
+                return Err(Fault::NoMemory);
+            }
+            let rights = contents::rights(mapping, frame, frames);
+            if access.allowed_by(rights) {
+                self.mirror.set(at, frame, rights);
+                return Ok(Step::Done);
+            }
+            // Copy on write: nobody uses the old frame any more when the copy can be used.
+            // SAFETY: the slot has a share, counted for this use; the value made of it here is not given back.
+            let old = ManuallyDrop::new(unsafe { OwnedFrame::from_raw(frame, usage) });
+            let new = contents::copy(&old, place, frames, ctx)?;
+            if !mutant!("cow-no-flush") {
+                change.drop_frame(slot, key);
+            } else {
+                self.mirror.clear(at);
+                frames.free(&pin, ManuallyDrop::into_inner(old));
+            }
+            let new = self.own(&mut guard, slot, new, &mut change);
+            change.settle();
+            self.mirror.set(at, new, all);
+            return Ok(Step::Done);
+        }
+        if let Backing::Object { .. } = mapping.backing {
+            return Ok(Step::Ask(self.realm.keep(slot, &pin)));
+        }
+        let narrowed = guard.narrow_to(key..key + 1, &mut self.realm.reserve(&pin).borrow_mut());
+        if narrowed.is_err() || !self.mirror.prepare(at, frames, &pin) {
+            return Err(Fault::NoMemory);
+        }
+        let zeroed =
+            contents::frame(place, owned::Use::Anonymous, true, frames, ctx).ok_or(Fault::NoMemory)?;
+        let frame = self.own(&mut guard, slot, zeroed, &mut change);
+        change.settle();
+        self.mirror.set(at, frame, all);
+        Ok(Step::Done)
+    }
+    /// The page that the guard has, which is no more than that, has `new` from here on.
+    fn own(&self, guard: &mut Guard<'_>, slot: Slot, new: OwnedFrame, change: &mut Change<'_>) -> Frame {
+        let usage = new.usage();
+        let frame = new.into_raw();
+        guard.update(|_| slot.with_frame(frame, usage).word());
+        change.difference.resident += 1;
+        frame
+    }
+    /// Give page `at` the frame that its object has given, if it is still a page of `kept` without one, and nothing was cut
+    /// off since `cuts` was read. False if not; the frame is given back then.
+    fn put(
+        &self,
+        at: Page,
+        kept: &Kept,
+        cuts: u64,
+        frame: OwnedFrame,
+        rights: Prot,
+        pin: &Pinned<'_>,
+    ) -> Result<bool, Fault> {
+        let (frames, key) = (self.machine.frames, at.number());
+        let section = self.tree.enter(pin);
+        let ready = || -> Result<Option<(Guard<'_>, Slot)>, ()> {
+            let Some(mut guard) = self.tree.lock_one(key, &section).map_err(drop)? else { return Ok(None) };
+            let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
+            // Relaxed: whoever cuts counts first and then locks the page. If that was before this guard had it, the
+            // lock shows the count; else what is put here is found.
+            let same = kept.names(slot) && slot.is_blank() && self.cuts.load(Ordering::Relaxed) == cuts;
+            if !same && !mutant!("leaf-race-lost") {
+                return Ok(None);
+            }
+            guard.narrow_to(key..key + 1, &mut self.realm.reserve(pin).borrow_mut()).map_err(drop)?;
+            if self.mirror.prepare(at, frames, pin) { Ok(Some((guard, slot))) } else { Err(()) }
+        };
+        match ready() {
+            Ok(Some((mut guard, slot))) => {
+                let usage = frame.usage();
+                let raw = frame.into_raw();
+                guard.update(|_| slot.with_frame(raw, usage).word());
+                self.counts.add(&Difference { resident: 1, ..Difference::default() }, pin);
+                self.mirror.set(at, raw, rights);
+                Ok(true)
+            }
+            not_ready => {
+                frames.free(pin, frame);
+                if not_ready.is_err() { Err(Fault::NoMemory) } else { Ok(false) }
+            }
+        }
+    }
+
+    pub(super) fn move_frame(
+        &self,
+        at: Page,
+        place: Place,
+        wanted: &dyn Fn(Frame) -> bool,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Unmoved> {
+        let (frames, key) = (self.machine.frames, at.number());
+        if key >= KEYS {
+            return Err(Unmoved::NoMapping);
+        }
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let mut change = Change::new(self, &section, ctx);
+        let guard = self.tree.lock_one(key, &section).map_err(|_| Unmoved::NoMemory)?;
+        let mut guard = guard.ok_or(Unmoved::NoMapping)?;
+        let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
+        let (frame, usage) = match slot.frame() {
+            _ if slot.is_guard() => return Err(Unmoved::NoMapping),
+            None => return Err(Unmoved::Empty),
+            Some((frame, _)) if wanted(frame) => return Ok(()),
+            Some((_, usage)) if usage != owned::Use::Anonymous => return Err(Unmoved::Object),
+            Some((frame, _)) if frames.is_shared(frame) => return Err(Unmoved::Shared),
+            Some(own) => own,
+        };
+        // Nobody stores to it while it is copied.
+        change.hide(key);
+        if mutant!("move-no-flush") {
+            change.gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
+        }
+        change.flush();
+        // SAFETY: the slot has a share, counted for this use; the value made of it here is not given back.
+        let old = ManuallyDrop::new(unsafe { OwnedFrame::from_raw(frame, usage) });
+        let new = match contents::copy(&old, place, frames, ctx) {
+            Ok(new) if wanted(new.frame()) => new,
+            none_there => {
+                none_there.into_iter().for_each(|new| frames.free(&pin, new));
+                return Err(Unmoved::NoMemory);
+            }
+        };
+        change.drop_frame(slot, key);
+        self.own(&mut guard, slot, new, &mut change);
+        change.settle();
+        Ok(())
+    }
+}

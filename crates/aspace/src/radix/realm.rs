@@ -1,0 +1,358 @@
+//! What all address spaces have in common: the domains that collect what is no longer used, and the descriptors.
+//!
+//! **Descriptors.** What a page should be is told by a number, of 18 bits, in its slot. It names a [`Desc`]: a [`Mapping`] whose
+//! backing is that of page 0 of the address space, so that all pages of a mapping have the same descriptor wherever they
+//! are, and fold. Plain anonymous memory has numbers of its own, one for each protection, which are never counted nor
+//! given back; so who maps and unmaps it writes nothing that is shared. All others are made when they are needed, and
+//! two that say the same are as good as one: who compares, compares what they say.
+//!
+//! **A descriptor's life.** Each slot that names it is a reference, as is each [`Hold`], counted by Refcache. When there is none
+//! any more, it is retired by RCU, since readers that take no lock may have found the number in a slot: so the number means
+//! the same as long as their section lasts. After that the number is free; and what the descriptor named is dropped by a
+//! thread that may sleep ([`Realm::reap`]), as that may be the end of a file.
+
+use alloc::{boxed::Box, vec::Vec};
+use core::{
+    alloc::Layout,
+    cell::RefCell,
+    fmt,
+    mem::offset_of,
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
+};
+
+use ::radix::{Reserve, Section, Space, Tree};
+use addr::Prot;
+use percpu::{PerCpu, Pinned, Unpinned};
+use refcache::{Budget, Counted, Domain, RefHead};
+use sync::SpinLock;
+
+use super::word::{DESCRIPTORS, Slot};
+use crate::{Backing, Flags, Mapping, Policy};
+
+/// Places for counts that a CPU holds back.
+const WAYS: usize = 1024;
+/// Numbers below this one are those of anonymous memory: 1 + protection.
+const PLAIN: u32 = 16;
+/// Descriptors in one piece of the table: a page.
+const CHUNK: usize = 512;
+/// Numbers that a CPU takes from the common stock at once.
+const BATCH: usize = 64;
+
+/// What the pages that name it should be.
+#[repr(C)]
+pub(super) struct Desc {
+    head: RefHead,
+    retired: rcu::Head,
+    realm: *const Realm,
+    id: u32,
+    /// As if it began at page 0.
+    pub(super) mapping: Mapping,
+}
+
+// SAFETY: it is read only, but for the head and the link, which their domains see to. The pointer is to a `Sync` value.
+unsafe impl Send for Desc {}
+// SAFETY: as above.
+unsafe impl Sync for Desc {}
+
+impl Desc {
+    /// Whether a page of `next` may be part of the same mapping as the page before it, which is this one's.
+    pub(super) fn continues(&self, next: &Desc) -> bool {
+        ptr::eq(self, next) || self.mapping.continues(0, &next.mapping)
+    }
+}
+
+// SAFETY: the head is the first field of a `repr(C)` structure, and made for this type in `intern`.
+unsafe impl Counted for Desc {
+    fn head(&self) -> &RefHead {
+        &self.head
+    }
+    unsafe fn dispose(this: NonNull<Self>, pin: &Pinned<'_>) {
+        // SAFETY: nobody has a reference, so no slot has the number; sections that have seen it in one may go on. The
+        // pointer is to the whole object, and `free` is called once.
+        unsafe {
+            let head = this.byte_add(offset_of!(Desc, retired)).cast::<rcu::Head>();
+            let realm = &*this.as_ref().realm;
+            realm.rcu.call(pin, rcu::Retired::new(head, free));
+        }
+    }
+}
+
+/// # Safety
+/// `head` is that of a [`Desc`] whose number nobody knows any more.
+unsafe fn free(head: NonNull<rcu::Head>, pin: &Pinned<'_>) {
+    // SAFETY: by the caller's promise; it was made by `Box`.
+    let desc = unsafe { Box::from_raw(head.byte_sub(offset_of!(Desc, retired)).cast::<Desc>().as_ptr()) };
+    // SAFETY: realms live for ever.
+    let realm = unsafe { &*desc.realm };
+    let Desc { id, mapping, .. } = *desc;
+    realm.give_number(id, pin);
+    realm.dead.lock().push(mapping);
+    // Release: the list before the flag; partner: `reap`.
+    realm.any_dead.store(true, Ordering::Release);
+}
+
+/// A reference to a descriptor, for as long as its CPU is pinned.
+pub(super) struct Hold<'p> {
+    realm: &'static Realm,
+    id: u32,
+    pin: &'p Pinned<'p>,
+}
+
+/// A reference to a descriptor, to be [released](Self::release).
+#[must_use = "a reference that is dropped is never given back"]
+pub(super) struct Kept {
+    realm: &'static Realm,
+    id: u32,
+}
+
+/// Numbers that nobody uses.
+struct Numbers {
+    free: Vec<u32>,
+    /// From here on none was ever used.
+    fresh: u32,
+}
+
+/// The surroundings of all [`Radix`](super::Radix) address spaces of a machine. It lives for ever.
+pub struct Realm {
+    refs: Domain<WAYS>,
+    rcu: rcu::kernel::Domain,
+    table: [AtomicPtr<Chunk>; DESCRIPTORS as usize / CHUNK],
+    numbers: SpinLock<Numbers>,
+    mine: PerCpu<RefCell<Vec<u32>>>,
+    reserves: PerCpu<RefCell<Reserve<Realm>>>,
+    dead: SpinLock<Vec<Mapping>>,
+    any_dead: AtomicBool,
+    trees: SpinLock<Vec<Tree<Realm>>>,
+    relax: fn(),
+}
+
+type Chunk = [AtomicPtr<Desc>; CHUNK];
+
+impl Realm {
+    /// For `cpus` CPUs, all of them idle. `relax` is called while a slot is somebody else's: it lets others run.
+    pub fn new(cpus: usize, relax: fn()) -> Self {
+        let numbers = Numbers { free: Vec::new(), fresh: PLAIN };
+        Self {
+            refs: Domain::new(cpus),
+            rcu: rcu::kernel::Domain::new(cpus),
+            table: [const { AtomicPtr::new(ptr::null_mut()) }; DESCRIPTORS as usize / CHUNK],
+            numbers: SpinLock::new(numbers),
+            mine: PerCpu::new(cpus, |_| RefCell::new(Vec::new())),
+            reserves: PerCpu::new(cpus, |_| RefCell::new(Reserve::new())),
+            dead: SpinLock::new(Vec::new()),
+            any_dead: AtomicBool::new(false),
+            trees: SpinLock::new(Vec::new()),
+            relax,
+        }
+    }
+    /// Make the descriptors of plain memory. To be called before anything else.
+    pub fn init(&'static self) {
+        for bits in 0..8 {
+            let mapping = Mapping::anonymous(Prot::from_bits_truncate(bits));
+            let desc = Box::new(self.describe(1 + u32::from(bits), mapping));
+            self.publish(desc);
+        }
+    }
+    /// How many CPUs there are.
+    pub fn cpus(&self) -> usize {
+        self.refs.cpus()
+    }
+    /// This CPU begins to use address spaces, or goes on after [`Self::idle_enter`].
+    pub fn idle_exit(&self, pin: &mut Pinned<'_>) {
+        self.rcu.idle_exit(pin);
+    }
+    /// This CPU will not use address spaces until [`Self::idle_exit`], and is not waited for.
+    pub fn idle_enter(&self, pin: &mut Pinned<'_>) {
+        self.refs.park(pin);
+        self.rcu.idle_enter(pin);
+    }
+    /// A CPU's regular work, by a thread in no operation: hand on what it holds back, free what has waited long enough. At
+    /// least every few milliseconds while there is something to do.
+    pub fn tick(&self, pin: &mut Pinned<'_>) {
+        self.refs.work(pin, Budget::ALL);
+        self.rcu.tick(pin);
+        let tree = self.trees.lock().pop();
+        if let Some(tree) = tree {
+            tree.retire(&Section::new(self, pin), |left| debug_assert!(false, "{left:?} in a cleared space"));
+        }
+    }
+    /// Drop what descriptors named that are no more. May sleep.
+    pub fn reap(&self, ctx: &Unpinned<'_>) {
+        // Acquire: partner in `free`. Looked at first, so that the line is shared as long as there is nothing.
+        if self.any_dead.load(Ordering::Acquire) && self.any_dead.swap(false, Ordering::Acquire) {
+            let dead = {
+                let _pin = ctx.pin();
+                core::mem::take(&mut *self.dead.lock())
+            };
+            drop(dead);
+        }
+    }
+    /// Take over a tree whose space is no more.
+    pub(super) fn bury(&self, tree: Tree<Realm>) {
+        self.trees.lock().push(tree);
+    }
+    /// Memory for nodes, this CPU's.
+    pub(super) fn reserve<'p>(&'p self, pin: &'p Pinned<'_>) -> &'p RefCell<Reserve<Realm>> {
+        self.reserves.get(pin)
+    }
+
+    fn describe(&self, id: u32, mapping: Mapping) -> Desc {
+        Desc { head: RefHead::new::<Desc>(1), retired: rcu::Head::new(), realm: self, id, mapping }
+    }
+    /// A descriptor for `mapping`, which is as if it began at page 0. `None` if there are too many.
+    pub(super) fn intern<'p>(&'static self, mapping: Mapping, pin: &'p Pinned<'p>) -> Option<Hold<'p>> {
+        let id = match plain(&mapping) {
+            Some(id) => id,
+            None => {
+                let id = self.take_number(pin)?;
+                self.publish(Box::new(self.describe(id, mapping)));
+                id
+            }
+        };
+        Some(Hold { realm: self, id, pin })
+    }
+    fn publish(&self, desc: Box<Desc>) {
+        let id = desc.id as usize;
+        let desc = Box::into_raw(desc);
+        let _exposed = desc.expose_provenance();
+        let chunk = &self.table[id / CHUNK];
+        // Acquire: the chunk's contents; partner: the exchange below.
+        let mut there = chunk.load(Ordering::Acquire);
+        if there.is_null() {
+            let fresh = Box::into_raw(Box::new([const { AtomicPtr::new(ptr::null_mut()) }; CHUNK]));
+            // AcqRel, Acquire: one wins, and the others see what it made.
+            match chunk.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => there = fresh,
+                Err(theirs) => {
+                    // SAFETY: nobody else knows it.
+                    drop(unsafe { Box::from_raw(fresh) });
+                    there = theirs;
+                }
+            }
+        }
+        // SAFETY: chunks are never freed.
+        let chunk = unsafe { &*there };
+        // Release: the descriptor before its number is anywhere; partner: `desc`.
+        chunk[id % CHUNK].store(desc, Ordering::Release);
+    }
+    fn find(&self, id: u32) -> &Desc {
+        let id = id as usize;
+        // SAFETY: the callers have a number that names a descriptor, which was published with its chunk (Acquire, both:
+        // partners in `publish`). Chunks are never freed, and the descriptor is kept by what the callers say.
+        unsafe { &*(*self.table[id / CHUNK].load(Ordering::Acquire))[id % CHUNK].load(Ordering::Acquire) }
+    }
+    /// The descriptor of a slot that is mapped, which was read in the section: so it is not freed before its end.
+    pub(super) fn desc<'s>(&'s self, slot: Slot, _: &'s Section<'_, Realm>) -> &'s Desc {
+        self.find(slot.desc())
+    }
+    /// One more reference to what a slot names, whose lock the caller has.
+    pub(super) fn keep(&'static self, slot: Slot, pin: &Pinned<'_>) -> Kept {
+        self.add(slot.desc(), 1, pin);
+        Kept { realm: self, id: slot.desc() }
+    }
+    fn add(&self, id: u32, n: i32, pin: &Pinned<'_>) {
+        if id >= PLAIN && n != 0 {
+            // SAFETY: up: who calls has a reference, or the lock of a slot that is one. Down: it gives references up.
+            unsafe { self.refs.add(self.find(id), n, pin) };
+        }
+    }
+    fn take_number(&self, pin: &Pinned<'_>) -> Option<u32> {
+        let mut mine = self.mine.get(pin).borrow_mut();
+        if mine.is_empty() {
+            let mut all = self.numbers.lock();
+            for _ in 0..BATCH {
+                let next = all.free.pop().or_else(|| {
+                    let next = all.fresh;
+                    all.fresh += u32::from(next < DESCRIPTORS);
+                    (next < DESCRIPTORS).then_some(next)
+                });
+                mine.extend(next);
+            }
+        }
+        mine.pop()
+    }
+    fn give_number(&self, id: u32, pin: &Pinned<'_>) {
+        let mut mine = self.mine.get(pin).borrow_mut();
+        mine.push(id);
+        if mine.len() >= 4 * BATCH {
+            let rest = mine.split_off(2 * BATCH);
+            self.numbers.lock().free.extend(rest);
+        }
+    }
+}
+
+/// The number of plain anonymous memory.
+fn plain(mapping: &Mapping) -> Option<u32> {
+    let plain = matches!(mapping.backing, Backing::Anonymous)
+        && mapping.max_prot == Prot::all()
+        && !mapping.shared
+        && mapping.label == crate::Label::None
+        && mapping.flags == Flags::empty()
+        && mapping.policy == Policy::DEFAULT;
+    plain.then(|| 1 + u32::from(mapping.prot.bits()))
+}
+
+impl Hold<'_> {
+    /// A page that should be like this, and is not there yet.
+    pub(super) fn slot(&self) -> Slot {
+        Slot::new(self.id)
+    }
+    pub(super) fn desc(&self) -> &Desc {
+        self.realm.find(self.id)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.realm.add(self.id, -1, self.pin);
+    }
+}
+
+impl Kept {
+    pub(super) fn desc(&self) -> &Desc {
+        self.realm.find(self.id)
+    }
+    /// Whether it is what the slot names.
+    pub(super) fn names(&self, slot: Slot) -> bool {
+        self.id == slot.desc()
+    }
+    pub(super) fn release(self, pin: &Pinned<'_>) {
+        self.realm.add(self.id, -1, pin);
+    }
+}
+
+// SAFETY: memory comes from the heap with the layout asked for, and goes back there; the domains are fields.
+unsafe impl Space for Realm {
+    const BITS: &'static [u32] = ::radix::page::BITS;
+    type Refs = Domain<WAYS>;
+    type Annex = ();
+
+    fn refs(&self) -> &Self::Refs {
+        &self.refs
+    }
+    fn rcu(&self) -> &rcu::kernel::Domain {
+        &self.rcu
+    }
+    fn alloc(&self, layout: Layout, _: &Pinned<'_>) -> Option<NonNull<u8>> {
+        // SAFETY: a node has a size.
+        NonNull::new(unsafe { alloc::alloc::alloc(layout) })
+    }
+    unsafe fn free(&self, memory: NonNull<u8>, layout: Layout, _: &Pinned<'_>) {
+        // SAFETY: by the caller's promise.
+        unsafe { alloc::alloc::dealloc(memory.as_ptr(), layout) };
+    }
+    fn spin_wait(&self, _: &Pinned<'_>) -> bool {
+        (self.relax)();
+        true
+    }
+    fn count(&self, value: u64, n: i32, pin: &Pinned<'_>) {
+        self.add(Slot::of(value).desc(), n, pin);
+    }
+}
+
+impl fmt::Debug for Realm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Realm").field("refs", &self.refs.stats()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,123 @@
+//! What reports are told.
+
+use super::*;
+use crate::{Backing, Resident};
+
+impl Radix {
+    /// Call `f` with each mapping that has pages in `range`, whole, ascending; without any lock.
+    pub(super) fn each_area(&self, range: PageRange, ctx: &Unpinned<'_>, mut f: impl FnMut(MappingInfo<'_>)) {
+        let mut at = range.start().number();
+        while at < range.end().number().min(KEYS) {
+            let next = {
+                let pin = ctx.pin();
+                let section = self.tree.enter(&pin);
+                let area = self.area_from(at, &section);
+                area.map(|(area, desc)| (area, desc.mapping.advanced(area.start().number())))
+            };
+            let Some((area, mapping)) = next.filter(|(area, _)| area.start() < range.end()) else { return };
+            f(MappingInfo { range: area, mapping: &mapping });
+            at = area.end().number();
+        }
+    }
+    /// Call `f` with each page of `range` that has a frame or a guard, ascending; without any lock.
+    pub(super) fn each_page(&self, range: PageRange, ctx: &Unpinned<'_>, mut f: impl FnMut(Page, Resident)) {
+        let Range { start: mut at, end } = keys(range);
+        while at < end {
+            let pin = ctx.pin();
+            let section = self.tree.enter(&pin);
+            let mut next = None;
+            self.tree.scan(at..end, &section, |found| {
+                next = Some(found).filter(|found| !Slot::of(found.value).is_blank());
+                next.is_none()
+            });
+            let Some(found) = next else { return };
+            let slots = found.first.max(at)..(found.first + found.keys).min(end);
+            at = slots.end;
+            if let Some(resident) = self.resident(slots.start, &section) {
+                slots.for_each(|key| f(page(key), resident));
+            }
+        }
+    }
+    /// What is to be said of page `key`, looked at while it is locked. All pages of a span are alike: guards.
+    fn resident(&self, key: u64, section: &Section<'_, Realm>) -> Option<Resident> {
+        let guard = self.tree.lock_one(key, section).ok()??;
+        let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
+        let entry = self.mirror.peek(page(key));
+        let frame = slot.frame();
+        let usage = frame.map_or(owned::Use::Anonymous, |(_, usage)| usage);
+        let frame = frame.map(|(frame, _)| frame);
+        (!slot.is_blank()).then(|| Resident {
+            frame,
+            usage,
+            sharers: frame.map_or(0, |frame| self.machine.frames.sharers(frame)),
+            accessed: entry.is_accessed(),
+            dirty: entry.is_dirty(),
+        })
+    }
+    pub(super) fn area_of(&self, at: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let (area, desc) = self.area_from(at.number().min(KEYS), &section)?;
+        area.contains(at).then(|| (area, desc.mapping.advanced(area.start().number())))
+    }
+    pub(super) fn shown(&self, at: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)> {
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let key = Some(at.number()).filter(|&key| key < KEYS)?;
+        let slot = Some(self.at(key, &section).0).filter(|slot| slot.is_mapped())?;
+        match &self.realm.desc(slot, &section).mapping {
+            Mapping { backing: Backing::Object { object, page }, shared: true, .. } => {
+                Some((object.identity(), page.wrapping_add(key)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Forget the pages `cut` of the object whose mappers are `of`, wherever they are.
+    pub(super) fn cut_pages(&self, of: &Mappers, cut: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
+        // SeqCst: the object says what it says from now on; then pages are locked. Partner: the load in `resolve`, and
+        // `put`. Nothing moves to where this has been already.
+        let _still = self.moving.write(ctx);
+        self.cuts.fetch_add(1, Ordering::SeqCst);
+        let mut areas = alloc::vec::Vec::new();
+        self.each_area(pages(0, KEYS), ctx, |info| {
+            let Some((_, first)) = info.mapping.object_page(0) else { return };
+            if !shows(info.mapping, of) {
+                return;
+            }
+            let (from, to) = (cut.start.max(first), cut.end.min(first.saturating_add(info.range.len())));
+            let start = info.range.start().number();
+            if from < to {
+                areas.push(pages(start + (from - first), start + (to - first)));
+            }
+        });
+        for part in areas {
+            self.cut_part(of, &cut, part, copies, ctx);
+        }
+    }
+    fn cut_part(&self, of: &Mappers, cut: &Range<u64>, part: PageRange, copies: bool, ctx: &Unpinned<'_>) {
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let mut change = Change::new(self, &section, ctx);
+        let Ok(mut guard) = self.lock_pages(part, Mode::Edit, &section) else { return };
+        guard.update(|span| {
+            let slot = Slot::of(span.value);
+            let Some((_, usage)) = slot.frame() else { return span.value };
+            let mapping = &change.desc(slot).mapping;
+            let shown = match &mapping.backing {
+                Backing::Object { page, .. } => cut.contains(&page.wrapping_add(span.first)),
+                Backing::Anonymous => false,
+            };
+            if !shown || !shows(mapping, of) || usage == owned::Use::Anonymous && !copies {
+                return span.value;
+            }
+            change.drop_frame(slot, span.first);
+            slot.blank().word()
+        });
+        if mutant!("cut-no-flush") {
+            change.gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
+        }
+        change.settle();
+        drop(guard);
+    }
+}

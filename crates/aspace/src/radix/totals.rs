@@ -1,0 +1,140 @@
+//! How much an address space holds: counted by each CPU on lines of its own.
+//!
+//! **Claim.** Who has no limits writes nothing that another CPU reads. Limits are exact: at no time have calls been let in
+//! that together exceed one, and none is refused that would have fitted at some time during the call.
+//!
+//! **Idea.** The true total is the sum over the CPUs. Callers without limits add to their own part. A caller whose
+//! limits could bind takes a lock, sums up, compares, and adds to its own part before it lets go; so of two such callers
+//! one sees the other's. What callers without limits add at the same time is before or after that, as one likes: they are
+//! always let in. Calls that make the total smaller need no lock either: who is refused meanwhile came before.
+//! Limits are a process's, so either all of its calls take the lock or none: a process that has a limit on memory, or locks
+//! memory, pays with one line for each call that maps.
+//!
+//! **The most there ever was** is the largest sum that somebody has seen. A CPU looks when its own part has become larger
+//! than ever by [`STEP`], and whoever asks looks too. So the figure is too small by fewer than that for each CPU, and who
+//! maps and unmaps the same again and again never looks.
+
+use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use percpu::{PerCpu, Pinned};
+use sync::SpinLock;
+
+use crate::{Error, Limits, Mapping, Totals};
+
+/// Pages by which a CPU's part has to become larger than it ever was before the sum is looked at.
+const STEP: i64 = 32;
+
+const PAGES: usize = 0;
+const RESIDENT: usize = 6;
+
+/// One CPU's part: counts, which may be negative, and the largest that two of them were when it looked last.
+#[derive(Default)]
+struct Part {
+    counts: [AtomicI64; 7],
+    seen: [AtomicI64; 2],
+}
+
+pub(super) struct Counts {
+    parts: PerCpu<Part>,
+    limiting: SpinLock<()>,
+    peak: AtomicU64,
+    peak_resident: AtomicU64,
+}
+
+// Relaxed, all of this module: a CPU's part is written by who is pinned to it; what calls have returned before is seen by
+// who was told so; and `limiting` orders those who compare.
+const OWN: Ordering = Ordering::Relaxed;
+
+/// What is told apart, in the order of [`Part::counts`].
+fn numbers(t: &Totals) -> [u64; 6] {
+    [t.pages, t.data, t.stack, t.code, t.locked, t.shared]
+}
+
+/// How much an operation adds and takes away.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Difference {
+    pub(super) plus: Totals,
+    pub(super) minus: Totals,
+    /// Pages with a frame.
+    pub(super) resident: i64,
+}
+
+impl Difference {
+    /// `pages` pages more of `mapping`.
+    pub(super) fn more(mapping: &Mapping, pages: u64) -> Self {
+        let mut all = Self::default();
+        all.plus.add(mapping, pages);
+        all
+    }
+    /// What takes it back.
+    pub(super) fn undone(&self) -> Self {
+        Self { plus: self.minus, minus: self.plus, resident: -self.resident }
+    }
+}
+
+/// Whether [`Limits::admit`] may say no to pages of `mapping`.
+pub(super) fn binds(limits: &Limits, mapping: &Mapping) -> bool {
+    let locked = mapping.flags.contains(crate::Flags::LOCKED) && limits.locked < u64::MAX;
+    locked || limits.pages < u64::MAX || mapping.is_data() && limits.data < u64::MAX
+}
+
+impl Counts {
+    pub(super) fn new(cpus: usize) -> Self {
+        Self {
+            parts: PerCpu::new(cpus, |_| Part::default()),
+            limiting: SpinLock::new(()),
+            peak: AtomicU64::new(0),
+            peak_resident: AtomicU64::new(0),
+        }
+    }
+    pub(super) fn add(&self, change: &Difference, pin: &Pinned<'_>) {
+        let part = self.parts.get(pin);
+        let (plus, minus) = (numbers(&change.plus), numbers(&change.minus));
+        let changes = plus.iter().zip(minus).map(|(&plus, minus)| plus as i64 - minus as i64);
+        for (count, change) in part.counts.iter().zip(changes.chain([change.resident])) {
+            if change != 0 {
+                count.store(count.load(OWN) + change, OWN);
+            }
+        }
+        for (seen, count) in part.seen.iter().zip([PAGES, RESIDENT]) {
+            let now = part.counts[count].load(OWN);
+            if now >= seen.load(OWN) + STEP {
+                seen.store(now, OWN);
+                self.look();
+            }
+        }
+    }
+    /// Add to the totals what is `more`, if `admit` agrees to what they are. Nobody else for whom limits may `bind` comes
+    /// between.
+    pub(super) fn charge(
+        &self,
+        bind: bool,
+        more: &Difference,
+        pin: &Pinned<'_>,
+        admit: impl FnOnce(&Totals) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let _one = bind.then(|| self.limiting.lock());
+        if bind {
+            admit(&self.look().0)?;
+        }
+        self.add(more, pin);
+        Ok(())
+    }
+    /// The totals, and how many pages have a frame; of which the largest are kept.
+    pub(super) fn look(&self) -> (Totals, u64) {
+        let mut sums = [0; 7];
+        for part in self.parts.iter() {
+            sums.iter_mut().zip(&part.counts).for_each(|(sum, count)| *sum += count.load(OWN));
+        }
+        // Parts are read one after the other, so a sum may be off while others change them; never below zero for long.
+        let [pages, data, stack, code, locked, shared, resident] = sums.map(|sum| sum.max(0) as u64);
+        self.peak.fetch_max(pages, OWN);
+        self.peak_resident.fetch_max(resident, OWN);
+        (Totals { pages, peak: self.peak.load(OWN), data, stack, code, locked, shared }, resident)
+    }
+    /// The most pages that had a frame.
+    pub(super) fn peak_resident(&self) -> u64 {
+        self.look();
+        self.peak_resident.load(OWN)
+    }
+}

@@ -1,0 +1,177 @@
+//! Looking without locks: what is mapped, where a mapping begins and ends, and where there is room.
+//!
+//! A look at one page is exact at some moment during the call. A walk over many pages is a look at each, one after the
+//! other: what other threads do meanwhile may be in it or not, as in a `/proc/<pid>/maps` that is read in pieces. Who
+//! needs more asks again with the pages locked.
+
+use ::radix::{Found, Section, Tree};
+use addr::{PageRange, USER_END_PAGE};
+
+use super::{
+    Radix,
+    change::page,
+    realm::{Desc, Realm},
+    word::Slot,
+};
+use crate::{LOW_WINDOW, LOWEST, MMAP_TOP, Placement, STACK_GAP};
+
+/// Keys of the tree.
+pub(super) const KEYS: u64 = Tree::<Realm>::keys();
+
+/// The pages `start..end`.
+pub(super) fn pages(start: u64, end: u64) -> PageRange {
+    PageRange::new(page(start), page(end)).unwrap_or_default()
+}
+
+impl Radix {
+    /// What is at page `key`, which is below [`KEYS`].
+    pub(super) fn at(&self, key: u64, section: &Section<'_, Realm>) -> (Slot, Found) {
+        let found = self.tree.get(key, section);
+        (Slot::of(found.value), found)
+    }
+    /// The lowest slot from `key` on, and below `end`, that is mapped.
+    pub(super) fn mapped_from(&self, key: u64, end: u64, section: &Section<'_, Realm>) -> Option<Found> {
+        let mut first = None;
+        self.tree.scan(key..end, section, |found| {
+            first = Some(found);
+            false
+        });
+        first
+    }
+    fn desc_at<'s>(&'s self, key: u64, section: &'s Section<'_, Realm>) -> Option<&'s Desc> {
+        let (slot, _) = self.at(key, section);
+        slot.is_mapped().then(|| self.realm.desc(slot, section))
+    }
+    /// Whether the pages before and at `key` belong to one mapping.
+    pub(super) fn joins(&self, key: u64, section: &Section<'_, Realm>) -> bool {
+        let before = key.checked_sub(1).and_then(|key| self.desc_at(key, section));
+        let Some(before) = before.filter(|_| key < KEYS) else { return false };
+        self.desc_at(key, section).is_some_and(|next| before.continues(next))
+    }
+    /// Where the mapping that has page `key` ends, but not beyond `limit`.
+    pub(super) fn end_of(&self, key: u64, limit: u64, section: &Section<'_, Realm>) -> u64 {
+        let Some(first) = self.desc_at(key, section) else { return key };
+        let mut end = key;
+        self.tree.scan(key..limit, section, |found| {
+            let next = self.realm.desc(Slot::of(found.value), section);
+            let goes_on = found.first <= end && first.continues(next);
+            if goes_on {
+                end = (found.first + found.keys).min(limit);
+            }
+            goes_on
+        });
+        end
+    }
+    fn start_of(&self, key: u64, section: &Section<'_, Realm>) -> u64 {
+        let Some(last) = self.desc_at(key, section) else { return key };
+        let mut start = key;
+        while let Some(before) = start.checked_sub(1) {
+            let (slot, found) = self.at(before, section);
+            if !slot.is_mapped() || !self.realm.desc(slot, section).continues(last) {
+                break;
+            }
+            start = found.first;
+        }
+        start
+    }
+    /// The lowest mapping that ends after page `key`, whole.
+    pub(super) fn area_from<'s>(
+        &'s self,
+        key: u64,
+        section: &'s Section<'_, Realm>,
+    ) -> Option<(PageRange, &'s Desc)> {
+        let found = self.mapped_from(key, KEYS, section)?;
+        // The slot may begin before, and be changed by now: what holds is what was found.
+        let desc = self.realm.desc(Slot::of(found.value), section);
+        let first = found.first.max(key);
+        let (start, end) = (self.start_of(first, section), self.end_of(first, KEYS, section));
+        Some((pages(start.min(first), end.max(first + 1)), desc))
+    }
+    /// Whether all of `range` is mapped.
+    pub(super) fn is_covered(&self, range: PageRange, section: &Section<'_, Realm>) -> bool {
+        let mut end = range.start().number();
+        self.tree.scan(end..range.end().number(), section, |found| {
+            let goes_on = found.first <= end;
+            if goes_on {
+                end = found.first + found.keys;
+            }
+            goes_on
+        });
+        end >= range.end().number()
+    }
+    /// Whether removing `range` would leave a hole in one mapping.
+    pub(super) fn punches(&self, range: PageRange, section: &Section<'_, Realm>) -> bool {
+        let (start, end) = (range.start().number(), range.end().number());
+        self.joins(start, section) && self.end_of(start - 1, KEYS, section) > end
+    }
+    /// Whether changing `range` would split a mapping.
+    pub(super) fn splits(&self, range: PageRange, section: &Section<'_, Realm>) -> bool {
+        self.joins(range.start().number(), section) || self.joins(range.end().number(), section)
+    }
+
+    /// Whether the gap below a stack does not reach down below page `end`. Another mapping in it takes its place.
+    pub(super) fn is_clear_above(&self, end: u64, section: &Section<'_, Realm>) -> bool {
+        let next = self.mapped_from(end, KEYS.min(end + STACK_GAP), section);
+        next.is_none_or(|found| !self.realm.desc(Slot::of(found.value), section).mapping.is_stack())
+    }
+    fn is_clear(&self, range: PageRange, section: &Section<'_, Realm>) -> bool {
+        let (start, end) = (range.start().number(), range.end().number());
+        self.mapped_from(start, end, section).is_none() && self.is_clear_above(end, section)
+    }
+    /// As [`Mappings::place`](crate::Mappings::place): pages that were free a moment ago.
+    pub(super) fn place(&self, at: Placement, n: u64, section: &Section<'_, Realm>) -> Option<PageRange> {
+        let hinted = |start: addr::Page, end: u64| {
+            let range = PageRange::with_len(start.max(page(LOWEST)), n)?;
+            Some(range).filter(|range| range.end().number() <= end && self.is_clear(*range, section))
+        };
+        match at {
+            Placement::Fixed(start) | Placement::FixedNoReplace(start) => PageRange::with_len(start, n),
+            Placement::Below32Bit => self.lowest_gap(n, section),
+            Placement::HintBelow32Bit(start) => {
+                hinted(start, LOW_WINDOW.end).or_else(|| self.lowest_gap(n, section))
+            }
+            Placement::Anywhere => self.highest_gap(n, section),
+            Placement::Hint(start) => {
+                hinted(start, USER_END_PAGE.number()).or_else(|| self.highest_gap(n, section))
+            }
+        }
+    }
+    fn highest_gap(&self, n: u64, section: &Section<'_, Realm>) -> Option<PageRange> {
+        let below = |top, lowest| self.gap_below(top, lowest, n, section);
+        below(MMAP_TOP, LOWEST).or_else(|| below(USER_END_PAGE.number(), MMAP_TOP))
+    }
+    /// The highest `n` free pages of `lowest..top` that are not in the gap below a stack.
+    fn gap_below(&self, top: u64, lowest: u64, n: u64, section: &Section<'_, Realm>) -> Option<PageRange> {
+        let above = self.mapped_from(top, KEYS.min(top + STACK_GAP), section);
+        let mut end = above.map_or(top, |found| self.clear_of(&found, section).min(top));
+        let mut at = top;
+        while at > lowest {
+            let (slot, found) = self.at(at - 1, section);
+            at = found.first.max(lowest);
+            if slot.is_mapped() {
+                end = self.clear_of(&found, section);
+            } else if end >= at.checked_add(n)? {
+                return Some(pages(end - n, end));
+            }
+        }
+        None
+    }
+    /// Where a search from below has to stop before what was found.
+    fn clear_of(&self, found: &Found, section: &Section<'_, Realm>) -> u64 {
+        let stack = self.realm.desc(Slot::of(found.value), section).mapping.is_stack();
+        if stack { found.first.saturating_sub(STACK_GAP) } else { found.first }
+    }
+    fn lowest_gap(&self, n: u64, section: &Section<'_, Realm>) -> Option<PageRange> {
+        let mut at = LOW_WINDOW.start;
+        while at < LOW_WINDOW.end {
+            // What comes next after the window matters too.
+            let next = self.mapped_from(at, LOW_WINDOW.end + STACK_GAP, section);
+            let end = next.map_or(LOW_WINDOW.end, |found| self.clear_of(&found, section).min(LOW_WINDOW.end));
+            if at.checked_add(n)? <= end {
+                return Some(pages(at, at + n));
+            }
+            at = next?.first.max(at) + next?.keys - (at.max(next?.first) - next?.first);
+        }
+        None
+    }
+}

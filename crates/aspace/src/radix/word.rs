@@ -1,0 +1,95 @@
+//! What a slot of the tree says of its page, or of each page of its span.
+//!
+//! ```text
+//! 63                     30 29        12 11     4 3      2 1      0
+//! | pfn 34                 | desc 18    | owner 8 | use 2 | LINK=0 | LOCK |
+//! ```
+//! A page with a frame has a slot of its own. `pfn` 0 is no frame (frame 0 is never a user's), and all ones is a guard, by
+//! which a whole span may be guarded.
+
+use core::fmt;
+
+use addr::Frame;
+use owned::Use;
+
+const DESC_SHIFT: u32 = 12;
+const OWNER_SHIFT: u32 = 4;
+const USE_SHIFT: u32 = 2;
+const PFN_SHIFT: u32 = 30;
+/// Bits that say what the page should be, and not what it is.
+const DESC: u64 = (DESCRIPTORS as u64 - 1) << DESC_SHIFT;
+const GUARD: u64 = (1 << (64 - PFN_SHIFT)) - 1;
+
+/// Descriptors that there may be; their numbers are below. 0 is none.
+pub(super) const DESCRIPTORS: u32 = 1 << 18;
+
+/// A slot's value without its lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot(u64);
+
+impl Slot {
+    /// Nothing is mapped.
+    pub(super) const EMPTY: Slot = Slot(0);
+
+    /// A page of descriptor `desc` that has no frame.
+    pub(super) fn new(desc: u32) -> Self {
+        debug_assert!(0 < desc && desc < DESCRIPTORS);
+        Self(u64::from(desc) << DESC_SHIFT)
+    }
+    pub(super) fn of(word: u64) -> Self {
+        Self(word)
+    }
+    pub(super) fn word(self) -> u64 {
+        self.0
+    }
+    pub(super) fn is_mapped(self) -> bool {
+        self.0 != 0
+    }
+    pub(super) fn desc(self) -> u32 {
+        (self.0 >> DESC_SHIFT) as u32 & (DESCRIPTORS - 1)
+    }
+    /// The same page, which should be something else.
+    pub(super) fn with_desc(self, desc: u32) -> Self {
+        Self(self.0 & !DESC | Self::new(desc).0)
+    }
+    /// The page's frame, and for what it is counted.
+    pub(super) fn frame(self) -> Option<(Frame, Use)> {
+        let pfn = self.0 >> PFN_SHIFT;
+        let usage = Use::ALL[(self.0 >> USE_SHIFT) as usize & 3];
+        if pfn == 0 || pfn == GUARD { None } else { Some((Frame::new(pfn)?, usage)) }
+    }
+    pub(super) fn is_guard(self) -> bool {
+        self.0 >> PFN_SHIFT == GUARD
+    }
+    /// Whether there is neither a frame nor a guard.
+    pub(super) fn is_blank(self) -> bool {
+        self.0 >> PFN_SHIFT == 0
+    }
+    /// The page, with this frame and not translated by anybody. Only the first four uses are those of user pages.
+    pub(super) fn with_frame(self, frame: Frame, usage: Use) -> Self {
+        debug_assert!((usage as u64) < 4 && frame.number() != 0 && frame.number() < GUARD);
+        Self(self.0 & DESC | frame.number() << PFN_SHIFT | (usage as u64) << USE_SHIFT)
+    }
+    /// The page as it was before its first use.
+    pub(super) fn blank(self) -> Self {
+        Self(self.0 & DESC)
+    }
+    pub(super) fn guard(self) -> Self {
+        Self(self.0 & DESC | GUARD << PFN_SHIFT)
+    }
+    /// The same page at a place where nobody translates it yet.
+    pub(super) fn moved(self, desc: u32) -> Self {
+        Self(self.with_desc(desc).0 & !(0xff << OWNER_SHIFT))
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.is_mapped(), self.frame()) {
+            (false, _) => f.write_str("Slot(empty)"),
+            (_, Some((frame, usage))) => write!(f, "Slot(desc {}, {frame:?}, {usage:?})", self.desc()),
+            (_, None) if self.is_guard() => write!(f, "Slot(desc {}, guard)", self.desc()),
+            _ => write!(f, "Slot(desc {})", self.desc()),
+        }
+    }
+}
