@@ -402,6 +402,43 @@ fn two_faults_on_a_page_give_it_one_frame() {
 }
 
 #[test]
+fn a_page_that_is_cut_off_while_it_is_given_does_not_stay() {
+    let sim = Sim::new(2, 256);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let pages = sim.cpus.on(0, |ctx| Pages::new(sim, 1, &[41, 42], &ctx));
+    sim.cpus.on(0, |ctx| {
+        let at = Placement::Fixed(page(BASE));
+        space.map(at, 2, object(&pages, 0, RW, true), &ctx).expect("there is room");
+    });
+    let ((given, wait), (cut, go_on)) = (mpsc::channel(), mpsc::channel());
+    *pages.on_given.lock().unwrap() = Some(Box::new(move || {
+        given.send(()).expect("the other CPU waits");
+        // A cut that has to wait for this fault is not waited for.
+        let _ = go_on.recv_timeout(Duration::from_millis(200));
+    }));
+    let ends = std::sync::Mutex::new((wait, cut));
+    sim.cpus.run(|cpu, ctx| {
+        sim.enter(&*space, &ctx);
+        if cpu == CpuId::default() {
+            // What was there before the cut may be seen once.
+            let _ = sim.load(&*space, page(BASE), &ctx);
+        } else {
+            let (wait, cut) = &*ends.lock().unwrap();
+            wait.recv().expect("a page is given");
+            pages.resize(sim, 0, &ctx);
+            let _ = cut.send(());
+        }
+        sim.leave(&*space, &ctx);
+    });
+    sim.cpus.on(0, |ctx| {
+        sim.enter(&*space, &ctx);
+        assert_eq!(sim.load(&*space, page(BASE), &ctx), Err(Fault::BeyondObject));
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+#[test]
 fn the_root_outlives_lazy_users() {
     let sim = Sim::new(2, 256);
     let space = sim.cpus.on(0, |ctx| one_space(sim, 1, &ctx));

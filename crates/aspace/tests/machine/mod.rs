@@ -239,6 +239,8 @@ pub struct Pages {
     mappers: Mappers,
     /// Called before a page is given.
     pub on_page: Mutex<Option<Box<dyn Fn() + Send>>>,
+    /// Called when a page was given, before its user has it.
+    pub on_given: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl Pages {
@@ -250,7 +252,8 @@ impl Pages {
             frame
         });
         let (id, mappers) = ((1, inode), Mappers::new());
-        Arc::new(Self { id, frames: Mutex::new(frames.collect()), mappers, on_page: Mutex::new(None) })
+        let frames = Mutex::new(frames.collect());
+        Arc::new(Self { id, frames, mappers, on_page: Mutex::new(None), on_given: Mutex::new(None) })
     }
     /// Make it `pages` pages long; new ones are zero.
     pub fn resize(&self, sim: &Sim, pages: usize, ctx: &Unpinned<'_>) {
@@ -307,7 +310,13 @@ impl Object for Pages {
         }
         let pages = self.frames.lock().unwrap();
         let page = usize::try_from(index).ok().and_then(|i| pages.get(i)).ok_or(ObjectError::BeyondEnd)?;
-        Ok(frames.share(page))
+        let share = frames.share(page);
+        drop(pages);
+        let on_given = self.on_given.lock().unwrap().take();
+        if let Some(f) = on_given {
+            f();
+        }
+        Ok(share)
     }
     fn identity(&self) -> (u64, u64) {
         self.id
