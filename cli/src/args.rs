@@ -212,7 +212,7 @@ pub struct Bench {
     #[arg(long, value_name = "6.1|newest")]
     pub linux: Option<Linux>,
     /// Designs of the address space
-    #[arg(long, value_name = "NAME|all", default_value = "all")]
+    #[arg(long, value_name = "NAME|all", default_value = "locked")]
     pub aspace: AspaceChoice,
     /// Quire's algorithm that hands out page frames [default: row]
     #[arg(long, value_name = "row|avl|buddy|slab|global|served")]
@@ -260,7 +260,7 @@ impl Default for Bench {
             operations: None,
             vs: None,
             linux: None,
-            aspace: AspaceChoice::All,
+            aspace: AspaceChoice::Locked,
             frames: None,
             accel: Accel::Exact,
             quantum: None,
@@ -290,6 +290,8 @@ pub enum AspaceChoice {
     All,
     /// One reader-writer lock
     Locked,
+    /// A radix tree with a lock in each slot
+    Radix,
 }
 
 /// Options of `report`.
@@ -316,6 +318,8 @@ pub struct Doctor {
 pub enum Aspace {
     /// One reader-writer lock
     Locked,
+    /// A radix tree with a lock in each slot
+    Radix,
 }
 
 impl Aspace {
@@ -323,6 +327,7 @@ impl Aspace {
     pub fn name(self) -> &'static str {
         match self {
             Self::Locked => "locked",
+            Self::Radix => "radix",
         }
     }
 }

@@ -7,7 +7,7 @@ use alloc::{borrow::ToOwned, sync::Arc, vec, vec::Vec};
 use core::sync::atomic::Ordering;
 
 use addr::{PAGE_SIZE, Page, Prot, USER_END};
-use aspace::{AddressSpace, Error, Flags, Label, Locked, Machine, Mapping, Placement};
+use aspace::{AddressSpace, Error, Flags, Label, Locked, Machine, Mapping, Placement, Radix};
 use linux_raw_sys::{auxvec, general as abi};
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     hw::{self, TrapFrame},
     memory, places,
     process::{self, Brk, Mm, Process, RLIMIT_STACK, Status},
-    sched, shootdown,
+    realm, sched, shootdown,
     task::{self, Task},
     usercopy, vdso,
 };
@@ -150,8 +150,12 @@ pub fn new_space() -> Result<Arc<dyn AddressSpace>, Errno> {
         shootdown: &shootdown::Ipi,
         kernel_root: Some(hw::paging::kernel_root()),
     };
-    let space = Locked::new(machine, &task::unpinned()).map_err(|_: Error| Errno::ENOMEM)?;
-    Ok(space)
+    let ctx = &task::unpinned();
+    let space: Result<Arc<dyn AddressSpace>, Error> = match realm::get() {
+        Some(realm) => Radix::new(machine, realm, ctx).map(|space| space as _),
+        None => Locked::new(machine, ctx).map(|space| space as _),
+    };
+    space.map_err(|_| Errno::ENOMEM)
 }
 
 /// Note where the program at `exe`, which `task` now executes, and its memory lie.

@@ -26,6 +26,7 @@ mod panic;
 mod places;
 mod planted;
 mod process;
+mod realm;
 mod reclaim;
 mod rseq;
 mod sanitize;
@@ -54,6 +55,7 @@ fn kernel_main(info: &'static Info) -> ! {
     places::init();
     planted::init();
     vdso::init();
+    realm::init();
     let kernel = process::init(file::FileTable::empty(), file::FsInfo::root());
     hw::smp::start();
     timers::init(options::get().serial_time);

@@ -19,6 +19,8 @@ pub struct Options {
     pub cols: u16,
     /// Run the kernel's own tests instead of a program: `all`, or a name.
     pub selftest: Option<String>,
+    /// Whether address spaces are radix trees.
+    pub radix: bool,
     /// The algorithm that hands out frames, if not rows.
     pub frames: Option<AlgoKind>,
     /// Whether one allocator serves all CPUs.
@@ -55,6 +57,7 @@ pub fn init(line: &str) {
             "zero_ahead" => o.no_zeroing = value == "0",
             "stats" => o.stats = value == "1",
             "selftest" => o.selftest = Some(value.to_string()),
+            "aspace" if value == "radix" => o.radix = true,
             "aspace" if value != "locked" => crate::log!("aspace={value} is not in this image; using locked"),
             "rows" => o.rows = value.parse().unwrap_or(o.rows),
             "cols" => o.cols = value.parse().unwrap_or(o.cols),

@@ -20,7 +20,7 @@ use crate::{
     heap,
     hw::{apic, cpu, irq, timer},
     memory::frames,
-    options, task,
+    options, realm, task,
 };
 
 /// How long others are waited for, in ns: each is in the kernel for less, but for the longest calls.
@@ -84,6 +84,7 @@ pub fn tick() {
         if frames().low() {
             SETTLE[cpu::id().index()].0.store(true, Ordering::Relaxed);
         }
+        realm::tick();
     }
 }
 
@@ -146,4 +147,5 @@ static ZEROING_OFF: AtomicBool = AtomicBool::new(false);
 pub fn begin() {
     // Relaxed: the same on all CPUs, each of which writes before it reads.
     ZEROING_OFF.store(options::get().no_zeroing, Ordering::Relaxed);
+    realm::wake();
 }

@@ -36,7 +36,7 @@ use crate::{
     cpu_time::{self, CpuClock},
     hw::{self, cpu, irq, thread},
     places::Place,
-    process, reclaim,
+    process, realm, reclaim,
     stats::{self, Counter},
     task::{self, Task, TaskMm},
     timers,
@@ -572,7 +572,9 @@ pub fn idle() -> ! {
         fence(Ordering::SeqCst);
         if mine().len.load(Ordering::Relaxed) == 0 {
             // Interrupts go on and the CPU halts in one step, so that an interrupt in between is not slept over.
+            realm::sleep();
             cpu::halt();
+            realm::wake();
         }
         IDLE[here.index()].0.store(false, Ordering::Relaxed);
         drop(off);

@@ -14,7 +14,7 @@ use crate::{
     file::{self, FileTable, Startup},
     hw, memory, options, places,
     process::{self, Process, Status},
-    sched, selftest, stats, syscall,
+    realm, sched, selftest, stats, syscall,
     task::Task,
     wait,
 };
@@ -124,6 +124,7 @@ fn kill_the_rest(kernel: &Arc<Process>) {
 fn account(before: &[u64; 5]) -> i64 {
     let deadline = hw::timer::now() + PATIENCE;
     loop {
+        realm::collect();
         let owned = memory::frames().stats().owned;
         let over = |u: Use| owned[u as usize] as i64 - before[u as usize] as i64;
         // Files are counted from zero: the boot image is given back with them.

@@ -210,7 +210,9 @@ pub fn systems(options: &Bench) -> Result<Vec<Target>> {
 impl AspaceChoice {
     fn designs(self) -> &'static [Aspace] {
         match self {
-            Self::All | Self::Locked => &[Aspace::Locked],
+            Self::All => &[Aspace::Locked, Aspace::Radix],
+            Self::Locked => &[Aspace::Locked],
+            Self::Radix => &[Aspace::Radix],
         }
     }
 }

@@ -31,7 +31,7 @@ use super::word::{DESCRIPTORS, Slot};
 use crate::{Backing, Flags, Mapping, Policy};
 
 /// Places for counts that a CPU holds back.
-const WAYS: usize = 1024;
+const WAYS: usize = 256;
 /// Numbers below this one are those of anonymous memory: 1 + protection.
 const PLAIN: u32 = 16;
 /// Descriptors in one piece of the table: a page.
@@ -164,7 +164,7 @@ impl Realm {
     }
     /// This CPU will not use address spaces until [`Self::idle_exit`], and is not waited for.
     pub fn idle_enter(&self, pin: &mut Pinned<'_>) {
-        self.refs.park(pin);
+        self.refs.leave(pin);
         self.rcu.idle_enter(pin);
     }
     /// A CPU's regular work, by a thread in no operation: hand on what it holds back, free what has waited long enough. At
