@@ -181,6 +181,9 @@ pub struct Test {
     /// Also what takes long
     #[arg(long)]
     pub full: bool,
+    /// The design of the machines' address spaces
+    #[arg(long, value_name = "NAME", default_value = "locked")]
+    pub aspace: Aspace,
 }
 
 /// Options of `bench`.
@@ -632,8 +635,8 @@ mod tests {
         }
         assert!(mistake(&["--mem", "lots"]).ends_with("say a size as in 512M or 2G, at least 64M"));
         assert_eq!(
-            mistake(&["--aspace", "radix"]),
-            "invalid value 'radix' for '--aspace <NAME>': there is locked"
+            mistake(&["--aspace", "tree"]),
+            "invalid value 'tree' for '--aspace <NAME>': there is locked, radix"
         );
         assert!(mistake(&["--frames", "lifo"]).ends_with("there is row, avl, buddy, slab, global, served"));
         assert!(mistake(&["--accel", "fast"]).ends_with("there is auto, kvm, tcg, exact"));

@@ -9,6 +9,7 @@ use std::{
     ffi::OsString,
     fmt::Write,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use anyhow::{Result, bail};
@@ -229,10 +230,22 @@ pub struct Boot {
     pub words: Vec<String>,
 }
 
+/// The design of machines of which nothing else is said.
+static DESIGN: OnceLock<Aspace> = OnceLock::new();
+
+/// Let machines have this design if nothing else is said; once, before there are any.
+pub fn set_design(design: Aspace) {
+    let _ = DESIGN.set(design);
+}
+
+fn design() -> Aspace {
+    DESIGN.get().copied().unwrap_or(Aspace::Locked)
+}
+
 impl Boot {
     /// As `key=value` words for Quire.
     pub fn line(&self, cpus: u32) -> String {
-        let mut line = format!("cpus={cpus} aspace={}", self.aspace.unwrap_or(Aspace::Locked).name());
+        let mut line = format!("cpus={cpus} aspace={}", self.aspace.unwrap_or(design()).name());
         if let Some(algo) = self.frames {
             // Writing to a String cannot fail, here and below.
             let _ = write!(line, " frames={}", algo.name());
