@@ -96,6 +96,9 @@ pub struct Run {
     /// The design of the address space
     #[arg(long, value_name = "NAME", default_value = "locked")]
     pub aspace: Aspace,
+    /// With the radix design: page tables of an address space [default: percpu]
+    #[arg(long, value_name = "percpu|shared")]
+    pub pagetable: Option<PageTables>,
     /// The algorithm that hands out page frames [default: row]
     #[arg(long, value_name = "row|avl|buddy|slab|global|served")]
     pub frames: Option<FrameAlgo>,
@@ -331,6 +334,25 @@ impl Aspace {
         match self {
             Self::Locked => "locked",
             Self::Radix => "radix",
+        }
+    }
+}
+
+/// How many page tables a radix address space has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PageTables {
+    /// One for each CPU that runs it
+    Percpu,
+    /// One
+    Shared,
+}
+
+impl PageTables {
+    /// The name that the kernel knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Percpu => "percpu",
+            Self::Shared => "shared",
         }
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    args::{Accel, Aspace, FrameAlgo},
+    args::{Accel, Aspace, FrameAlgo, PageTables},
     exact::Exact,
     failure::{USAGE, failure},
     linux,
@@ -206,6 +206,8 @@ fn why_no_kvm(modules: &Path, device: &Path) -> Option<String> {
 pub struct Boot {
     /// The design of Quire's address space.
     pub aspace: Option<Aspace>,
+    /// How many page tables radix address spaces have, if not as by default.
+    pub pagetable: Option<PageTables>,
     /// Quire's algorithm for page frames, if not its default.
     pub frames: Option<FrameAlgo>,
     /// Send the counters at the end.
@@ -246,8 +248,11 @@ impl Boot {
     /// As `key=value` words for Quire.
     pub fn line(&self, cpus: u32) -> String {
         let mut line = format!("cpus={cpus} aspace={}", self.aspace.unwrap_or(design()).name());
-        if let Some(algo) = self.frames {
+        if let Some(tables) = self.pagetable {
             // Writing to a String cannot fail, here and below.
+            let _ = write!(line, " pagetable={}", tables.name());
+        }
+        if let Some(algo) = self.frames {
             let _ = write!(line, " frames={}", algo.name());
         }
         line += &self.files();

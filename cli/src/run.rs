@@ -102,6 +102,7 @@ pub fn execute(options: &Run) -> Result<Ran> {
     let talks = machine.exact.is_none();
     let boot = Boot {
         aspace: Some(options.aspace),
+        pagetable: options.pagetable,
         frames: options.frames,
         stats: options.stats.is_some(),
         terminals: if talks { terminal::standard_files() } else { Vec::new() },

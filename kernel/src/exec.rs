@@ -152,7 +152,7 @@ pub fn new_space() -> Result<Arc<dyn AddressSpace>, Errno> {
     };
     let ctx = &task::unpinned();
     let space: Result<Arc<dyn AddressSpace>, Error> = match realm::get() {
-        Some(realm) => Radix::new(machine, realm, ctx).map(|space| space as _),
+        Some(realm) => Radix::new(machine, realm, realm::tables(), ctx).map(|space| space as _),
         None => Locked::new(machine, ctx).map(|space| space as _),
     };
     space.map_err(|_| Errno::ENOMEM)

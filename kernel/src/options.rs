@@ -21,6 +21,8 @@ pub struct Options {
     pub selftest: Option<String>,
     /// Whether address spaces are radix trees.
     pub radix: bool,
+    /// Whether their CPUs share one page table.
+    pub shared_table: bool,
     /// The algorithm that hands out frames, if not rows.
     pub frames: Option<AlgoKind>,
     /// Whether one allocator serves all CPUs.
@@ -57,6 +59,11 @@ pub fn init(line: &str) {
             "zero_ahead" => o.no_zeroing = value == "0",
             "stats" => o.stats = value == "1",
             "selftest" => o.selftest = Some(value.to_string()),
+            "pagetable" => match value {
+                "shared" => o.shared_table = true,
+                "percpu" => o.shared_table = false,
+                _ => crate::log!("pagetable={value} is neither shared nor percpu; using percpu"),
+            },
             "aspace" if value == "radix" => o.radix = true,
             "aspace" if value != "locked" => crate::log!("aspace={value} is not in this image; using locked"),
             "rows" => o.rows = value.parse().unwrap_or(o.rows),

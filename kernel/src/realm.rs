@@ -6,7 +6,7 @@
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use aspace::Realm;
+use aspace::{PageTables, Realm};
 use percpu::{CpuId, Pinned};
 
 use crate::{hw::cpu, options, sched, task};
@@ -34,6 +34,11 @@ pub fn get() -> Option<&'static Realm> {
     unsafe { REALM.load(Ordering::Acquire).as_ref() }
 }
 
+/// How many page tables each address space has.
+pub fn tables() -> PageTables {
+    if options::get().shared_table { PageTables::Shared } else { PageTables::PerCpu }
+}
+
 /// This CPU begins, or has something to do again.
 pub fn wake() {
     if let Some(realm) = get() {
@@ -48,6 +53,13 @@ pub fn sleep() {
     }
 }
 
+/// This CPU has nothing else to do.
+pub fn rest() {
+    if let Some(realm) = get() {
+        realm.rest(&mut here());
+    }
+}
+
 /// A CPU's regular work. Its thread is in no operation on an address space.
 pub fn tick() {
     if let Some(realm) = get() {
@@ -59,7 +71,10 @@ pub fn tick() {
 pub fn collect() {
     let Some(realm) = get() else { return };
     for id in (0..cpu::count()).filter_map(CpuId::new) {
-        sched::on_cpu(id, tick);
+        sched::on_cpu(id, || {
+            tick();
+            rest();
+        });
     }
     realm.reap(&task::unpinned());
 }

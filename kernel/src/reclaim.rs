@@ -94,6 +94,7 @@ pub fn idle(is_idle: impl Fn() -> bool) {
     let allocator = frames().allocator();
     tick();
     settle();
+    realm::rest();
     // Relaxed: see `begin`.
     let zeroes = !ZEROING_OFF.load(Ordering::Relaxed);
     while zeroes && is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {}

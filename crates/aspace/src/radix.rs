@@ -92,31 +92,36 @@ mod realm;
 mod remap;
 mod report;
 mod rights;
+mod tables;
 mod totals;
 mod walk;
 mod word;
 
-use alloc::sync::{Arc, Weak};
+use alloc::{
+    sync::{Arc, Weak},
+    vec::Vec,
+};
 use core::{fmt, mem::ManuallyDrop, ops::Range, ptr};
 
 use ::radix::{Mode, RangeGuard, Section, Tree};
 use addr::{Frame, Page, PageRange, Prot, USER_END_PAGE, VirtAddr};
 use owned::OwnedFrame;
-use pagetable::Mirror;
-use percpu::{AtomicCpuSet, Pinned, Unpinned};
+use pagetable::{ENTRIES, Mirror};
+use percpu::{AtomicCpuSet, CpuId, CpuSet, MAX_CPUS, Pinned, Unpinned};
 use sync::{
     RwLock, SpinLock, mutant,
     primitive::{AtomicBool, AtomicU64, Ordering, fence},
 };
 use tlb::Gather;
 
-pub use self::realm::Realm;
 use self::{
     change::{Change, page},
+    tables::Tables,
     totals::{Counts, Difference, binds},
     walk::{KEYS, pages},
-    word::Slot,
+    word::{SEVERAL, Slot},
 };
+pub use self::{realm::Realm, tables::PageTables};
 use crate::{
     Access, AddressSpace, Advice, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper, Mappers,
     Mapping, MappingInfo, Place, Placement, Policy, RemapTo, STACK_GAP, Seen, Totals, Unmoved, Usage,
@@ -130,7 +135,8 @@ pub struct Radix {
     /// What each page is, and should be. Goes to the realm in the end.
     tree: ManuallyDrop<Tree<Realm>>,
     /// What the hardware sees of it.
-    mirror: Mirror,
+    tables: Tables,
+    kind: PageTables,
     /// CPUs that may have translations of this space cached.
     active: AtomicCpuSet,
     counts: Counts,
@@ -141,9 +147,9 @@ pub struct Radix {
     /// Held by those that move pages, and by those that look for an object's pages everywhere.
     moving: RwLock<()>,
     me: Weak<Radix>,
-    /// Set by `clear`, when the root is in `retired`.
+    /// Set by `clear`, when the roots are in `retired`.
     cleared: AtomicBool,
-    retired: SpinLock<Option<OwnedFrame>>,
+    retired: SpinLock<Vec<OwnedFrame>>,
 }
 
 const FUTURES: [Lock; 3] = [Lock::Off, Lock::Now, Lock::OnFault];
@@ -166,15 +172,20 @@ type Guard<'g> = RangeGuard<'g, Realm>;
 
 impl Radix {
     /// An empty address space. Errors: `NoMemory`.
-    pub fn new(machine: Machine, realm: &'static Realm, ctx: &Unpinned<'_>) -> Result<Arc<Self>, Error> {
+    pub fn new(
+        machine: Machine,
+        realm: &'static Realm,
+        kind: PageTables,
+        ctx: &Unpinned<'_>,
+    ) -> Result<Arc<Self>, Error> {
         realm.reap(ctx);
         let pin = ctx.pin();
-        let mirror = Mirror::new(machine.frames, &pin, machine.kernel_root).ok_or(Error::NoMemory)?;
+        let tables = Tables::new(machine, kind, realm.cpus(), &pin).ok_or(Error::NoMemory)?;
         let tree = match Tree::new(realm, &pin) {
             Ok(tree) => ManuallyDrop::new(tree),
             Err(_) => {
-                // SAFETY: nobody has seen the mirror.
-                machine.frames.free(&pin, unsafe { mirror.retire() });
+                // SAFETY: nobody has seen the tables.
+                unsafe { tables.retire() }.into_iter().for_each(|root| machine.frames.free(&pin, root));
                 return Err(Error::NoMemory);
             }
         };
@@ -182,7 +193,8 @@ impl Radix {
             machine,
             realm,
             tree,
-            mirror,
+            tables,
+            kind,
             active: AtomicCpuSet::new(),
             counts: Counts::new(realm.cpus()),
             future: AtomicU64::new(0),
@@ -190,7 +202,7 @@ impl Radix {
             moving: RwLock::new(()),
             me: me.clone(),
             cleared: AtomicBool::new(false),
-            retired: SpinLock::new(None),
+            retired: SpinLock::new(Vec::new()),
         }))
     }
     /// Lock the pages of `range` that there are, of which there is one at least.
@@ -204,9 +216,9 @@ impl Radix {
         let guard = self.tree.lock_range(keys(range), mode, &mut reserve, section);
         guard.map_err(|_| Error::NoMemory)
     }
-    /// Nobody translates by what the gather was told of when this returns.
-    fn flush(&self, gather: &mut Gather<'_>, pin: &Pinned<'_>) {
-        gather.flush(pin, self.machine.shootdown, &self.active);
+    /// No CPU of `targets` translates by what the gather was told of when this returns.
+    fn flush(&self, gather: &mut Gather<'_>, targets: &CpuSet, pin: &Pinned<'_>) {
+        gather.flush_among(pin, self.machine.shootdown, &self.active, targets);
     }
     /// Tell the object of `mapping` that `pages` of its pages will be mapped; as [`Mappings::announce`].
     ///
@@ -222,12 +234,20 @@ impl Radix {
             mappers.sub(&me, pages, mapping.may_write_object());
         }
     }
-    /// Give back page tables that serve no page with a frame.
-    fn sweep(&self, ctx: &Unpinned<'_>) {
-        let needed = |value: u64| Slot::of(value).frame().is_some();
-        self.mirror.sweep(|served, unlink| {
+    /// Give back pages of a table, `cpu`'s own or the home table, that serve no page which has an entry there.
+    fn sweep(&self, mirror: &Mirror, cpu: Option<CpuId>, ctx: &Unpinned<'_>) {
+        let me = cpu.and_then(|cpu| u8::try_from(cpu.index() + 1).ok());
+        let targets = cpu.map_or(CpuSet::first(MAX_CPUS), |cpu| [cpu].into_iter().collect());
+        mirror.sweep(|served, unlink| {
             let pin = ctx.pin();
             let section = self.tree.enter(&pin);
+            // Of larger ranges no page may have an entry anywhere, so that few slots are locked.
+            let large = served.len() > ENTRIES as u64;
+            let needed = |value: u64| {
+                let slot = Slot::of(value);
+                let here = me.is_none_or(|me| slot.owner() == me || slot.owner() == SEVERAL);
+                slot.frame().is_some() && (here || large)
+            };
             let mut used = false;
             self.tree.scan(keys(served), &section, |found| {
                 used = needed(found.value);
@@ -240,15 +260,20 @@ impl Radix {
             let Ok(guard) = self.lock_pages(served, Mode::Cover, &section) else { return };
             if !guard.spans().any(|span| needed(span.value)) {
                 unlink(&mut gather);
-                self.flush(&mut gather, &pin);
+                self.flush(&mut gather, &targets, &pin);
             }
             drop(guard);
         });
     }
     /// The end of an operation that may have made page tables, or descriptors useless.
     fn tidy(&self, ctx: &Unpinned<'_>) {
-        if self.mirror.is_large() {
-            self.sweep(ctx);
+        let large = {
+            let pin = ctx.pin();
+            let (cpu, mirror) = self.tables.mine_of(&pin);
+            mirror.is_large().then_some((cpu, mirror))
+        };
+        if let Some((cpu, mirror)) = large {
+            self.sweep(mirror, cpu, ctx);
         }
         self.realm.reap(ctx);
     }
@@ -257,11 +282,9 @@ impl Radix {
         // SeqCst: our own step (cleared, or left) before, the other's after; partner: the same fence on the other side.
         fence(Ordering::SeqCst);
         // Acquire: with the flag, see `retired` filled; the lock would do that too.
-        if self.cleared.load(Ordering::Acquire)
-            && self.active.snapshot().is_empty()
-            && let Some(root) = self.retired.lock().take()
-        {
-            self.machine.frames.free(pin, root);
+        if self.cleared.load(Ordering::Acquire) && self.active.snapshot().is_empty() {
+            let roots = core::mem::take(&mut *self.retired.lock());
+            roots.into_iter().for_each(|root| self.machine.frames.free(pin, root));
         }
     }
     /// A descriptor for each that slots of the guard from `reach` name, changed.
@@ -335,7 +358,7 @@ impl AddressSpace for Radix {
         }
         f("", of(self));
         f("set of CPUs", of(&self.active));
-        f("page table's root and lock", of(&self.mirror));
+        f("page tables' roots and locks", of(&self.tables));
         f("lock of moves", of(&self.moving));
     }
     fn map_within(
@@ -449,11 +472,13 @@ impl AddressSpace for Radix {
             change.settle();
             drop(guard);
         }
-        while self.mirror.pages() > 1 {
-            self.sweep(ctx);
+        for (cpu, mirror) in self.tables.all() {
+            while mirror.pages() > 1 {
+                self.sweep(mirror, cpu, ctx);
+            }
         }
         // SAFETY: nothing is mapped, and this is the last operation; CPUs only leave from here on.
-        *self.retired.lock() = Some(unsafe { self.mirror.retire() });
+        *self.retired.lock() = unsafe { self.tables.retire() };
         // Release: `retired` before the flag; partner: the load in `free_root`.
         self.cleared.store(true, Ordering::Release);
         self.free_root(&ctx.pin());
@@ -463,7 +488,7 @@ impl AddressSpace for Radix {
         tlb::join(&self.active, pin);
         // Relaxed: only a check of the caller's duty.
         debug_assert!(!self.cleared.load(Ordering::Relaxed), "a cleared address space was activated");
-        self.mirror.root()
+        self.tables.enter(pin)
     }
     fn deactivate(&self, pin: &Pinned<'_>) {
         tlb::leave(&self.active, pin);
@@ -498,7 +523,7 @@ impl AddressSpace for Radix {
             resident_pages,
             peak_resident: self.counts.peak_resident(),
             mappings,
-            table_pages: self.mirror.pages(),
+            table_pages: self.tables.pages(),
             totals,
         }
     }
@@ -530,7 +555,7 @@ impl Drop for Radix {
 impl fmt::Debug for Radix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Radix")
-            .field("root", &self.mirror.root())
+            .field("tables", &self.kind)
             .field("active", &self.active)
             .finish_non_exhaustive()
     }

@@ -1,4 +1,4 @@
-//! All tests of address spaces again, for the radix tree.
+//! All tests of address spaces again, for the radix tree with one page table.
 #![cfg(not(loom))]
 #![allow(clippy::duplicate_mod, reason = "each of the programs has the machine as a module")]
 

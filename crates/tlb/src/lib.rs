@@ -132,6 +132,25 @@ impl<'f> Gather<'f> {
     /// Steps 2 to 4 of the module's table: make every CPU of `active` forget the ranges told of. Without a range
     /// nothing was reachable and nobody is disturbed.
     pub fn flush(&mut self, pin: &Pinned<'_>, machine: &dyn Shootdown, active: &AtomicCpuSet) {
+        self.flush_of(pin, machine, active, None);
+    }
+    /// The same for changes that only CPUs of `among` can have cached: the others of `active` are left alone.
+    pub fn flush_among(
+        &mut self,
+        pin: &Pinned<'_>,
+        machine: &dyn Shootdown,
+        active: &AtomicCpuSet,
+        among: &CpuSet,
+    ) {
+        self.flush_of(pin, machine, active, Some(among));
+    }
+    fn flush_of(
+        &mut self,
+        pin: &Pinned<'_>,
+        machine: &dyn Shootdown,
+        active: &AtomicCpuSet,
+        among: Option<&CpuSet>,
+    ) {
         let stale = self.stale.take();
         self.unflushed = false;
         if mutant!("free-before-flush") {
@@ -142,7 +161,8 @@ impl<'f> Gather<'f> {
         {
             // The entries were changed before; the snapshot begins with fence(SeqCst); partner: the fence at the end
             // of joining the set (`join` below).
-            machine.flush(pin, &active.snapshot(), range);
+            let active = active.snapshot();
+            machine.flush(pin, &among.map_or(active, |among| active.intersection(among)), range);
         }
     }
     /// Step 5: give back the frames. The caller has flushed.

@@ -3,12 +3,13 @@
 use ::radix::{Section, Taken};
 use addr::{Page, PageRange, Prot};
 use owned::OwnedFrame;
-use percpu::{Pinned, Unpinned};
+use percpu::{CpuSet, Pinned, Unpinned};
 use tlb::Gather;
 
 use super::{
     Radix,
     realm::{Desc, Realm},
+    tables::add_targets,
     totals::Difference,
     word::Slot,
 };
@@ -18,6 +19,8 @@ pub(super) struct Change<'a> {
     space: &'a Radix,
     section: &'a Section<'a, Realm>,
     pub(super) gather: Gather<'a>,
+    /// The CPUs that may have cached what was changed since the last flush.
+    targets: CpuSet,
     pub(super) difference: Difference,
     /// A run of pages that an object is still to be told to be mapped no more.
     untold: Option<(&'a Desc, u64)>,
@@ -31,7 +34,8 @@ pub(super) fn page(key: u64) -> Page {
 impl<'a> Change<'a> {
     pub(super) fn new(space: &'a Radix, section: &'a Section<'a, Realm>, ctx: &Unpinned<'a>) -> Self {
         let gather = Gather::new(space.machine.frames, *ctx);
-        Self { space, section, gather, difference: Difference::default(), untold: None }
+        let (targets, difference) = (CpuSet::EMPTY, Difference::default());
+        Self { space, section, gather, targets, difference, untold: None }
     }
     pub(super) fn section(&self) -> &'a Section<'a, Realm> {
         self.section
@@ -71,7 +75,7 @@ impl<'a> Change<'a> {
     /// The frame of page `key`, if the slot has one, is to be freed; nobody translates to it after the next flush.
     pub(super) fn drop_frame(&mut self, slot: Slot, key: u64) {
         let Some((frame, usage)) = slot.frame() else { return };
-        self.hide(key);
+        self.hide(slot, key);
         if self.gather.room() == 0 {
             self.flush();
             self.gather.release(self.pin());
@@ -80,26 +84,28 @@ impl<'a> Change<'a> {
         self.gather.take(unsafe { OwnedFrame::from_raw(frame, usage) });
         self.difference.resident -= 1;
     }
-    /// Nobody translates page `key` after the next flush, until its lock is free.
-    pub(super) fn hide(&mut self, key: u64) {
-        if self.space.mirror.clear(page(key)).is_present() {
-            self.stale(key);
+    /// Nobody translates page `key` after the next flush, until its lock is free. Its slot, `slot`, is to have no owner then.
+    pub(super) fn hide(&mut self, slot: Slot, key: u64) {
+        if self.space.tables.clear(page(key), slot) {
+            self.stale(slot, key);
         }
     }
     /// Nobody has more than `rights` to page `key` after the next flush.
-    pub(super) fn lower(&mut self, key: u64, rights: Prot) {
-        if self.space.mirror.lower(page(key), rights) {
-            self.stale(key);
+    pub(super) fn lower(&mut self, slot: Slot, key: u64, rights: Prot) {
+        if self.space.tables.lower(page(key), slot, rights) {
+            self.stale(slot, key);
         }
     }
-    fn stale(&mut self, key: u64) {
+    fn stale(&mut self, slot: Slot, key: u64) {
+        add_targets(&mut self.targets, slot);
         if let Some(single) = PageRange::single(page(key)) {
             self.gather.add_range(single);
         }
     }
     pub(super) fn flush(&mut self) {
         let pin = self.pin();
-        self.space.flush(&mut self.gather, pin);
+        let targets = core::mem::take(&mut self.targets);
+        self.space.flush(&mut self.gather, &targets, pin);
     }
     /// All is done that has to be done under the lock: nobody uses what was taken out, and the counts are right.
     pub(super) fn settle(&mut self) {

@@ -78,12 +78,12 @@ impl Radix {
         };
         let place = mapping.policy.or(*policy).place(index);
         if let Some((frame, usage)) = slot.frame() {
-            if !self.mirror.prepare(at, frames, &pin) {
+            if !self.tables.mine(&pin).prepare(at, frames, &pin) {
                 return Err(Fault::NoMemory);
             }
             let rights = contents::rights(mapping, frame, frames);
             if access.allowed_by(rights) {
-                self.mirror.set(at, frame, rights);
+                guard.update(|_| self.tables.set(at, slot, rights, &pin).word());
                 return Ok(Step::Done);
             }
             // Copy on write: nobody uses the old frame any more when the copy can be used.
@@ -93,35 +93,28 @@ impl Radix {
             if !mutant!("cow-no-flush") {
                 change.drop_frame(slot, key);
             } else {
-                self.mirror.clear(at);
+                self.tables.clear(at, slot);
                 frames.free(&pin, ManuallyDrop::into_inner(old));
             }
-            let new = self.own(&mut guard, slot, new, &mut change);
+            change.flush();
+            let slot = own(slot, new, &mut change);
+            guard.update(|_| self.tables.set(at, slot, all, &pin).word());
             change.settle();
-            self.mirror.set(at, new, all);
             return Ok(Step::Done);
         }
         if let Backing::Object { .. } = mapping.backing {
             return Ok(Step::Ask(self.realm.keep(slot, &pin)));
         }
         let narrowed = guard.narrow_to(key..key + 1, &mut self.realm.reserve(&pin).borrow_mut());
-        if narrowed.is_err() || !self.mirror.prepare(at, frames, &pin) {
+        if narrowed.is_err() || !self.tables.mine(&pin).prepare(at, frames, &pin) {
             return Err(Fault::NoMemory);
         }
         let zeroed =
             contents::frame(place, owned::Use::Anonymous, true, frames, ctx).ok_or(Fault::NoMemory)?;
-        let frame = self.own(&mut guard, slot, zeroed, &mut change);
+        let slot = own(slot, zeroed, &mut change);
+        guard.update(|_| self.tables.set(at, slot, all, &pin).word());
         change.settle();
-        self.mirror.set(at, frame, all);
         Ok(Step::Done)
-    }
-    /// The page that the guard has, which is no more than that, has `new` from here on.
-    fn own(&self, guard: &mut Guard<'_>, slot: Slot, new: OwnedFrame, change: &mut Change<'_>) -> Frame {
-        let usage = new.usage();
-        let frame = new.into_raw();
-        guard.update(|_| slot.with_frame(frame, usage).word());
-        change.difference.resident += 1;
-        frame
     }
     /// Give page `at` the frame that its object has given, if it is still a page of `kept` without one, and nothing was cut
     /// off since `cuts` was read. False if not; the frame is given back then.
@@ -147,15 +140,14 @@ impl Radix {
                 return Ok(None);
             }
             guard.narrow_to(key..key + 1, &mut self.realm.reserve(pin).borrow_mut()).map_err(drop)?;
-            if self.mirror.prepare(at, frames, pin) { Ok(Some((guard, slot))) } else { Err(()) }
+            if self.tables.mine(pin).prepare(at, frames, pin) { Ok(Some((guard, slot))) } else { Err(()) }
         };
         match ready() {
             Ok(Some((mut guard, slot))) => {
                 let usage = frame.usage();
-                let raw = frame.into_raw();
-                guard.update(|_| slot.with_frame(raw, usage).word());
+                let slot = slot.with_frame(frame.into_raw(), usage);
+                guard.update(|_| self.tables.set(at, slot, rights, pin).word());
                 self.counts.add(&Difference { resident: 1, ..Difference::default() }, pin);
-                self.mirror.set(at, raw, rights);
                 Ok(true)
             }
             not_ready => {
@@ -191,7 +183,7 @@ impl Radix {
             Some(own) => own,
         };
         // Nobody stores to it while it is copied.
-        change.hide(key);
+        change.hide(slot, key);
         if mutant!("move-no-flush") {
             change.gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
         }
@@ -206,8 +198,16 @@ impl Radix {
             }
         };
         change.drop_frame(slot, key);
-        self.own(&mut guard, slot, new, &mut change);
+        let slot = own(slot, new, &mut change);
+        guard.update(|_| slot.word());
         change.settle();
         Ok(())
     }
+}
+
+/// What a page's slot says when it has `new`, which is counted.
+fn own(slot: Slot, new: OwnedFrame, change: &mut Change<'_>) -> Slot {
+    let usage = new.usage();
+    change.difference.resident += 1;
+    slot.with_frame(new.into_raw(), usage)
 }

@@ -10,7 +10,7 @@ impl Radix {
         if self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
-        let child = Self::new(self.machine, self.realm, ctx)?;
+        let child = Self::new(self.machine, self.realm, self.kind, ctx)?;
         let _still = self.moving.write(ctx);
         match self.copy_to(&child, ctx) {
             Ok(()) => Ok(child),
@@ -55,12 +55,10 @@ impl Radix {
                 Some((frame, usage)) if !wiped && !mapping.shared => {
                     // SAFETY: the parent's slot has a share, and is locked.
                     let share = unsafe { frames.share_raw(frame, usage) };
-                    if !mutant!("fork-no-flush") {
-                        let rights = contents::hardware(mapping.prot).difference(Prot::WRITE);
-                        change.lower(span.first, rights);
-                    } else {
-                        let rights = contents::hardware(mapping.prot).difference(Prot::WRITE);
-                        self.mirror.lower(page(span.first), rights);
+                    let rights = contents::hardware(mapping.prot).difference(Prot::WRITE);
+                    match mutant!("fork-no-flush") {
+                        true => _ = self.tables.lower(page(span.first), slot, rights),
+                        false => change.lower(slot, span.first, rights),
                     }
                     difference.resident += 1;
                     hold.slot().with_frame(share.into_raw(), usage).word()

@@ -32,6 +32,8 @@ use crate::{Backing, Flags, Mapping, Policy};
 
 /// Places for counts that a CPU holds back.
 const WAYS: usize = 256;
+/// Rounds that a single CPU needs to find an object dead, and to see a grace period out.
+const ROUNDS: u32 = 8;
 /// Numbers below this one are those of anonymous memory: 1 + protection.
 const PLAIN: u32 = 16;
 /// Descriptors in one piece of the table: a page.
@@ -167,9 +169,19 @@ impl Realm {
         self.refs.leave(pin);
         self.rcu.idle_enter(pin);
     }
+    /// This CPU has nothing else to do: if nobody else is at it, collect all that can be collected, as what is left to
+    /// others has to wait anew there. As [`Self::tick`].
+    pub fn rest(&self, pin: &mut Pinned<'_>) {
+        for _ in 0..ROUNDS {
+            self.refs.work(pin, Budget::ALL);
+            self.rcu.tick(pin);
+        }
+    }
     /// A CPU's regular work, by a thread in no operation: hand on what it holds back, free what has waited long enough. At
     /// least every few milliseconds while there is something to do.
     pub fn tick(&self, pin: &mut Pinned<'_>) {
+        // Also what CPUs that sleep have left behind.
+        self.refs.unpark(pin);
         self.refs.work(pin, Budget::ALL);
         self.rcu.tick(pin);
         let tree = self.trees.lock().pop();

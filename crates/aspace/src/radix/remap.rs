@@ -401,7 +401,7 @@ impl Radix {
                 return span.value;
             }
             if moves && slot.frame().is_some() {
-                change.hide(span.first);
+                change.hide(slot, span.first);
             }
             if keep {
                 let Some(hold) = unlocked.as_ref().and_then(|new| new.0.get(&slot.desc())) else {

@@ -42,7 +42,7 @@ impl Radix {
     fn resident(&self, key: u64, section: &Section<'_, Realm>) -> Option<Resident> {
         let guard = self.tree.lock_one(key, section).ok()??;
         let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
-        let entry = self.mirror.peek(page(key));
+        let (accessed, dirty) = self.tables.noted(page(key), slot);
         let frame = slot.frame();
         let usage = frame.map_or(owned::Use::Anonymous, |(_, usage)| usage);
         let frame = frame.map(|(frame, _)| frame);
@@ -50,8 +50,8 @@ impl Radix {
             frame,
             usage,
             sharers: frame.map_or(0, |frame| self.machine.frames.sharers(frame)),
-            accessed: entry.is_accessed(),
-            dirty: entry.is_dirty(),
+            accessed,
+            dirty,
         })
     }
     pub(super) fn area_of(&self, at: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {

@@ -45,7 +45,7 @@ impl Radix {
                     && !mutant!("protect-no-flush")
                 {
                     let rights = contents::rights(&change.desc(slot).mapping, frame, self.machine.frames);
-                    change.lower(span.first, rights);
+                    change.lower(slot, span.first, rights);
                 }
             }
             change.settle();

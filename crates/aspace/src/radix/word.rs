@@ -23,6 +23,11 @@ const GUARD: u64 = (1 << (64 - PFN_SHIFT)) - 1;
 /// Descriptors that there may be; their numbers are below. 0 is none.
 pub(super) const DESCRIPTORS: u32 = 1 << 18;
 
+/// No CPU has an entry for the page.
+pub(super) const NOBODY: u8 = 0;
+/// Several CPUs may have one. Other owners are the number of the one CPU, and 1.
+pub(super) const SEVERAL: u8 = u8::MAX;
+
 /// A slot's value without its lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot(u64);
@@ -77,9 +82,16 @@ impl Slot {
     pub(super) fn guard(self) -> Self {
         Self(self.0 & DESC | GUARD << PFN_SHIFT)
     }
+    /// Who may have an entry for the page in a page table: see `tables`.
+    pub(super) fn owner(self) -> u8 {
+        (self.0 >> OWNER_SHIFT) as u8
+    }
+    pub(super) fn with_owner(self, owner: u8) -> Self {
+        Self(self.0 & !(0xff << OWNER_SHIFT) | u64::from(owner) << OWNER_SHIFT)
+    }
     /// The same page at a place where nobody translates it yet.
     pub(super) fn moved(self, desc: u32) -> Self {
-        Self(self.with_desc(desc).0 & !(0xff << OWNER_SHIFT))
+        self.with_desc(desc).with_owner(NOBODY)
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
 use addr::{Frame, Page, PageRange, Prot, Pte};
 use aspace::{
     Access, AddressSpace, Backing, Error, Fault, Locked, Machine, Mappers, Mapping, Object, ObjectError,
-    Policy, Radix, Realm,
+    PageTables, Policy, Radix, Realm,
 };
 use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{CpuId, CpuSet, Pinned, Unpinned, testing::Machine as Cpus};
@@ -31,13 +31,17 @@ pub const RW: Prot = Prot::READ.union(Prot::WRITE);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Design {
     Locked,
+    /// With one page table.
     Radix,
+    /// With one for each CPU.
+    RadixPerCpu,
 }
 
 /// The design of this program.
 pub const fn design() -> Design {
     match env!("CARGO_CRATE_NAME").as_bytes() {
         b"radix" => Design::Radix,
+        b"radix_percpu" => Design::RadixPerCpu,
         _ => Design::Locked,
     }
 }
@@ -95,7 +99,8 @@ impl Sim {
     pub fn try_space(&'static self, ctx: &Unpinned<'_>) -> Result<Arc<dyn AddressSpace>, Error> {
         Ok(match design() {
             Design::Locked => Locked::new(self.machine(), ctx)?,
-            Design::Radix => Radix::new(self.machine(), self.realm, ctx)?,
+            Design::Radix => Radix::new(self.machine(), self.realm, PageTables::Shared, ctx)?,
+            Design::RadixPerCpu => Radix::new(self.machine(), self.realm, PageTables::PerCpu, ctx)?,
         })
     }
     /// A CPU's regular work.

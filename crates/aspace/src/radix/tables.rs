@@ -1,0 +1,178 @@
+//! The page tables of one address space: one that all CPUs share, or one for each CPU.
+//!
+//! **Idea.** A page's slot says who may have an entry for it, in its *owner* field: nobody, one CPU in its own table, or
+//! several. An entry is put in, changed and taken out by who has the slot locked; and by that it is known which tables
+//! have to be looked into, and which CPUs have to be shot down: those that may have entries, as far as they run the space
+//! now. A page that one CPU alone has used concerns no other CPU when it goes.
+//!
+//! A CPU fills its own table, by its own faults. Whoever takes entries out does so in all tables that may have them,
+//! also in those of CPUs that do not run the space at the moment; so a CPU that comes back to the space finds its table as it
+//! should be, and nothing has to be kept in mind for it. (RadixVM lets each CPU clear its own table when it is shot down. That
+//! saves the initiator the transfer of a line for each page and CPU, and costs a protocol for CPUs that are elsewhere.)
+//!
+//! **Owners may be too many, never too few.** The field is written under the slot's lock together with the entry, and falls
+//! back to nobody only when the entries have been cleared.
+//!
+//! With one table for each CPU there is a *home* table as well. It is used by CPUs that found no frame for a root of their
+//! own, since to begin to run a space must not fail. What is in there counts as several CPUs'.
+
+use alloc::{boxed::Box, vec::Vec};
+use core::{
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering},
+};
+
+use addr::{Frame, Page, Prot, Pte};
+use owned::OwnedFrame;
+use pagetable::Mirror;
+use percpu::{AtomicCpuSet, CpuId, CpuSet, MAX_CPUS, PerCpu, Pinned};
+
+use super::word::{NOBODY, SEVERAL, Slot};
+use crate::Machine;
+
+/// How many page tables an address space has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageTables {
+    /// One that all CPUs use.
+    Shared,
+    /// One for each CPU that runs it.
+    PerCpu,
+}
+
+pub(super) struct Tables {
+    machine: Machine,
+    home: Mirror,
+    /// Each CPU's own, once it has one; none if all share.
+    own: PerCpu<AtomicPtr<Mirror>>,
+    /// CPUs that have one.
+    owners: AtomicCpuSet,
+}
+
+impl Tables {
+    pub(super) fn new(machine: Machine, kind: PageTables, cpus: usize, pin: &Pinned<'_>) -> Option<Self> {
+        let home = Mirror::new(machine.frames, pin, machine.kernel_root)?;
+        let cpus = if kind == PageTables::PerCpu { cpus } else { 0 };
+        let own = PerCpu::new(cpus, |_| AtomicPtr::new(ptr::null_mut()));
+        Some(Self { machine, home, own, owners: AtomicCpuSet::new() })
+    }
+    fn of(&self, cpu: CpuId) -> Option<&Mirror> {
+        // SAFETY: mirrors are freed when the tables are dropped. Acquire: partner in `enter`.
+        self.own.of(cpu).and_then(|own| unsafe { own.load(Ordering::Acquire).as_ref() })
+    }
+    /// The table that this CPU fills.
+    pub(super) fn mine(&self, pin: &Pinned<'_>) -> &Mirror {
+        self.of(pin.cpu()).unwrap_or(&self.home)
+    }
+    /// The same, and whose own it is.
+    pub(super) fn mine_of(&self, pin: &Pinned<'_>) -> (Option<CpuId>, &Mirror) {
+        self.of(pin.cpu()).map_or((None, &self.home), |own| (Some(pin.cpu()), own))
+    }
+    /// The root that this CPU is to load.
+    pub(super) fn enter(&self, pin: &Pinned<'_>) -> Frame {
+        if let Some(own) = self.own.of(pin.cpu())
+            // Relaxed: this CPU's own.
+            && own.load(Ordering::Relaxed).is_null()
+            && let Some(mirror) = Mirror::new(self.machine.frames, pin, self.machine.kernel_root)
+        {
+            // In the set before there can be an entry: whoever looks has a slot's lock that comes after.
+            self.owners.insert(pin.cpu());
+            // Release: the mirror before the pointer; partner: `of`.
+            own.store(Box::into_raw(Box::new(mirror)), Ordering::Release);
+        }
+        self.mine(pin).root()
+    }
+    /// All that there are, each with the CPU whose own it is.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Option<CpuId>, &Mirror)> {
+        let own = self.owners.snapshot();
+        let own = own.iter().filter_map(|cpu| Some((Some(cpu), self.of(cpu)?)));
+        core::iter::once((None, &self.home)).chain(own)
+    }
+    /// Table pages, roots among them.
+    pub(super) fn pages(&self) -> u64 {
+        self.all().map(|(_, mirror)| mirror.pages()).sum()
+    }
+
+    /// Put an entry for `page`, whose slot is locked and has `slot` as its word, into this CPU's table, which is
+    /// [prepared](Mirror::prepare). The word that the slot is to have from here on.
+    pub(super) fn set(&self, page: Page, slot: Slot, rights: Prot, pin: &Pinned<'_>) -> Slot {
+        let Some((frame, _)) = slot.frame() else { return slot };
+        let own = self.of(pin.cpu());
+        own.unwrap_or(&self.home).set(page, frame, rights);
+        let me = own.and_then(|_| u8::try_from(pin.cpu().index() + 1).ok());
+        let owner = match (slot.owner(), me) {
+            (NOBODY, Some(me)) if me != SEVERAL => me,
+            (owner, Some(me)) if owner == me || sync::mutant!("radix-owner-lost") => owner,
+            _ => SEVERAL,
+        };
+        slot.with_owner(owner)
+    }
+    /// Call `f` with the tables that may have an entry for a page whose locked slot is `slot`, until it says false.
+    fn each(&self, slot: Slot, mut f: impl FnMut(&Mirror) -> bool) {
+        match slot.owner() {
+            NOBODY => {}
+            SEVERAL => _ = self.all().all(|(_, mirror)| f(mirror)),
+            one => _ = owner(one).and_then(|cpu| self.of(cpu)).map(f),
+        }
+    }
+    /// Clear the entries of `page`; whether one of them was present.
+    pub(super) fn clear(&self, page: Page, slot: Slot) -> bool {
+        let mut present = false;
+        self.each(slot, |mirror| {
+            present |= mirror.clear(page).is_present();
+            true
+        });
+        present
+    }
+    /// Let no entry of `page` grant more than `rights`; whether one did.
+    pub(super) fn lower(&self, page: Page, slot: Slot, rights: Prot) -> bool {
+        let mut lost = false;
+        self.each(slot, |mirror| {
+            lost |= mirror.lower(page, rights);
+            true
+        });
+        lost
+    }
+    /// What the hardware has noted about `page`: accessed and dirty, by any CPU.
+    pub(super) fn noted(&self, page: Page, slot: Slot) -> (bool, bool) {
+        let mut noted = Pte::EMPTY;
+        self.each(slot, |mirror| {
+            noted = Pte::from_bits(noted.bits() | mirror.peek(page).bits());
+            !(noted.is_accessed() && noted.is_dirty())
+        });
+        (noted.is_accessed(), noted.is_dirty())
+    }
+    /// All roots, to be freed when no CPU has one loaded.
+    ///
+    /// # Safety
+    /// As [`Mirror::retire`], for all of them.
+    pub(super) unsafe fn retire(&self) -> Vec<OwnedFrame> {
+        // SAFETY: the caller's promise.
+        self.all().map(|(_, mirror)| unsafe { mirror.retire() }).collect()
+    }
+}
+
+fn owner(owner: u8) -> Option<CpuId> {
+    CpuId::new(usize::from(owner).wrapping_sub(1))
+}
+
+/// Add to `targets` the CPUs that may have cached a translation of a page of `slot`.
+pub(super) fn add_targets(targets: &mut CpuSet, slot: Slot) {
+    match slot.owner() {
+        NOBODY => {}
+        SEVERAL => *targets = CpuSet::first(MAX_CPUS),
+        one => owner(one).into_iter().for_each(|cpu| targets.insert(cpu)),
+    }
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        for own in self.own.iter() {
+            // Relaxed: nobody else has the tables.
+            let own = own.load(Ordering::Relaxed);
+            if !own.is_null() {
+                // SAFETY: it was made by `Box` in `enter`, and is nobody's any more.
+                drop(unsafe { Box::from_raw(own) });
+            }
+        }
+    }
+}

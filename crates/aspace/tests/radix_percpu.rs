@@ -1,0 +1,14 @@
+//! All tests of address spaces again, for the radix tree with a page table for each CPU.
+#![cfg(not(loom))]
+#![allow(clippy::duplicate_mod, reason = "each of the programs has the machine as a module")]
+
+#[path = "concurrent.rs"]
+mod concurrent;
+#[path = "memory.rs"]
+mod memory;
+#[path = "policy.rs"]
+mod policy;
+#[path = "races.rs"]
+mod races;
+#[path = "sequences.rs"]
+mod sequences;
