@@ -127,6 +127,10 @@ impl Mappers {
             visited.extend(fresh.into_iter().map(|mapper| (key(&Arc::downgrade(&mapper)), mapper)));
         }
     }
+    /// Whether somebody maps pages of it.
+    pub fn is_mapped(&self) -> bool {
+        !self.0.lock().entries.is_empty()
+    }
     /// How many mappings there are.
     pub fn count(&self, ctx: &Unpinned<'_>) -> u64 {
         self.all().iter().map(|mapper| mapper.count(self, ctx)).sum()

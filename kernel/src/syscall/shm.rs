@@ -77,6 +77,10 @@ impl Segment {
     fn pages(&self) -> u64 {
         self.size.div_ceil(PAGE_SIZE)
     }
+    /// Address spaces may keep the segment a little longer than they map it.
+    fn is_mapped(&self) -> bool {
+        self.mappers().is_some_and(Mappers::is_mapped)
+    }
     fn mappings(&self) -> u64 {
         self.mappers().map_or(0, |mappers| mappers.count(&task::unpinned()))
     }
@@ -121,6 +125,9 @@ enum Held {
 }
 
 impl Held {
+    fn is_removed(&self) -> bool {
+        matches!(self, Held::Removed(_))
+    }
     fn segment(&self) -> Option<Arc<Segment>> {
         match self {
             Held::Here(segment) => Some(segment.clone()),
@@ -140,13 +147,17 @@ static TABLE: SpinLock<Table> = SpinLock::new(Table { segments: BTreeMap::new(),
 
 /// The segment `id`. EINVAL.
 fn find(id: i32) -> Result<Arc<Segment>, Errno> {
-    TABLE.lock().segments.get(&id).and_then(Held::segment).ok_or(Errno::EINVAL)
+    let held = TABLE.lock().segments.get(&id).map(|held| (held.segment(), held.is_removed()));
+    let (segment, removed) = held.ok_or(Errno::EINVAL)?;
+    segment.filter(|segment| !removed || segment.is_mapped()).ok_or(Errno::EINVAL)
 }
 
 /// The segments that there are, by id.
 fn all() -> Vec<(i32, Arc<Segment>)> {
-    let table = TABLE.lock();
-    table.segments.iter().filter_map(|(id, held)| Some((*id, held.segment()?))).collect()
+    let with = |(id, held): (&i32, &Held)| Some((*id, held.segment()?, held.is_removed()));
+    let all: Vec<_> = TABLE.lock().segments.iter().filter_map(with).collect();
+    let there = all.into_iter().filter(|(_, segment, removed)| !removed || segment.is_mapped());
+    there.map(|(id, segment, _)| (id, segment)).collect()
 }
 
 /// Forget all segments: nobody is left who could use them.
