@@ -10,5 +10,6 @@ mod memory;
 mod policy;
 #[path = "races.rs"]
 mod races;
+mod radix_only;
 #[path = "sequences.rs"]
 mod sequences;

@@ -71,6 +71,8 @@ pub struct Sim {
     pub realm: &'static Realm,
     buffers: Vec<Mutex<Buffer>>,
     pub flushes: AtomicUsize,
+    /// All CPUs that were flushed.
+    pub targets: Mutex<CpuSet>,
     /// Called at the start of every flush.
     pub on_flush: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -87,6 +89,7 @@ impl Sim {
             realm,
             buffers: (0..cpus).map(|_| Mutex::default()).collect(),
             flushes: AtomicUsize::new(0),
+            targets: Mutex::default(),
             on_flush: Mutex::new(None),
         }))
     }
@@ -224,6 +227,7 @@ impl Sim {
 impl Shootdown for Sim {
     fn flush(&self, _: &Pinned<'_>, cpus: &CpuSet, range: PageRange) {
         self.flushes.fetch_add(1, Ordering::Relaxed);
+        cpus.iter().for_each(|cpu| self.targets.lock().unwrap_or_else(|e| e.into_inner()).insert(cpu));
         if let Some(f) = self.on_flush.lock().unwrap_or_else(|e| e.into_inner()).as_ref() {
             f();
         }

@@ -1,0 +1,167 @@
+//! What the radix tree promises and the locked design does not.
+
+#[path = "../machine/mod.rs"]
+mod machine;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use addr::Prot;
+use aspace::{Access, AddressSpace, Error, Limits, Placement};
+use machine::{Design, RW, Sim, anonymous, page, range};
+use owned::Use;
+use percpu::{CpuId, CpuSet};
+
+const BASE: u64 = 0x1000;
+
+fn cpus(numbers: &[usize]) -> CpuSet {
+    numbers.iter().filter_map(|&n| CpuId::new(n)).collect()
+}
+
+#[test]
+fn only_cpus_that_used_a_page_are_shot_down() {
+    let sim = Sim::new(3, 256);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let on = |cpu: usize, f: &dyn Fn(&dyn AddressSpace, &percpu::Unpinned<'_>)| {
+        sim.cpus.on(cpu, |ctx| f(&*space, &ctx));
+    };
+    on(0, &|space, ctx| {
+        space.map(Placement::Fixed(page(BASE)), 4, anonymous(RW), ctx).expect("there is room");
+    });
+    (0..3).for_each(|cpu| on(cpu, &|space, ctx| sim.enter(space, ctx)));
+    // Page 0 is CPU 0's, page 1 CPU 1's, page 2 both's, page 3 nobody's.
+    for (cpu, at) in [(0, 0), (1, 1), (0, 2), (1, 2)] {
+        on(cpu, &|space, ctx| assert_eq!(sim.store(space, page(BASE + at), at, ctx), Ok(())));
+    }
+    let all = cpus(&[0, 1, 2]);
+    let exact = |targets: &[usize]| match machine::design() {
+        Design::RadixPerCpu => cpus(targets),
+        _ => all,
+    };
+    let protected = |at: u64| {
+        *sim.targets.lock().unwrap() = CpuSet::EMPTY;
+        on(2, &|space, ctx| assert_eq!(space.protect(range(BASE + at, 1), Prot::READ, ctx), Ok(())));
+        *sim.targets.lock().unwrap()
+    };
+    assert_eq!(protected(0), exact(&[0]));
+    assert_eq!(protected(1), exact(&[1]));
+    // Of several it isn't known which.
+    assert_eq!(protected(2), all);
+    assert_eq!(protected(3), CpuSet::EMPTY);
+    let flushes = sim.flushes.load(Ordering::Relaxed);
+    on(2, &|space, ctx| assert_eq!(space.unmap(range(BASE + 3, 1), ctx), Ok(())));
+    assert_eq!(sim.flushes.load(Ordering::Relaxed), flushes);
+    (0..3).for_each(|cpu| on(cpu, &|space, ctx| sim.leave(space, ctx)));
+    on(0, &|space, ctx| space.clear(ctx));
+    assert_eq!(sim.owned(), [0; Use::COUNT]);
+}
+
+#[test]
+fn a_cpu_that_comes_back_finds_nothing_of_what_is_gone() {
+    let sim = Sim::new(2, 256);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    sim.cpus.on(1, |ctx| {
+        space.map(Placement::Fixed(page(BASE)), 2, anonymous(RW), &ctx).expect("there is room");
+        sim.enter(&*space, &ctx);
+        assert_eq!(sim.store(&*space, page(BASE), 7, &ctx), Ok(()));
+        assert_eq!(sim.store(&*space, page(BASE + 1), 8, &ctx), Ok(()));
+        sim.leave(&*space, &ctx);
+    });
+    sim.cpus.on(0, |ctx| {
+        assert_eq!(space.protect(range(BASE, 1), Prot::READ, &ctx), Ok(()));
+        assert_eq!(space.unmap(range(BASE + 1, 1), &ctx), Ok(()));
+    });
+    sim.cpus.on(1, |ctx| {
+        sim.enter(&*space, &ctx);
+        assert_eq!(sim.store(&*space, page(BASE), 9, &ctx), Err(aspace::Fault::Denied));
+        assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(7));
+        assert_eq!(sim.load(&*space, page(BASE + 1), &ctx), Err(aspace::Fault::NoMapping));
+        sim.leave(&*space, &ctx);
+        space.clear(&ctx);
+    });
+    assert_eq!(sim.owned(), [0; Use::COUNT]);
+}
+
+#[test]
+fn page_tables_do_not_pile_up() {
+    let sim = Sim::new(1, 512);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        sim.enter(&*space, &ctx);
+        let mut most = 0;
+        for i in 0..500u64 {
+            let at = page(BASE + (i << 9) + (i % 7 << 27));
+            space.map(Placement::Fixed(at), 1, anonymous(RW), &ctx).expect("there is room");
+            assert_eq!(sim.store(&*space, at, i, &ctx), Ok(()));
+            assert_eq!(space.unmap(range(at.number(), 1), &ctx), Ok(()));
+            most = most.max(sim.owned()[Use::PageTable as usize]);
+        }
+        assert!(most < 100, "{most} pages of tables for one page at a time");
+        sim.leave(&*space, &ctx);
+        space.clear(&ctx);
+        assert_eq!(sim.owned(), [0; Use::COUNT]);
+    });
+}
+
+#[test]
+fn limits_are_exact_whoever_asks() {
+    let sim = Sim::new(4, 256);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let admitted = AtomicU64::new(0);
+    const LIMIT: u64 = 500;
+    sim.cpus.run(|cpu, ctx| {
+        for i in 0..100u64 {
+            let at = Placement::Fixed(page((1 << 20) + (cpu.index() as u64 * 100 + i) * 16));
+            let limits = Limits { pages: LIMIT, ..Limits::NONE };
+            match space.map_within(at, 3, anonymous(RW), &limits, &ctx) {
+                Ok(_) => drop(admitted.fetch_add(3, Ordering::Relaxed)),
+                Err(error) => assert_eq!(error, Error::Limit),
+            }
+        }
+    });
+    // As many as fit, and no more.
+    assert_eq!(admitted.load(Ordering::Relaxed), LIMIT / 3 * 3);
+    sim.cpus.on(0, |ctx| {
+        assert_eq!(space.usage(&ctx).totals.pages, LIMIT / 3 * 3);
+        assert_eq!(space.usage(&ctx).totals.peak, LIMIT / 3 * 3);
+        space.clear(&ctx);
+    });
+}
+
+#[test]
+fn a_terabyte_that_is_not_used_costs_nothing() {
+    const PAGES: u64 = 1 << 28;
+    let sim = Sim::new(1, 64);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        let range = space.map(Placement::Anywhere, PAGES, anonymous(RW), &ctx).expect("there is room");
+        let middle = page(range.start().number() + PAGES / 2 + 5);
+        assert_eq!(space.fault(middle.base(), Access::Write, &ctx), Ok(()));
+        let child = space.fork(&ctx).expect("there is memory");
+        assert_eq!(child.usage(&ctx).mapped_pages, PAGES);
+        assert_eq!(child.usage(&ctx).resident_pages, 1);
+        assert_eq!(space.unmap(range, &ctx), Ok(()));
+        assert_eq!(space.usage(&ctx).mappings, 0);
+        child.clear(&ctx);
+        space.clear(&ctx);
+        assert_eq!(sim.owned(), [0; Use::COUNT]);
+    });
+}
+
+#[test]
+fn the_most_pages_are_known_to_a_few() {
+    let sim = Sim::new(1, 512);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        let at = Placement::Fixed(page(BASE));
+        space.map(at, 300, anonymous(RW), &ctx).expect("there is room");
+        for i in 0..300 {
+            assert_eq!(space.fault(page(BASE + i).base(), Access::Write, &ctx), Ok(()));
+        }
+        assert_eq!(space.unmap(range(BASE, 300), &ctx), Ok(()));
+        let usage = space.usage(&ctx);
+        assert_eq!((usage.mapped_pages, usage.resident_pages), (0, 0));
+        assert_eq!(usage.totals.peak, 300);
+        assert!((300 - 32..=300).contains(&usage.peak_resident), "{}", usage.peak_resident);
+        space.clear(&ctx);
+    });
+}
