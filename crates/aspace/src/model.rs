@@ -84,11 +84,12 @@ impl State {
 pub struct Model {
     pages: BTreeMap<u64, State>,
     future: Lock,
+    chosen: Option<Page>,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { pages: BTreeMap::new(), future: Lock::Off }
+        Self { pages: BTreeMap::new(), future: Lock::Off, chosen: None }
     }
 }
 
@@ -118,6 +119,10 @@ impl Model {
             last = Some((n, state));
         }
         list.into_iter().filter_map(|(a, b, s)| Some((PageRange::new(page(a), page(b))?, s))).collect()
+    }
+    /// What may go anywhere goes to `at` if there is room: for designs that choose otherwise than Linux does.
+    pub fn choose(&mut self, at: Option<Page>) {
+        self.chosen = at;
     }
     /// What `at` is.
     pub fn state(&self, at: Page) -> Option<&State> {
@@ -152,7 +157,15 @@ impl Model {
     fn place(&self, at: Placement, pages: u64) -> Option<PageRange> {
         let fits = |&(a, b): &(u64, u64)| b - a >= pages;
         let top = |low, high| self.holes(low, high).into_iter().rev().find(fits).map(|(_, b)| b - pages);
-        let highest = || top(LOWEST, MMAP_TOP).or_else(|| top(MMAP_TOP, USER_END_PAGE.number()));
+        let chosen = || {
+            let chosen = self.chosen?.number();
+            let fits = |&(a, b): &(u64, u64)| {
+                a.max(LOWEST) <= chosen && chosen.checked_add(pages).is_some_and(|end| end <= b)
+            };
+            self.holes(0, USER_END_PAGE.number()).iter().any(fits).then_some(chosen)
+        };
+        let highest =
+            || chosen().or_else(|| top(LOWEST, MMAP_TOP)).or_else(|| top(MMAP_TOP, USER_END_PAGE.number()));
         let lowest = || self.holes(LOW_WINDOW.start, LOW_WINDOW.end).into_iter().find(fits).map(|(a, _)| a);
         // Whether `p..p + pages` lies in a hole below `end`; a hole begins after a page or at 0.
         let clear = |p: u64, end: u64| {
@@ -374,7 +387,7 @@ impl Model {
     }
     /// The child of a fork.
     pub fn fork(&self) -> Self {
-        let mut child = Self { pages: self.pages.clone(), future: Lock::Off };
+        let mut child = Self { pages: self.pages.clone(), ..Self::default() };
         child.pages.retain(|_, state| !state.flags.contains(Flags::DONT_FORK));
         for state in child.pages.values_mut() {
             state.flags.remove(Flags::LOCKED | Flags::ON_FAULT);

@@ -4,12 +4,15 @@
 //!
 //! **Claim.** Every operation on pages takes effect at one instant. No CPU uses a frame through this space that the space does
 //! not own any more. Operations on pages of different slots wait for nobody, and mapping, unmapping, protecting and faults
-//! there write no cache line in common but those of the page table.
+//! there write no cache line in common; with a page table for each CPU not even there.
 //!
 //! **Idea.** A range is locked slot by slot in ascending order; a slot may stand for a whole span of pages that are alike (see
 //! the crate `radix`). *The locks are held from the first look at the pages to the end of the shootdown.* Whoever locks
-//! first wins; nobody looks twice, but for those few that cannot wait for an object with a lock held. The page table is a
-//! [`Mirror`] of the tree for the hardware: faults fill it page by page from the tree, and it owns nothing.
+//! first wins; nobody looks twice, but for those few that cannot wait for an object with a lock held. A page table is a
+//! [`Mirror`] of the tree for the hardware: faults fill it page by page from the tree, and it owns nothing. There is one, or one
+//! for each CPU; the slot says which CPUs may have an entry, and they are the ones to be shot down (`tables`). Mappings that
+//! may go anywhere go to a part of the address space that their CPU has to itself (`arena`), limits are charged without a
+//! line in common unless there are any (`totals`), and descriptors are counted by Refcache (`realm`).
 //!
 //! # Protocol
 //! | operation | locks | flush |
@@ -31,7 +34,7 @@
 //! # Invariants
 //! For each page whose slot is free:
 //! * **I1** *(buffers)* Every CPU's cached translation of the page, if any, names the slot's frame, and grants no more than the
-//!   page's entry in the mirror does.
+//!   page's entry in its page table does.
 //! * **I2** *(entries)* An entry that isn't empty is for the slot's frame and grants no more than the descriptor's protection; and
 //!   it is writable in a private mapping only if the slot's share of the frame is the only one.
 //! * **I3** *(frames)* A slot with a frame owns one share of it. A page with a frame has a slot of its own.
@@ -84,6 +87,7 @@
 //! unmap that leaves a hole in a span.
 
 mod advise;
+mod arena;
 mod change;
 mod fault;
 mod fork;
@@ -115,6 +119,7 @@ use sync::{
 use tlb::Gather;
 
 use self::{
+    arena::Arenas,
     change::{Change, page},
     tables::Tables,
     totals::{Counts, Difference, binds},
@@ -140,6 +145,7 @@ pub struct Radix {
     /// CPUs that may have translations of this space cached.
     active: AtomicCpuSet,
     counts: Counts,
+    arenas: Arenas,
     /// How mappings to come are locked: one of [`FUTURES`].
     future: AtomicU64,
     /// How many times an object's pages were cut off.
@@ -197,6 +203,7 @@ impl Radix {
             kind,
             active: AtomicCpuSet::new(),
             counts: Counts::new(realm.cpus()),
+            arenas: Arenas::new(realm.cpus()),
             future: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
             moving: RwLock::new(()),

@@ -206,6 +206,11 @@ fn writes(state: &State, o: u64) -> bool {
     of && state.shared && state.max_prot.contains(Prot::WRITE)
 }
 
+/// What the oracle is told of a place that may be anywhere: only this one knows the place that `locked` chooses.
+fn chosen(answer: Result<Page, Error>) -> Option<Page> {
+    answer.ok().filter(|_| machine::design() != machine::Design::Locked)
+}
+
 impl World {
     fn new(sim: &'static Sim, ctx: &Unpinned<'_>) -> Self {
         let numbers = |o: u64| (0..OBJECT).map(|i| 1_000_000 * (o + 1) + i).collect::<Vec<_>>();
@@ -295,6 +300,7 @@ impl World {
                 let answer = real.map_within(at, pages, m.clone(), &limits, ctx).map(|(range, _)| range);
                 let sealed = backing.is_some_and(|(o, _)| self.sealed[o]) && m.may_write_object();
                 let mut next = model.clone();
+                next.choose(chosen(answer.map(|range| range.start())));
                 match next.map(at, pages, &m, &limits) {
                     // What is sealed is found last, and nothing has changed.
                     Ok(_) if sealed => assert_eq!(answer, Err(Error::Sealed)),
@@ -318,6 +324,7 @@ impl World {
                     To::Fixed(n) => RemapTo::Fixed(page(n)),
                 };
                 let answer = real.remap_within(r, pages, to, keep, &limits, ctx);
+                model.choose(chosen(answer));
                 assert_eq!(answer, model.remap(r, pages, to, keep, &limits));
             }
             Op::Lock(r, lock) => assert_eq!(real.lock(r, lock, &limits, ctx), model.lock(r, lock, &limits)),

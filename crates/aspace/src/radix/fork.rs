@@ -11,6 +11,7 @@ impl Radix {
             return Err(Error::NoMemory);
         }
         let child = Self::new(self.machine, self.realm, self.kind, ctx)?;
+        child.arenas.follow(&self.arenas);
         let _still = self.moving.write(ctx);
         match self.copy_to(&child, ctx) {
             Ok(()) => Ok(child),

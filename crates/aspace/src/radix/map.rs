@@ -84,6 +84,7 @@ impl Radix {
         }
         change.settle();
         drop(guard);
+        self.arenas.freed(range, &pin);
         Ok(())
     }
 

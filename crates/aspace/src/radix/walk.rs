@@ -9,6 +9,7 @@ use addr::{PageRange, USER_END_PAGE};
 
 use super::{
     Radix,
+    arena::ARENA,
     change::page,
     realm::{Desc, Realm},
     word::Slot,
@@ -118,7 +119,7 @@ impl Radix {
         let (start, end) = (range.start().number(), range.end().number());
         self.mapped_from(start, end, section).is_none() && self.is_clear_above(end, section)
     }
-    /// As [`Mappings::place`](crate::Mappings::place): pages that were free a moment ago.
+    /// Pages that were free a moment ago. As [`Mappings::place`](crate::Mappings::place), but for what may go anywhere.
     pub(super) fn place(&self, at: Placement, n: u64, section: &Section<'_, Realm>) -> Option<PageRange> {
         let hinted = |start: addr::Page, end: u64| {
             let range = PageRange::with_len(start.max(page(LOWEST)), n)?;
@@ -130,9 +131,34 @@ impl Radix {
             Placement::HintBelow32Bit(start) => {
                 hinted(start, LOW_WINDOW.end).or_else(|| self.lowest_gap(n, section))
             }
-            Placement::Anywhere => self.highest_gap(n, section),
+            Placement::Anywhere => self.anywhere(n, section),
             Placement::Hint(start) => {
-                hinted(start, USER_END_PAGE.number()).or_else(|| self.highest_gap(n, section))
+                hinted(start, USER_END_PAGE.number()).or_else(|| self.anywhere(n, section))
+            }
+        }
+    }
+    /// Free pages of this CPU's arena; for what is too large, or if there are no more arenas, the highest there are.
+    fn anywhere(&self, n: u64, section: &Section<'_, Realm>) -> Option<PageRange> {
+        if n > ARENA / 2 {
+            return self.highest_gap(n, section);
+        }
+        let mut arena = self.arenas.mine(section.pin()).borrow_mut();
+        loop {
+            if let Some(again) = arena.again(n).filter(|&again| self.is_clear(again, section)) {
+                return Some(again);
+            }
+            if let Some(found) = self.gap_below(arena.top, arena.pages.start, n, section) {
+                arena.top = found.start().number();
+                arena.handed += n;
+                return Some(found);
+            }
+            let pages = arena.pages.clone();
+            match arena.handed >= ARENA / 2 {
+                true => arena.begin(pages),
+                false => match self.arenas.take() {
+                    Some(fresh) => arena.begin(fresh),
+                    None => return self.highest_gap(n, section),
+                },
             }
         }
     }

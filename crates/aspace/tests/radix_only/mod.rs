@@ -89,7 +89,7 @@ fn page_tables_do_not_pile_up() {
         sim.enter(&*space, &ctx);
         let mut most = 0;
         for i in 0..500u64 {
-            let at = page(BASE + (i << 9) + (i % 7 << 27));
+            let at = page(BASE + (i << 9) + ((i % 7) << 27));
             space.map(Placement::Fixed(at), 1, anonymous(RW), &ctx).expect("there is room");
             assert_eq!(sim.store(&*space, at, i, &ctx), Ok(()));
             assert_eq!(space.unmap(range(at.number(), 1), &ctx), Ok(()));
@@ -162,6 +162,48 @@ fn the_most_pages_are_known_to_a_few() {
         assert_eq!((usage.mapped_pages, usage.resident_pages), (0, 0));
         assert_eq!(usage.totals.peak, 300);
         assert!((300 - 32..=300).contains(&usage.peak_resident), "{}", usage.peak_resident);
+        space.clear(&ctx);
+    });
+}
+
+#[test]
+fn cpus_map_apart_and_get_the_same_place_again() {
+    const GIB: u64 = 1 << 18;
+    let sim = Sim::new(2, 64);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let place = |cpu: usize, pages: u64| {
+        sim.cpus.on(cpu, |ctx| {
+            let range = space.map(Placement::Anywhere, pages, anonymous(RW), &ctx);
+            range.expect("there is room").start().number()
+        })
+    };
+    let (zero, one) = (place(0, 4), place(1, 4));
+    assert_ne!(zero / GIB, one / GIB);
+    assert_eq!(place(0, 8), zero - 8);
+    sim.cpus.on(0, |ctx| assert_eq!(space.unmap(range(zero, 4), &ctx), Ok(())));
+    assert_eq!(place(0, 4), zero);
+    sim.cpus.on(0, |ctx| space.clear(&ctx));
+}
+
+#[test]
+fn addresses_are_used_again() {
+    const PAGES: u64 = 1000;
+    let sim = Sim::new(1, 64);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        let (mut kept, mut lowest) = (std::collections::VecDeque::new(), u64::MAX);
+        // Sixteen times what two arenas have, of which little is in use at any time.
+        for i in 0..16 * (2 << 18) / PAGES {
+            let pages = PAGES + i % 3;
+            let range = space.map(Placement::Anywhere, pages, anonymous(RW), &ctx).expect("there is room");
+            lowest = lowest.min(range.start().number());
+            kept.push_back(range);
+            if kept.len() > 20 {
+                let oldest = kept.pop_front().expect("there are 21");
+                assert_eq!(space.unmap(oldest, &ctx), Ok(()));
+            }
+        }
+        assert!(lowest > aspace::MMAP_TOP - (4 << 18), "down to page {lowest:#x}");
         space.clear(&ctx);
     });
 }
