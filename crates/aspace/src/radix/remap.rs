@@ -61,7 +61,7 @@ impl Radix {
         }
         all.check_target(target)?;
         let mut rest = old;
-        while let Some(part) = self.first_part(rest, ctx) {
+        while let Some(part) = self.first_part(rest, ctx)? {
             let there = target.checked_add(part.start().number() - old.start().number());
             let to = RemapTo::Fixed(there.ok_or(Error::Invalid)?);
             match self.remap_one(&Request { old: part, pages: part.len(), to, keep, limits }, ctx) {
@@ -72,11 +72,26 @@ impl Radix {
         }
         Ok(target)
     }
-    /// The pages of the lowest mapping in `range` that are in it.
-    fn first_part(&self, range: PageRange, ctx: &Unpinned<'_>) -> Option<PageRange> {
+    /// The pages of the lowest mapping in `range` that are in it. With the pages locked, so that what is found to be gone is
+    /// gone for everybody, and not still being shot down.
+    fn first_part(&self, range: PageRange, ctx: &Unpinned<'_>) -> Result<Option<PageRange>, Error> {
+        if range.is_empty() {
+            return Ok(None);
+        }
         let pin = ctx.pin();
         let section = self.tree.enter(&pin);
-        self.area_from(range.start().number(), &section)?.0.intersect(range)
+        let guard = self.lock_pages(range, Mode::Cover, &section)?;
+        let desc = |span: &::radix::Span| self.realm.desc(Slot::of(span.value), &section);
+        let mut mapped = guard.spans().skip_while(|span| !Slot::of(span.value).is_mapped());
+        let Some(first) = mapped.next() else { return Ok(None) };
+        let mut end = first.first + first.keys;
+        for next in mapped.take_while(|next| Slot::of(next.value).is_mapped()) {
+            if next.first != end || !desc(&first).continues(desc(&next)) {
+                break;
+            }
+            end += next.keys;
+        }
+        Ok(pages(first.first, end).intersect(range))
     }
 
     fn remap_one(&self, request: &Request<'_>, ctx: &Unpinned<'_>) -> Result<Page, Error> {
