@@ -302,6 +302,7 @@ mod tests {
         assert_eq!(Boot::default().line(2), "cpus=2 aspace=locked tty=none");
         let boot = Boot {
             aspace: Some(Aspace::Locked),
+            pagetable: None,
             frames: Some(FrameAlgo::Avl),
             stats: true,
             terminals: vec![0, 2],
