@@ -272,6 +272,27 @@ impl Radix {
             drop(guard);
         });
     }
+    /// Remove all pages: at once, or slot by slot if there is no memory for the list of what is locked.
+    fn unmap_everything(&self, ctx: &Unpinned<'_>) {
+        let (mut next, mut end) = (0, KEYS);
+        while next < KEYS {
+            let pin = ctx.pin();
+            let section = self.tree.enter(&pin);
+            let mut change = Change::new(self, &section, ctx);
+            if let Ok(mut guard) = self.lock_pages(pages(next, end), Mode::Cover, &section) {
+                guard.replace(Slot::EMPTY.word(), |taken| change.taken(taken));
+                change.settle();
+                drop(guard);
+                next = end;
+            }
+            if next == KEYS {
+                return;
+            }
+            // One slot is locked without memory. Nothing sticks out of its own pages.
+            let Some(found) = self.mapped_from(next, KEYS, &section) else { return };
+            (next, end) = (found.first, found.first + found.keys);
+        }
+    }
     /// The end of an operation that may have made page tables, or descriptors useless.
     fn tidy(&self, ctx: &Unpinned<'_>) {
         let large = {
@@ -468,17 +489,7 @@ impl AddressSpace for Radix {
         Ok(self.copy(ctx)?)
     }
     fn clear(&self, ctx: &Unpinned<'_>) {
-        {
-            let pin = ctx.pin();
-            let section = self.tree.enter(&pin);
-            let mut change = Change::new(self, &section, ctx);
-            let all = self.lock_pages(pages(0, KEYS), Mode::Take, &section);
-            // Nothing sticks out of it, so no memory is needed but for the list of what is locked.
-            let Ok(mut guard) = all else { return debug_assert!(false, "no memory to end a space") };
-            guard.replace(Slot::EMPTY.word(), |taken| change.taken(taken));
-            change.settle();
-            drop(guard);
-        }
+        self.unmap_everything(ctx);
         for (cpu, mirror) in self.tables.all() {
             while mirror.pages() > 1 {
                 self.sweep(mirror, cpu, ctx);

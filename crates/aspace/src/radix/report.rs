@@ -92,14 +92,32 @@ impl Radix {
             }
         });
         for part in areas {
-            self.cut_part(of, &cut, part, copies, ctx);
+            // Page by page if there is no memory for the list of what is locked.
+            if !self.cut_part(of, &cut, part, copies, ctx) {
+                for page in part {
+                    let single = PageRange::single(page).unwrap_or_default();
+                    while self.has_frame(page, ctx) && !self.cut_part(of, &cut, single, copies, ctx) {}
+                }
+            }
         }
     }
-    fn cut_part(&self, of: &Mappers, cut: &Range<u64>, part: PageRange, copies: bool, ctx: &Unpinned<'_>) {
+    fn has_frame(&self, at: Page, ctx: &Unpinned<'_>) -> bool {
+        let pin = ctx.pin();
+        self.at(at.number(), &self.tree.enter(&pin)).0.frame().is_some()
+    }
+    /// False if there was no memory. A page that has a frame has a slot of its own, for which none is needed.
+    fn cut_part(
+        &self,
+        of: &Mappers,
+        cut: &Range<u64>,
+        part: PageRange,
+        copies: bool,
+        ctx: &Unpinned<'_>,
+    ) -> bool {
         let pin = ctx.pin();
         let section = self.tree.enter(&pin);
         let mut change = Change::new(self, &section, ctx);
-        let Ok(mut guard) = self.lock_pages(part, Mode::Edit, &section) else { return };
+        let Ok(mut guard) = self.lock_pages(part, Mode::Cover, &section) else { return false };
         guard.update(|span| {
             let slot = Slot::of(span.value);
             let Some((_, usage)) = slot.frame() else { return span.value };
@@ -119,5 +137,6 @@ impl Radix {
         }
         change.settle();
         drop(guard);
+        true
     }
 }

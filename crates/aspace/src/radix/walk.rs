@@ -2,7 +2,8 @@
 //!
 //! A look at one page is exact at some moment during the call. A walk over many pages is a look at each, one after the
 //! other: what other threads do meanwhile may be in it or not, as in a `/proc/<pid>/maps` that is read in pieces. Who
-//! needs more asks again with the pages locked.
+//! needs more asks again with the pages locked. In particular a page may be seen to be gone while CPUs are still being shot
+//! down: that it is gone for everybody is known to who has had it locked.
 
 use ::radix::{Found, Section, Tree};
 use addr::{PageRange, USER_END_PAGE};
