@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(Boot::default().line(2), "cpus=2 aspace=locked tty=none");
         let boot = Boot {
             aspace: Some(Aspace::Locked),
-            pagetable: None,
+            pagetable: Some(PageTables::Shared),
             frames: Some(FrameAlgo::Avl),
             stats: true,
             terminals: vec![0, 2],
@@ -317,7 +317,7 @@ mod tests {
         };
         assert_eq!(
             boot.line(8),
-            "cpus=8 aspace=locked frames=avl tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 \
+            "cpus=8 aspace=locked pagetable=shared frames=avl tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 \
              places=1 plant_shared_counter=1 verbose=1 inject"
         );
     }
