@@ -345,7 +345,9 @@ pub fn all() -> Vec<Arc<Process>> {
 /// /proc/sys/kernel/threads-max.
 pub fn task_limit() -> usize {
     const FRAMES_PER_TASK: u64 = 32;
-    (memory::frames().total() / FRAMES_PER_TASK).clamp(20, u64::from(PID_MAX)) as usize
+    // A list of so many is one object of the heap, of 1 MiB at most.
+    const MOST: u64 = 100_000;
+    (memory::frames().total() / FRAMES_PER_TASK).clamp(20, MOST) as usize
 }
 
 /// Whether the calling process may make one more thread: EAGAIN beyond RLIMIT_NPROC or [`task_limit`].
