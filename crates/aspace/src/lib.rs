@@ -65,6 +65,7 @@ pub mod model;
 pub mod page;
 mod policy;
 mod radix;
+mod rules;
 
 use alloc::sync::Arc;
 use core::{ops::Range, ptr};

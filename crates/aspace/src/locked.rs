@@ -90,12 +90,14 @@
 //! operations that could add a mapping ask [`Memory::low`] first and refuse, which leaves the reserve to those nodes.
 
 mod advise;
+mod copies;
 mod remap;
+mod rights;
 
 use alloc::sync::{Arc, Weak};
 use core::{fmt, mem::offset_of, ops::Range, ptr};
 
-use addr::{Frame, Page, PageRange, Prot, USER_END_PAGE, VirtAddr};
+use addr::{Frame, Page, PageRange, Prot, VirtAddr};
 use owned::{OwnedFrame, Use};
 use pagetable::{Full, PageTable, USER_PAGES, Which, use_of};
 use percpu::{AtomicCpuSet, Pinned, Unpinned};
@@ -110,6 +112,7 @@ use crate::{
     Access, AddressSpace, Advice, Backing, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper,
     Mappers, Mapping, MappingInfo, Mappings, Place, Placement, Policy, RemapTo, Resident, STACK_GAP, Seen,
     Totals, Unmoved, Usage, page,
+    rules::{check, dictated, relock, user},
 };
 
 /// An address space under one reader-writer lock.
@@ -353,35 +356,7 @@ impl AddressSpace for Locked {
         limits: &Limits,
         ctx: &Unpinned<'_>,
     ) -> Result<(), Error> {
-        if range.is_empty() {
-            return Err(Error::Invalid);
-        }
-        // Exclude.
-        let mut guard = self.space.write(ctx);
-        let space = &mut *guard;
-        let range = if down { down_to_start(&space.mappings, range)? } else { range };
-        let (reach, result) = protectable(&space.mappings, range, prot, limits);
-        if space.mappings.splits(reach) > 0 && self.machine.frames.low() {
-            return Err(Error::NoMemory);
-        }
-        if reach.is_empty() {
-            return result;
-        }
-        // Change what the pages should be, then what they are.
-        space.mappings.update(reach, |mapping| mapping.prot = prot);
-        let mut gather = self.gather(ctx);
-        for (area, mapping) in space.mappings.overlapping(reach) {
-            let Some(part) = area.intersect(reach) else { continue };
-            let rights = |frame| page::rights(mapping, frame, self.machine.frames);
-            if let Some(lost) = space.table.protect(part, rights)
-                && !mutant!("protect-no-flush")
-            {
-                gather.add_range(lost);
-            }
-        }
-        self.flush(&mut gather, &ctx.pin());
-        drop(guard);
-        result
+        self.change_rights(range, prot, down, limits, ctx)
     }
 
     fn remap_within(
@@ -608,78 +583,11 @@ impl AddressSpace for Locked {
         wanted: &dyn Fn(Frame) -> bool,
         ctx: &Unpinned<'_>,
     ) -> Result<(), Unmoved> {
-        let frames = self.machine.frames;
-        // Exclude those that change the mappings, not faults.
-        let space = self.space.read(ctx);
-        let (_, mapping) = space.mappings.find(at).ok_or(Unmoved::NoMapping)?;
-        let mut gather = self.gather(ctx);
-        // One more share, then no right to store: a fault finds the frame shared, so it copies rather than give the right
-        // back, and the frame stays as it is while it is copied here.
-        let old = {
-            let pin = ctx.pin();
-            let leaf = space.table.lock_leaf(at).ok_or(Unmoved::Empty)?;
-            let entry = leaf.peek(at);
-            match use_of(entry) {
-                _ if entry.is_guard() => return Err(Unmoved::NoMapping),
-                None => return Err(Unmoved::Empty),
-                Some(_) if wanted(entry.frame()) => return Ok(()),
-                Some(Use::Anonymous) if frames.is_shared(entry.frame()) => return Err(Unmoved::Shared),
-                Some(Use::Anonymous) => {}
-                Some(_) => return Err(Unmoved::Object),
-            }
-            let old = leaf.share(at, frames).ok_or(Unmoved::Empty)?;
-            if leaf.protect(at, page::rights(mapping, old.frame(), frames))
-                && !mutant!("move-no-flush")
-                && let Some(single) = PageRange::single(at)
-            {
-                gather.add_range(single);
-            }
-            self.flush(&mut gather, &pin);
-            old
-        };
-        let new = match page::copy(&old, place, frames, ctx) {
-            Ok(new) if wanted(new.frame()) => new,
-            none_there => {
-                let pin = ctx.pin();
-                none_there.into_iter().for_each(|new| frames.free(&pin, new));
-                frames.free(&pin, old);
-                return Err(Unmoved::NoMemory);
-            }
-        };
-        let rights = page::hardware(mapping.prot);
-        if self.replace(&space, at, old, new, rights, &mut gather, ctx) { Ok(()) } else { Err(Unmoved::Busy) }
+        self.move_private(at, place, wanted, ctx)
     }
 
     fn fork(&self, ctx: &Unpinned<'_>) -> Result<Arc<dyn AddressSpace>, Error> {
-        // Exclude.
-        let parent = self.space.write(ctx);
-        if self.machine.frames.low() {
-            return Err(Error::NoMemory);
-        }
-        let child = Self::new(self.machine, ctx)?;
-        let mut into = child.space.write(ctx);
-        // Known to the objects before it has anything of theirs, so that what is cut off from now on is cut off here.
-        for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.contains(Flags::DONT_FORK)) {
-            let mut mapping = mapping.clone();
-            mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT);
-            if !mutant!("fork-unannounced") {
-                // Whatever a shared mapping may write, the parent's may too: so it is not sealed.
-                let _ = into.mappings.announce(&mapping, area.len());
-            }
-            into.mappings.insert(area, mapping);
-        }
-        let mut gather = self.gather(ctx);
-        let copied = self.share_private(&parent, &into, &mut gather, ctx);
-        // Also if it failed half way: see the module's table of races.
-        self.flush(&mut gather, &ctx.pin());
-        drop(parent);
-        drop(into);
-        if copied {
-            Ok(child)
-        } else {
-            child.clear(ctx);
-            Err(Error::NoMemory)
-        }
+        self.duplicate(ctx).map(|child| child as Arc<dyn AddressSpace>)
     }
 
     fn clear(&self, ctx: &Unpinned<'_>) {
@@ -776,89 +684,6 @@ impl AddressSpace for Locked {
     }
 }
 
-impl Locked {
-    /// Put `new`, a copy of `old`, in its place at `at`, with `rights`. False if something else is there by now; `old` and
-    /// `new` are given back then.
-    #[allow(clippy::too_many_arguments, reason = "a page, what it had and gets, and what the caller holds")]
-    fn replace(
-        &self,
-        space: &Space,
-        at: Page,
-        old: OwnedFrame,
-        new: OwnedFrame,
-        rights: Prot,
-        gather: &mut Gather<'_>,
-        ctx: &Unpinned<'_>,
-    ) -> bool {
-        let frames = self.machine.frames;
-        let pin = ctx.pin();
-        let leaf = space.table.lock_leaf(at);
-        let Some(leaf) =
-            leaf.filter(|leaf| use_of(leaf.peek(at)).is_some() && leaf.peek(at).frame() == old.frame())
-        else {
-            frames.free(&pin, new);
-            frames.free(&pin, old);
-            return false;
-        };
-        // Read-only; flush; then writable. The old frame's shares go after the flush.
-        if leaf.peek(at).is_present()
-            && !mutant!("cow-no-flush")
-            && let Some(single) = PageRange::single(at)
-        {
-            gather.add_range(single);
-        }
-        if let Some(replaced) = leaf.replace(at, new, rights.difference(Prot::WRITE)) {
-            gather.take(replaced);
-        }
-        gather.take(old);
-        self.flush(gather, &pin);
-        leaf.protect(at, rights);
-        true
-    }
-    /// The child's entries: the same frames as the parent's in private mappings, writable in neither, and guards.
-    /// Shared mappings are filled from their objects as the child uses them. False if a page table can't be made; what
-    /// was made by then is the child's.
-    fn share_private(
-        &self,
-        parent: &Space,
-        into: &Space,
-        gather: &mut Gather<'_>,
-        ctx: &Unpinned<'_>,
-    ) -> bool {
-        let frames = self.machine.frames;
-        let pin = ctx.pin();
-        let skipped = Flags::DONT_FORK | Flags::WIPE_ON_FORK;
-        for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.intersects(skipped)) {
-            let rights = page::hardware(mapping.prot).difference(Prot::WRITE);
-            for (from, part) in parent.table.leaves(area) {
-                let copied = |page| {
-                    let entry = from.peek(page);
-                    entry.is_guard() || !mapping.shared && !entry.is_empty()
-                };
-                if !part.iter().any(copied) {
-                    continue;
-                }
-                let Some(to) = into.table.lock_leaf_or_make(frames, &pin, part.start()) else { return false };
-                for page in part.iter().filter(|&page| copied(page)) {
-                    let Some(share) = from.share(page, frames) else {
-                        let _ = to.guard(page);
-                        continue;
-                    };
-                    to.insert(page, share, rights);
-                    into.gained(1);
-                    if from.protect(page, rights)
-                        && !mutant!("fork-no-flush")
-                        && let Some(single) = PageRange::single(page)
-                    {
-                        gather.add_range(single);
-                    }
-                }
-            }
-        }
-        true
-    }
-}
-
 impl Mapper for Locked {
     fn cut(&self, of: &Mappers, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
         // Exclude: a fault that has asked the object before the cut has inserted its answer, or not yet asked.
@@ -889,91 +714,6 @@ impl Mapper for Locked {
         let shows = |mapping: &Mapping| mapping.mappers().is_some_and(|m| core::ptr::eq(m, of));
         space.mappings.iter().filter(|(_, mapping)| shows(mapping)).count() as u64
     }
-}
-
-/// A new mapping of `pages` pages must make sense.
-pub(crate) fn check(mapping: &Mapping, pages: u64) -> Result<(), Error> {
-    if pages == 0 {
-        return Err(Error::Invalid);
-    }
-    if !mapping.max_prot.contains(mapping.prot) {
-        return Err(Error::Denied);
-    }
-    match mapping.backing {
-        Backing::Anonymous if mapping.shared => Err(Error::Invalid),
-        Backing::Object { page, .. } if page.checked_add(pages).is_none() => Err(Error::Overflow),
-        _ => Ok(()),
-    }
-}
-
-/// The chosen place must be user space, and a dictated one not too low.
-pub(crate) fn dictated(at: Placement, range: PageRange) -> Result<(), Error> {
-    if range.end() > USER_END_PAGE {
-        return Err(Error::NoRoom);
-    }
-    let dictated = matches!(at, Placement::Fixed(_) | Placement::FixedNoReplace(_));
-    if dictated && range.start().number() < LOWEST { Err(Error::TooLow) } else { Ok(()) }
-}
-
-/// The range is of user pages, and there are some.
-pub(crate) fn user(range: PageRange) -> Result<(), Error> {
-    if range.is_empty() || range.end() > USER_END_PAGE { Err(Error::Invalid) } else { Ok(()) }
-}
-
-/// `range` from the start of the lowest mapping in it, which must grow down.
-fn down_to_start(mappings: &Mappings, range: PageRange) -> Result<PageRange, Error> {
-    let (area, mapping) = mappings.find_from(range.start()).ok_or(Error::NoMapping)?;
-    if area.start() >= range.end() {
-        return Err(Error::NoMapping);
-    }
-    if !mapping.is_stack() {
-        return Err(Error::Invalid);
-    }
-    PageRange::new(area.start(), range.end()).ok_or(Error::Invalid)
-}
-
-/// How far `range` may be given `prot`, and what is to be said of the rest.
-fn protectable(
-    mappings: &Mappings,
-    range: PageRange,
-    prot: Prot,
-    limits: &Limits,
-) -> (PageRange, Result<(), Error>) {
-    let upto = |at| PageRange::new(range.start(), at).unwrap_or_default();
-    let (mut at, mut data) = (range.start(), mappings.totals().data);
-    for (area, mapping) in mappings.overlapping(range) {
-        if area.start() > at {
-            break;
-        }
-        if !mapping.max_prot.contains(prot) {
-            return (upto(at), Err(Error::Denied));
-        }
-        let end = area.end().min(range.end());
-        // What becomes data is limited, unless there is so much mapped that as much again, of whatever kind, would be
-        // too much (Linux's mprotect_fixup asks whether the old kind had fitted).
-        let (was, is, pages) = (mapping.is_data(), mapping.is_data_under(prot), end.number() - at.number());
-        let fits = mappings.totals().pages.saturating_add(pages) <= limits.pages;
-        if is && !was && fits && data.saturating_add(pages) > limits.data {
-            return (upto(at), Err(Error::Limit));
-        }
-        data = if is && !was {
-            data + pages
-        } else if was && !is {
-            data - pages
-        } else {
-            data
-        };
-        at = end;
-    }
-    (upto(at), if at == range.end() { Ok(()) } else { Err(Error::NoMapping) })
-}
-
-/// Make `mapping` locked as `lock` says; what may be dropped never is.
-pub(crate) fn relock(mapping: &mut Mapping, lock: Lock) {
-    if mapping.flags.contains(Flags::DROPPABLE) {
-        return;
-    }
-    mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT).union(lock.flags());
 }
 
 impl fmt::Debug for Locked {

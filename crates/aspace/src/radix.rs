@@ -130,7 +130,7 @@ pub use self::{realm::Realm, tables::PageTables};
 use crate::{
     Access, AddressSpace, Advice, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper, Mappers,
     Mapping, MappingInfo, Place, Placement, Policy, RemapTo, STACK_GAP, Seen, Totals, Unmoved, Usage,
-    locked::{check, dictated, relock, user},
+    rules::{check, dictated, relock, user},
 };
 
 /// An address space in a radix tree.

@@ -1,0 +1,42 @@
+//! What any design asks of its arguments, and does to a mapping, as Linux does.
+
+use addr::{PageRange, USER_END_PAGE};
+
+use crate::{Backing, Error, Flags, LOWEST, Lock, Mapping, Placement};
+
+/// A new mapping of `pages` pages must make sense.
+pub(crate) fn check(mapping: &Mapping, pages: u64) -> Result<(), Error> {
+    if pages == 0 {
+        return Err(Error::Invalid);
+    }
+    if !mapping.max_prot.contains(mapping.prot) {
+        return Err(Error::Denied);
+    }
+    match mapping.backing {
+        Backing::Anonymous if mapping.shared => Err(Error::Invalid),
+        Backing::Object { page, .. } if page.checked_add(pages).is_none() => Err(Error::Overflow),
+        _ => Ok(()),
+    }
+}
+
+/// The chosen place must be user space, and a dictated one not too low.
+pub(crate) fn dictated(at: Placement, range: PageRange) -> Result<(), Error> {
+    if range.end() > USER_END_PAGE {
+        return Err(Error::NoRoom);
+    }
+    let dictated = matches!(at, Placement::Fixed(_) | Placement::FixedNoReplace(_));
+    if dictated && range.start().number() < LOWEST { Err(Error::TooLow) } else { Ok(()) }
+}
+
+/// The range is of user pages, and there are some.
+pub(crate) fn user(range: PageRange) -> Result<(), Error> {
+    if range.is_empty() || range.end() > USER_END_PAGE { Err(Error::Invalid) } else { Ok(()) }
+}
+
+/// Make `mapping` locked as `lock` says; what may be dropped never is.
+pub(crate) fn relock(mapping: &mut Mapping, lock: Lock) {
+    if mapping.flags.contains(Flags::DROPPABLE) {
+        return;
+    }
+    mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT).union(lock.flags());
+}
