@@ -385,8 +385,9 @@ fn race(order: u32, cpus: [usize; 2], rounds: u64) -> u64 {
 #[test]
 fn two_cpus_that_steal_from_each_other_get_no_frame_twice() {
     for order in [0, 3, 6, 7, 8, 9] {
-        let stolen = race(order, [0, 1], times(ROUNDS));
-        assert!(stolen > 0, "order {order}: nothing was stolen, so nothing was tested");
+        // On a busy host a few rounds may not overlap, above all in a slow build.
+        let stolen = (0..50).any(|_| race(order, [0, 1], times(ROUNDS)) > 0);
+        assert!(stolen, "order {order}: nothing was stolen, so nothing was tested");
     }
 }
 
