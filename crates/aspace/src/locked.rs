@@ -684,6 +684,47 @@ impl AddressSpace for Locked {
     }
 }
 
+impl Locked {
+    /// Put `new`, a copy of `old`, in its place at `at`, with `rights`. False if something else is there by now; `old` and
+    /// `new` are given back then.
+    #[allow(clippy::too_many_arguments, reason = "a page, what it had and gets, and what the caller holds")]
+    fn replace(
+        &self,
+        space: &Space,
+        at: Page,
+        old: OwnedFrame,
+        new: OwnedFrame,
+        rights: Prot,
+        gather: &mut Gather<'_>,
+        ctx: &Unpinned<'_>,
+    ) -> bool {
+        let frames = self.machine.frames;
+        let pin = ctx.pin();
+        let leaf = space.table.lock_leaf(at);
+        let Some(leaf) =
+            leaf.filter(|leaf| use_of(leaf.peek(at)).is_some() && leaf.peek(at).frame() == old.frame())
+        else {
+            frames.free(&pin, new);
+            frames.free(&pin, old);
+            return false;
+        };
+        // Read-only; flush; then writable. The old frame's shares go after the flush.
+        if leaf.peek(at).is_present()
+            && !mutant!("cow-no-flush")
+            && let Some(single) = PageRange::single(at)
+        {
+            gather.add_range(single);
+        }
+        if let Some(replaced) = leaf.replace(at, new, rights.difference(Prot::WRITE)) {
+            gather.take(replaced);
+        }
+        gather.take(old);
+        self.flush(gather, &pin);
+        leaf.protect(at, rights);
+        true
+    }
+}
+
 impl Mapper for Locked {
     fn cut(&self, of: &Mappers, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
         // Exclude: a fault that has asked the object before the cut has inserted its answer, or not yet asked.

@@ -1,9 +1,9 @@
-//! Frames that are copied, or shared until they are: the end of a copy on write, pages that move, fork.
+//! Frames that are copied, or shared until they are: pages that move, and fork.
 
 use alloc::sync::Arc;
 
 use addr::{Frame, Page, PageRange, Prot};
-use owned::{OwnedFrame, Use};
+use owned::Use;
 use pagetable::use_of;
 use percpu::Unpinned;
 use sync::mutant;
@@ -96,44 +96,6 @@ impl Locked {
         }
     }
 
-    /// Put `new`, a copy of `old`, in its place at `at`, with `rights`. False if something else is there by now; `old` and
-    /// `new` are given back then.
-    #[allow(clippy::too_many_arguments, reason = "a page, what it had and gets, and what the caller holds")]
-    pub(super) fn replace(
-        &self,
-        space: &Space,
-        at: Page,
-        old: OwnedFrame,
-        new: OwnedFrame,
-        rights: Prot,
-        gather: &mut Gather<'_>,
-        ctx: &Unpinned<'_>,
-    ) -> bool {
-        let frames = self.machine.frames;
-        let pin = ctx.pin();
-        let leaf = space.table.lock_leaf(at);
-        let Some(leaf) =
-            leaf.filter(|leaf| use_of(leaf.peek(at)).is_some() && leaf.peek(at).frame() == old.frame())
-        else {
-            frames.free(&pin, new);
-            frames.free(&pin, old);
-            return false;
-        };
-        // Read-only; flush; then writable. The old frame's shares go after the flush.
-        if leaf.peek(at).is_present()
-            && !mutant!("cow-no-flush")
-            && let Some(single) = PageRange::single(at)
-        {
-            gather.add_range(single);
-        }
-        if let Some(replaced) = leaf.replace(at, new, rights.difference(Prot::WRITE)) {
-            gather.take(replaced);
-        }
-        gather.take(old);
-        self.flush(gather, &pin);
-        leaf.protect(at, rights);
-        true
-    }
     /// The child's entries: the same frames as the parent's in private mappings, writable in neither, and guards.
     /// Shared mappings are filled from their objects as the child uses them. False if a page table can't be made; what
     /// was made by then is the child's.
