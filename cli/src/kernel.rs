@@ -32,6 +32,14 @@ impl Build {
         }
     }
 
+    /// Cargo's profile.
+    fn profile(self) -> &'static str {
+        match self {
+            Self::Ordinary => "kernel",
+            Self::Sanitized => "release",
+        }
+    }
+
     /// In words.
     fn describe(self) -> &'static str {
         match self {
@@ -73,10 +81,11 @@ pub fn build(build: Build) -> Result<PathBuf> {
         Build::Sanitized => toolchain::obtain()?.with_sources(),
     };
     cargo::build(
-        command(&way, build).args(["build", "--release"]).args(arguments(&way, build)),
+        command(&way, build).args(["build", "--profile", build.profile()]).args(arguments(&way, build)),
         build.describe(),
     )?;
-    Ok(workspace::target(build.directory()).join(TARGET).join("release/quire-kernel"))
+    let built = workspace::target(build.directory()).join(TARGET).join(build.profile());
+    Ok(built.join("quire-kernel"))
 }
 
 /// A cargo command with the kernel's compiler and flags, still without subcommand.

@@ -15,8 +15,9 @@ use crate::{
     errno::Errno,
     file::{self, Claim, FsInfo},
     hw::{self, TrapFrame},
+    limits::RLIMIT_STACK,
     memory, places,
-    process::{self, Brk, Mm, Process, RLIMIT_STACK, Status},
+    process::{self, Brk, Mm, Process, Status},
     realm, sched, shootdown,
     task::{self, Task},
     usercopy, vdso,
@@ -267,7 +268,7 @@ fn entry_frame(layout: &Layout, sp: u64) -> TrapFrame {
 }
 
 fn stack_bytes(p: &Process) -> u64 {
-    let soft = p.rlimit(RLIMIT_STACK).map_or(8 << 20, |r| r.soft);
+    let soft = p.limits.soft(RLIMIT_STACK);
     soft.clamp(128 << 10, STACK_MAX) / PAGE_SIZE * PAGE_SIZE
 }
 

@@ -19,6 +19,7 @@ mod file;
 mod futex;
 mod heap;
 mod hw;
+mod limits;
 mod memory;
 mod oom;
 mod options;

@@ -20,8 +20,8 @@ use alloc::{
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use addr::{PAGE_SIZE, VirtAddr};
-use aspace::{AddressSpace, Limits};
+use addr::VirtAddr;
+use aspace::AddressSpace;
 use linux_raw_sys::general::SIGCHLD;
 use sync::RwLock;
 
@@ -31,6 +31,7 @@ use crate::{
     errno::Errno,
     file::{Claim, FileTable, FsInfo},
     hw::irq::Lock,
+    limits::{RLIMIT_NPROC, Rlimits},
     memory, oom, places, sched,
     signal::{self, ProcessSignals, SigInfo},
     syscall::posix_timer::PosixTimers,
@@ -124,7 +125,7 @@ impl Mm {
     /// Make the stack above `va` grow down to it, within the calling process's limits. False if there is none, or it
     /// may not.
     pub fn grow(&self, va: VirtAddr) -> bool {
-        self.aspace.grow(va, &task::current().process.memory_limits(), &task::unpinned()).is_ok()
+        self.aspace.grow(va, &task::current().process.limits.of_memory(), &task::unpinned()).is_ok()
     }
     /// Whether more than one task uses it.
     pub fn is_shared(&self) -> bool {
@@ -200,8 +201,8 @@ pub struct Process {
     pub children: Lock<Vec<Arc<Process>>>,
     /// Woken when a child ends, stops or continues.
     pub child_wait: WaitQueue,
-    /// Soft and hard limits by `RLIMIT_` number.
-    pub rlimits: Lock<[Rlimit; 16]>,
+    /// What it may use.
+    pub limits: Rlimits,
     /// The signal that its end sends to the parent; 0 for none.
     pub exit_signal: AtomicU32,
     /// Whether it has called `execve`.
@@ -253,56 +254,6 @@ impl Used {
     }
 }
 
-/// A resource limit, as in `getrlimit`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Rlimit {
-    /// What is enforced.
-    pub soft: u64,
-    /// How far it may be raised.
-    pub hard: u64,
-}
-crate::pod!(Rlimit);
-
-/// No limit.
-pub const UNLIMITED: u64 = u64::MAX;
-/// `RLIMIT_DATA`.
-pub const RLIMIT_DATA: usize = 2;
-/// `RLIMIT_STACK`.
-pub const RLIMIT_STACK: usize = 3;
-/// `RLIMIT_NPROC`: here it counts all threads of the machine, and root is no exception.
-pub const RLIMIT_NPROC: usize = 6;
-/// `RLIMIT_NOFILE`.
-pub const RLIMIT_NOFILE: usize = 7;
-/// `RLIMIT_MEMLOCK`. Linux's default, which holds for the superuser too here.
-pub const RLIMIT_MEMLOCK: usize = 8;
-/// `RLIMIT_AS`.
-pub const RLIMIT_AS: usize = 9;
-/// `RLIMIT_SIGPENDING`.
-pub const RLIMIT_SIGPENDING: usize = 11;
-
-/// The highest that a limit may be set, where the kernel's own memory is at stake: what it bounds lies in the heap, and
-/// queued signals are even allocated with interrupts off, from what is at hand.
-pub fn ceiling(which: usize) -> u64 {
-    match which {
-        RLIMIT_NOFILE => 1 << 20,
-        RLIMIT_SIGPENDING => 1024,
-        _ => UNLIMITED,
-    }
-}
-
-fn default_rlimits() -> [Rlimit; 16] {
-    let mut r = [Rlimit { soft: UNLIMITED, hard: UNLIMITED }; 16];
-    r[RLIMIT_STACK] = Rlimit { soft: 8 << 20, hard: UNLIMITED };
-    let tasks = task_limit() as u64 / 2;
-    r[RLIMIT_NPROC] = Rlimit { soft: tasks, hard: tasks };
-    r[RLIMIT_MEMLOCK] = Rlimit { soft: 8 << 20, hard: 8 << 20 };
-    r[RLIMIT_NOFILE] = Rlimit { soft: 1024, hard: 4096 };
-    r[RLIMIT_SIGPENDING] = Rlimit { soft: 1024, hard: 1024 };
-    r[4] = Rlimit { soft: 0, hard: UNLIMITED }; // RLIMIT_CORE
-    r
-}
-
 struct Table {
     processes: BTreeMap<u32, Weak<Process>>,
     tasks: BTreeMap<u32, Weak<Task>>,
@@ -352,7 +303,7 @@ pub fn task_limit() -> usize {
 
 /// Whether the calling process may make one more thread: EAGAIN beyond RLIMIT_NPROC or [`task_limit`].
 pub fn check_task_limit() -> Result<(), Errno> {
-    let soft = task::current().process.rlimit(RLIMIT_NPROC).map_or(UNLIMITED, |r| r.soft);
+    let soft = task::current().process.limits.soft(RLIMIT_NPROC);
     let tasks = task_count();
     if tasks as u64 >= soft || tasks >= task_limit() { Err(Errno::EAGAIN) } else { Ok(()) }
 }
@@ -378,7 +329,7 @@ impl Process {
             threads: Lock::new(Vec::new()),
             children: Lock::new(Vec::new()),
             child_wait: WaitQueue::new(),
-            rlimits: Lock::new(default_rlimits()),
+            limits: Rlimits::new(),
             exit_signal: AtomicU32::new(SIGCHLD),
             has_execed: AtomicBool::new(false),
             ended_threads: Lock::new(Used::default()),
@@ -415,25 +366,6 @@ impl Process {
     /// The parent's id; 0 if there is none that the process may know of.
     pub fn ppid(&self) -> u32 {
         self.parent.lock().upgrade().map_or(0, |p| p.pid)
-    }
-    /// The limit `which`, or none for a number that doesn't exist.
-    pub fn rlimit(&self, which: usize) -> Option<Rlimit> {
-        self.rlimits.lock().get(which).copied()
-    }
-    /// The limits that concern an address space.
-    pub fn memory_limits(&self) -> Limits {
-        let limits = self.rlimits.lock();
-        let pages = |which: usize| match limits.get(which) {
-            Some(&Rlimit { soft: 0, hard }) if which == RLIMIT_DATA => hard / PAGE_SIZE, // as Linux, for Valgrind
-            Some(r) => r.soft / PAGE_SIZE,
-            None => u64::MAX,
-        };
-        Limits {
-            pages: pages(RLIMIT_AS),
-            data: pages(RLIMIT_DATA),
-            stack: pages(RLIMIT_STACK),
-            locked: if task::may_lock_all() { u64::MAX } else { pages(RLIMIT_MEMLOCK) },
-        }
     }
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<Status> {

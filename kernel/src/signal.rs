@@ -35,6 +35,7 @@ pub use state::{Action, AltStack, ProcessSignals, Restart, TaskSignals};
 
 use crate::{
     errno::Errno,
+    limits::RLIMIT_SIGPENDING,
     process::{self, Process, Status},
     syscall::time,
     task::{self, Task},
@@ -50,9 +51,6 @@ pub const RESTART_BLOCK: Errno = Errno(516);
 
 /// Interrupted, and to be made again even if a handler runs. Linux's ERESTARTNOINTR.
 pub const RESTART_ALWAYS: Errno = Errno(513);
-
-/// `RLIMIT_SIGPENDING`: how many signals with information may be queued for one thread or process.
-const RLIMIT_SIGPENDING: usize = 11;
 
 /// A signal number: 1..=64.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -332,7 +330,7 @@ pub fn send_to(member: impl Fn(&Process) -> bool, info: SigInfo) -> Result<(), E
 /// RLIMIT_SIGPENDING allows is queued already.
 pub fn queue(process: &Process, target: Option<&Arc<Task>>, info: SigInfo) -> Result<(), Errno> {
     let Some(signal) = info.signal() else { return Err(Errno::EINVAL) };
-    let limit = process.rlimit(RLIMIT_SIGPENDING).map_or(u64::MAX, |r| r.soft);
+    let limit = process.limits.soft(RLIMIT_SIGPENDING);
     let (woken, continued) = {
         let mut state = process.signals.lock();
         let continued = job_control(process, &mut state, signal);

@@ -231,8 +231,10 @@ impl Radix {
     ///
     /// [`Mappings::announce`]: crate::Mappings::announce
     fn announce(&self, mapping: &Mapping, pages: u64) -> bool {
-        let me: Weak<dyn Mapper> = self.me.clone();
-        mapping.mappers().is_none_or(|m| m.add(&me, pages, mapping.may_write_object()))
+        mapping.mappers().is_none_or(|mappers| {
+            let me: Weak<dyn Mapper> = self.me.clone();
+            mappers.add(&me, pages, mapping.may_write_object())
+        })
     }
     /// Pages of `mapping` are mapped no more.
     fn retract(&self, mapping: &Mapping, pages: u64) {

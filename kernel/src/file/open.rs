@@ -28,14 +28,12 @@ use super::{
     record::Owner,
     store::{MAX_SIZE, Store, WriteAt},
 };
-use crate::{errno::Errno, task};
+use crate::{errno::Errno, limits::RLIMIT_FSIZE, task};
 
 /// Flags that `fcntl(F_SETFL)` can change.
 const CHANGEABLE: u32 = c::O_APPEND | c::O_NONBLOCK | c::O_DIRECT | c::O_NOATIME;
 /// Flags that are only about how to open.
 const OPENING: u32 = c::O_CREAT | c::O_EXCL | c::O_NOCTTY | c::O_TRUNC | c::O_CLOEXEC;
-/// `RLIMIT_FSIZE`.
-const RLIMIT_FSIZE: usize = c::RLIMIT_FSIZE as usize;
 
 /// An open file.
 pub struct OpenFile {
@@ -554,7 +552,7 @@ pub fn truncate(entry: &Arc<Entry>, size: u64) -> Result<()> {
 
 /// EFBIG with SIGXFSZ if byte `offset` lies past RLIMIT_FSIZE.
 fn check_size_limit(offset: u64) -> Result<()> {
-    let limit = task::current().process.rlimit(RLIMIT_FSIZE).map_or(u64::MAX, |r| r.soft);
+    let limit = task::current().process.limits.soft(RLIMIT_FSIZE);
     if offset < limit {
         return Ok(());
     }

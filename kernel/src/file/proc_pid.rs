@@ -18,7 +18,8 @@ use super::{
 use crate::{
     errno::Errno,
     hw,
-    process::{Mm, Process, UNLIMITED},
+    limits::UNLIMITED,
+    process::{Mm, Process},
     task::{self, Task},
     usercopy,
 };
@@ -397,7 +398,7 @@ fn limits(s: &Subject) -> Result<Vec<u8>> {
     let shown = |n: u64| if n == UNLIMITED { "unlimited".into() } else { format!("{n}") };
     let mut out = format!("{:<26}{:<21}{:<21}{:<10}\n", "Limit", "Soft Limit", "Hard Limit", "Units");
     for (i, (name, unit)) in NAMES.iter().enumerate() {
-        if let Some(r) = s.process.rlimit(i) {
+        if let Some(r) = s.process.limits.get(i) {
             out += &format!("{name:<26}{:<21}{:<21}{unit:<10}\n", shown(r.soft), shown(r.hard));
         }
     }

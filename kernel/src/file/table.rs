@@ -17,7 +17,7 @@ use super::{
     record::Owner,
     stdio,
 };
-use crate::{errno::Errno, process::RLIMIT_NOFILE, task};
+use crate::{errno::Errno, limits::RLIMIT_NOFILE, task};
 
 /// The highest descriptor plus one, whatever the limit says; Linux's /proc/sys/fs/nr_open.
 const MOST: u64 = 1 << 20;
@@ -80,7 +80,7 @@ impl Drop for FileTable {
 
 /// The calling process's limit on descriptors: the highest plus one.
 fn limit() -> u64 {
-    task::current().process.rlimit(RLIMIT_NOFILE).map_or(MOST, |r| r.soft).min(MOST)
+    task::current().process.limits.soft(RLIMIT_NOFILE).min(MOST)
 }
 
 impl FileTable {

@@ -16,6 +16,7 @@ use linux_raw_sys::general as abi;
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
+    limits::RLIMIT_DATA,
     process::Mm,
     stats::{self, Counter},
     task::{self, TaskMm},
@@ -137,7 +138,7 @@ fn protect(a: &Args, key: bool) -> SysResult {
         // Nothing grows up on this machine.
         return Err(if mm.aspace.find(r.start(), &ctx).is_some() { Errno::EINVAL } else { Errno::ENOMEM });
     }
-    let limits = task::current().process.memory_limits();
+    let limits = task::current().process.limits.of_memory();
     mm.aspace.protect_within(r, prot(bits), bits & down != 0, &limits, &ctx).map_err(errno)?;
     stats::count(Counter::Protects);
     if r.len() == n { Ok(0) } else { Err(Errno::ENOMEM) }
@@ -191,7 +192,7 @@ pub fn mremap(a: &Args) -> SysResult {
         _ if has(abi::MREMAP_MAYMOVE) => RemapTo::MayMove,
         _ => RemapTo::InPlace,
     };
-    let limits = task::current().process.memory_limits();
+    let limits = task::current().process.limits.of_memory();
     let page = mm.aspace.remap_within(old, new_pages, to, keep, &limits, &ctx).map_err(|e| match e {
         Error::NoMapping => Errno::EFAULT,
         Error::Overflow => Errno::EINVAL,
@@ -221,7 +222,7 @@ pub fn brk(a: &Args) -> SysResult {
     }
     let process = &task::current().process;
     let [.., data, data_end] = *mm.image.lock();
-    let data_limit = process.rlimit(crate::process::RLIMIT_DATA).map_or(u64::MAX, |r| r.soft);
+    let data_limit = process.limits.soft(RLIMIT_DATA);
     if (want - brk.start).saturating_add(data_end.saturating_sub(data)) > data_limit {
         return unchanged;
     }
@@ -246,7 +247,7 @@ pub fn brk(a: &Args) -> SysResult {
             Placement::FixedNoReplace(start),
             n,
             mapping,
-            &process.memory_limits(),
+            &process.limits.of_memory(),
             &ctx,
         );
         let Ok((placed, wanted)) = placed else { return unchanged };

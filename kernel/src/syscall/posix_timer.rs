@@ -20,6 +20,7 @@ use super::{Args, time};
 use crate::{
     errno::{Errno, SysResult},
     hw::{self, irq},
+    limits::RLIMIT_SIGPENDING,
     memory,
     process::{self, Process},
     signal::{self, SigInfo, Signal},
@@ -287,7 +288,7 @@ pub fn timer_create(a: &Args) -> SysResult {
     if memory::frames().low() {
         return Err(Errno::EAGAIN);
     }
-    let most = me.process.rlimit(process::RLIMIT_SIGPENDING).map_or(MOST, |r| r.soft.min(MOST));
+    let most = me.process.limits.soft(RLIMIT_SIGPENDING).min(MOST);
     let id = me.process.timers.insert(most, |id| {
         let value = event.map_or(u64::from(id), |e| e.value);
         let target = Target {

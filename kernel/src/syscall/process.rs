@@ -12,7 +12,7 @@ use crate::{
     file::ProcessFile,
     hw::{self, TrapFrame, cpu},
     memory, options, places,
-    process::{self, Mm, Process, Rlimit, Status, Used},
+    process::{self, Mm, Process, Status, Used},
     sched,
     task::{self, Task},
     usercopy,
@@ -304,7 +304,7 @@ fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Process, Er
     // A sibling tells the parent as the caller does.
     let exit_signal = if has(CLONE_PARENT) { p.exit_signal.load(Ordering::Relaxed) } else { c.exit_signal };
     child.exit_signal.store(exit_signal, Ordering::Relaxed);
-    *child.rlimits.lock() = *p.rlimits.lock();
+    child.limits.inherit(&p.limits);
     child.frames.set(p.frames.get());
     let mut signals = p.signals.lock().fork();
     if has(CLONE_CLEAR_SIGHAND) {
@@ -635,25 +635,13 @@ pub fn getgroups(a: &Args) -> SysResult {
 
 // ---- limits and use -----------------------------------------------------------------------------------------------
 
-fn set_limit(p: &Process, which: usize, new: Rlimit) -> Result<(), Errno> {
-    if new.soft > new.hard {
-        return Err(Errno::EINVAL);
-    }
-    if new.hard > process::ceiling(which) {
-        return Err(Errno::EPERM);
-    }
-    let mut limits = p.rlimits.lock();
-    *limits.get_mut(which).ok_or(Errno::EINVAL)? = new;
-    Ok(())
-}
-
 /// `prlimit64(2)`.
 pub fn prlimit64(a: &Args) -> SysResult {
     let which = a.uint(1) as usize;
     let p = process_or_self(a.int(0))?;
-    let old = p.rlimit(which).ok_or(Errno::EINVAL)?;
+    let old = p.limits.get(which).ok_or(Errno::EINVAL)?;
     if a.raw(2) != 0 {
-        set_limit(&p, which, usercopy::read(a.raw(2))?)?;
+        p.limits.set(which, usercopy::read(a.raw(2))?)?;
     }
     if a.raw(3) != 0 {
         usercopy::write(a.raw(3), &old)?;
@@ -663,7 +651,7 @@ pub fn prlimit64(a: &Args) -> SysResult {
 
 /// `getrlimit(2)`.
 pub fn getrlimit(a: &Args) -> SysResult {
-    let limit = task::current().process.rlimit(a.uint(0) as usize).ok_or(Errno::EINVAL)?;
+    let limit = task::current().process.limits.get(a.uint(0) as usize).ok_or(Errno::EINVAL)?;
     usercopy::write(a.raw(1), &limit)?;
     Ok(0)
 }
@@ -671,7 +659,7 @@ pub fn getrlimit(a: &Args) -> SysResult {
 /// `setrlimit(2)`.
 pub fn setrlimit(a: &Args) -> SysResult {
     let new = usercopy::read(a.raw(1))?;
-    set_limit(&task::current().process, a.uint(0) as usize, new)?;
+    task::current().process.limits.set(a.uint(0) as usize, new)?;
     Ok(0)
 }
 

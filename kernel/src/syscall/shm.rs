@@ -258,7 +258,7 @@ pub fn shmat(a: &Args) -> SysResult {
     let told = if flags & READ_ONLY == 0 { Flags::empty() } else { Flags::READ_ONLY_FILE };
     let mapping = Mapping { max_prot, shared: true, flags: told, ..Mapping::new(prot, backing) };
     let mm = me.mm().ok_or(Errno::ENOMEM)?;
-    let limits = me.process.memory_limits();
+    let limits = me.process.limits.of_memory();
     let (placed, _) =
         mm.aspace.map_within(placement, n, mapping, &limits, &task::unpinned()).map_err(|e| match e {
             Error::Exists | Error::Invalid => Errno::EINVAL,

@@ -7,7 +7,7 @@ use crate::{
     errno::{Errno, SysResult},
     file::{Events, OpenFile},
     hw,
-    process::RLIMIT_NOFILE,
+    limits::RLIMIT_NOFILE,
     signal::{self, SigSet},
     syscall::Args,
     task, usercopy,
@@ -133,7 +133,7 @@ pub fn ppoll(a: &Args) -> SysResult {
 }
 
 fn poll_until(addr: u64, count: u32, deadline: Option<u64>) -> SysResult {
-    let limit = task::current().process.rlimit(RLIMIT_NOFILE).map_or(u64::MAX, |r| r.soft);
+    let limit = task::current().process.limits.soft(RLIMIT_NOFILE);
     if u64::from(count) > limit {
         return Err(Errno::EINVAL);
     }

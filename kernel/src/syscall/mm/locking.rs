@@ -8,14 +8,14 @@ use linux_raw_sys::general as abi;
 use super::{bring_in, errno, mm, pages, range};
 use crate::{
     errno::{Errno, SysResult},
-    process::RLIMIT_MEMLOCK,
+    limits::RLIMIT_MEMLOCK,
     syscall::Args,
     task,
 };
 
 /// EPERM if nothing may be locked at all.
 pub fn may_lock() -> Result<(), Errno> {
-    let limit = task::current().process.rlimit(RLIMIT_MEMLOCK).map_or(u64::MAX, |r| r.soft);
+    let limit = task::current().process.limits.soft(RLIMIT_MEMLOCK);
     if limit == 0 && !task::may_lock_all() { Err(Errno::EPERM) } else { Ok(()) }
 }
 
@@ -46,7 +46,7 @@ fn touched(addr: u64, len: u64) -> Result<Option<(PageRange, bool)>, Errno> {
 fn lock(a: &Args, how: Lock) -> SysResult {
     may_lock()?;
     let (mm, ctx) = (mm()?, task::unpinned());
-    let limits = task::current().process.memory_limits();
+    let limits = task::current().process.limits.of_memory();
     // The limit comes before the question of where the range ends.
     if rounded(a.raw(0), a.raw(1)) / PAGE_SIZE > limits.locked {
         return Err(Errno::ENOMEM);
@@ -81,7 +81,7 @@ pub fn mlock2(a: &Args) -> SysResult {
 /// `munlock(2)`.
 pub fn munlock(a: &Args) -> SysResult {
     let Some((r, cut)) = touched(a.raw(0), a.raw(1))? else { return Ok(0) };
-    let limits = task::current().process.memory_limits();
+    let limits = task::current().process.limits.of_memory();
     mm()?.aspace.lock(r, Lock::Off, &limits, &task::unpinned()).map_err(lock_errno)?;
     if cut { Err(Errno::ENOMEM) } else { Ok(0) }
 }
@@ -98,7 +98,7 @@ pub fn mlockall(a: &Args) -> SysResult {
     let now = (flags & abi::MCL_CURRENT != 0).then_some(how);
     let future = if flags & abi::MCL_FUTURE != 0 { how } else { Lock::Off };
     let (mm, ctx) = (mm()?, task::unpinned());
-    let limits = task::current().process.memory_limits();
+    let limits = task::current().process.limits.of_memory();
     mm.aspace.lock_all(now, Some(future), &limits, &ctx).map_err(lock_errno)?;
     if now == Some(Lock::Now) {
         let mut areas = alloc::vec::Vec::new();
@@ -117,7 +117,7 @@ pub fn mlockall(a: &Args) -> SysResult {
 
 /// `munlockall(2)`.
 pub fn munlockall(_: &Args) -> SysResult {
-    let limits = task::current().process.memory_limits();
+    let limits = task::current().process.limits.of_memory();
     mm()?
         .aspace
         .lock_all(Some(Lock::Off), Some(Lock::Off), &limits, &task::unpinned())

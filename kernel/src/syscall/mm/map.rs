@@ -177,7 +177,7 @@ pub fn mmap(a: &Args) -> SysResult {
     if has(abi::MAP_LOCKED) {
         locking::may_lock()?;
     }
-    let limits = task::current().process.memory_limits();
+    let limits = task::current().process.limits.of_memory();
     let What { backing, max_prot, shared, flags: told } = what;
     let mapping = Mapping { max_prot, shared, flags: told, ..Mapping::new(wanted.prot, backing) };
     let (placed, locked) =
@@ -218,7 +218,7 @@ fn objection(mm: &Mm, placement: Placement, wanted: &Wanted) -> Option<Errno> {
         return None;
     }
     let locked = mm.aspace.usage(&ctx).totals.locked.saturating_add(wanted.pages);
-    let over = locked > task::current().process.memory_limits().locked;
+    let over = locked > task::current().process.limits.of_memory().locked;
     locking::may_lock().err().or(over.then_some(Errno::EAGAIN))
 }
 
@@ -267,7 +267,7 @@ pub fn remap_file_pages(a: &Args) -> SysResult {
         max_prot.remove(Prot::WRITE);
     }
     let backing = Backing::Object { object: object.clone(), page: first };
-    let limits = task::current().process.memory_limits();
+    let limits = task::current().process.limits.of_memory();
     let mapping = Mapping { backing, max_prot, policy: Policy::default(), ..mapping };
     let at = Placement::Fixed(r.start());
     let (placed, _) = mm.aspace.map_within(at, r.len(), mapping, &limits, &ctx).map_err(errno)?;
