@@ -305,16 +305,22 @@ impl Totals {
         self.each(mapping, |count| *count -= pages);
     }
     fn each(&mut self, mapping: &Mapping, mut change: impl FnMut(&mut u64)) {
+        let Self { pages, peak: _, data, stack, code, locked, shared } = self;
+        let counts = [pages, data, stack, code, locked, shared];
+        let counted = counts.into_iter().zip(Self::kinds(mapping)).filter(|(_, counted)| *counted);
+        counted.for_each(|(count, _)| change(count));
+    }
+    /// Whether a page of `mapping` counts as mapped, data, stack, code, locked, shared.
+    pub(crate) fn kinds(mapping: &Mapping) -> [bool; 6] {
         let code = mapping.prot.contains(Prot::EXEC) && !mapping.prot.contains(Prot::WRITE);
-        let counts = [
-            (&mut self.pages, true),
-            (&mut self.data, mapping.is_data()),
-            (&mut self.stack, mapping.is_stack()),
-            (&mut self.code, code && !mapping.is_stack()),
-            (&mut self.locked, mapping.flags.contains(Flags::LOCKED)),
-            (&mut self.shared, mapping.shared),
-        ];
-        counts.into_iter().filter(|(_, counted)| *counted).for_each(|(count, _)| change(count));
+        [
+            true,
+            mapping.is_data(),
+            mapping.is_stack(),
+            code && !mapping.is_stack(),
+            mapping.flags.contains(Flags::LOCKED),
+            mapping.shared,
+        ]
     }
 }
 

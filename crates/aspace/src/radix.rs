@@ -122,7 +122,7 @@ use self::{
     arena::Arenas,
     change::{Change, page},
     tables::Tables,
-    totals::{Counts, Difference, binds},
+    totals::{Counts, Difference, Kinds, binds},
     walk::{KEYS, pages},
     word::{SEVERAL, Slot},
 };
@@ -357,8 +357,7 @@ impl Radix {
                 return span.value;
             }
             let Some(hold) = new.0.get(&slot.desc()) else { return span.value };
-            effect.difference.minus.add(&effect.desc(slot).mapping, span.keys);
-            effect.difference.plus.add(&hold.desc().mapping, span.keys);
+            effect.relabelled(effect.desc(slot), hold.desc(), span.keys);
             slot.with_desc(hold.slot().desc()).word()
         });
         Ok(())

@@ -32,7 +32,7 @@
 mod loom;
 mod mirror;
 
-pub use mirror::Mirror;
+pub use mirror::{Entry, Mirror};
 
 use addr::{DirectMap, Frame, Page, PageRange, Prot, Pte};
 use owned::{Memory, OwnedFrame, Use};

@@ -37,6 +37,29 @@ pub struct Mirror {
     sweeping: SpinLock<()>,
 }
 
+/// The entry of a page whose lock the holder has.
+#[derive(Debug)]
+pub struct Entry<'m>(&'m AtomicU64);
+
+impl Entry<'_> {
+    /// Let the page be translated to `frame` with `prot`. The entry is empty, or is for the same frame and grants no more.
+    #[inline]
+    pub fn set(self, frame: Frame, prot: Prot) {
+        let new = Pte::user_page(frame, prot).bits();
+        // Relaxed: the lock orders software, and the hardware writes to no empty entry.
+        let old = self.0.load(Ordering::Relaxed);
+        // Release, both: the frame's bytes were written before it can be read through the entry (for the hardware, x86 keeps
+        // stores in order). The bits that the hardware has set stay.
+        if old == 0 {
+            return self.0.store(new, Ordering::Release);
+        }
+        let with_noted = |old| Some(new | old & KEPT_BITS);
+        let old = self.0.fetch_update(Ordering::Release, Ordering::Relaxed, with_noted).unwrap_or(0);
+        let old = Pte::from_bits(old);
+        debug_assert!(old.frame() == frame && prot.contains(old.prot()), "{old:?}");
+    }
+}
+
 /// Fewer table pages than this are never swept.
 const FEW: u64 = 32;
 
@@ -58,24 +81,27 @@ impl Mirror {
         // Relaxed: a count.
         self.pages.load(Ordering::Relaxed)
     }
-    /// Have the tables that `page`'s entry needs. The caller has the page's lock. False if there is no frame for one.
-    pub fn prepare(&self, page: Page, frames: &Memory, pin: &Pinned<'_>) -> bool {
+    /// `page`'s entry, with the tables that it needs. The caller has the page's lock, as long as it uses what it gets. `None`
+    /// if there is no frame for a table.
+    #[inline]
+    pub fn prepare(&self, page: Page, frames: &Memory, pin: &Pinned<'_>) -> Option<Entry<'_>> {
         let mut table = self.root;
         for level in [3, 2, 1] {
-            let Some(slot) = self.table.slot(table, page, level) else { return false };
+            let slot = self.table.slot(table, page, level)?;
             // Acquire: as in `PageTable::peek`.
-            let mut link = Pte::from_bits(slot.load(Ordering::Acquire));
-            if !link.is_present() {
-                let Some((made, fresh)) = self.table.link_new(slot, frames, pin) else { return false };
-                if fresh {
-                    // Relaxed: a count.
-                    self.pages.fetch_add(1, Ordering::Relaxed);
-                }
-                link = made;
-            }
-            table = link.frame();
+            let link = Pte::from_bits(slot.load(Ordering::Acquire));
+            table = if link.is_present() { link } else { self.link(slot, frames, pin)? }.frame();
         }
-        true
+        self.table.entries(table).get(page.index(0)).map(Entry)
+    }
+    #[cold]
+    fn link(&self, slot: &AtomicU64, frames: &Memory, pin: &Pinned<'_>) -> Option<Pte> {
+        let (made, fresh) = self.table.link_new(slot, frames, pin)?;
+        if fresh {
+            // Relaxed: a count.
+            self.pages.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(made)
     }
     /// The entry of `page`, if there are tables for it. The caller has the page's lock.
     fn entry(&self, page: Page) -> Option<&AtomicU64> {
@@ -87,18 +113,6 @@ impl Mirror {
     pub fn peek(&self, page: Page) -> Pte {
         // Relaxed: the lock orders software, and what the hardware sets is for reports.
         self.entry(page).map_or(Pte::EMPTY, |entry| Pte::from_bits(entry.load(Ordering::Relaxed)))
-    }
-    /// Let `page` be translated to `frame` with `prot`. The caller has the page's lock, has [prepared](Self::prepare), and
-    /// the entry is empty or is for the same frame and grants no more.
-    pub fn set(&self, page: Page, frame: Frame, prot: Prot) {
-        let Some(entry) = self.entry(page) else { return debug_assert!(false, "no table was prepared") };
-        let new = Pte::user_page(frame, prot).bits();
-        let (release, relaxed) = (Ordering::Release, Ordering::Relaxed);
-        // Release: the frame's bytes were written before it can be read through the entry (for the hardware, x86 keeps
-        // stores in order). The bits that the hardware has set stay.
-        let old = entry.fetch_update(release, relaxed, |old| Some(new | old & KEPT_BITS)).unwrap_or(0);
-        let old = Pte::from_bits(old);
-        debug_assert!(old.is_empty() || old.frame() == frame && prot.contains(old.prot()), "{old:?}");
     }
     /// Empty `page`'s entry, and say what it was: if it was present, flush. The caller has the page's lock.
     pub fn clear(&self, page: Page) -> Pte {

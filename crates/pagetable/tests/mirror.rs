@@ -28,11 +28,11 @@ fn entries_come_change_and_go() {
         let frame = Frame::new(7).expect("a frame number");
         let at = page((3 << 27) + 5);
         assert!(mirror.clear(at).is_empty() && !mirror.lower(at, Prot::empty()));
-        assert!(mirror.prepare(at, frames, &pin));
+        assert!(mirror.prepare(at, frames, &pin).is_some());
         assert_eq!(mirror.pages(), 4);
         assert!(mirror.peek(at).is_empty());
-        mirror.set(at, frame, Prot::READ);
-        mirror.set(at, frame, RW);
+        mirror.prepare(at, frames, &pin).unwrap().set(frame, Prot::READ);
+        mirror.prepare(at, frames, &pin).unwrap().set(frame, RW);
         assert_eq!((mirror.peek(at).frame(), mirror.peek(at).prot()), (frame, RW));
         assert!(!mirror.lower(at, Prot::all()), "nothing is lost");
         assert!(mirror.lower(at, Prot::READ | Prot::EXEC));
@@ -41,8 +41,8 @@ fn entries_come_change_and_go() {
         assert!(!mirror.clear(at).is_present());
         // Tables that nothing needs, by levels; those that something needs stay.
         let other = page((3 << 27) + (1 << 18));
-        assert!(mirror.prepare(other, frames, &pin));
-        mirror.set(other, frame, RW);
+        assert!(mirror.prepare(other, frames, &pin).is_some());
+        mirror.prepare(other, frames, &pin).unwrap().set(frame, RW);
         assert_eq!(mirror.pages(), 6);
         let sweep = |kept: Option<Page>| {
             mirror.sweep(|served, unlink| {
@@ -72,8 +72,8 @@ fn a_table_that_there_is_no_frame_for_is_not_made() {
         let pin = ctx.pin();
         let mirror = Mirror::new(frames, &pin, None).expect("memory");
         let hogs: Vec<_> = std::iter::from_fn(|| frames.alloc(&pin, Use::Kernel)).collect();
-        assert!(!mirror.prepare(page(5), frames, &pin));
+        assert!(mirror.prepare(page(5), frames, &pin).is_none());
         hogs.into_iter().for_each(|frame| frames.free(&pin, frame));
-        assert!(mirror.prepare(page(5), frames, &pin));
+        assert!(mirror.prepare(page(5), frames, &pin).is_some());
     });
 }

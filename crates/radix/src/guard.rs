@@ -70,7 +70,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     pub(crate) fn new(space: &'g S, pin: &'g Pinned<'g>, keys: Range<u64>) -> Self {
         Self { space, pin, keys, records: Records::new() }
     }
-    /// The keys that were asked for; of [`lock_one`](crate::Tree::lock_one), those of the slot.
+    /// The keys that were asked for.
     pub fn keys(&self) -> Range<u64> {
         self.keys.clone()
     }
@@ -85,10 +85,20 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             record.slots().map(move |(first, slot)| Span::of(first, record.span(), held(slot)))
         })
     }
+    /// Whether `f` says so of all slots, in ascending order; it is asked no more once it has said no.
+    #[inline]
+    pub fn all(&self, mut f: impl FnMut(Span) -> bool) -> bool {
+        (0..self.records.len()).all(|i| {
+            let record = self.records.get(i);
+            let span = record.span();
+            record.slots().all(|(first, slot)| f(Span::of(first, span, held(slot))))
+        })
+    }
     /// What the node of [`Space::ANNEX_LEVEL`] has besides its slots that is on the way to the slot of `key`, which is locked:
     /// `None` if the slot is above that level, or isn't the guard's. The node stays in the tree as long as the guard.
     pub fn annex(&self, key: u64) -> Option<&S::Annex> {
-        let has = |record: &Record<'g, S>| record.key(record.first) <= key && key < record.key(record.end());
+        let has =
+            |record: &Record<'g, S>| record.key(record.first()) <= key && key < record.key(record.end());
         let record = self.records.iter().find(has)?;
         let (mut at, mut link, level) = (record.at, record.link, S::ANNEX_LEVEL?);
         while at.level() > level {
@@ -111,25 +121,12 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                     continue;
                 }
                 assert!(!span.frozen && self.covers(&span), "{span:?} is not for this guard to change");
-                used.n += self.put(slot, old, value);
+                used.n += put(self.space, slot, old, value, self.pin);
             }
         }
     }
     fn covers(&self, span: &Span) -> bool {
         self.keys.start <= span.first && span.first + span.keys <= self.keys.end
-    }
-    /// Store a value in a slot that is held and has `old`. Gives by how much the number of used slots changes.
-    fn put(&self, slot: &AtomicU64, old: u64, value: u64) -> i32 {
-        assert!(word::is_value(value), "{value:#x} is no value");
-        // Release: what the value names was there before; partner: lookups, which take no lock.
-        slot.store(value | LOCK, Ordering::Release);
-        if value != EMPTY {
-            self.space.count(value, 1, self.pin);
-        }
-        if old != EMPTY && old & LINK == 0 {
-            self.space.count(old, -1, self.pin);
-        }
-        i32::from(value != EMPTY) - i32::from(old != EMPTY)
     }
     /// Give all keys `value`, in as few slots as possible, or EMPTY. What was there goes to `taken`, in ascending order.
     /// Panics if a slot sticks out of the range and would have to change; a panic, also of `taken`, ends the program.
@@ -141,13 +138,13 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             loop {
                 // The same node's slots before these: one run.
                 if let Some(before) = done.checked_sub(1).map(|last| *self.records.get(last))
-                    && (before.at, before.end()) == (record.at, record.first)
+                    && (before.at, before.end()) == (record.at, record.first())
                 {
                     if before.held {
-                        self.drop_hold(&record);
+                        record.drop_hold(self.pin);
                         record.held = true;
                     }
-                    (record.first, record.len) = (before.first, before.len + record.len);
+                    record = record.of(before.first()..record.end());
                     done -= 1;
                 }
                 if value == EMPTY {
@@ -170,7 +167,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 continue;
             }
             assert!(self.covers(&Span::of(first, keys, old)), "a slot sticks out of {:?}", self.keys);
-            used.n += self.put(slot, old, S::part(value, first - self.keys.start));
+            used.n += put(self.space, slot, old, S::part(value, first - self.keys.start), self.pin);
             if word::is_frozen(old) {
                 // SAFETY: the link was in the slot.
                 freeze::drop_share(unsafe { At::<S>::of_link(old) }, first, self.pin, taken);
@@ -184,7 +181,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     fn fold(&self, record: &Record<'g, S>, value: u64) -> Option<Record<'g, S>> {
         let link = record.link.filter(|_| record.is_whole())?;
         let folded = S::part(value, record.base - self.keys.start);
-        let (at, fanout) = (record.at, record.len as i32);
+        let (at, fanout) = (record.at, record.len() as i32);
         if !seize(link, at) {
             return None;
         }
@@ -201,9 +198,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         // SAFETY: the slot has named the node until now, and its node has used slots.
         let above = unsafe { at.parent(link) };
         let base = Shape::<S>::base(above.level(), record.base);
-        let place =
-            Record { at: above, link: above.named_by(), base, first: at.index(), len: 1, held: false };
-        Some(place)
+        Some(Record::new(above, above.named_by(), base, at.index()..at.index() + 1))
     }
 }
 
@@ -231,8 +226,28 @@ impl Drop for Unwound {
     }
 }
 
+/// Store a value in a slot that is held and has `old`. Gives by how much the number of used slots changes.
+#[inline]
+pub(crate) fn put<S: Space>(space: &S, slot: &AtomicU64, old: u64, value: u64, pin: &Pinned<'_>) -> i32 {
+    assert!(word::is_value(value), "{value:#x} is no value");
+    // Release: what the value names was there before; partner: lookups, which take no lock.
+    slot.store(value | LOCK, Ordering::Release);
+    let counted = if old & LINK == 0 { old } else { EMPTY };
+    space.recount(counted, value, pin);
+    i32::from(value != EMPTY) - i32::from(old != EMPTY)
+}
+
+/// Let the next one have a slot that is held.
+#[inline]
+pub(crate) fn unlock(slot: &AtomicU64) {
+    // Release: what this holder did comes before the next one's section; partner: `lock` in `lock`.
+    let order = if mutant!("radix-relaxed-unlock") { Ordering::Relaxed } else { Ordering::Release };
+    slot.store(held(slot), order);
+}
+
 /// The word of a slot that is held, without LOCK.
-fn held(slot: &AtomicU64) -> u64 {
+#[inline]
+pub(crate) fn held(slot: &AtomicU64) -> u64 {
     // Relaxed: the holder alone changes it.
     slot.load(Ordering::Relaxed) & !LOCK
 }
@@ -247,7 +262,8 @@ pub(crate) fn seize<S: Space>(link: &AtomicU64, to: At<'_, S>) -> bool {
 }
 
 impl Span {
-    fn of(first: u64, keys: u64, word: u64) -> Self {
+    #[inline]
+    pub(crate) fn of(first: u64, keys: u64, word: u64) -> Self {
         let frozen = word::is_frozen(word);
         Self { first, keys, value: if frozen { EMPTY } else { word }, frozen }
     }
@@ -255,11 +271,9 @@ impl Span {
 
 impl<S: Space> Drop for RangeGuard<'_, S> {
     fn drop(&mut self) {
-        // Release: what this holder did comes before the next one's section; partner: `lock` in `lock`.
-        let order = if mutant!("radix-relaxed-unlock") { Ordering::Relaxed } else { Ordering::Release };
         for record in self.records.iter() {
-            record.slots().for_each(|(_, slot)| slot.store(held(slot), order));
-            self.drop_hold(&record);
+            record.slots().for_each(|(_, slot)| unlock(slot));
+            record.drop_hold(self.pin);
         }
     }
 }

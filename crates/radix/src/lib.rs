@@ -51,6 +51,7 @@ pub mod page;
 mod record;
 mod refine;
 mod reserve;
+mod slot;
 mod space;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -62,5 +63,6 @@ pub use guard::{RangeGuard, Span, Taken};
 pub use lock::Mode;
 pub use map::{Here, RadixMap, Value};
 pub use reserve::Reserve;
+pub use slot::SlotGuard;
 pub use space::{Error, MAX_LEVELS, Refs, Space};
 pub use tree::{Found, Section, Tree};

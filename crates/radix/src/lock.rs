@@ -29,13 +29,14 @@
 
 use core::ops::Range;
 
+use percpu::Pinned;
 use sync::{
     mutant,
     primitive::{AtomicU64, Ordering, fence},
 };
 
 use crate::{
-    Section, Tree,
+    Section, SlotGuard, Tree,
     guard::RangeGuard,
     node::{At, Node},
     record::Record,
@@ -97,43 +98,40 @@ impl<S: Space> Tree<S> {
     }
 
     /// Lock the slot of `key`, if it isn't EMPTY. The guard has all the keys that are folded into it, and may be
-    /// [narrowed](RangeGuard::narrow_to). Panics if there is no such key.
+    /// [narrowed](SlotGuard::narrow_to). Panics if there is no such key.
     ///
     /// No hold is needed: a slot that isn't EMPTY keeps its node.
     pub fn lock_one<'g>(
         &'g self,
         key: u64,
         section: &'g Section<'_, S>,
-    ) -> Result<Option<RangeGuard<'g, S>>, Error> {
+    ) -> Result<Option<SlotGuard<'g, S>>, Error> {
         assert!(key < Self::keys(), "key {key} of {}", Self::keys());
         self.check(section);
-        let mut guard = RangeGuard::new(self.space(), section.pin(), key..key + 1);
-        // Room for one record is there from the start.
+        let (space, pin) = (self.space(), section.pin());
         loop {
             let mut record = Self::bottommost(self.root(), key, Shape::<S>::LEVELS);
-            let slot = record.at.slot(record.first);
+            let slot = record.at.slot(record.first());
             // Relaxed: the swap below orders. EMPTY is final, as in `get`: it was so while the node was in the tree.
             let seen = slot.load(Ordering::Relaxed);
             if seen == EMPTY {
                 return Ok(None);
             }
             if seen == DEAD || seen & LOCK != 0 {
-                guard.wait()?;
+                wait(space, pin)?;
                 continue;
             }
             if word::descends(seen) || !lock(slot, seen) {
                 continue;
             }
-            if !guard.may_stay(&record) {
+            if !may_stay(&record) {
                 back_out(slot);
-                guard.wait()?;
+                wait(space, pin)?;
                 continue;
             }
             // What was locked is the slot, so the span is that of its level, whatever it was on the way here.
-            record.len = 1;
-            guard.keys = record.key(record.first)..record.key(record.first) + record.span();
-            guard.records.push(record);
-            return Ok(Some(guard));
+            record.lengthen();
+            return Ok(Some(SlotGuard { space, pin, record }));
         }
     }
 
@@ -147,7 +145,7 @@ impl<S: Space> Tree<S> {
             let seen = slot.load(Ordering::Acquire);
             if !word::descends(seen) || level + 1 == depth {
                 let base = Shape::<S>::base(level, key);
-                return Record { at, link, base, first: index, len: 0, held: false };
+                return Record::new(at, link, base, index..index);
             }
             // SAFETY: the link was in a slot during the guard's section.
             at = unsafe { At::of_link(seen) };
@@ -172,10 +170,30 @@ fn back_out(slot: &AtomicU64) {
     slot.fetch_and(!LOCK, Ordering::Release);
 }
 
+/// Somebody else is at it: let this CPU do what may be waited for. An error to give up.
+#[cold]
+fn wait<S: Space>(space: &S, pin: &Pinned<'_>) -> Result<(), Error> {
+    if space.spin_wait(pin) { Ok(()) } else { Err(Error::Busy) }
+}
+
+/// Whether the node of a slot that was just locked, the first in it, is still in its place, and not frozen.
+fn may_stay<S: Space>(record: &Record<'_, S>) -> bool {
+    let Some(link) = record.link else { return true };
+    if record.at.level() != Shape::<S>::LEAF {
+        return true;
+    }
+    // SeqCst: the slot is locked before the link is looked at; partner: the fence in `freeze`.
+    if !mutant!("radix-no-lock-fence") {
+        fence(Ordering::SeqCst);
+    }
+    // Relaxed: ordered by the fence.
+    let seen = link.load(Ordering::Relaxed);
+    word::descends(seen) && refcache::word::object::<Node<S>>(seen) == record.at.pointer().as_ptr()
+}
+
 impl<'g, S: Space> RangeGuard<'g, S> {
-    /// Somebody else is at it: let this CPU do what may be waited for. An error to give up.
     pub(crate) fn wait(&self) -> Result<(), Error> {
-        if self.space.spin_wait(self.pin) { Ok(()) } else { Err(Error::Busy) }
+        wait(self.space, self.pin)
     }
     /// Lock slots from that of `key` on, as many as are in one node in a row. Gives the first key that is not locked.
     fn lock_from(
@@ -199,9 +217,9 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         }
         self.records.push(record);
         let next = self.lock_run(key, mode, reserve)?;
-        if self.records.last().is_some_and(|record| record.len == 0) {
+        if self.records.last().is_some_and(|record| record.is_empty()) {
             let empty = self.records.pop();
-            empty.inspect(|record| self.drop_hold(record));
+            empty.inspect(|record| record.drop_hold(self.pin));
         }
         if next == key {
             self.wait()?;
@@ -224,12 +242,6 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 false
             }
             None => false,
-        }
-    }
-    pub(crate) fn drop_hold(&self, record: &Record<'g, S>) {
-        if record.held {
-            // SAFETY: the hold is the reference that is given up.
-            unsafe { record.at.add(-1, self.pin) };
         }
     }
     /// Lengthen the last record, which begins with the slot of `key`, for as long as the range goes on and its node has
@@ -264,7 +276,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 if !lock(slot, seen) {
                     continue;
                 }
-                if record.len == 0 && !self.may_stay(&record) {
+                if record.is_empty() && !may_stay(&record) {
                     back_out(slot);
                     break;
                 }
@@ -277,23 +289,9 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                     return Ok(next);
                 }
             }
-            self.records.last().into_iter().for_each(|record| record.len += 1);
+            self.records.last().into_iter().for_each(Record::lengthen);
             key = end.min(self.keys.end);
         }
         Ok(key)
-    }
-    /// Whether the node of a slot that was just locked, the first in it, is still in its place, and not frozen.
-    fn may_stay(&self, record: &Record<'g, S>) -> bool {
-        let Some(link) = record.link else { return true };
-        if record.at.level() != Shape::<S>::LEAF {
-            return true;
-        }
-        // SeqCst: the slot is locked before the link is looked at; partner: the fence in `freeze`.
-        if !mutant!("radix-no-lock-fence") {
-            fence(Ordering::SeqCst);
-        }
-        // Relaxed: ordered by the fence.
-        let seen = link.load(Ordering::Relaxed);
-        word::descends(seen) && refcache::word::object::<Node<S>>(seen) == record.at.pointer().as_ptr()
     }
 }

@@ -48,13 +48,14 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     ) -> Result<(), Error> {
         let Some(parent) = self.records.last().copied() else { return Ok(()) };
         let level = parent.at.level() + 1;
-        // A run in each node at most.
-        self.records.reserve(Reserve::<S>::needed(level, &keep).max(1))?;
+        // A run in each node at most, of a key at least.
+        let most = usize::try_from(keep.end - keep.start).unwrap_or(usize::MAX);
+        self.records.reserve(Reserve::<S>::needed(level, &keep).clamp(1, most))?;
         if word::is_frozen(seen) {
             return self.thaw(slot, seen, first, keep, parent.end(), reserve);
         }
         reserve.fill_from(level, self.space, &keep, self.pin)?;
-        if parent.len == 0 {
+        if parent.is_empty() {
             // It stays behind without a locked slot; the last to use it is the count below.
             _ = self.records.pop();
         }
@@ -68,8 +69,8 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         if let Some(node) = node {
             slot.store(node.link(), Ordering::Release);
         }
-        if parent.len == 0 {
-            self.drop_hold(&parent);
+        if parent.is_empty() {
+            parent.drop_hold(self.pin);
         }
         Ok(())
     }
@@ -120,7 +121,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             descend(self, left)?;
         }
         if len > 0 {
-            self.records.push(Record { at, link: Some(link), base, first, len, held: true });
+            self.records.push(Record::new(at, Some(link), base, first..first + len).with_hold());
         }
         if straddles_right {
             descend(self, right)?;
@@ -165,11 +166,12 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             freeze::leave(frozen, self.pin);
             (copy, true)
         };
-        if let Some(parent) = self.records.last().copied().filter(|parent| parent.len == 0) {
+        if let Some(parent) = self.records.last().copied().filter(Record::is_empty) {
             _ = self.records.pop();
-            self.drop_hold(&parent);
+            parent.drop_hold(self.pin);
         }
-        self.records.push(Record { at, link: Some(slot), base, first, len, held });
+        let record = Record::new(at, Some(slot), base, first..first + len);
+        self.records.push(if held { record.with_hold() } else { record });
         Ok(())
     }
     /// Lock the words of a frozen node that are kept, and mark pages that others may have, if there are `copies`. Others
@@ -215,31 +217,5 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         let place = (frozen.level(), index);
         // SAFETY: the memory is of this level and ours; the space lives for ever; the hold keeps the node.
         unsafe { At::make(memory, self.space, place, count, |i| share(i) | lock(i)) }
-    }
-    /// Give up all keys but `keep`, which are in the one slot that the guard has, of [`Tree::lock_one`]. `reserve` was
-    /// [filled](Reserve::fill) for them before the slot was locked, or memory is looked for now. On failure the guard
-    /// has what it had.
-    ///
-    /// [`Tree::lock_one`]: crate::Tree::lock_one
-    pub fn narrow_to(&mut self, keep: Range<u64>, reserve: &mut Reserve<S>) -> Result<(), Error> {
-        assert!(self.records.len() == 1, "the guard has more than one slot");
-        let Some(record) = self.records.last() else { return Ok(()) };
-        assert!(record.len == 1, "the guard has more than one slot");
-        let (first, span) = (record.key(record.first), record.span());
-        let inside = first <= keep.start && keep.start < keep.end && keep.end <= first + span;
-        assert!(inside, "keys {keep:?} are not the guard's");
-        let slot = record.at.slot(record.first);
-        // Relaxed: this guard holds the slot.
-        let seen = slot.load(Ordering::Relaxed) & !LOCK;
-        if keep == (first..first + span) && !word::is_frozen(seen) {
-            return Ok(());
-        }
-        record.len = 0;
-        let opened = self.open(slot, seen, first, keep.clone(), reserve);
-        match opened {
-            Ok(()) => self.keys = keep,
-            Err(_) => self.records.last().into_iter().for_each(|record| record.len = 1),
-        }
-        opened
     }
 }

@@ -1,8 +1,9 @@
 //! What a guard has locked: runs of slots, each in one node.
 
 use alloc::vec::Vec;
-use core::mem::MaybeUninit;
+use core::{mem::MaybeUninit, ops::Range};
 
+use percpu::Pinned;
 use sync::primitive::AtomicU64;
 
 use crate::{
@@ -10,15 +11,15 @@ use crate::{
     space::{Error, Shape, Space},
 };
 
-/// Slots `first..first + len` of a node, all locked by one guard.
+/// Slots `first..first + len` of a node, all locked by one guard. Small, as guards are moved about.
 pub(crate) struct Record<'g, S> {
     pub(crate) at: At<'g, S>,
     /// The slot that names the node, unless it's the root.
     pub(crate) link: Option<&'g AtomicU64>,
     /// The node's first key.
     pub(crate) base: u64,
-    pub(crate) first: usize,
-    pub(crate) len: usize,
+    first: u16,
+    len: u16,
     /// Whether the guard has a hold on the node.
     pub(crate) held: bool,
 }
@@ -32,8 +33,32 @@ impl<S> Clone for Record<'_, S> {
 impl<S> Copy for Record<'_, S> {}
 
 impl<'g, S: Space> Record<'g, S> {
+    /// Slots `run` of the node at `at`, whose first key is `base`, and which `link` names unless it's the root. No hold.
+    pub(crate) fn new(at: At<'g, S>, link: Option<&'g AtomicU64>, base: u64, run: Range<usize>) -> Self {
+        Self { at, link, base, first: run.start as u16, len: run.len() as u16, held: false }
+    }
+    pub(crate) fn with_hold(self) -> Self {
+        Self { held: true, ..self }
+    }
+    /// The same for other slots of the node.
+    pub(crate) fn of(&self, run: Range<usize>) -> Self {
+        Self { first: run.start as u16, len: run.len() as u16, ..*self }
+    }
+    pub(crate) fn first(&self) -> usize {
+        self.first.into()
+    }
+    pub(crate) fn len(&self) -> usize {
+        self.len.into()
+    }
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
     pub(crate) fn end(&self) -> usize {
-        self.first + self.len
+        self.first() + self.len()
+    }
+    /// The slot behind the run is locked too.
+    pub(crate) fn lengthen(&mut self) {
+        self.len += 1;
     }
     /// Keys of a slot.
     pub(crate) fn span(&self) -> u64 {
@@ -45,16 +70,25 @@ impl<'g, S: Space> Record<'g, S> {
     }
     /// The slots with their first keys.
     pub(crate) fn slots(self) -> impl Iterator<Item = (u64, &'g AtomicU64)> + use<'g, S> {
-        (self.first..self.end()).map(move |i| (self.key(i), self.at.slot(i)))
+        let span = self.span();
+        (self.first()..self.end()).map(move |i| (self.base + i as u64 * span, self.at.slot(i)))
+    }
+    /// Give up the hold, if there is one.
+    #[inline]
+    pub(crate) fn drop_hold(&self, pin: &Pinned<'_>) {
+        if self.held {
+            // SAFETY: the hold is the reference that is given up.
+            unsafe { self.at.add(-1, pin) };
+        }
     }
     /// Whether these are all slots of the node.
     pub(crate) fn is_whole(&self) -> bool {
-        self.len == Shape::<S>::fanout(self.at.level())
+        self.len() == Shape::<S>::fanout(self.at.level())
     }
 }
 
-/// Records that need no heap: enough for a range in few nodes, both ends of which are narrowed from the root.
-const FEW: usize = 10;
+/// Records that need no heap: enough for a range in few nodes. More would make guards large.
+const FEW: usize = 3;
 
 /// A list of records in ascending order of keys.
 pub(crate) struct Records<'g, S> {

@@ -52,22 +52,22 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 enough = false;
                 break;
             };
-            let before = Record { len: i - rest.first, ..rest };
-            rest = Record { first: i + 1, len: rest.end() - i - 1, ..rest };
-            if before.len > 0 {
+            let before = rest.of(rest.first()..i);
+            rest = rest.of(i + 1..rest.end());
+            if !before.is_empty() {
                 self.records.push(before);
             }
             // Each run has a hold of its own.
-            match (record.held, before.len > 0, rest.len > 0) {
+            match (record.held, !before.is_empty(), !rest.is_empty()) {
                 // SAFETY: up: there is a hold. Down: that is given up, and the new node keeps its parent.
                 (true, true, true) => unsafe { record.at.add(1, self.pin) },
                 // SAFETY: as above.
                 (true, false, false) => unsafe { record.at.add(-1, self.pin) },
                 _ => {}
             }
-            enough = self.refine_run(child, pending + usize::from(rest.len > 0), wants);
+            enough = self.refine_run(child, pending + usize::from(!rest.is_empty()), wants);
         }
-        if rest.len > 0 {
+        if !rest.is_empty() {
             self.records.push(rest);
         }
         enough
@@ -77,7 +77,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         if run.at.level() == Shape::<S>::LEAF {
             return None;
         }
-        (run.first..run.end()).find(|&i| {
+        (run.first()..run.end()).find(|&i| {
             // Relaxed: this guard holds the slot.
             let value = run.at.slot(i).load(Ordering::Relaxed) & !LOCK;
             let span = Span { first: run.key(i), keys: run.span(), value, frozen: false };
@@ -109,7 +109,6 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         }
         // Release: the node was filled before; partner: the loads of those who descend.
         slot.store(child.link(), Ordering::Release);
-        let base = record.key(i);
-        Some(Record { at: child, link: Some(slot), base, first: 0, len: fanout, held: true })
+        Some(Record::new(child, Some(slot), record.key(i), 0..fanout).with_hold())
     }
 }

@@ -60,13 +60,29 @@ impl<S: Space> Reserve<S> {
         keys: &Range<u64>,
         pin: &Pinned<'_>,
     ) -> Result<(), Error> {
-        assert!(self.is_of(space), "the reserve has memory of another space");
-        self.space = space;
-        for level in level..Shape::<S>::LEVELS {
+        if !ptr::eq(self.space, space) {
+            assert!(self.nodes() == 0, "the reserve has memory of another space");
+            self.space = space;
+        }
+        // From the leaves up: where ends are aligned to a level, they are to those below.
+        for level in (level..Shape::<S>::LEVELS).rev() {
             let wanted = Self::wanted(level, keys);
-            for place in self.stock[level][..wanted].iter_mut().filter(|place| place.is_none()) {
-                *place = Some(node::alloc(space, level, pin).ok_or(Error::OutOfMemory)?);
+            if wanted > self.stocked(level) {
+                self.stock_up(level, wanted, space, pin)?;
             }
+        }
+        Ok(())
+    }
+    /// How many nodes of `level` there are. They are at the front.
+    #[inline]
+    fn stocked(&self, level: usize) -> usize {
+        let [first, second] = &self.stock[level];
+        usize::from(first.is_some()) + usize::from(second.is_some())
+    }
+    #[cold]
+    fn stock_up(&mut self, level: usize, wanted: usize, space: &S, pin: &Pinned<'_>) -> Result<(), Error> {
+        for place in self.stock[level][..wanted].iter_mut().filter(|place| place.is_none()) {
+            *place = Some(node::alloc(space, level, pin).ok_or(Error::OutOfMemory)?);
         }
         Ok(())
     }
@@ -76,10 +92,10 @@ impl<S: Space> Reserve<S> {
     }
     /// Nodes of `level` that narrowing for `keys` may make: one for each end that lies within a slot of the level above.
     fn wanted(level: usize, keys: &Range<u64>) -> usize {
-        let span = Shape::<S>::span(level - 1);
-        let (first, last) = (keys.start / span, keys.end / span);
-        let at_start = !keys.start.is_multiple_of(span);
-        let at_end = !keys.end.is_multiple_of(span) && (!at_start || first != last);
+        let below = Shape::<S>::span(level - 1) - 1;
+        let at_start = keys.start & below != 0;
+        // Both ends in one slot are narrowed at once.
+        let at_end = keys.end & below != 0 && (!at_start || (keys.start ^ keys.end) > below);
         usize::from(at_start) + usize::from(at_end)
     }
     pub(crate) fn take(&mut self, level: usize) -> Option<NonNull<Node<S>>> {

@@ -54,6 +54,16 @@ pub unsafe trait Space: Sync + Sized + 'static {
     fn count(&self, value: u64, n: i32, pin: &Pinned<'_>) {
         let (_, _, _) = (value, n, pin);
     }
+    /// A slot has `new` instead of `old`, one of which may be EMPTY: as two calls of [`Self::count`].
+    #[inline]
+    fn recount(&self, old: u64, new: u64, pin: &Pinned<'_>) {
+        if new != 0 {
+            self.count(new, 1, pin);
+        }
+        if old != 0 {
+            self.count(old, -1, pin);
+        }
+    }
     /// Fork: a slot of another tree, of `keys` keys, gets the same pages as `value`, which stays. The value for the other.
     fn share(&self, value: u64, keys: u64, pin: &Pinned<'_>) -> u64 {
         let (_, _) = (keys, pin);

@@ -102,9 +102,9 @@ impl Sim {
         self.with_reserve(cpu, |reserve, section| {
             reserve.fill(self.space(), &(key..key + 1), section.pin())?;
             let Some(mut guard) = self.tree().lock_one(key, section)? else { return Ok(false) };
-            guard.narrow_to(key..key + 1, reserve)?;
+            guard.narrow_to(key, reserve)?;
             self.write(key..key + 1);
-            guard.update(|span| Page::of(span.value).with_pfn(pfn).word());
+            guard.set(Page::of(guard.span().value).with_pfn(pfn).word());
             Ok(true)
         })
     }

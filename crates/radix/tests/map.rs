@@ -162,7 +162,7 @@ fn after_unmapping_everything_the_root_is_left_within_16_epochs() {
         for key in [5, 700, far + cpu * (1 << 27)] {
             reserve.fill(space, &(key..key + 1), &pin).unwrap();
             let mut guard = tree.lock_one(key, &section).unwrap().unwrap();
-            guard.narrow_to(key..key + 1, &mut reserve).unwrap();
+            guard.narrow_to(key, &mut reserve).unwrap();
         }
     }
     (0..8).for_each(|_| space.epoch(&stopped()));

@@ -149,8 +149,8 @@ fn a_fault_in_a_folded_span_fails_whole() {
         let key = 1 << 26;
         reserve.fill(tree.space(), &(key..key + 1), section.pin())?;
         if let Some(mut guard) = tree.lock_one(key, section)? {
-            guard.narrow_to(key..key + 1, reserve)?;
-            guard.update(|span| Page::of(span.value).with_desc(4).word());
+            guard.narrow_to(key, reserve)?;
+            guard.set(Page::of(guard.span().value).with_desc(4).word());
         }
         Ok(())
     });

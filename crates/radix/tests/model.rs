@@ -163,11 +163,10 @@ impl<F: Form> Sim<F> {
             return Ok(());
         };
         let has_frame = |span: radix::Span| span.frozen || Page::of(span.value).pfn() != 0;
-        if !all || guard.spans().any(has_frame) {
-            guard.narrow_to(key..key + 1, &mut self.reserve)?;
+        if !all || has_frame(guard.span()) {
+            guard.narrow_to(key, &mut self.reserve)?;
         }
-        let (keys, slots) = (guard.keys(), guard.spans().collect::<Vec<_>>());
-        let [slot] = slots[..] else { panic!("{slots:?}") };
+        let (keys, slot) = (guard.keys(), guard.span());
         assert_eq!((slot.first, slot.first + slot.keys), (keys.start, keys.end));
         let old = Page::of(slot.value);
         assert_eq!(plain(old), plain(pages[i]));
@@ -177,7 +176,7 @@ impl<F: Form> Sim<F> {
         }
         let pfn = self.next_frame;
         self.next_frame += slot.keys;
-        guard.update(|_| old.with_pfn(pfn).with_shared(false).word());
+        guard.set(old.with_pfn(pfn).with_shared(false).word());
         drop(guard);
         for j in self.intervals(slot.first, slot.keys) {
             self.twins[t].pages[j] = self.twins[t].pages[j].with_pfn(pfn + self.keys[j] - slot.first);

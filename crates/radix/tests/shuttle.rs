@@ -103,10 +103,10 @@ impl Sim {
         let section = Section::new(self.space, &pin);
         reserve.fill(self.space, &(key..key + 1), &pin).expect("there is memory");
         let Some(mut guard) = self.tree.lock_one(key, &section).expect("there is patience") else { return };
-        guard.narrow_to(key..key + 1, reserve).expect("there is memory");
+        guard.narrow_to(key, reserve).expect("there is memory");
         let to = |old: Page| old.with_pfn(pfn).with_shared(false);
-        guard.spans().for_each(|span| self.change(cpu, span, &(key..key + 1), to));
-        guard.update(|span| to(Page::of(span.value)).word());
+        self.change(cpu, guard.span(), &(key..key + 1), to);
+        guard.set(to(Page::of(guard.span().value)).word());
         self.release(cpu);
     }
     fn look(&self, cpu: usize, key: u64) {

@@ -122,8 +122,8 @@ impl<'t> Cpu<'t> {
         let filled = self.reserve.fill(self.tree.space(), &(key..key + 1), &self.pin);
         filled.expect("the host has memory");
         if let Ok(Some(mut guard)) = self.tree.lock_one(key, &section) {
-            guard.narrow_to(key..key + 1, &mut self.reserve).expect("the reserve was filled");
-            guard.update(|span| Page::of(span.value).with_pfn(1 + key).word());
+            guard.narrow_to(key, &mut self.reserve).expect("the reserve was filled");
+            guard.set(Page::of(guard.span().value).with_pfn(1 + key).word());
         }
     }
     fn end(mut self) {

@@ -58,7 +58,7 @@ impl<'a> Change<'a> {
     /// The same for pages whose frame, if there is one, lives on elsewhere.
     pub(super) fn forget(&mut self, slot: Slot, keys: u64) {
         let desc = self.desc(slot);
-        self.difference.minus.add(&desc.mapping, keys);
+        self.difference.add(desc.kinds, -(keys as i64));
         match &mut self.untold {
             Some((of, pages)) if core::ptr::eq(*of, desc) => *pages += keys,
             _ => {
@@ -66,6 +66,11 @@ impl<'a> Change<'a> {
                 self.untold = desc.mapping.mappers().is_some().then_some((desc, keys));
             }
         }
+    }
+    /// `keys` pages that were counted as those of `old` are as those of `new` from now on.
+    pub(super) fn relabelled(&mut self, old: &Desc, new: &Desc, keys: u64) {
+        self.difference.add(old.kinds, -(keys as i64));
+        self.difference.add(new.kinds, keys as i64);
     }
     fn tell(&mut self) {
         if let Some((desc, pages)) = self.untold.take() {
@@ -82,7 +87,7 @@ impl<'a> Change<'a> {
         }
         // SAFETY: the slot owned a share, counted for this use; the caller has the slot's lock, and takes the frame out.
         self.gather.take(unsafe { OwnedFrame::from_raw(frame, usage) });
-        self.difference.resident -= 1;
+        self.difference.resident(-1);
     }
     /// Nobody translates page `key` after the next flush, until its lock is free. Its slot, `slot`, is to have no owner then.
     pub(super) fn hide(&mut self, slot: Slot, key: u64) {

@@ -2,6 +2,8 @@
 
 use core::mem::ManuallyDrop;
 
+use ::radix::SlotGuard;
+
 use super::{realm::Kept, *};
 use crate::{Backing, page as contents};
 
@@ -59,60 +61,68 @@ impl Radix {
         let (frames, key) = (self.machine.frames, at.number());
         let pin = ctx.pin();
         let section = self.tree.enter(&pin);
-        let mut change = Change::new(self, &section, ctx);
         // Lock the page; find what it should be; check the access.
         let guard = self.tree.lock_one(key, &section).map_err(|_| Fault::NoMemory)?;
         let mut guard = guard.ok_or(Fault::NoMapping)?;
-        let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
-        let mapping = &change.desc(slot).mapping;
+        let slot = Slot::of(guard.span().value);
+        let mapping = &self.realm.desc(slot, &section).mapping;
         if !access.allowed_by(mapping.prot) {
             return Err(Fault::Denied);
         }
         if slot.is_guard() {
             return Err(Fault::Guard);
         }
-        let all = contents::hardware(mapping.prot);
         let index = match &mapping.backing {
             Backing::Object { page, .. } => page.wrapping_add(key),
             Backing::Anonymous => key,
         };
         let place = mapping.policy.or(*policy).place(index);
-        if let Some((frame, usage)) = slot.frame() {
-            if !self.tables.mine(&pin).prepare(at, frames, &pin) {
-                return Err(Fault::NoMemory);
-            }
+        let all = contents::hardware(mapping.prot);
+        if let Some((frame, _)) = slot.frame() {
             let rights = contents::rights(mapping, frame, frames);
             if access.allowed_by(rights) {
-                guard.update(|_| self.tables.set(at, slot, rights, &pin).word());
+                let ready = self.tables.ready(at, &pin).ok_or(Fault::NoMemory)?;
+                guard.set(ready.set(slot, rights).word());
                 return Ok(Step::Done);
             }
-            // Copy on write: nobody uses the old frame any more when the copy can be used.
-            // SAFETY: the slot has a share, counted for this use; the value made of it here is not given back.
-            let old = ManuallyDrop::new(unsafe { OwnedFrame::from_raw(frame, usage) });
-            let new = contents::copy(&old, place, frames, ctx)?;
-            if !mutant!("cow-no-flush") {
-                change.drop_frame(slot, key);
-            } else {
-                self.tables.clear(at, slot);
-                frames.free(&pin, ManuallyDrop::into_inner(old));
-            }
-            change.flush();
-            let slot = own(slot, new, &mut change);
-            guard.update(|_| self.tables.set(at, slot, all, &pin).word());
-            change.settle();
-            return Ok(Step::Done);
+            let mut change = Change::new(self, &section, ctx);
+            return self.copy_page(&mut guard, slot, (place, all), &mut change, ctx);
         }
         if let Backing::Object { .. } = mapping.backing {
             return Ok(Step::Ask(self.realm.keep(slot, &pin)));
         }
-        let narrowed = guard.narrow_to(key..key + 1, &mut self.realm.reserve(&pin).borrow_mut());
-        if narrowed.is_err() || !self.tables.mine(&pin).prepare(at, frames, &pin) {
-            return Err(Fault::NoMemory);
-        }
+        let narrowed = guard.narrow_to(key, &mut self.realm.reserve(&pin).borrow_mut());
+        let ready = narrowed.ok().and_then(|()| self.tables.ready(at, &pin)).ok_or(Fault::NoMemory)?;
         let zeroed =
             contents::frame(place, owned::Use::Anonymous, true, frames, ctx).ok_or(Fault::NoMemory)?;
-        let slot = own(slot, zeroed, &mut change);
-        guard.update(|_| self.tables.set(at, slot, all, &pin).word());
+        guard.set(ready.set(own(slot, zeroed), all).word());
+        self.counts.one_resident(&pin);
+        Ok(Step::Done)
+    }
+    /// Copy on write: nobody uses the old frame any more when the copy can be used. It goes when the change is dropped.
+    fn copy_page<'a>(
+        &'a self,
+        guard: &mut SlotGuard<'_, Realm>,
+        slot: Slot,
+        (place, rights): (Place, Prot),
+        change: &mut Change<'a>,
+        ctx: &Unpinned<'a>,
+    ) -> Result<Step, Fault> {
+        let (frames, pin, span) = (self.machine.frames, guard.pin(), guard.span());
+        let Some((frame, usage)) = slot.frame() else { return Ok(Step::Done) };
+        let ready = self.tables.ready(page(span.first), pin).ok_or(Fault::NoMemory)?;
+        // SAFETY: the slot has a share, counted for this use; the value made of it here is not given back.
+        let old = ManuallyDrop::new(unsafe { OwnedFrame::from_raw(frame, usage) });
+        let new = contents::copy(&old, place, frames, ctx)?;
+        if !mutant!("cow-no-flush") {
+            change.drop_frame(slot, span.first);
+        } else {
+            self.tables.clear(page(span.first), slot);
+            frames.free(pin, ManuallyDrop::into_inner(old));
+        }
+        change.flush();
+        change.difference.resident(1);
+        guard.set(ready.set(own(slot, new), rights).word());
         change.settle();
         Ok(Step::Done)
     }
@@ -129,9 +139,11 @@ impl Radix {
     ) -> Result<bool, Fault> {
         let (frames, key) = (self.machine.frames, at.number());
         let section = self.tree.enter(pin);
-        let ready = || -> Result<Option<(Guard<'_>, Slot)>, ()> {
-            let Some(mut guard) = self.tree.lock_one(key, &section).map_err(drop)? else { return Ok(None) };
-            let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
+        let ready = || {
+            let Some(mut guard) = self.tree.lock_one(key, &section).map_err(drop)? else {
+                return Ok::<_, ()>(None);
+            };
+            let slot = Slot::of(guard.span().value);
             // Relaxed: whoever cuts counts first and then locks the page. If that was before this guard had it, the
             // lock shows the count; else what is put here is found.
             let still = self.cuts.load(Ordering::Relaxed) == cuts || mutant!("radix-cut-unseen");
@@ -139,15 +151,14 @@ impl Radix {
             if !same && !mutant!("leaf-race-lost") {
                 return Ok(None);
             }
-            guard.narrow_to(key..key + 1, &mut self.realm.reserve(pin).borrow_mut()).map_err(drop)?;
-            if self.tables.mine(pin).prepare(at, frames, pin) { Ok(Some((guard, slot))) } else { Err(()) }
+            guard.narrow_to(key, &mut self.realm.reserve(pin).borrow_mut()).map_err(drop)?;
+            let place = self.tables.ready(at, pin).ok_or(())?;
+            Ok(Some((guard, slot, place)))
         };
         match ready() {
-            Ok(Some((mut guard, slot))) => {
-                let usage = frame.usage();
-                let slot = slot.with_frame(frame.into_raw(), usage);
-                guard.update(|_| self.tables.set(at, slot, rights, pin).word());
-                self.counts.add(&Difference { resident: 1, ..Difference::default() }, pin);
+            Ok(Some((mut guard, slot, place))) => {
+                guard.set(place.set(own(slot, frame), rights).word());
+                self.counts.one_resident(pin);
                 Ok(true)
             }
             not_ready => {
@@ -173,7 +184,7 @@ impl Radix {
         let mut change = Change::new(self, &section, ctx);
         let guard = self.tree.lock_one(key, &section).map_err(|_| Unmoved::NoMemory)?;
         let mut guard = guard.ok_or(Unmoved::NoMapping)?;
-        let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
+        let slot = Slot::of(guard.span().value);
         let (frame, usage) = match slot.frame() {
             _ if slot.is_guard() => return Err(Unmoved::NoMapping),
             None => return Err(Unmoved::Empty),
@@ -198,16 +209,15 @@ impl Radix {
             }
         };
         change.drop_frame(slot, key);
-        let slot = own(slot, new, &mut change);
-        guard.update(|_| slot.word());
+        change.difference.resident(1);
+        guard.set(own(slot, new).word());
         change.settle();
         Ok(())
     }
 }
 
-/// What a page's slot says when it has `new`, which is counted.
-fn own(slot: Slot, new: OwnedFrame, change: &mut Change<'_>) -> Slot {
+/// What a page's slot says when it has `new`.
+fn own(slot: Slot, new: OwnedFrame) -> Slot {
     let usage = new.usage();
-    change.difference.resident += 1;
     slot.with_frame(new.into_raw(), usage)
 }

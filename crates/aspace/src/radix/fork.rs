@@ -43,7 +43,7 @@ impl Radix {
                 // Whatever a shared mapping may write, the parent's may too: so it is not sealed.
                 let _ = child.announce(&hold.desc().mapping, span.keys);
             }
-            difference.plus.add(&hold.desc().mapping, span.keys);
+            difference.add(hold.desc().kinds, span.keys as i64);
         }
         let frames = self.machine.frames;
         into.update(|span| {
@@ -61,7 +61,7 @@ impl Radix {
                         true => _ = self.tables.lower(page(span.first), slot, rights),
                         false => change.lower(slot, span.first, rights),
                     }
-                    difference.resident += 1;
+                    difference.resident(1);
                     hold.slot().with_frame(share.into_raw(), usage).word()
                 }
                 _ => hold.slot().word(),

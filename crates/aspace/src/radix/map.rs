@@ -20,7 +20,7 @@ impl Radix {
             dictated(at, range)?;
             let mut change = Change::new(self, &section, ctx);
             let mut guard = self.lock_pages(range, Mode::Fill, &section)?;
-            let free = guard.spans().all(|span| !Slot::of(span.value).is_mapped());
+            let free = guard.all(|span| !Slot::of(span.value).is_mapped());
             // What was chosen without a lock may be taken by now.
             if !(dictates || free && self.is_clear_above(range.end().number(), &section)) {
                 continue;

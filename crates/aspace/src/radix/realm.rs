@@ -27,7 +27,10 @@ use percpu::{PerCpu, Pinned, Unpinned};
 use refcache::{Budget, Counted, Domain, RefHead};
 use sync::SpinLock;
 
-use super::word::{DESCRIPTORS, Slot};
+use super::{
+    totals::Kinds,
+    word::{DESCRIPTORS, Slot},
+};
 use crate::{Backing, Flags, Mapping, Policy};
 
 /// Places for counts that a CPU holds back.
@@ -48,6 +51,7 @@ pub(super) struct Desc {
     retired: rcu::Head,
     realm: *const Realm,
     id: u32,
+    pub(super) kinds: Kinds,
     /// As if it began at page 0.
     pub(super) mapping: Mapping,
 }
@@ -210,7 +214,8 @@ impl Realm {
     }
 
     fn describe(&self, id: u32, mapping: Mapping) -> Desc {
-        Desc { head: RefHead::new::<Desc>(1), retired: rcu::Head::new(), realm: self, id, mapping }
+        let (head, retired) = (RefHead::new::<Desc>(1), rcu::Head::new());
+        Desc { head, retired, realm: self, id, kinds: Kinds::of(&mapping), mapping }
     }
     /// A descriptor for `mapping`, which is as if it began at page 0. `None` if there are too many.
     pub(super) fn intern<'p>(&'static self, mapping: Mapping, pin: &'p Pinned<'p>) -> Option<Hold<'p>> {
@@ -360,6 +365,14 @@ unsafe impl Space for Realm {
     }
     fn count(&self, value: u64, n: i32, pin: &Pinned<'_>) {
         self.add(Slot::of(value).desc(), n, pin);
+    }
+    #[inline]
+    fn recount(&self, old: u64, new: u64, pin: &Pinned<'_>) {
+        let (old, new) = (Slot::of(old).desc(), Slot::of(new).desc());
+        if old != new {
+            self.add(new, 1, pin);
+            self.add(old, -1, pin);
+        }
     }
 }
 

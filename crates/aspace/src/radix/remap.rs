@@ -394,10 +394,8 @@ impl Radix {
         };
         // It is more of a mapping that there is: nothing can forbid it.
         let _ = self.announce(&desc.desc().mapping, n);
-        change.difference.plus.add(&desc.desc().mapping, n);
-        if grows {
-            change.difference.minus.add(mapping, n - old.len());
-        }
+        let charged = if grows { n - old.len() } else { 0 };
+        change.difference.add(desc.desc().kinds, (n - charged) as i64);
         into.update(|span| {
             if Slot::of(span.value).is_mapped() {
                 change.unmapped(Slot::of(span.value), span.first, span.keys);
@@ -422,8 +420,7 @@ impl Radix {
                 let Some(hold) = unlocked.as_ref().and_then(|new| new.0.get(&slot.desc())) else {
                     return if moves { slot.blank().word() } else { span.value };
                 };
-                change.difference.minus.add(&change.desc(slot).mapping, span.keys);
-                change.difference.plus.add(&hold.desc().mapping, span.keys);
+                change.relabelled(change.desc(slot), hold.desc(), span.keys);
                 let slot = if moves { slot.blank() } else { slot };
                 return slot.with_desc(hold.slot().desc()).word();
             }

@@ -41,7 +41,7 @@ impl Radix {
     /// What is to be said of page `key`, looked at while it is locked. All pages of a span are alike: guards.
     fn resident(&self, key: u64, section: &Section<'_, Realm>) -> Option<Resident> {
         let guard = self.tree.lock_one(key, section).ok()??;
-        let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
+        let slot = Slot::of(guard.span().value);
         let (accessed, dirty) = self.tables.noted(page(key), slot);
         let frame = slot.frame();
         let usage = frame.map_or(owned::Use::Anonymous, |(_, usage)| usage);

@@ -142,7 +142,7 @@ impl Radix {
         }
         let bind = lock != Lock::Off && limits.locked < u64::MAX;
         let mut more = Difference::default();
-        more.plus.locked = after;
+        more.add(Kinds::LOCKED, after as i64);
         self.counts.charge(bind, &more, &pin, |now| {
             let others = now.locked.saturating_sub(before);
             if others.saturating_add(range.len()) > limits.locked { Err(Error::LockLimit) } else { Ok(()) }
@@ -154,7 +154,7 @@ impl Radix {
                 .relabel(&mut guard, reach.clone(), &mut change, &section, |mapping| relock(mapping, lock)),
         };
         // What was charged is counted once more by what is done, or nothing is done.
-        change.difference.minus.locked += after;
+        change.difference.add(Kinds::LOCKED, -(after as i64));
         change.settle();
         drop(guard);
         relabelled?;

@@ -24,8 +24,9 @@ use core::{
 
 use addr::{Frame, Page, Prot, Pte};
 use owned::OwnedFrame;
-use pagetable::Mirror;
+use pagetable::{Entry, Mirror};
 use percpu::{AtomicCpuSet, CpuId, CpuSet, MAX_CPUS, PerCpu, Pinned};
+use sync::mutant;
 
 use super::word::{NOBODY, SEVERAL, Slot};
 use crate::Machine;
@@ -92,19 +93,13 @@ impl Tables {
         self.all().map(|(_, mirror)| mirror.pages()).sum()
     }
 
-    /// Put an entry for `page`, whose slot is locked and has `slot` as its word, into this CPU's table, which is
-    /// [prepared](Mirror::prepare). The word that the slot is to have from here on.
-    pub(super) fn set(&self, page: Page, slot: Slot, rights: Prot, pin: &Pinned<'_>) -> Slot {
-        let Some((frame, _)) = slot.frame() else { return slot };
+    /// The entry of `page`, whose slot is locked, in this CPU's table. `None` if there is no frame for a table.
+    #[inline]
+    pub(super) fn ready(&self, page: Page, pin: &Pinned<'_>) -> Option<Ready<'_>> {
         let own = self.of(pin.cpu());
-        own.unwrap_or(&self.home).set(page, frame, rights);
-        let me = own.and_then(|_| u8::try_from(pin.cpu().index() + 1).ok());
-        let owner = match (slot.owner(), me) {
-            (NOBODY, Some(me)) if me != SEVERAL => me,
-            (owner, Some(me)) if owner == me || sync::mutant!("radix-owner-lost") => owner,
-            _ => SEVERAL,
-        };
-        slot.with_owner(owner)
+        let entry = own.unwrap_or(&self.home).prepare(page, self.machine.frames, pin)?;
+        let owner = own.and_then(|_| u8::try_from(pin.cpu().index() + 1).ok());
+        Some(Ready { entry, owner: owner.unwrap_or(SEVERAL) })
     }
     /// Call `f` with the tables that may have an entry for a page whose locked slot is `slot`, until it says false.
     fn each(&self, slot: Slot, mut f: impl FnMut(&Mirror) -> bool) {
@@ -148,6 +143,28 @@ impl Tables {
     pub(super) unsafe fn retire(&self) -> Vec<OwnedFrame> {
         // SAFETY: the caller's promise.
         self.all().map(|(_, mirror)| unsafe { mirror.retire() }).collect()
+    }
+}
+
+/// A place for an entry.
+pub(super) struct Ready<'t> {
+    entry: Entry<'t>,
+    /// This CPU, if the table is its own.
+    owner: u8,
+}
+
+impl Ready<'_> {
+    /// Put in the entry for the page, whose slot has `slot` as its word, with a frame. The word that the slot is to have.
+    #[inline]
+    pub(super) fn set(self, slot: Slot, rights: Prot) -> Slot {
+        let Some((frame, _)) = slot.frame() else { return slot };
+        self.entry.set(frame, rights);
+        let owner = match slot.owner() {
+            NOBODY => self.owner,
+            owner if owner == self.owner || mutant!("radix-owner-lost") => owner,
+            _ => SEVERAL,
+        };
+        slot.with_owner(owner)
     }
 }
 

@@ -26,11 +26,12 @@ const STEP: i64 = 32;
 
 const PAGES: usize = 0;
 const RESIDENT: usize = 6;
+const COUNTS: usize = 7;
 
 /// One CPU's part: counts, which may be negative, and the largest that two of them were when it looked last.
 #[derive(Default)]
 struct Part {
-    counts: [AtomicI64; 7],
+    counts: [AtomicI64; COUNTS],
     seen: [AtomicI64; 2],
 }
 
@@ -45,30 +46,58 @@ pub(super) struct Counts {
 // who was told so; and `limiting` orders those who compare.
 const OWN: Ordering = Ordering::Relaxed;
 
-/// What is told apart, in the order of [`Part::counts`].
-fn numbers(t: &Totals) -> [u64; 6] {
-    [t.pages, t.data, t.stack, t.code, t.locked, t.shared]
+/// What pages count as: a bit for each of [`Totals::kinds`].
+#[derive(Clone, Copy)]
+pub(super) struct Kinds(u8);
+
+impl Kinds {
+    pub(super) const LOCKED: Self = Self(1 << 4);
+
+    pub(super) fn of(mapping: &Mapping) -> Self {
+        let kinds = Totals::kinds(mapping).into_iter().enumerate();
+        Self(kinds.fold(0, |bits, (i, counted)| bits | u8::from(counted) << i))
+    }
 }
 
-/// How much an operation adds and takes away.
+/// How much an operation adds and takes away: by kind, and pages that have a frame.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Difference {
-    pub(super) plus: Totals,
-    pub(super) minus: Totals,
-    /// Pages with a frame.
-    pub(super) resident: i64,
+    counts: [i64; COUNTS],
+    /// Which of them were touched.
+    touched: u8,
 }
 
 impl Difference {
     /// `pages` pages more of `mapping`.
     pub(super) fn more(mapping: &Mapping, pages: u64) -> Self {
         let mut all = Self::default();
-        all.plus.add(mapping, pages);
+        all.add(Kinds::of(mapping), pages as i64);
         all
+    }
+    /// `pages` pages more that count as `kinds`; fewer, if negative.
+    #[inline]
+    pub(super) fn add(&mut self, kinds: Kinds, pages: i64) {
+        self.touched |= kinds.0;
+        each(kinds.0, |i| self.counts[i] += pages);
+    }
+    /// `pages` pages more have a frame.
+    #[inline]
+    pub(super) fn resident(&mut self, pages: i64) {
+        self.touched |= 1 << RESIDENT;
+        self.counts[RESIDENT] += pages;
     }
     /// What takes it back.
     pub(super) fn undone(&self) -> Self {
-        Self { plus: self.minus, minus: self.plus, resident: -self.resident }
+        Self { counts: self.counts.map(|count| -count), ..*self }
+    }
+}
+
+/// Call `f` with the numbers of the bits.
+#[inline]
+fn each(mut bits: u8, mut f: impl FnMut(usize)) {
+    while bits != 0 {
+        f(bits.trailing_zeros() as usize % COUNTS);
+        bits &= bits - 1;
     }
 }
 
@@ -87,22 +116,32 @@ impl Counts {
             peak_resident: AtomicU64::new(0),
         }
     }
+    #[inline]
     pub(super) fn add(&self, change: &Difference, pin: &Pinned<'_>) {
         let part = self.parts.get(pin);
-        let (plus, minus) = (numbers(&change.plus), numbers(&change.minus));
-        let changes = plus.iter().zip(minus).map(|(&plus, minus)| plus as i64 - minus as i64);
-        for (count, change) in part.counts.iter().zip(changes.chain([change.resident])) {
-            if change != 0 {
-                count.store(count.load(OWN) + change, OWN);
-            }
-        }
+        each(change.touched, |i| part.counts[i].store(part.counts[i].load(OWN) + change.counts[i], OWN));
         for (seen, count) in part.seen.iter().zip([PAGES, RESIDENT]) {
             let now = part.counts[count].load(OWN);
             if now >= seen.load(OWN) + STEP {
-                seen.store(now, OWN);
-                self.look();
+                self.peaked(seen, now);
             }
         }
+    }
+    /// One page more has a frame.
+    #[inline]
+    pub(super) fn one_resident(&self, pin: &Pinned<'_>) {
+        let part = self.parts.get(pin);
+        let (count, seen) = (&part.counts[RESIDENT], &part.seen[1]);
+        let now = count.load(OWN) + 1;
+        count.store(now, OWN);
+        if now >= seen.load(OWN) + STEP {
+            self.peaked(seen, now);
+        }
+    }
+    #[cold]
+    fn peaked(&self, seen: &AtomicI64, now: i64) {
+        seen.store(now, OWN);
+        self.look();
     }
     /// Add to the totals what is `more`, if `admit` agrees to what they are. Nobody else for whom limits may `bind` comes
     /// between.
@@ -122,7 +161,7 @@ impl Counts {
     }
     /// The totals, and how many pages have a frame; of which the largest are kept.
     pub(super) fn look(&self) -> (Totals, u64) {
-        let mut sums = [0; 7];
+        let mut sums = [0; COUNTS];
         for part in self.parts.iter() {
             sums.iter_mut().zip(&part.counts).for_each(|(sum, count)| *sum += count.load(OWN));
         }
