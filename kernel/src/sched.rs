@@ -366,7 +366,7 @@ pub fn reschedule() {
     let me = task::current();
     // Again after giving way: where the thread may run can have changed while it was queued.
     loop {
-        let misplaced = !me.may_run_on(cpu::id());
+        let misplaced = me.is_misplaced(cpu::id());
         // Relaxed: set by this CPU's own interrupt handlers.
         if !(misplaced || mine().resched.swap(false, Ordering::Relaxed)) {
             return;

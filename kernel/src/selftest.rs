@@ -93,7 +93,7 @@ fn threads_run_everywhere() -> Result<(), String> {
             })
             .ok_or("no memory for a thread")?
         };
-        *t.affinity.lock() = percpu::CpuSet::from_iter([c]);
+        t.set_affinity(percpu::CpuSet::from_iter([c]));
         sched::start(t);
     }
     await_count(&done, hw::cpu::count() as u64, 20)?;

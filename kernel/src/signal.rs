@@ -541,14 +541,13 @@ pub fn set_blocked(mask: SigSet) {
 pub fn mask_for_wait(mask: SigSet) {
     let before = blocked();
     set_blocked(mask);
-    task::current().signals.lock().saved = Some(before);
+    task::current().signals.save(before);
 }
 
 /// The end of a wait with [`mask_for_wait`] that no signal interrupted. After an interrupted one, leave the mask to the
 /// delivery of the signal.
 pub fn unmask() {
-    let saved = task::current().signals.lock().saved.take();
-    if let Some(mask) = saved {
+    if let Some(mask) = task::current().signals.take_saved() {
         set_blocked(mask);
     }
 }

@@ -57,8 +57,10 @@ pub struct Task {
     pub robust_list: AtomicU64,
     /// Its restartable sequence.
     pub rseq: rseq::State,
-    /// Where it may run.
-    pub affinity: irq::Lock<CpuSet>,
+    /// Where it may run: see [`Self::set_affinity`].
+    affinity: irq::Lock<CpuSet>,
+    /// Whether where it may run has changed since it looked.
+    unplaced: AtomicBool,
     /// The only CPU where it may run for now, by number; [`NO_ERRAND`] if there is none such.
     errand: AtomicU32,
     /// What it was told about its priority and its powers.
@@ -76,6 +78,8 @@ pub struct Task {
     mm: irq::Lock<Option<TaskMm>>,
     /// The memory that it has moved into for a moment: [`visit`].
     visited: irq::Lock<Option<TaskMm>>,
+    /// Whether there is any. For the thread itself.
+    visits: AtomicBool,
     kind: Kind,
     /// Asked to end: by `exit`, or since the process ends or executes another program.
     ending: AtomicBool,
@@ -190,8 +194,11 @@ pub fn visit<R>(mm: &Arc<Mm>, f: impl FnOnce() -> R) -> Option<R> {
         return None;
     }
     *me.visited.lock() = Some(Arc::new(Handle(mm.clone())));
+    // Relaxed, both: read by this thread.
+    me.visits.store(true, Ordering::Relaxed);
     sched::reload_space();
     let result = f();
+    me.visits.store(false, Ordering::Relaxed);
     let visited = me.visited.lock().take();
     sched::reload_space();
     drop(visited);
@@ -210,6 +217,7 @@ impl Task {
             robust_list: AtomicU64::new(0),
             rseq: rseq::State::new(),
             affinity: irq::Lock::new(sched::online()),
+            unplaced: AtomicBool::new(true),
             errand: AtomicU32::new(NO_ERRAND),
             attributes: irq::Lock::new(Attributes::FRESH),
             memory_policy: MemoryPolicy::new(),
@@ -219,6 +227,7 @@ impl Task {
             faults: AtomicU64::new(0),
             mm: irq::Lock::new(None),
             visited: irq::Lock::new(None),
+            visits: AtomicBool::new(false),
             kind,
             ending: AtomicBool::new(false),
             exit_code: AtomicU32::new(0),
@@ -290,6 +299,32 @@ impl Task {
     pub fn set_errand(&self, cpu: Option<CpuId>) {
         // Relaxed: published to other CPUs when the thread is queued.
         self.errand.store(cpu.map_or(NO_ERRAND, |cpu| cpu.index() as u32), Ordering::Relaxed);
+        self.unplaced.store(true, Ordering::Relaxed);
+    }
+    /// Where it may run but for errands.
+    pub fn affinity(&self) -> CpuSet {
+        *self.affinity.lock()
+    }
+    /// Let it run on these CPUs only. It leaves others on its way to user mode, if it is [kicked](sched::kick).
+    pub fn set_affinity(&self, cpus: CpuSet) {
+        *self.affinity.lock() = cpus;
+        // Relaxed: the kick, or that it is queued, brings it about that the thread looks, and comes after.
+        self.unplaced.store(true, Ordering::Relaxed);
+    }
+    /// Whether the thread, which is the caller, may not be on `cpu`, where it is. Who put it there may have looked at what has
+    /// changed since; then the change has set the flag after the thread's last look.
+    #[inline]
+    pub fn is_misplaced(&self, cpu: CpuId) -> bool {
+        // Relaxed: see `set_affinity`. Taken back before the look, so that a change during it counts.
+        if !self.unplaced.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.unplaced.store(false, Ordering::Relaxed);
+        let misplaced = !self.may_run_on(cpu);
+        if misplaced {
+            self.unplaced.store(true, Ordering::Relaxed);
+        }
+        misplaced
     }
     fn errand(&self) -> Option<CpuId> {
         // Relaxed: see `set_errand`.
@@ -313,7 +348,9 @@ impl Task {
     }
     /// The address space that it runs in: its own, unless it [`visit`]s another.
     pub fn space(&self) -> Option<TaskMm> {
-        self.visited.lock().clone().or_else(|| self.mm())
+        // Relaxed: the thread's own; others see one or the other.
+        let visited = if self.visits.load(Ordering::Relaxed) { self.visited.lock().clone() } else { None };
+        visited.or_else(|| self.mm())
     }
     /// Replace the address space: `execve` and exit.
     pub fn set_mm(&self, mm: Option<Arc<Mm>>) -> Option<Arc<Mm>> {

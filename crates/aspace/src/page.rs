@@ -10,7 +10,7 @@ use alloc::sync::Arc;
 use addr::{Frame, PAGE_BYTES, Page, Prot};
 use frames::{Fill, Req};
 use owned::{Memory, OwnedFrame, Use};
-use percpu::Unpinned;
+use percpu::{Pinned, Unpinned};
 use sync::{
     mutant,
     primitive::{AtomicU64, Ordering},
@@ -25,10 +25,10 @@ pub fn frame(
     usage: Use,
     zeroed: bool,
     frames: &Memory,
-    ctx: &Unpinned<'_>,
+    pin: &Pinned<'_>,
 ) -> Option<OwnedFrame> {
     let fill = if zeroed { Fill::Zeroed } else { Fill::Any };
-    frames.alloc_by(&ctx.pin(), usage, Req { place, fill, ..usage.req() }).ok()
+    frames.alloc_by(pin, usage, Req { place, fill, ..usage.req() }).ok()
 }
 
 /// The frame that page `at` of the space, the one `offset` pages into `mapping`, should have for `access`, and the rights
@@ -51,10 +51,10 @@ pub fn ensure(
     let index = mapping.object_page(offset).map_or(at.number(), |(_, index)| index);
     let place = policy.place(index);
     if let Some(old) = held {
-        return Ok((copy(old, place, frames, ctx)?, all));
+        return Ok((copy(old, place, frames, &ctx.pin())?, all));
     }
     let Backing::Object { object, page } = &mapping.backing else {
-        let zeroed = frame(place, Use::Anonymous, true, frames, ctx);
+        let zeroed = frame(place, Use::Anonymous, true, frames, &ctx.pin());
         return Ok((zeroed.ok_or(Fault::NoMemory)?, all));
     };
     let index = page.checked_add(offset).ok_or(Fault::BeyondObject)?;
@@ -81,8 +81,9 @@ pub(crate) fn of_object(
     if access != Access::Write {
         return Ok((theirs, all.difference(Prot::WRITE)));
     }
-    let mine = copy(&theirs, policy.place(index), frames, ctx);
-    frames.free(&ctx.pin(), theirs);
+    let pin = ctx.pin();
+    let mine = copy(&theirs, policy.place(index), frames, &pin);
+    frames.free(&pin, theirs);
     Ok((mine?, all))
 }
 
@@ -104,9 +105,9 @@ pub(crate) fn copy(
     old: &OwnedFrame,
     place: Place,
     frames: &Memory,
-    ctx: &Unpinned<'_>,
+    pin: &Pinned<'_>,
 ) -> Result<OwnedFrame, Fault> {
-    let new = frame(place, Use::Anonymous, false, frames, ctx).ok_or(Fault::NoMemory)?;
+    let new = frame(place, Use::Anonymous, false, frames, pin).ok_or(Fault::NoMemory)?;
     let (from, to) = (words(frames, old), words(frames, &new));
     for (from, to) in from.iter().zip(to) {
         // Relaxed: each word of an object may be stored to by other address spaces meanwhile, and any of its values

@@ -213,6 +213,7 @@ impl Radix {
         }))
     }
     /// Lock the pages of `range` that there are, of which there is one at least.
+    #[inline(always)]
     fn lock_pages<'g>(
         &'g self,
         range: PageRange,
@@ -295,17 +296,19 @@ impl Radix {
             (next, end) = (found.first, found.first + found.keys);
         }
     }
-    /// The end of an operation that may have made page tables, or descriptors useless.
+    /// The end of an operation that may have made descriptors useless.
+    #[inline]
     fn tidy(&self, ctx: &Unpinned<'_>) {
-        let large = {
-            let pin = ctx.pin();
-            let (cpu, mirror) = self.tables.mine_of(&pin);
-            mirror.is_large().then_some((cpu, mirror))
-        };
-        if let Some((cpu, mirror)) = large {
-            self.sweep(mirror, cpu, ctx);
-        }
+        self.sweep_large(ctx);
         self.realm.reap(ctx);
+    }
+    /// The end of an operation that may have made page tables.
+    #[inline]
+    fn sweep_large(&self, ctx: &Unpinned<'_>) {
+        if self.tables.take_large() {
+            let large = self.tables.all().filter(|(_, mirror)| mirror.is_large());
+            large.for_each(|(cpu, mirror)| self.sweep(mirror, cpu, ctx));
+        }
     }
     /// Free the root if the space is cleared and no CPU has it in CR3.
     fn free_root(&self, pin: &Pinned<'_>) {
@@ -474,7 +477,7 @@ impl AddressSpace for Radix {
         ctx: &Unpinned<'_>,
     ) -> Result<(), Fault> {
         let answer = self.resolve(policy, va.page(), access, ctx);
-        self.tidy(ctx);
+        self.sweep_large(ctx);
         answer
     }
     fn move_page(

@@ -404,6 +404,17 @@ impl Cpu {
         count(&self.cold.counts.zeroed_hits, 1);
         Some(found)
     }
+    /// A frame that is at hand and not zeroed, if zeroed ones are not to be had.
+    #[inline]
+    pub(crate) fn take_to_zero(&self, class: Class) -> Option<(Row, u32)> {
+        let shelves = self.cold.shelf.iter().all(|row| row.mask() == 0);
+        if !shelves || self.cold.zero_ready.load(OWN) != 0 || self.hot.mode() != 0 {
+            return None;
+        }
+        let found = self.hot.lease[class as usize].take(0)?;
+        count(&self.cold.zero_wanted, 1);
+        Some(found)
+    }
     /// The frames of `row` that it keeps, but for those in quarantine and in lanes; `None` if no word has that row.
     #[inline]
     pub(crate) fn kept_of(&self, row: Row) -> Option<u64> {

@@ -250,10 +250,14 @@ impl<'m> Frames<'m> {
     /// A call of its own, so that what precedes it stays small enough to be inlined.
     #[inline(never)]
     fn alloc_zeroed_or_slow(&self, pin: &Pinned<'_>, req: &Req) -> Result<Run, AllocError> {
-        if req.is_plain_zeroed()
-            && let Some((row, bit)) = self.me(pin).take_zeroed()
-        {
-            return Ok(Run::new(self.map.frame(row, bit), 0));
+        if req.is_plain_zeroed() {
+            let me = self.me(pin);
+            if let Some((row, bit)) = me.take_zeroed() {
+                return Ok(Run::new(self.map.frame(row, bit), 0));
+            }
+            if let Some((row, bit)) = me.take_to_zero(req.class) {
+                return Ok(self.filled(Run::new(self.map.frame(row, bit), 0), Fill::Zeroed));
+            }
         }
         self.alloc_slow(pin, req)
     }

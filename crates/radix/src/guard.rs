@@ -240,9 +240,16 @@ pub(crate) fn put<S: Space>(space: &S, slot: &AtomicU64, old: u64, value: u64, p
 /// Let the next one have a slot that is held.
 #[inline]
 pub(crate) fn unlock(slot: &AtomicU64) {
-    // Release: what this holder did comes before the next one's section; partner: `lock` in `lock`.
+    unlock_with(slot, held(slot));
+}
+
+/// The same, with another value.
+#[inline]
+pub(crate) fn unlock_with(slot: &AtomicU64, value: u64) {
+    // Release: what this holder did comes before the next one's section, and what the value names was there before;
+    // partners: `lock` in `lock`, and lookups, which take no lock.
     let order = if mutant!("radix-relaxed-unlock") { Ordering::Relaxed } else { Ordering::Release };
-    slot.store(held(slot), order);
+    slot.store(value, order);
 }
 
 /// The word of a slot that is held, without LOCK.

@@ -77,6 +77,7 @@ impl<S: Space> Tree<S> {
     ///
     /// The caller neither sleeps nor waits for anything but other slots, in ascending order, while it has the guard.
     /// Panics if the range is empty or ends above the tree's keys.
+    #[inline]
     pub fn lock_range<'g>(
         &'g self,
         keys: Range<u64>,
@@ -196,6 +197,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         wait(self.space, self.pin)
     }
     /// Lock slots from that of `key` on, as many as are in one node in a row. Gives the first key that is not locked.
+    #[inline(never)]
     fn lock_from(
         &mut self,
         root: At<'g, S>,

@@ -21,6 +21,9 @@ pub struct Reserve<S> {
     /// Where the memory is from.
     space: *const S,
     stock: [[Option<NonNull<Node<S>>>; 2]; MAX_LEVELS],
+    /// Of which levels there is a node, and of which there are two: what `stock` says, as bits.
+    one: u8,
+    two: u8,
 }
 
 // SAFETY: it owns the memory.
@@ -35,7 +38,7 @@ impl<S> Default for Reserve<S> {
 impl<S> Reserve<S> {
     /// Nothing.
     pub const fn new() -> Self {
-        Self { space: ptr::null(), stock: [[None; 2]; MAX_LEVELS] }
+        Self { space: ptr::null(), stock: [[None; 2]; MAX_LEVELS], one: 0, two: 0 }
     }
     fn is_of(&self, space: &S) -> bool {
         ptr::eq(self.space, space) || self.nodes() == 0
@@ -64,46 +67,51 @@ impl<S: Space> Reserve<S> {
             assert!(self.nodes() == 0, "the reserve has memory of another space");
             self.space = space;
         }
-        // From the leaves up: where ends are aligned to a level, they are to those below.
-        for level in (level..Shape::<S>::LEVELS).rev() {
-            let wanted = Self::wanted(level, keys);
-            if wanted > self.stocked(level) {
-                self.stock_up(level, wanted, space, pin)?;
-            }
-        }
-        Ok(())
-    }
-    /// How many nodes of `level` there are. They are at the front.
-    #[inline]
-    fn stocked(&self, level: usize) -> usize {
-        let [first, second] = &self.stock[level];
-        usize::from(first.is_some()) + usize::from(second.is_some())
+        let (one, two) = Self::wanted(level, keys);
+        if one & !self.one | two & !self.two == 0 { Ok(()) } else { self.stock_up(one, two, pin) }
     }
     #[cold]
-    fn stock_up(&mut self, level: usize, wanted: usize, space: &S, pin: &Pinned<'_>) -> Result<(), Error> {
-        for place in self.stock[level][..wanted].iter_mut().filter(|place| place.is_none()) {
-            *place = Some(node::alloc(space, level, pin).ok_or(Error::OutOfMemory)?);
+    fn stock_up(&mut self, one: u8, two: u8, pin: &Pinned<'_>) -> Result<(), Error> {
+        // SAFETY: the space that `fill_from` was given, which is `'static` as all are.
+        let space = unsafe { &*self.space };
+        for (level, places) in self.stock.iter_mut().enumerate().take(Shape::<S>::LEVELS) {
+            for place in places.iter_mut().take(usize::from(one >> level & 1) + usize::from(two >> level & 1))
+            {
+                if place.is_none() {
+                    *place = Some(node::alloc(space, level, pin).ok_or(Error::OutOfMemory)?);
+                }
+            }
+            self.one |= u8::from(places[0].is_some()) << level;
+            self.two |= u8::from(places[1].is_some()) << level;
         }
         Ok(())
     }
-    /// Nodes of `level` and below that narrowing for `keys` may make.
+    /// How many nodes of `level` and below narrowing for `keys` may make.
     pub(crate) fn needed(level: usize, keys: &Range<u64>) -> usize {
-        (level..Shape::<S>::LEVELS).map(|level| Self::wanted(level, keys)).sum()
+        let (one, two) = Self::wanted(level, keys);
+        (one.count_ones() + two.count_ones()) as usize
     }
-    /// Nodes of `level` that narrowing for `keys` may make: one for each end that lies within a slot of the level above.
-    fn wanted(level: usize, keys: &Range<u64>) -> usize {
-        let below = Shape::<S>::span(level - 1) - 1;
-        let at_start = keys.start & below != 0;
-        // Both ends in one slot are narrowed at once.
-        let at_end = keys.end & below != 0 && (!at_start || (keys.start ^ keys.end) > below);
-        usize::from(at_start) + usize::from(at_end)
+    /// Of which levels, from `level` on, narrowing for `keys` may make a node, and of which two: one for each end that lies
+    /// within a slot of the level above, and one if both are in the same slot.
+    #[inline]
+    fn wanted(level: usize, keys: &Range<u64>) -> (u8, u8) {
+        let within = |key: u64| Shape::<S>::WITHIN[key.trailing_zeros() as usize];
+        let (start, end) = (within(keys.start), within(keys.end));
+        let apart = !Shape::<S>::WITHIN[(63 - (keys.start ^ keys.end).leading_zeros()) as usize];
+        let levels = u8::MAX << level;
+        ((start | end) & levels, start & end & apart & levels)
     }
     pub(crate) fn take(&mut self, level: usize) -> Option<NonNull<Node<S>>> {
-        self.stock[level].iter_mut().rev().find_map(Option::take)
+        let [first, second] = &mut self.stock[level];
+        let taken = second.take().or_else(|| first.take());
+        self.two &= !(1 << level);
+        self.one = self.one & !(1 << level) | u8::from(first.is_some()) << level;
+        taken
     }
     /// Give all memory back to the space that it came from.
     pub fn give_back(&mut self, space: &S, pin: &Pinned<'_>) {
         assert!(self.is_of(space), "the reserve has memory of another space");
+        (self.one, self.two) = (0, 0);
         for (level, places) in self.stock.iter_mut().enumerate() {
             for memory in places.iter_mut().filter_map(Option::take) {
                 // SAFETY: it came from `alloc` for this level, and never became a node.

@@ -5,7 +5,7 @@ use core::{fmt, ops::Range};
 use percpu::Pinned;
 
 use crate::{
-    guard::{RangeGuard, Span, held, put, unlock},
+    guard::{RangeGuard, Span, held, put, unlock, unlock_with},
     record::Record,
     reserve::Reserve,
     space::{Error, Space},
@@ -49,6 +49,17 @@ impl<'g, S: Space> SlotGuard<'g, S> {
             // in this section.
             unsafe { self.record.at.add(used, self.pin) };
         }
+    }
+    /// Give the slot another value, and unlock it. Panics as [`Self::set`], or if there is to be none.
+    #[inline]
+    pub fn finish(self, value: u64) {
+        let this = core::mem::ManuallyDrop::new(self);
+        let slot = this.record.at.slot(this.record.first());
+        let old = held(slot);
+        assert!(word::is_value(value) && value != word::EMPTY && !word::is_frozen(old), "{:?}", this.span());
+        this.space.recount(old, value, this.pin);
+        unlock_with(slot, value);
+        this.record.drop_hold(this.pin);
     }
     /// Give up all keys but `key`, which is one of the guard's. `reserve` was [filled](Reserve::fill) for it before the slot
     /// was locked, or memory is looked for now. On failure the guard has what it had.

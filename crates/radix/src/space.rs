@@ -154,6 +154,21 @@ impl<S: Space> Shape<S> {
         }
         shift
     };
+    /// For a key with so many trailing zeros, or none but zeros, the levels, as bits, for which it is within a slot of the
+    /// level above, and not at that slot's start. The root has no level above.
+    pub(crate) const WITHIN: [u8; 65] = {
+        assert!(MAX_LEVELS <= u8::BITS as usize);
+        let (mut within, mut zeros) = ([0; 65], 0);
+        while zeros < 64 {
+            let mut level = 1;
+            while level < Self::LEVELS {
+                within[zeros] |= ((Self::SHIFT[level - 1] > zeros as u32) as u8) << level;
+                level += 1;
+            }
+            zeros += 1;
+        }
+        within
+    };
     /// Where a node's annex is in its memory: behind the slots.
     pub(crate) const fn annex(level: usize, head: usize, slot: usize) -> Option<usize> {
         const { assert!(align_of::<S::Annex>() <= 64) }

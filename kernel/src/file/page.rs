@@ -19,14 +19,14 @@ pub struct PageShare(ManuallyDrop<OwnedFrame>);
 impl PageShare {
     /// A fresh page of zeros, at `place`. None when memory is short.
     pub fn zeroed(place: Place) -> Option<Self> {
-        let frame = aspace::page::frame(place, Use::File, true, memory::frames(), &task::unpinned())?;
+        let frame = aspace::page::frame(place, Use::File, true, memory::frames(), &task::unpinned().pin())?;
         Some(Self(ManuallyDrop::new(frame)))
     }
 
     /// A fresh page of anything, which must be written before it is read. None when memory is short.
     pub fn uncleared() -> Option<Self> {
         let place = Place::Local;
-        let frame = aspace::page::frame(place, Use::File, false, memory::frames(), &task::unpinned())?;
+        let frame = aspace::page::frame(place, Use::File, false, memory::frames(), &task::unpinned().pin())?;
         Some(Self(ManuallyDrop::new(frame)))
     }
 

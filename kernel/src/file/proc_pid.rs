@@ -356,7 +356,7 @@ fn status(s: &Subject) -> Result<Vec<u8>> {
 
 /// Where a thread may run: as a mask and as a list.
 fn affinity(t: &Task) -> (String, String) {
-    let set = *t.affinity.lock();
+    let set = t.affinity();
     let mut words: Vec<u32> = set.words().iter().flat_map(|w| [*w as u32, (*w >> 32) as u32]).collect();
     words.truncate(hw::cpu::count().div_ceil(32));
     let mask: Vec<String> = words.iter().rev().map(|w| format!("{w:08x}")).collect();

@@ -209,7 +209,7 @@ pub fn settle(frame: &mut TrapFrame) -> bool {
             again(frame, SYS_RESTART);
         }
     }
-    if task::current().signals.lock().saved.is_none() {
+    if !task::current().signals.has_saved() {
         return false;
     }
     unmask();

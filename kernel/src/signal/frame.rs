@@ -178,9 +178,9 @@ pub(super) fn push(
     me.thread.with_xstate(fpu::XState::reset);
 
     let during = if action.flags & Action::NODEFER != 0 { action.mask } else { action.mask.with(signal) };
+    _ = me.signals.take_saved();
     let restart = {
         let mut t = me.signals.lock();
-        t.saved = None;
         if alt.flags & AltStack::AUTODISARM != 0 {
             t.alt_stack = AltStack::NONE;
         }

@@ -137,6 +137,8 @@ impl AltStack {
 /// A thread's part. [`TaskSignals::lock`] gives the state; the flag is read without.
 pub struct TaskSignals {
     flag: AtomicBool,
+    /// Whether `TaskState::saved` is something.
+    saved: AtomicBool,
     state: irq::Lock<TaskState>,
 }
 
@@ -204,8 +206,27 @@ impl TaskSignals {
     pub fn new() -> Self {
         Self {
             flag: AtomicBool::new(true),
+            saved: AtomicBool::new(false),
             state: irq::Lock::new(TaskState::with(SigSet::EMPTY, AltStack::FRESH)),
         }
+    }
+
+    /// Whether a mask is to be put back. For the thread itself, as are the next two.
+    pub(super) fn has_saved(&self) -> bool {
+        // Relaxed: the thread's own.
+        self.saved.load(Ordering::Relaxed)
+    }
+
+    /// Remember the mask of before a wait.
+    pub(super) fn save(&self, mask: SigSet) {
+        self.state.lock().saved = Some(mask);
+        self.saved.store(true, Ordering::Relaxed);
+    }
+
+    /// The mask that was remembered; it is forgotten.
+    pub(super) fn take_saved(&self) -> Option<SigSet> {
+        self.saved.store(false, Ordering::Relaxed);
+        self.state.lock().saved.take()
     }
 
     /// The state.

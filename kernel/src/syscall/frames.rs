@@ -120,7 +120,7 @@ fn online(cpu: u32) -> Result<CpuId, Errno> {
 /// The same, if the caller may run there. EINVAL.
 fn mine(cpu: u32) -> Result<CpuId, Errno> {
     let cpu = online(cpu)?;
-    if task::current().affinity.lock().contains(cpu) { Ok(cpu) } else { Err(Errno::EINVAL) }
+    if task::current().affinity().contains(cpu) { Ok(cpu) } else { Err(Errno::EINVAL) }
 }
 
 fn of_cpu(cpu: CpuId) -> OfCpu {

@@ -205,7 +205,7 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
         }
     };
     *child.name.lock() = *me.name.lock();
-    *child.affinity.lock() = *me.affinity.lock();
+    child.set_affinity(me.affinity());
     *child.attributes.lock() = me.attributes.lock().for_clone();
     child.memory_policy.set(me.memory_policy.get());
     *child.signals.lock() = me.signals.lock().for_clone(has(CLONE_VM) && !has(CLONE_VFORK));

@@ -72,7 +72,7 @@ pub fn sched_getaffinity(a: &Args) -> SysResult {
     if len * 8 < cpu::count() || !len.is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
-    let set = target(a.int(0))?.affinity.lock().intersection(&sched::online());
+    let set = target(a.int(0))?.affinity().intersection(&sched::online());
     let bytes: alloc::vec::Vec<u8> = set.words().iter().flat_map(|w| w.to_le_bytes()).collect();
     let n = len.min(MAX_CPUS / 8);
     usercopy::copy_out(a.raw(2), bytes.get(..n).unwrap_or_default())?;
@@ -93,7 +93,7 @@ pub fn sched_setaffinity(a: &Args) -> SysResult {
     if set.is_empty() {
         return Err(Errno::EINVAL);
     }
-    *t.affinity.lock() = set;
+    t.set_affinity(set);
     // If it now runs where it may not, it leaves on its way to user mode; ours is next.
     sched::kick(&t);
     Ok(0)

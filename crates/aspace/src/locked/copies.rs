@@ -50,10 +50,10 @@ impl Locked {
             self.flush(&mut gather, &pin);
             old
         };
-        let new = match page::copy(&old, place, frames, ctx) {
+        let pin = ctx.pin();
+        let new = match page::copy(&old, place, frames, &pin) {
             Ok(new) if wanted(new.frame()) => new,
             none_there => {
-                let pin = ctx.pin();
                 none_there.into_iter().for_each(|new| frames.free(&pin, new));
                 frames.free(&pin, old);
                 return Err(Unmoved::NoMemory);

@@ -82,11 +82,11 @@ impl Radix {
             let rights = contents::rights(mapping, frame, frames);
             if access.allowed_by(rights) {
                 let ready = self.tables.ready(at, &pin).ok_or(Fault::NoMemory)?;
-                guard.set(ready.set(slot, rights).word());
+                guard.finish(ready.set(slot, rights).word());
                 return Ok(Step::Done);
             }
             let mut change = Change::new(self, &section, ctx);
-            return self.copy_page(&mut guard, slot, (place, all), &mut change, ctx);
+            return self.copy_page(&mut guard, slot, (place, all), &mut change);
         }
         if let Backing::Object { .. } = mapping.backing {
             return Ok(Step::Ask(self.realm.keep(slot, &pin)));
@@ -94,9 +94,9 @@ impl Radix {
         let narrowed = guard.narrow_to(key, &mut self.realm.reserve(&pin).borrow_mut());
         let ready = narrowed.ok().and_then(|()| self.tables.ready(at, &pin)).ok_or(Fault::NoMemory)?;
         let zeroed =
-            contents::frame(place, owned::Use::Anonymous, true, frames, ctx).ok_or(Fault::NoMemory)?;
-        guard.set(ready.set(own(slot, zeroed), all).word());
+            contents::frame(place, owned::Use::Anonymous, true, frames, &pin).ok_or(Fault::NoMemory)?;
         self.counts.one_resident(&pin);
+        guard.finish(ready.set(own(slot, zeroed), all).word());
         Ok(Step::Done)
     }
     /// Copy on write: nobody uses the old frame any more when the copy can be used. It goes when the change is dropped.
@@ -106,14 +106,13 @@ impl Radix {
         slot: Slot,
         (place, rights): (Place, Prot),
         change: &mut Change<'a>,
-        ctx: &Unpinned<'a>,
     ) -> Result<Step, Fault> {
         let (frames, pin, span) = (self.machine.frames, guard.pin(), guard.span());
         let Some((frame, usage)) = slot.frame() else { return Ok(Step::Done) };
         let ready = self.tables.ready(page(span.first), pin).ok_or(Fault::NoMemory)?;
         // SAFETY: the slot has a share, counted for this use; the value made of it here is not given back.
         let old = ManuallyDrop::new(unsafe { OwnedFrame::from_raw(frame, usage) });
-        let new = contents::copy(&old, place, frames, ctx)?;
+        let new = contents::copy(&old, place, frames, pin)?;
         if !mutant!("cow-no-flush") {
             change.drop_frame(slot, span.first);
         } else {
@@ -156,9 +155,9 @@ impl Radix {
             Ok(Some((guard, slot, place)))
         };
         match ready() {
-            Ok(Some((mut guard, slot, place))) => {
-                guard.set(place.set(own(slot, frame), rights).word());
+            Ok(Some((guard, slot, place))) => {
                 self.counts.one_resident(pin);
+                guard.finish(place.set(own(slot, frame), rights).word());
                 Ok(true)
             }
             not_ready => {
@@ -201,7 +200,7 @@ impl Radix {
         change.flush();
         // SAFETY: the slot has a share, counted for this use; the value made of it here is not given back.
         let old = ManuallyDrop::new(unsafe { OwnedFrame::from_raw(frame, usage) });
-        let new = match contents::copy(&old, place, frames, ctx) {
+        let new = match contents::copy(&old, place, frames, &pin) {
             Ok(new) if wanted(new.frame()) => new,
             none_there => {
                 none_there.into_iter().for_each(|new| frames.free(&pin, new));

@@ -194,15 +194,20 @@ impl Realm {
         }
     }
     /// Drop what descriptors named that are no more. May sleep.
+    #[inline]
     pub fn reap(&self, ctx: &Unpinned<'_>) {
         // Acquire: partner in `free`. Looked at first, so that the line is shared as long as there is nothing.
         if self.any_dead.load(Ordering::Acquire) && self.any_dead.swap(false, Ordering::Acquire) {
-            let dead = {
-                let _pin = ctx.pin();
-                core::mem::take(&mut *self.dead.lock())
-            };
-            drop(dead);
+            self.drop_dead(ctx);
         }
+    }
+    #[cold]
+    fn drop_dead(&self, ctx: &Unpinned<'_>) {
+        let dead = {
+            let _pin = ctx.pin();
+            core::mem::take(&mut *self.dead.lock())
+        };
+        drop(dead);
     }
     /// Take over a tree whose space is no more.
     pub(super) fn bury(&self, tree: Tree<Realm>) {

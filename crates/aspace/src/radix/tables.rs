@@ -19,7 +19,7 @@
 use alloc::{boxed::Box, vec::Vec};
 use core::{
     ptr,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
 };
 
 use addr::{Frame, Page, Prot, Pte};
@@ -47,6 +47,8 @@ pub(super) struct Tables {
     own: PerCpu<AtomicPtr<Mirror>>,
     /// CPUs that have one.
     owners: AtomicCpuSet,
+    /// Whether one has grown so large that a sweep may be worth it. Set by who fills it, cleared by who sweeps.
+    large: AtomicBool,
 }
 
 impl Tables {
@@ -54,7 +56,7 @@ impl Tables {
         let home = Mirror::new(machine.frames, pin, machine.kernel_root)?;
         let cpus = if kind == PageTables::PerCpu { cpus } else { 0 };
         let own = PerCpu::new(cpus, |_| AtomicPtr::new(ptr::null_mut()));
-        Some(Self { machine, home, own, owners: AtomicCpuSet::new() })
+        Some(Self { machine, home, own, owners: AtomicCpuSet::new(), large: AtomicBool::new(false) })
     }
     fn of(&self, cpu: CpuId) -> Option<&Mirror> {
         // SAFETY: mirrors are freed when the tables are dropped. Acquire: partner in `enter`.
@@ -64,9 +66,11 @@ impl Tables {
     pub(super) fn mine(&self, pin: &Pinned<'_>) -> &Mirror {
         self.of(pin.cpu()).unwrap_or(&self.home)
     }
-    /// The same, and whose own it is.
-    pub(super) fn mine_of(&self, pin: &Pinned<'_>) -> (Option<CpuId>, &Mirror) {
-        self.of(pin.cpu()).map_or((None, &self.home), |own| (Some(pin.cpu()), own))
+    /// Whether some have grown so large that a sweep may be worth it. Who asks should do it: it isn't said again until they
+    /// have grown further.
+    #[inline]
+    pub(super) fn take_large(&self) -> bool {
+        self.large.load(Ordering::Relaxed) && self.large.swap(false, Ordering::Relaxed)
     }
     /// The root that this CPU is to load.
     pub(super) fn enter(&self, pin: &Pinned<'_>) -> Frame {
@@ -97,7 +101,12 @@ impl Tables {
     #[inline]
     pub(super) fn ready(&self, page: Page, pin: &Pinned<'_>) -> Option<Ready<'_>> {
         let own = self.of(pin.cpu());
-        let entry = own.unwrap_or(&self.home).prepare(page, self.machine.frames, pin)?;
+        let mirror = own.unwrap_or(&self.home);
+        let entry = mirror.prepare(page, self.machine.frames, pin)?;
+        if mirror.is_large() {
+            // Relaxed: a hint, here and below.
+            self.large.store(true, Ordering::Relaxed);
+        }
         let owner = own.and_then(|_| u8::try_from(pin.cpu().index() + 1).ok());
         Some(Ready { entry, owner: owner.unwrap_or(SEVERAL) })
     }
