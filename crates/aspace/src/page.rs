@@ -20,6 +20,7 @@ use crate::{Access, Backing, Fault, Mapping, Object, ObjectError, Place, Policy}
 
 /// A frame for `usage`, at `place`, its bytes zero if `zeroed` and else unspecified. Every frame of user memory comes from
 /// here: those of mappings, and those of the objects that are mapped.
+#[inline(always)]
 pub fn frame(
     place: Place,
     usage: Use,

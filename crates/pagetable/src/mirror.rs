@@ -43,7 +43,7 @@ pub struct Entry<'m>(&'m AtomicU64);
 
 impl Entry<'_> {
     /// Let the page be translated to `frame` with `prot`. The entry is empty, or is for the same frame and grants no more.
-    #[inline]
+    #[inline(always)]
     pub fn set(self, frame: Frame, prot: Prot) {
         let new = Pte::user_page(frame, prot).bits();
         // Relaxed: the lock orders software, and the hardware writes to no empty entry.
@@ -83,7 +83,7 @@ impl Mirror {
     }
     /// `page`'s entry, with the tables that it needs. The caller has the page's lock, as long as it uses what it gets. `None`
     /// if there is no frame for a table.
-    #[inline]
+    #[inline(always)]
     pub fn prepare(&self, page: Page, frames: &Memory, pin: &Pinned<'_>) -> Option<Entry<'_>> {
         let mut table = self.root;
         for level in [3, 2, 1] {

@@ -42,7 +42,7 @@ use crate::{
     record::Record,
     reserve::Reserve,
     space::{Error, Refs, Shape, Space},
-    word::{self, DEAD, EMPTY, LOCK},
+    word::{self, DEAD, EMPTY, LINK, LOCK},
 };
 
 /// What a range is locked for: it decides what is narrowed, so that exactly the range is locked.
@@ -102,6 +102,7 @@ impl<S: Space> Tree<S> {
     /// [narrowed](SlotGuard::narrow_to). Panics if there is no such key.
     ///
     /// No hold is needed: a slot that isn't EMPTY keeps its node.
+    #[inline(always)]
     pub fn lock_one<'g>(
         &'g self,
         key: u64,
@@ -248,52 +249,84 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     }
     /// Lengthen the last record, which begins with the slot of `key`, for as long as the range goes on and its node has
     /// slots that can be locked. Gives the first key that is not locked.
-    fn lock_run(&mut self, mut key: u64, mode: Mode, reserve: &mut Reserve<S>) -> Result<u64, Error> {
-        while let Some(record) = self.records.last().copied()
-            && key < self.keys.end
-            && record.end() < Shape::<S>::fanout(record.at.level())
-        {
-            let slot = record.at.slot(record.end());
+    fn lock_run(&mut self, key: u64, mode: Mode, reserve: &mut Reserve<S>) -> Result<u64, Error> {
+        let Some(mut record) = self.records.last().copied() else { return Ok(key) };
+        let next = self.lock_slots(&mut record, key, mode);
+        // What is locked is the guard's, also if there is more to do or an error.
+        self.records.last().into_iter().for_each(|last| *last = record);
+        match next? {
+            Next::Key(next) => Ok(next),
+            Next::Open { slot, seen, first, keep } => {
+                let end = keep.end;
+                self.open(slot, seen, first, keep, reserve).inspect_err(|_| back_out(slot))?;
+                Ok(end)
+            }
+        }
+    }
+    fn lock_slots(&self, record: &mut Record<'g, S>, mut key: u64, mode: Mode) -> Result<Next<'g>, Error> {
+        let (at, level, keys) = (record.at, record.at.level(), self.keys.clone());
+        let (span, fanout) = (Shape::<S>::span(level), Shape::<S>::fanout(level));
+        let (begin, mut i) = (record.first(), record.end());
+        let mut first = record.key(i);
+        let next = loop {
+            if key >= keys.end || i >= fanout {
+                break Ok(Next::Key(key));
+            }
+            let slot = at.slot(i);
             // Acquire: a link is followed by `freeze`; partner: the stores of links in `narrow`.
             let seen = slot.load(Ordering::Acquire);
-            if seen == DEAD {
-                break;
-            }
-            let first = record.key(record.end());
-            let end = first + record.span();
-            if word::descends(seen) {
-                // Another node, from the root; or one that is frozen instead.
-                if mode != Mode::Freeze || record.at.level() + 1 != Shape::<S>::LEAF {
-                    break;
-                }
-                if !self.freeze(slot, &record)? {
-                    self.wait()?;
-                    continue;
-                }
-            } else {
+            let end = first + span;
+            if seen & LINK == 0 || word::is_frozen(seen) {
                 if seen & LOCK != 0 {
-                    self.wait()?;
-                    continue;
+                    match self.wait() {
+                        Ok(()) => continue,
+                        Err(error) => break Err(error),
+                    }
                 }
                 if !lock(slot, seen) {
                     continue;
                 }
-                if record.is_empty() && !may_stay(&record) {
+                if i == begin && !may_stay(record) {
                     back_out(slot);
-                    break;
+                    break Ok(Next::Key(key));
                 }
-                let sticks_out = first < self.keys.start || end > self.keys.end;
-                let thaws = mode == Mode::Edit && word::is_frozen(seen);
+                let sticks_out = first < keys.start || end > keys.end;
+                let thaws = mode == Mode::Edit && seen & LINK != 0;
                 if thaws || sticks_out && mode.narrows(seen) {
-                    let keep = first.max(self.keys.start)..end.min(self.keys.end);
-                    let next = keep.end;
-                    self.open(slot, seen, first, keep, reserve).inspect_err(|_| back_out(slot))?;
-                    return Ok(next);
+                    let keep = first.max(keys.start)..end.min(keys.end);
+                    break Ok(Next::Open { slot, seen, first, keep });
+                }
+            } else {
+                // Another node, from the root; or one that is frozen instead; or the node was replaced.
+                if seen == DEAD || mode != Mode::Freeze || level + 1 != Shape::<S>::LEAF {
+                    break Ok(Next::Key(key));
+                }
+                match self.freeze(slot, record) {
+                    Ok(true) => {}
+                    Ok(false) => match self.wait() {
+                        Ok(()) => continue,
+                        Err(error) => break Err(error),
+                    },
+                    Err(error) => break Err(error),
                 }
             }
-            self.records.last().into_iter().for_each(Record::lengthen);
-            key = end.min(self.keys.end);
-        }
-        Ok(key)
+            i += 1;
+            first = end;
+            key = end;
+        };
+        *record = record.of(begin..i);
+        // Of the last slot, what sticks out is the guard's, and nobody asked for it.
+        next.map(|next| match next {
+            Next::Key(key) => Next::Key(key.min(keys.end)),
+            open => open,
+        })
     }
+}
+
+/// What is to be done when a run ends.
+enum Next<'g> {
+    /// To go on with this key, if it is one of the range.
+    Key(u64),
+    /// To open a slot, which is locked and not part of the run.
+    Open { slot: &'g AtomicU64, seen: u64, first: u64, keep: Range<u64> },
 }

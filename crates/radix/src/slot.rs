@@ -51,7 +51,7 @@ impl<'g, S: Space> SlotGuard<'g, S> {
         }
     }
     /// Give the slot another value, and unlock it. Panics as [`Self::set`], or if there is to be none.
-    #[inline]
+    #[inline(always)]
     pub fn finish(self, value: u64) {
         let this = core::mem::ManuallyDrop::new(self);
         let slot = this.record.at.slot(this.record.first());
@@ -63,7 +63,7 @@ impl<'g, S: Space> SlotGuard<'g, S> {
     }
     /// Give up all keys but `key`, which is one of the guard's. `reserve` was [filled](Reserve::fill) for it before the slot
     /// was locked, or memory is looked for now. On failure the guard has what it had.
-    #[inline]
+    #[inline(always)]
     pub fn narrow_to(&mut self, key: u64, reserve: &mut Reserve<S>) -> Result<(), Error> {
         let seen = held(self.record.at.slot(self.record.first()));
         if self.record.span() == 1 && !word::is_frozen(seen) {
@@ -72,6 +72,7 @@ impl<'g, S: Space> SlotGuard<'g, S> {
         }
         self.open(key, seen, reserve)
     }
+    #[cold]
     fn open(&mut self, key: u64, seen: u64, reserve: &mut Reserve<S>) -> Result<(), Error> {
         let keys = self.keys();
         assert!(keys.contains(&key), "key {key} is not the guard's");

@@ -56,6 +56,7 @@ impl<'a> Change<'a> {
         self.forget(slot, keys);
     }
     /// The same for pages whose frame, if there is one, lives on elsewhere.
+    #[inline(always)]
     pub(super) fn forget(&mut self, slot: Slot, keys: u64) {
         let desc = self.desc(slot);
         self.difference.add(desc.kinds, -(keys as i64));
@@ -78,6 +79,7 @@ impl<'a> Change<'a> {
         }
     }
     /// The frame of page `key`, if the slot has one, is to be freed; nobody translates to it after the next flush.
+    #[inline(always)]
     pub(super) fn drop_frame(&mut self, slot: Slot, key: u64) {
         let Some((frame, usage)) = slot.frame() else { return };
         self.hide(slot, key);
@@ -90,6 +92,7 @@ impl<'a> Change<'a> {
         self.difference.resident(-1);
     }
     /// Nobody translates page `key` after the next flush, until its lock is free. Its slot, `slot`, is to have no owner then.
+    #[inline(always)]
     pub(super) fn hide(&mut self, slot: Slot, key: u64) {
         if self.space.tables.clear(page(key), slot) {
             self.stale(slot, key);
@@ -101,6 +104,7 @@ impl<'a> Change<'a> {
             self.stale(slot, key);
         }
     }
+    #[inline(always)]
     fn stale(&mut self, slot: Slot, key: u64) {
         add_targets(&mut self.targets, slot);
         if let Some(single) = PageRange::single(page(key)) {

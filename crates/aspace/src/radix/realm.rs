@@ -273,11 +273,16 @@ impl Realm {
         self.add(slot.desc(), 1, pin);
         Kept { realm: self, id: slot.desc() }
     }
+    #[inline]
     fn add(&self, id: u32, n: i32, pin: &Pinned<'_>) {
         if id >= PLAIN && n != 0 {
-            // SAFETY: up: who calls has a reference, or the lock of a slot that is one. Down: it gives references up.
-            unsafe { self.refs.add(self.find(id), n, pin) };
+            self.add_counted(id, n, pin);
         }
+    }
+    #[inline(never)]
+    fn add_counted(&self, id: u32, n: i32, pin: &Pinned<'_>) {
+        // SAFETY: up: who calls has a reference, or the lock of a slot that is one. Down: it gives references up.
+        unsafe { self.refs.add(self.find(id), n, pin) };
     }
     fn take_number(&self, pin: &Pinned<'_>) -> Option<u32> {
         let mut mine = self.mine.get(pin).borrow_mut();

@@ -98,7 +98,7 @@ impl Tables {
     }
 
     /// The entry of `page`, whose slot is locked, in this CPU's table. `None` if there is no frame for a table.
-    #[inline]
+    #[inline(always)]
     pub(super) fn ready(&self, page: Page, pin: &Pinned<'_>) -> Option<Ready<'_>> {
         let own = self.of(pin.cpu());
         let mirror = own.unwrap_or(&self.home);
@@ -111,6 +111,7 @@ impl Tables {
         Some(Ready { entry, owner: owner.unwrap_or(SEVERAL) })
     }
     /// Call `f` with the tables that may have an entry for a page whose locked slot is `slot`, until it says false.
+    #[inline]
     fn each(&self, slot: Slot, mut f: impl FnMut(&Mirror) -> bool) {
         match slot.owner() {
             NOBODY => {}
@@ -119,6 +120,7 @@ impl Tables {
         }
     }
     /// Clear the entries of `page`; whether one of them was present.
+    #[inline]
     pub(super) fn clear(&self, page: Page, slot: Slot) -> bool {
         let mut present = false;
         self.each(slot, |mirror| {
@@ -164,7 +166,7 @@ pub(super) struct Ready<'t> {
 
 impl Ready<'_> {
     /// Put in the entry for the page, whose slot has `slot` as its word, with a frame. The word that the slot is to have.
-    #[inline]
+    #[inline(always)]
     pub(super) fn set(self, slot: Slot, rights: Prot) -> Slot {
         let Some((frame, _)) = slot.frame() else { return slot };
         self.entry.set(frame, rights);
