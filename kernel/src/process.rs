@@ -179,7 +179,8 @@ struct Life {
     exec: Option<u32>,
 }
 
-/// A process.
+/// A process. Aligned, so that how often it is referred to is counted on another line.
+#[repr(align(128))]
 pub struct Process {
     /// Its id.
     pub pid: u32,

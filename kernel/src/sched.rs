@@ -129,7 +129,7 @@ impl Queue {
 struct RunQueue {
     queue: irq::Lock<Queue>,
     /// Length of `queue`, so that thieves need not lock an empty one.
-    len: AtomicU32,
+    len: Line<AtomicU32>,
     /// The running thread should give way on its return to user mode.
     resched: AtomicBool,
     idle: irq::Lock<Option<Arc<Task>>>,
@@ -139,10 +139,14 @@ struct RunQueue {
     left: AtomicBool,
 }
 
+/// A cache line of its own.
+#[repr(align(64))]
+struct Line<T>(T);
+
 static CPUS: [RunQueue; MAX_CPUS] = [const {
     RunQueue {
         queue: irq::Lock::new(Queue { head: None, tail: None }),
-        len: AtomicU32::new(0),
+        len: Line(AtomicU32::new(0)),
         resched: AtomicBool::new(false),
         idle: irq::Lock::new(None),
         loaded: irq::Lock::new(None),
@@ -231,7 +235,7 @@ fn enqueue_on(target: CpuId, task: Arc<Task>) {
         let mut q = rq.queue.lock();
         q.push(task);
         // Relaxed: written under the lock; a hint for those who read it without.
-        rq.len.fetch_add(1, Ordering::Relaxed)
+        rq.len.0.fetch_add(1, Ordering::Relaxed)
     };
     // SeqCst: the queueing above comes before this look, as the idle CPU's announcement before its look at the queue.
     fence(Ordering::SeqCst);
@@ -284,7 +288,7 @@ fn schedule() {
     // Relaxed: taken by this CPU before anyone else can see the flag again.
     rq.resched.store(false, Ordering::Relaxed);
     let now = hw::timer::now();
-    let crowded = rq.len.load(Ordering::Relaxed) > 0;
+    let crowded = rq.len.0.load(Ordering::Relaxed) > 0;
     timers::set_slice_end((crowded && !next.is_idle()).then_some(now + timers::length(SLICE)));
     if core::ptr::eq(&*next, &*me) {
         return;
@@ -309,7 +313,7 @@ fn pick(rq: &RunQueue, here: CpuId) -> Option<Arc<Task>> {
     let mut q = rq.queue.lock();
     if let Some(t) = q.pop() {
         // Relaxed: under the lock.
-        rq.len.fetch_sub(1, Ordering::Relaxed);
+        rq.len.0.fetch_sub(1, Ordering::Relaxed);
         return Some(t);
     }
     drop(q);
@@ -322,7 +326,7 @@ fn steal(here: CpuId) -> Option<Arc<Task>> {
     for i in 1..n {
         let victim = &CPUS[(here.index() + i) % n];
         // Relaxed: a hint; the lock decides.
-        if victim.len.load(Ordering::Relaxed) == 0 {
+        if victim.len.0.load(Ordering::Relaxed) == 0 {
             continue;
         }
         let mut q = victim.queue.lock();
@@ -330,7 +334,7 @@ fn steal(here: CpuId) -> Option<Arc<Task>> {
         let found = q.remove_first(|t| !t.sched.on_cpu.load(Ordering::Acquire) && t.may_run_on(here));
         if let Some(t) = found {
             // Relaxed: under the lock.
-            victim.len.fetch_sub(1, Ordering::Relaxed);
+            victim.len.0.fetch_sub(1, Ordering::Relaxed);
             stats::count(Counter::Steals);
             return Some(t);
         }
@@ -368,7 +372,8 @@ pub fn reschedule() {
     loop {
         let misplaced = me.is_misplaced(cpu::id());
         // Relaxed: set by this CPU's own interrupt handlers.
-        if !(misplaced || mine().resched.swap(false, Ordering::Relaxed)) {
+        let asked = mine().resched.load(Ordering::Relaxed) && mine().resched.swap(false, Ordering::Relaxed);
+        if !(misplaced || asked) {
             return;
         }
         reclaim::tick();
@@ -402,7 +407,7 @@ pub fn yield_now() {
 fn yield_from(me: &Task, must_leave: bool) {
     let rq = mine();
     // Relaxed: a hint; if something arrives later it will interrupt us.
-    if !must_leave && rq.len.load(Ordering::Relaxed) == 0 {
+    if !must_leave && rq.len.0.load(Ordering::Relaxed) == 0 {
         return;
     }
     let s = &me.sched;
@@ -467,7 +472,7 @@ pub fn on_kick() {
     central::serve();
     let rq = mine();
     // Relaxed: a hint; the interrupt came after the queueing.
-    if !is_idle_task() && rq.len.load(Ordering::Relaxed) > 0 {
+    if !is_idle_task() && rq.len.0.load(Ordering::Relaxed) > 0 {
         // Never later than it is: else a thread that is sent signals all the time would keep the CPU for good.
         timers::limit_slice(hw::timer::now() + timers::length(SLICE));
     }
@@ -557,7 +562,7 @@ pub fn idle() -> ! {
     reclaim::begin();
     loop {
         // Relaxed: a hint; whatever is queued meanwhile is seen below.
-        reclaim::idle(|| mine().len.load(Ordering::Relaxed) == 0);
+        reclaim::idle(|| mine().len.0.load(Ordering::Relaxed) == 0);
         {
             let _off = irq::Off::new();
             let rq = mine();
@@ -570,7 +575,7 @@ pub fn idle() -> ! {
         IDLE[here.index()].0.store(true, Ordering::Relaxed);
         // SeqCst: the announcement comes before the look at the queue; pairs with the fence in `enqueue_on`.
         fence(Ordering::SeqCst);
-        if mine().len.load(Ordering::Relaxed) == 0 {
+        if mine().len.0.load(Ordering::Relaxed) == 0 {
             // Interrupts go on and the CPU halts in one step, so that an interrupt in between is not slept over.
             realm::sleep();
             cpu::halt();

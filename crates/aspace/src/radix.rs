@@ -133,7 +133,8 @@ use crate::{
     rules::{check, dictated, relock, user},
 };
 
-/// An address space in a radix tree.
+/// An address space in a radix tree. What all CPUs read lies apart from what they write, and from the counts of references.
+#[repr(align(128))]
 pub struct Radix {
     machine: Machine,
     realm: &'static Realm,
@@ -143,7 +144,7 @@ pub struct Radix {
     tables: Tables,
     kind: PageTables,
     /// CPUs that may have translations of this space cached.
-    active: AtomicCpuSet,
+    active: Line<AtomicCpuSet>,
     counts: Counts,
     arenas: Arenas,
     /// How mappings to come are locked: one of [`FUTURES`].
@@ -151,12 +152,16 @@ pub struct Radix {
     /// How many times an object's pages were cut off.
     cuts: AtomicU64,
     /// Held by those that move pages, and by those that look for an object's pages everywhere.
-    moving: RwLock<()>,
+    moving: Line<RwLock<()>>,
     me: Weak<Radix>,
     /// Set by `clear`, when the roots are in `retired`.
     cleared: AtomicBool,
     retired: SpinLock<Vec<OwnedFrame>>,
 }
+
+/// Cache lines of its own.
+#[repr(align(64))]
+struct Line<T>(T);
 
 const FUTURES: [Lock; 3] = [Lock::Off, Lock::Now, Lock::OnFault];
 
@@ -201,12 +206,12 @@ impl Radix {
             tree,
             tables,
             kind,
-            active: AtomicCpuSet::new(),
+            active: Line(AtomicCpuSet::new()),
             counts: Counts::new(realm.cpus()),
             arenas: Arenas::new(realm.cpus()),
             future: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
-            moving: RwLock::new(()),
+            moving: Line(RwLock::new(())),
             me: me.clone(),
             cleared: AtomicBool::new(false),
             retired: SpinLock::new(Vec::new()),
@@ -226,7 +231,7 @@ impl Radix {
     }
     /// No CPU of `targets` translates by what the gather was told of when this returns.
     fn flush(&self, gather: &mut Gather<'_>, targets: &CpuSet, pin: &Pinned<'_>) {
-        gather.flush_among(pin, self.machine.shootdown, &self.active, targets);
+        gather.flush_among(pin, self.machine.shootdown, &self.active.0, targets);
     }
     /// Tell the object of `mapping` that `pages` of its pages will be mapped; as [`Mappings::announce`].
     ///
@@ -315,7 +320,7 @@ impl Radix {
         // SeqCst: our own step (cleared, or left) before, the other's after; partner: the same fence on the other side.
         fence(Ordering::SeqCst);
         // Acquire: with the flag, see `retired` filled; the lock would do that too.
-        if self.cleared.load(Ordering::Acquire) && self.active.snapshot().is_empty() {
+        if self.cleared.load(Ordering::Acquire) && self.active.0.snapshot().is_empty() {
             let roots = core::mem::take(&mut *self.retired.lock());
             roots.into_iter().for_each(|root| self.machine.frames.free(pin, root));
         }
@@ -389,9 +394,9 @@ impl AddressSpace for Radix {
             start..start + size_of_val(part)
         }
         f("", of(self));
-        f("set of CPUs", of(&self.active));
+        f("set of CPUs", of(&self.active.0));
         f("page tables' roots and locks", of(&self.tables));
-        f("lock of moves", of(&self.moving));
+        f("lock of moves", of(&self.moving.0));
     }
     fn map_within(
         &self,
@@ -507,13 +512,13 @@ impl AddressSpace for Radix {
         self.realm.reap(ctx);
     }
     fn activate(&self, pin: &Pinned<'_>) -> Frame {
-        tlb::join(&self.active, pin);
+        tlb::join(&self.active.0, pin);
         // Relaxed: only a check of the caller's duty.
         debug_assert!(!self.cleared.load(Ordering::Relaxed), "a cleared address space was activated");
         self.tables.enter(pin)
     }
     fn deactivate(&self, pin: &Pinned<'_>) {
-        tlb::leave(&self.active, pin);
+        tlb::leave(&self.active.0, pin);
         self.free_root(pin);
     }
     fn areas(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&MappingInfo<'_>)) {
@@ -578,7 +583,7 @@ impl fmt::Debug for Radix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Radix")
             .field("tables", &self.kind)
-            .field("active", &self.active)
+            .field("active", &self.active.0)
             .finish_non_exhaustive()
     }
 }

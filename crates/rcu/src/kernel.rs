@@ -48,6 +48,11 @@ const BATCH: usize = 64;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Gp(u64);
 
+/// The first of what is on cache lines of its own: periods are read by all, what is wanted is written by many, and where CPUs'
+/// words are doesn't change.
+#[repr(align(64))]
+struct Line<T>(T);
+
 /// A set of CPUs whose sections delay what is retired there.
 ///
 /// ```
@@ -67,15 +72,16 @@ pub struct Gp(u64);
 /// });
 /// # }
 /// ```
+#[repr(C)]
 pub struct Domain {
     /// The last period begun, and the last that has ended: at most one apart. Changed by who holds `driver`.
-    gp: AtomicU64,
+    gp: Line<AtomicU64>,
     done: AtomicU64,
     /// The last period that somebody waits for.
-    wanted: AtomicU64,
+    wanted: Line<AtomicU64>,
     driver: SpinLock<()>,
     /// For each CPU the last period in which it was quiescent. Written by that CPU.
-    seen: PerCpu<AtomicU64>,
+    seen: Line<PerCpu<AtomicU64>>,
     callbacks: PerCpu<RefCell<Callbacks>>,
 }
 
@@ -127,11 +133,11 @@ impl Domain {
             RefCell::new(Callbacks { next: List::EMPTY, wait, ready: List::EMPTY })
         };
         Self {
-            gp: AtomicU64::new(0),
+            gp: Line(AtomicU64::new(0)),
             done: AtomicU64::new(0),
-            wanted: AtomicU64::new(0),
+            wanted: Line(AtomicU64::new(0)),
             driver: SpinLock::new(()),
-            seen: PerCpu::new(cpus, |_| AtomicU64::new(IDLE)),
+            seen: Line(PerCpu::new(cpus, |_| AtomicU64::new(IDLE))),
             callbacks: PerCpu::new(cpus, callbacks),
         }
     }
@@ -139,20 +145,20 @@ impl Domain {
     #[inline]
     pub fn read<'p>(&'p self, pin: &'p Pinned<'_>) -> Guard<'p> {
         // Relaxed, here and in `reported`: this CPU's own word.
-        debug_assert_ne!(self.seen.get(pin).load(Ordering::Relaxed), IDLE, "a section on an idle CPU");
+        debug_assert_ne!(self.seen.0.get(pin).load(Ordering::Relaxed), IDLE, "a section on an idle CPU");
         Guard { pin, domain: self }
     }
     /// This CPU is in no section: `pin` is borrowed by none.
     #[inline]
     pub fn qs(&self, pin: &mut Pinned<'_>) {
-        self.report(self.seen.get(pin));
+        self.report(self.seen.0.get(pin));
     }
     /// As [`Self::qs`], for an interrupt handler on `cpu`.
     ///
     /// # Safety
     /// Called on `cpu`, which was interrupted in user mode: no section is open there.
     pub unsafe fn qs_interrupted(&self, cpu: CpuId) {
-        if let Some(seen) = self.seen.of(cpu) {
+        if let Some(seen) = self.seen.0.of(cpu) {
             self.report(seen);
         }
     }
@@ -161,17 +167,17 @@ impl Domain {
     pub fn idle_enter(&self, pin: &mut Pinned<'_>) -> bool {
         // Release [O9]: the sections before come first; partner: the load in `all_seen`.
         let order = if mutant!("rcu-relaxed-idle") { Ordering::Relaxed } else { Ordering::Release };
-        self.seen.get(pin).store(IDLE, order);
+        self.seen.0.get(pin).store(IDLE, order);
         self.pending(pin) > 0
     }
     /// This CPU may have sections again.
     pub fn idle_exit(&self, pin: &mut Pinned<'_>) {
         // Relaxed: a number older than the newest only makes a period wait longer.
-        let g = self.gp.load(Ordering::Relaxed);
+        let g = self.gp.0.load(Ordering::Relaxed);
         // Release [O9]: who finds this number instead of IDLE must still come after the sections before that; partner:
         // the load in `all_seen`.
         let order = if mutant!("rcu-relaxed-wake") { Ordering::Relaxed } else { Ordering::Release };
-        self.seen.get(pin).store(g, order);
+        self.seen.0.get(pin).store(g, order);
         // SeqCst [O10]: partner of the fence in `all_seen`; and, as O8, of the fence in `snap`.
         if !mutant!("rcu-no-wake-fence") {
             fence(Ordering::SeqCst);
@@ -192,7 +198,7 @@ impl Domain {
         fence(Ordering::SeqCst);
         let ahead = if mutant!("rcu-current-period") { 0 } else { 1 };
         // Relaxed: ordered by the fence.
-        Gp(self.gp.load(Ordering::Relaxed) + ahead)
+        Gp(self.gp.0.load(Ordering::Relaxed) + ahead)
     }
     /// Whether `need` has ended.
     pub fn poll(&self, need: Gp) -> bool {
@@ -206,7 +212,7 @@ impl Domain {
         while !self.poll(need) {
             let mut pin = ctx.pin();
             // An idle CPU stays so.
-            if self.seen.get(&pin).load(Ordering::Relaxed) != IDLE {
+            if self.seen.0.get(&pin).load(Ordering::Relaxed) != IDLE {
                 self.qs(&mut pin);
             }
             self.drive();
@@ -217,7 +223,7 @@ impl Domain {
     /// The regular work of a CPU, in no section: report, take periods forward, and free at most a batch of what is due.
     /// Gives how many objects it has freed.
     pub fn tick(&self, pin: &mut Pinned<'_>) -> usize {
-        if self.seen.get(pin).load(Ordering::Relaxed) != IDLE {
+        if self.seen.0.get(pin).load(Ordering::Relaxed) != IDLE {
             self.qs(pin);
         }
         self.drive();
@@ -239,13 +245,13 @@ impl Domain {
     fn request(&self, need: Gp) {
         // Relaxed: only says that there is something to do, and is read under `driver`. Looked at before it is written,
         // so that no line moves if others want the same.
-        if self.wanted.load(Ordering::Relaxed) < need.0 {
-            self.wanted.fetch_max(need.0, Ordering::Relaxed);
+        if self.wanted.0.load(Ordering::Relaxed) < need.0 {
+            self.wanted.0.fetch_max(need.0, Ordering::Relaxed);
         }
     }
     fn report(&self, seen: &AtomicU64) {
         // Acquire: with the fence after it, partner of `snap`.
-        let g = self.gp.load(Ordering::Acquire);
+        let g = self.gp.0.load(Ordering::Acquire);
         if seen.load(Ordering::Relaxed) != g {
             // SeqCst [O8]: partner of the fence in `snap`.
             if !mutant!("rcu-no-report-fence") {
@@ -278,7 +284,7 @@ impl Domain {
         let Some(_one) = self.driver.try_lock() else { return };
         // Relaxed, all but one below: `driver` orders them.
         loop {
-            let g = self.gp.load(Ordering::Relaxed);
+            let g = self.gp.0.load(Ordering::Relaxed);
             if self.done.load(Ordering::Relaxed) < g {
                 if !self.all_seen(g) {
                     return;
@@ -286,18 +292,18 @@ impl Domain {
                 // Release [O9]: hands on what `all_seen` has acquired; partner: `poll`.
                 self.done.store(g, Ordering::Release);
             }
-            if self.wanted.load(Ordering::Relaxed) <= g {
+            if self.wanted.0.load(Ordering::Relaxed) <= g {
                 return;
             }
             // Release: partner in `report`.
-            self.gp.store(g + 1, Ordering::Release);
+            self.gp.0.store(g + 1, Ordering::Release);
         }
     }
     fn all_seen(&self, g: u64) -> bool {
         // SeqCst [O10]: partner of the fence in `idle_exit`.
         fence(Ordering::SeqCst);
         // Acquire [O9]: partner of the stores in `report` and `idle_enter`.
-        self.seen.iter().all(|seen| seen.load(Ordering::Acquire) >= g)
+        self.seen.0.iter().all(|seen| seen.load(Ordering::Acquire) >= g)
     }
 }
 
@@ -306,9 +312,9 @@ impl fmt::Debug for Domain {
         // Relaxed: for people.
         let of = |word: &AtomicU64| word.load(Ordering::Relaxed);
         f.debug_struct("Domain")
-            .field("gp", &of(&self.gp))
+            .field("gp", &of(&self.gp.0))
             .field("done", &of(&self.done))
-            .field("wanted", &of(&self.wanted))
+            .field("wanted", &of(&self.wanted.0))
             .finish_non_exhaustive()
     }
 }

@@ -12,7 +12,7 @@ impl Radix {
         }
         let child = Self::new(self.machine, self.realm, self.kind, ctx)?;
         child.arenas.follow(&self.arenas);
-        let _still = self.moving.write(ctx);
+        let _still = self.moving.0.write(ctx);
         match self.copy_to(&child, ctx) {
             Ok(()) => Ok(child),
             Err(error) => {

@@ -51,7 +51,7 @@ impl Radix {
         limits: &Limits,
         ctx: &Unpinned<'_>,
     ) -> Result<Page, Error> {
-        let _mover = self.moving.write(ctx);
+        let _mover = self.moving.0.write(ctx);
         let all = Request { old, pages: n, to, keep, limits };
         let RemapTo::Fixed(target) = to else { return self.remap_one(&all, ctx) };
         // Several mappings move one by one, and what lies between them stays.

@@ -77,7 +77,7 @@ impl Radix {
     pub(super) fn cut_pages(&self, of: &Mappers, cut: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
         // SeqCst: the object says what it says from now on; then pages are locked. Partner: the load in `resolve`, and
         // `put`. Nothing moves to where this has been already.
-        let _still = self.moving.write(ctx);
+        let _still = self.moving.0.write(ctx);
         self.cuts.fetch_add(1, Ordering::SeqCst);
         let mut areas = alloc::vec::Vec::new();
         self.each_area(pages(0, KEYS), ctx, |info| {
