@@ -187,6 +187,9 @@ pub struct Test {
     /// The design of the machines' address spaces
     #[arg(long, value_name = "NAME", default_value = "locked")]
     pub aspace: Aspace,
+    /// With the radix design: page tables of an address space [default: percpu]
+    #[arg(long, value_name = "percpu|shared")]
+    pub pagetable: Option<PageTables>,
 }
 
 /// Options of `bench`.

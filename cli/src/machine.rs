@@ -232,23 +232,27 @@ pub struct Boot {
     pub words: Vec<String>,
 }
 
-/// The design of machines of which nothing else is said.
-static DESIGN: OnceLock<Aspace> = OnceLock::new();
+/// The design, and its page tables, of machines of which nothing else is said.
+static DESIGN: OnceLock<(Aspace, Option<PageTables>)> = OnceLock::new();
 
 /// Let machines have this design if nothing else is said; once, before there are any.
-pub fn set_design(design: Aspace) {
-    let _ = DESIGN.set(design);
+pub fn set_design(design: Aspace, tables: Option<PageTables>) {
+    let _ = DESIGN.set((design, tables));
 }
 
-fn design() -> Aspace {
-    DESIGN.get().copied().unwrap_or(Aspace::Locked)
+fn design() -> (Aspace, Option<PageTables>) {
+    DESIGN.get().copied().unwrap_or((Aspace::Locked, None))
 }
 
 impl Boot {
     /// As `key=value` words for Quire.
     pub fn line(&self, cpus: u32) -> String {
-        let mut line = format!("cpus={cpus} aspace={}", self.aspace.unwrap_or(design()).name());
-        if let Some(tables) = self.pagetable {
+        let (design, tables) = match self.aspace {
+            Some(aspace) => (aspace, self.pagetable),
+            None => (design().0, self.pagetable.or(design().1)),
+        };
+        let mut line = format!("cpus={cpus} aspace={}", design.name());
+        if let Some(tables) = tables {
             // Writing to a String cannot fail, here and below.
             let _ = write!(line, " pagetable={}", tables.name());
         }

@@ -29,7 +29,7 @@ use crate::{args::Group as Name, args::Test, machine, ui};
 
 /// Run the groups that the options name; the exit status is 1 if a test failed.
 pub fn run(options: &Test) -> Result<u8> {
-    machine::set_design(options.aspace);
+    machine::set_design(options.aspace, options.pagetable);
     let wanted = |name: Name| {
         // This one takes long as a whole.
         let among_all = name != Name::Sanitize || options.full;
