@@ -499,10 +499,15 @@ impl AddressSpace for Radix {
     }
     fn clear(&self, ctx: &Unpinned<'_>) {
         self.unmap_everything(ctx);
+        // Every slot is EMPTY now, and was locked since the last entry went: nobody walks to one, or will.
+        let pin = ctx.pin();
+        let mut gather = Gather::new(self.machine.frames, *ctx);
         for (cpu, mirror) in self.tables.all() {
-            while mirror.pages() > 1 {
-                self.sweep(mirror, cpu, ctx);
-            }
+            let targets = cpu.map_or(CpuSet::first(MAX_CPUS), |cpu| [cpu].into_iter().collect());
+            mirror.strip(&mut gather, |gather| {
+                self.flush(gather, &targets, &pin);
+                gather.release(&pin);
+            });
         }
         // SAFETY: nothing is mapped, and this is the last operation; CPUs only leave from here on.
         *self.retired.lock() = unsafe { self.tables.retire() };

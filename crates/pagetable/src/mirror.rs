@@ -9,7 +9,8 @@
 //! no frames; so a mirror, or any part of it, may be thrown away at any time, and comes back by faults.
 //!
 //! Tables that serve nothing any more are found by [`Mirror::sweep`], which asks for each table whether it is still
-//! needed. One thread sweeps at a time, and no other unlinks, so a sweep may walk all tables without any page's lock.
+//! needed. One thread sweeps at a time, and no other unlinks, so a sweep may walk all tables without any page's lock. At
+//! the end, when no page is mapped or will be, nobody walks to an entry: then all of them go at once ([`Mirror::strip`]).
 
 use core::mem::ManuallyDrop;
 
@@ -168,8 +169,27 @@ impl Mirror {
         // Relaxed: a count.
         self.pages.fetch_sub(1, Ordering::Relaxed);
     }
+    /// Unlink all tables but the root. That takes no locks and no memory: nothing is mapped any more, or will be. When the
+    /// gather is full, and at the end, `flush` makes all CPUs that use the mirror forget what it was told of; it may
+    /// release what is in it then.
+    pub fn strip(&self, gather: &mut Gather<'_>, mut flush: impl FnMut(&mut Gather<'_>)) {
+        // Nobody else unlinks, or looks at all tables, meanwhile.
+        let _sweep = self.sweeping.lock();
+        let end = Page::new(crate::USER_PAGES).unwrap_or_default();
+        for level in 1..=3 {
+            let mut at = Page::default();
+            while let Some((slot, first)) = self.table.next_link(&mut at, end, level) {
+                let Some(served) = PageRange::with_len(first, span(level)) else { continue };
+                if gather.room() == 0 {
+                    flush(gather);
+                }
+                self.unlink(slot, served, gather);
+            }
+        }
+        flush(gather);
+    }
     /// The frame of the root, for whoever frees it when no CPU has it in CR3 any more. To be called once, when nothing
-    /// is mapped and everything has been [swept](Self::sweep): the mirror is of no use after that.
+    /// is mapped and everything has been [stripped](Self::strip): the mirror is of no use after that.
     ///
     /// # Safety
     /// It is the only call, and no other method is called from here on but [`Self::pages`] and [`Self::root`].

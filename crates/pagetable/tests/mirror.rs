@@ -77,3 +77,49 @@ fn a_table_that_there_is_no_frame_for_is_not_made() {
         assert!(mirror.prepare(page(5), frames, &pin).is_some());
     });
 }
+
+/// Counts the ranges that are flushed.
+struct Flushes(std::cell::Cell<u32>);
+
+// SAFETY: the test has one thread.
+unsafe impl Sync for Flushes {}
+
+impl Shootdown for Flushes {
+    fn flush(&self, _: &Pinned<'_>, cpus: &CpuSet, range: PageRange) {
+        assert!(!cpus.is_empty() && !range.is_empty());
+        self.0.set(self.0.get() + 1);
+    }
+}
+
+#[test]
+fn all_tables_go_at_the_end_without_memory() {
+    let (machine, frames) = (Machine::new(1), testing::memory(256, 1));
+    machine.on(0, |ctx| {
+        let pin = ctx.pin();
+        let mirror = Mirror::new(frames, &pin, None).expect("memory");
+        let mut tables = 0;
+        // One page in each 2 MiB, and a few in other parts of the address space, until there is no frame.
+        let sparse = (0..3).map(|i| i << 27 | i << 18).chain((1..1024).map(|i| i << 9)).map(page);
+        for at in sparse.take_while(|&at| mirror.prepare(at, frames, &pin)) {
+            mirror.set(at, Frame::new(7).expect("a frame number"), RW);
+            assert!(mirror.clear(at).is_present());
+            tables += 1;
+        }
+        assert!(tables > 100 && mirror.pages() > tables);
+        let active = AtomicCpuSet::new();
+        active.insert(pin.cpu());
+        let (flushes, mut freed) = (Flushes(std::cell::Cell::new(0)), 0);
+        let mut gather = Gather::new(frames, ctx);
+        mirror.strip(&mut gather, |gather| {
+            let before = frames.stats().owned[Use::PageTable as usize];
+            gather.flush(&pin, &flushes, &active);
+            gather.release(&pin);
+            freed += before - frames.stats().owned[Use::PageTable as usize];
+        });
+        drop(gather);
+        assert_eq!((mirror.pages(), frames.stats().owned[Use::PageTable as usize]), (1, 1));
+        assert!(freed > tables && flushes.0.get() > 0);
+        // SAFETY: the mirror isn't used any more.
+        frames.free(&pin, unsafe { mirror.retire() });
+    });
+}
