@@ -28,13 +28,23 @@
 //!   Acquire (O9), and `done` carries it to who frees x: R's loads come before.
 //!
 //! A section lasts until its guard is dropped, and a report takes `&mut Pinned`, which no guard of that pin survives.
+//!
+//! **A CPU that idles for long leaves nothing behind.** It *hands over* what it has retired to a list, from which the next CPU
+//! that ticks takes it: as if that CPU had retired it then, for what was unlinked before the list's lock was given up is
+//! unlinked before the new owner's O7. If all CPUs idle nobody ticks; so who idles looks whether it is the last:
+//! ```text
+//! hand_over:    orphans += mine; any = true
+//! idle_enter:   seen = IDLE
+//! is_abandoned: fence(SeqCst) [O11]; any and every seen == IDLE
+//! ```
+//! Of two that idle at once, the one whose O11 is later sees the other's IDLE and what it handed over: so it is told to stay.
 
 use core::{cell::RefCell, fmt, ptr};
 
 use percpu::{CpuId, PerCpu, Pinned, Unpinned};
 use sync::{
     SpinLock, mutant,
-    primitive::{AtomicU64, Ordering, fence, spin_loop},
+    primitive::{AtomicBool, AtomicU64, Ordering, fence, spin_loop},
 };
 
 use crate::{Retired, list::List};
@@ -42,7 +52,7 @@ use crate::{Retired, list::List};
 /// `seen` of a CPU that idles.
 const IDLE: u64 = u64::MAX;
 /// Callbacks that [`Domain::tick`] runs at most.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// A grace period, by number: what [`Domain::snap`] says has to end.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -83,6 +93,9 @@ pub struct Domain {
     /// For each CPU the last period in which it was quiescent. Written by that CPU.
     seen: Line<PerCpu<AtomicU64>>,
     callbacks: PerCpu<RefCell<Callbacks>>,
+    /// What CPUs that idle have retired, and whether there is anything.
+    orphans: SpinLock<List>,
+    any_orphans: AtomicBool,
 }
 
 /// What a CPU has retired.
@@ -139,6 +152,8 @@ impl Domain {
             driver: SpinLock::new(()),
             seen: Line(PerCpu::new(cpus, |_| AtomicU64::new(IDLE))),
             callbacks: PerCpu::new(cpus, callbacks),
+            orphans: SpinLock::new(List::EMPTY),
+            any_orphans: AtomicBool::new(false),
         }
     }
     /// Begin a section. The CPU isn't idle (checked in debug builds).
@@ -169,6 +184,35 @@ impl Domain {
         let order = if mutant!("rcu-relaxed-idle") { Ordering::Relaxed } else { Ordering::Release };
         self.seen.0.get(pin).store(IDLE, order);
         self.pending(pin) > 0
+    }
+    /// Leave what this CPU has retired to whoever ticks next: before [`Self::idle_enter`], by a CPU that won't tick while it
+    /// idles. Then it asks whether it [may](Self::is_abandoned).
+    pub fn hand_over(&self, pin: &Pinned<'_>) {
+        if self.pending(pin) > 0 {
+            let mut c = self.callbacks.get(pin).borrow_mut();
+            let mut orphans = self.orphans.lock();
+            let Callbacks { next, wait: [(_, first), (_, second)], ready } = &mut *c;
+            // The oldest first; which periods have ended for them is forgotten.
+            [ready, first, second, next].into_iter().for_each(|list| orphans.append(list.take()));
+            // Relaxed: a hint for those who tick, and ordered by the fence for who idles.
+            self.any_orphans.store(true, Ordering::Relaxed);
+        }
+    }
+    /// Whether something was handed over that nobody will take, as all CPUs idle. Asked by a CPU that has begun to idle: then
+    /// it goes on instead. Of those that idle the last is told.
+    pub fn is_abandoned(&self) -> bool {
+        // SeqCst [O11]: our IDLE, and what we handed over, before the look at the others'; partner: the same fence there.
+        if !mutant!("rcu-no-leave-fence") {
+            fence(Ordering::SeqCst);
+        }
+        // Relaxed, both: ordered by the fence.
+        self.any_orphans.load(Ordering::Relaxed)
+            && self.seen.iter().all(|seen| seen.load(Ordering::Relaxed) == IDLE)
+    }
+    /// Whether something was handed over that nobody has taken yet.
+    pub fn has_orphans(&self) -> bool {
+        // Relaxed: a hint.
+        self.any_orphans.load(Ordering::Relaxed)
     }
     /// This CPU may have sections again.
     pub fn idle_exit(&self, pin: &mut Pinned<'_>) {
@@ -220,13 +264,14 @@ impl Domain {
             spin_loop();
         }
     }
-    /// The regular work of a CPU, in no section: report, take periods forward, and free at most a batch of what is due.
+    /// The regular work of a CPU, in no section: report, take periods forward, and free at most a [`BATCH`] of what is due.
     /// Gives how many objects it has freed.
     pub fn tick(&self, pin: &mut Pinned<'_>) -> usize {
         if self.seen.0.get(pin).load(Ordering::Relaxed) != IDLE {
             self.qs(pin);
         }
         self.drive();
+        self.adopt(pin);
         self.advance(pin);
         let callbacks = self.callbacks.get(pin);
         let mut freed = 0;
@@ -259,6 +304,15 @@ impl Domain {
             }
             // Release [O9]: the sections before come first; partner: the load in `all_seen`.
             seen.store(g, Ordering::Release);
+        }
+    }
+    /// Take over what others have handed over.
+    fn adopt(&self, pin: &Pinned<'_>) {
+        if self.has_orphans() {
+            let mut orphans = self.orphans.lock();
+            // Relaxed: as above; the lock orders the list.
+            self.any_orphans.store(false, Ordering::Relaxed);
+            self.callbacks.get(pin).borrow_mut().next.append(orphans.take());
         }
     }
     /// Stamp what was retired, and set free what has waited long enough.

@@ -78,6 +78,51 @@ fn a_cpu_that_idles_is_told_what_it_has_retired() {
 }
 
 #[test]
+fn what_an_idle_cpu_has_retired_is_freed_by_another() {
+    let (domain, freed) = (Domain::new(3), [const { Cell::new(false) }; 4]);
+    (0..2).for_each(|cpu| domain.idle_exit(&mut pin(cpu)));
+    // In each state that a retired object can be in: to be freed, waiting, and new.
+    let reader = pin(1);
+    let section = domain.read(&reader);
+    for flag in &freed[..3] {
+        domain.call(&pin(0), retire(flag));
+        domain.tick(&mut pin(0));
+    }
+    domain.call(&pin(0), retire(&freed[3]));
+    domain.hand_over(&pin(0));
+    assert!(!domain.idle_enter(&mut pin(0)) && domain.has_orphans());
+    assert!(!domain.is_abandoned(), "CPU 1 is there");
+    // CPU 1 takes them over in a section that may have found them, and that goes on elsewhere.
+    domain.idle_exit(&mut pin(2));
+    (0..6).for_each(|_| _ = domain.tick(&mut pin(2)));
+    assert!(freed.iter().all(|flag| !flag.get()));
+    assert_eq!((domain.pending(&pin(2)), domain.has_orphans()), (4, false));
+    drop(section);
+    for _ in 0..4 {
+        domain.tick(&mut pin(1));
+        domain.tick(&mut pin(2));
+    }
+    assert!(freed.iter().all(Cell::get));
+}
+
+#[test]
+fn the_last_to_idle_is_told_what_is_left() {
+    let (domain, freed) = (Domain::new(2), Cell::new(false));
+    (0..2).for_each(|cpu| domain.idle_exit(&mut pin(cpu)));
+    domain.call(&pin(0), retire(&freed));
+    for (cpu, last) in [(0, false), (1, true)] {
+        domain.hand_over(&pin(cpu));
+        domain.idle_enter(&mut pin(cpu));
+        assert_eq!(domain.is_abandoned(), last, "CPU {cpu}");
+    }
+    domain.idle_exit(&mut pin(1));
+    (0..3).for_each(|_| _ = domain.tick(&mut pin(1)));
+    assert!(freed.get() && !domain.has_orphans());
+    domain.idle_enter(&mut pin(1));
+    assert!(!domain.is_abandoned(), "nothing is left");
+}
+
+#[test]
 fn a_period_under_way_does_not_count() {
     let domain = Domain::new(2);
     (0..2).for_each(|cpu| domain.idle_exit(&mut pin(cpu)));

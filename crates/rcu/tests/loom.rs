@@ -144,3 +144,53 @@ fn another_cpu_may_begin_the_period() {
         (0..3).for_each(|_| _ = sim.domain.tick(&mut pin(2)));
     });
 }
+
+/// One CPU idles and leaves what it has retired, while the other idles too: one of them is told to stay, and frees it.
+#[test]
+fn nothing_is_left_behind_when_all_idle() {
+    explore("two CPUs idle at once", None, || {
+        let (sim, freed) = (Sim::new(), UnsafeCell::new(()));
+        (0..2).for_each(|cpu| sim.domain.idle_exit(&mut pin(cpu)));
+        let waiting = Box::leak(Box::new(Waiting { head: rcu::Head::new(), cell: &freed }));
+        let retired = std::ptr::NonNull::from(waiting).cast();
+        // SAFETY: nobody has found it; `free` frees it, once.
+        sim.domain.call(&pin(0), unsafe { rcu::Retired::new(retired, free) });
+        fn idle(sim: &Sim, cpu: usize) -> bool {
+            let pin = &mut pin(cpu);
+            sim.domain.hand_over(pin);
+            sim.domain.idle_enter(pin);
+            sim.domain.is_abandoned()
+        }
+        let other = sim.clone();
+        let other = thread::spawn(move || idle(&other, 1));
+        let stays = [idle(&sim, 0), other.join().expect("the other went well")];
+        assert!(stays.iter().any(|stays| *stays), "nobody was told");
+        (0..4).for_each(|_| _ = sim.domain.tick(&mut pin(1)));
+        assert!(!sim.domain.has_orphans() && sim.domain.pending(&pin(1)) == 0);
+    });
+}
+
+/// One that takes over what another CPU has retired frees nothing under that one's readers.
+#[test]
+fn nothing_that_was_handed_over_is_freed_under_a_reader() {
+    explore("handing over against a reader", None, || {
+        let sim = Sim::new();
+        (0..2).for_each(|cpu| sim.domain.idle_exit(&mut pin(cpu)));
+        let (reader, third) = (sim.clone(), sim.clone());
+        let reader = thread::spawn(move || {
+            let pin = &mut pin(1);
+            reader.section(pin);
+            reader.domain.qs(pin);
+        });
+        let third = thread::spawn(move || {
+            (0..3).for_each(|_| _ = third.domain.tick(&mut pin(2)));
+        });
+        sim.replace(0);
+        sim.domain.hand_over(&pin(0));
+        sim.domain.idle_enter(&mut pin(0));
+        reader.join().expect("the reader went well");
+        third.join().expect("the third went well");
+        (0..4).for_each(|_| (1..3).for_each(|cpu| _ = sim.domain.tick(&mut pin(cpu))));
+        assert_eq!(sim.domain.pending(&pin(1)) + sim.domain.pending(&pin(2)), 0);
+    });
+}
