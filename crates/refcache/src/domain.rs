@@ -133,6 +133,11 @@ impl<const WAYS: usize> Domain<WAYS> {
     pub fn epoch(&self) -> u64 {
         self.tree.epoch()
     }
+    /// Whether no CPU holds anything back or has anything to review, as far as CPUs have [parked](Self::park) that have
+    /// nothing to do. Others may begin to at any moment.
+    pub fn is_quiet(&self) -> bool {
+        !self.tree.has_members() && !self.has_orphans()
+    }
     fn caches(&self) -> &[Cache<WAYS>] {
         // SAFETY: so many were made.
         unsafe { core::slice::from_raw_parts(self.caches.as_ptr(), self.cpus) }
@@ -303,7 +308,7 @@ impl<const WAYS: usize> Domain<WAYS> {
             pins().take(1).for_each(|pin| self.unpark(&pin));
             pins().for_each(|pin| _ = self.work(&pin, Budget::ALL));
         }
-        pins().for_each(|pin| self.leave(&pin));
+        pins().for_each(|pin| _ = self.leave(&pin));
     }
     fn is_busy(&self, pin: &Pinned<'_>) -> bool {
         Self::mine(self.cache(pin), |mine| !mine.holds_nothing() || !mine.review.is_empty())

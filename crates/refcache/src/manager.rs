@@ -144,7 +144,8 @@ impl<const WAYS: usize> Domain<WAYS> {
             Self::mine(cache, |mine| mine.review.list(mine.local + 3).append(&mut orphans));
         }
     }
-    pub(crate) fn has_orphans(&self) -> bool {
+    /// Whether CPUs that have left were to review something that nobody has taken over yet.
+    pub fn has_orphans(&self) -> bool {
         // Relaxed: a hint; the lock orders the list.
         self.orphans.0.any.load(Ordering::Relaxed)
     }

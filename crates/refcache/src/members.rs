@@ -4,6 +4,7 @@
 //! before it looks at a weak word: between that look and the change that follows, the epochs must wait for it.
 
 use percpu::{CpuId, Pinned};
+use sync::mutant;
 
 use crate::{
     Domain,
@@ -37,7 +38,7 @@ impl<const WAYS: usize> Domain<WAYS> {
         };
         let (leaves, parked) = Self::mine(cache, idle);
         if leaves {
-            self.tree.leave(pin.cpu());
+            self.tree.leave(pin.cpu(), |_| ());
         }
         parked
     }
@@ -46,13 +47,14 @@ impl<const WAYS: usize> Domain<WAYS> {
     pub fn unpark(&self, pin: &Pinned<'_>) {
         self.join(self.cache(pin), pin.cpu());
     }
-    /// Leave the epochs now, for good or for long: bring everything to its objects, and leave the reviews to others. The
-    /// last one to leave should [work](Self::work) until nothing is left, or what it was to review waits for the next.
-    pub fn leave(&self, pin: &Pinned<'_>) {
+    /// Leave the epochs now, for good or for long: bring everything to its objects, and leave the reviews to others. True if
+    /// there are no others, and something to review: this CPU should take part again and [work](Self::work), or what is left
+    /// waits for the next. Of CPUs that leave at the same time the last is told.
+    pub fn leave(&self, pin: &Pinned<'_>) -> bool {
         let cache = self.cache(pin);
         let stays = |mine: &mut Mine| !mine.member || mine.working;
         if Self::mine(cache, stays) {
-            return;
+            return false;
         }
         while let Some((o, delta)) = Self::mine(cache, |mine| cache.ways.pop(mine, true)) {
             cache.counts.evicted.up();
@@ -69,6 +71,8 @@ impl<const WAYS: usize> Domain<WAYS> {
             // Relaxed: a hint; the lock orders the list.
             self.orphans.0.any.store(true, Ordering::Relaxed);
         }
-        self.tree.leave(pin.cpu());
+        // What those who left before have left behind is seen here, after them under the gate.
+        let members = mutant!("refcache-leave-early").then(|| self.tree.has_members());
+        self.tree.leave(pin.cpu(), |still| !members.unwrap_or(still) && self.has_orphans())
     }
 }

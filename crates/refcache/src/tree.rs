@@ -158,8 +158,9 @@ impl Tree {
         }
         epoch
     }
-    /// The CPU, which holds nothing back, is a member no more; that is also its last arrival.
-    pub(crate) fn leave(&self, cpu: CpuId) {
+    /// The CPU, which holds nothing back, is a member no more; that is also its last arrival. Calls `f`, under the gate, with
+    /// whether there are members still.
+    pub(crate) fn leave<R>(&self, cpu: CpuId, f: impl FnOnce(bool) -> R) -> R {
         let _gate = lock(&self.gate.0);
         for Step { word, bit } in self.steps(cpu) {
             let bit = bit << FAN_IN;
@@ -172,6 +173,7 @@ impl Tree {
         if self.clear(cpu) {
             self.advance();
         }
+        f(self.has_members())
     }
     /// Whether any CPU is a member; certain under the gate.
     pub(crate) fn has_members(&self) -> bool {

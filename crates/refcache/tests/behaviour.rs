@@ -491,6 +491,21 @@ fn what_a_leaving_cpu_was_to_review_is_reviewed() {
     assert_eq!((o.disposed(), other.disposed()), (1, 1));
 }
 
+/// Who leaves last is told of what nobody would review, and not before, nor again.
+#[test]
+fn the_last_to_leave_is_told_what_is_left() {
+    let (o, sim) = (Object::new(1), Sim::<4>::new(2));
+    (0..2).for_each(|cpu| sim.0.unpark(&pin(cpu)));
+    assert!(!sim.0.is_quiet());
+    sim.add(A, &o, -1);
+    assert!(!sim.0.leave(&pin(A)), "CPU B is there");
+    assert!(sim.0.leave(&pin(B)) && !sim.0.is_quiet());
+    sim.0.unpark(&pin(B));
+    (0..4).for_each(|_| sim.work(B));
+    assert_eq!(o.disposed(), 1);
+    assert!(!sim.0.leave(&pin(B)) && sim.0.is_quiet());
+}
+
 #[test]
 fn an_expedited_domain_asks_for_work_until_what_is_dead_is_gone() {
     let (o, sim) = (Object::new(1), Sim::<4>::new(2));

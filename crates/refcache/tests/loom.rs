@@ -368,3 +368,21 @@ fn leaving_and_coming_back() {
         both(sim, rest(A), rest(B));
     });
 }
+
+/// Both leave at once, one with an object for review: somebody is told, and reviews it.
+#[test]
+fn nothing_is_left_behind_when_all_leave() {
+    explore("both leave", None, || {
+        let sim = Sim::new(1);
+        sim.add(B, -1);
+        let other = sim.clone();
+        let left = thread::spawn(move || other.domain.leave(&pin(B)));
+        let stays = [sim.domain.leave(&pin(A)), left.join().expect("CPU 1 went well")];
+        assert!(stays[A] != stays[B], "both or none were told");
+        let stays = if stays[A] { A } else { B };
+        sim.domain.unpark(&pin(stays));
+        (0..4).for_each(|_| sim.work(stays));
+        assert_eq!(sim.o.ends.load(Ordering::Relaxed), 1);
+        assert!(!sim.domain.leave(&pin(stays)) && sim.domain.is_quiet());
+    });
+}

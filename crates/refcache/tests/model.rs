@@ -149,7 +149,7 @@ impl<const WAYS: usize> Sim<WAYS> {
                 assert!(work.flushed <= budget.flushes && work.reviewed <= budget.reviews);
             }
             Step::Park(cpu) => drop(self.domain.park(&pin(cpu))),
-            Step::Leave(cpu) => self.domain.leave(&pin(cpu)),
+            Step::Leave(cpu) => _ = self.domain.leave(&pin(cpu)),
             Step::Unpark(cpu) => self.domain.unpark(&pin(cpu)),
             Step::Round(up) => (0..CPUS).for_each(|cpu| {
                 let cpu = if up { cpu } else { CPUS - 1 - cpu };

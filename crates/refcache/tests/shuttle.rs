@@ -159,7 +159,7 @@ impl Sim {
             14..21 => _ = self.domain.work(&pin(cpu), Budget::ALL),
             21 => _ = self.domain.work(&pin(cpu), Budget { flushes: 1, reviews: 1 }),
             22 => _ = self.domain.park(&pin(cpu)),
-            _ => self.domain.leave(&pin(cpu)),
+            _ => _ = self.domain.leave(&pin(cpu)),
         }
     }
     fn check(&self) {
