@@ -18,7 +18,7 @@ use linux_raw_sys::general::SIGKILL;
 use crate::{
     hw, memory,
     process::{self, Process},
-    reclaim,
+    realm, reclaim,
     signal::{self, SigInfo},
     task, wait,
 };
@@ -49,12 +49,14 @@ fn somebody_leaves() -> bool {
     LEAVING.load(Ordering::Relaxed) > 0
 }
 
-/// At the beginning of a call: if memory is short, wait until those who were killed are gone. May sleep.
+/// At the beginning of a call: if memory is short, wait until those who were killed are gone, and collect what is left of
+/// what has gone. May sleep.
 #[inline]
 pub fn let_leave() {
     if somebody_leaves() {
         wait_for_leaving();
     }
+    realm::relieve();
 }
 
 #[inline(never)]
@@ -75,7 +77,9 @@ pub fn make_room() -> bool {
     if me.is_ending() {
         return false;
     }
-    // What is missing may be what other CPUs keep at hand.
+    let is_enough = || !memory::frames().exhausted();
+    // What is missing may be what waits to be collected, or what other CPUs keep at hand.
+    realm::collect_now(is_enough);
     reclaim::drain_all();
     if !memory::frames().exhausted() {
         // There is some again, or no more was missing than one run of luck.
@@ -103,6 +107,7 @@ pub fn make_room() -> bool {
             return false;
         }
         wait::pause_until(hw::timer::now() + PERIOD);
+        realm::collect_now(is_enough);
     }
 }
 

@@ -1,15 +1,32 @@
 //! What address spaces in radix trees need of each CPU: to hand on, now and then, what it holds back of reference counts, to
 //! say that it is in no section, and to free what has waited long enough. Of all this there is nothing unless the command
 //! line says `aspace=radix`.
+//!
+//! A CPU that runs threads does so at the end of each slice, on its way to user mode; therefore there are slices also if
+//! nobody else waits for the CPU. A CPU that is about to halt does so until it has nothing left or others are at it,
+//! leaves them the rest, and halts unless it is the last. What may sleep, the end of a file that was mapped, is left to the next
+//! thread that comes by, on whichever CPU: nobody can look whether the file is gone who hasn't.
+//!
+//! So what an unmapping leaves behind is collected some tens of milliseconds later. When memory is short that is too late:
+//! then calls, and faults that found no frame, first have all running CPUs do turn by turn what they do at ends of slices.
 #![allow(unsafe_code)] // says that this thread stays where it is
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use aspace::{PageTables, Realm};
-use percpu::{CpuId, Pinned};
+use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
-use crate::{hw::cpu, options, sched, task};
+use crate::{
+    hw::{cpu, timer},
+    memory, options, reclaim, sched, task,
+};
+
+/// After so many turns all is collected that was free at the first: four epochs for each level of a tree, and two grace
+/// periods.
+const TURNS: u32 = 32;
+/// How long CPUs are waited for in one turn, in ns: as [`reclaim`] waits.
+const PATIENCE: u64 = 20_000_000;
 
 static REALM: AtomicPtr<Realm> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -39,6 +56,11 @@ pub fn tables() -> PageTables {
     if options::get().shared_table { PageTables::Shared } else { PageTables::PerCpu }
 }
 
+/// Which CPUs are to tick on their way to user mode.
+#[repr(align(128))]
+struct Due(AtomicBool);
+static DUE: [Due; MAX_CPUS] = [const { Due(AtomicBool::new(false)) }; MAX_CPUS];
+
 /// This CPU begins, or has something to do again.
 pub fn wake() {
     if let Some(realm) = get() {
@@ -46,35 +68,94 @@ pub fn wake() {
     }
 }
 
-/// This CPU is about to halt.
-pub fn sleep() {
-    if let Some(realm) = get() {
-        realm.idle_enter(&mut here());
-    }
+/// This CPU is about to halt. False if it should go on instead, since there would be nobody to collect what is left.
+pub fn sleep() -> bool {
+    get().is_none_or(|realm| realm.idle_enter(&mut here()))
 }
 
 /// This CPU has nothing else to do.
 pub fn rest() {
     if let Some(realm) = get() {
+        // Relaxed, here and below: a hint, by which nothing is handed over.
+        DUE[cpu::id().index()].0.store(false, Ordering::Relaxed);
         realm.rest(&mut here());
     }
 }
 
-/// A CPU's regular work. Its thread is in no operation on an address space.
-pub fn tick() {
-    if let Some(realm) = get() {
-        realm.tick(&mut here());
+/// Whether a running CPU must [work](self::work) now and then, whatever it runs.
+pub fn is_on() -> bool {
+    get().is_some()
+}
+
+/// This CPU is to [work](self::work) on its way to user mode: its slice has ended. Of an interrupt handler.
+pub fn set_due() {
+    if is_on() {
+        DUE[cpu::id().index()].0.store(true, Ordering::Relaxed);
     }
 }
 
-/// Collect what can be collected on all CPUs. For a thread that holds nothing.
+/// Whether this CPU has to do its regular work, or anybody has to drop what nobody names any more.
+#[inline]
+pub fn is_due() -> bool {
+    DUE[cpu::id().index()].0.load(Ordering::Relaxed) || get().is_some_and(Realm::has_dead)
+}
+
+/// A CPU's regular work. For a thread that is in no operation on an address space, holds nothing, and may sleep.
+pub fn work() {
+    if let Some(realm) = get() {
+        if DUE[cpu::id().index()].0.swap(false, Ordering::Relaxed) {
+            realm.tick(&mut here());
+            sched::plan_tick();
+        }
+        realm.reap(&task::unpinned());
+    }
+}
+
+/// At the beginning of a call: if memory is short, it isn't refused for want of what is only waiting to be collected. May
+/// sleep.
+#[inline]
+pub fn relieve() {
+    if get().is_some() && memory::frames().low() {
+        collect_now(|| !memory::frames().low());
+    }
+}
+
+/// Have all CPUs collect at once what is free by now, until there is `enough`. For a thread that holds nothing. May sleep.
+#[inline(never)]
+pub fn collect_now(enough: impl Fn() -> bool) {
+    let Some(realm) = get() else { return };
+    let me = cpu::id();
+    for _ in 0..TURNS {
+        if realm.is_quiet() || enough() || task::current().is_ending() {
+            return;
+        }
+        // CPUs that halt take no part.
+        let mut others: CpuSet = cpus().filter(|&cpu| !sched::is_idle(cpu)).collect();
+        others.remove(me);
+        others.iter().chain([me]).for_each(|cpu| DUE[cpu.index()].0.store(true, Ordering::Relaxed));
+        reclaim::poke(&others);
+        work();
+        let deadline = timer::now() + PATIENCE;
+        let waits = |cpu: CpuId| DUE[cpu.index()].0.load(Ordering::Relaxed) && !sched::is_idle(cpu);
+        while others.iter().any(waits) && timer::now() < deadline {
+            // They may be here for the same.
+            if is_due() {
+                work();
+            }
+            cpu::pause();
+        }
+    }
+}
+
+fn cpus() -> impl Iterator<Item = CpuId> {
+    (0..cpu::count()).filter_map(CpuId::new)
+}
+
+/// Collect what can be collected on all CPUs, one after the other. For a thread that holds nothing.
 pub fn collect() {
     let Some(realm) = get() else { return };
-    for id in (0..cpu::count()).filter_map(CpuId::new) {
-        sched::on_cpu(id, || {
-            tick();
-            rest();
-        });
+    for id in cpus() {
+        sched::on_cpu(id, rest);
     }
     realm.reap(&task::unpinned());
 }

@@ -84,7 +84,6 @@ pub fn tick() {
         if frames().low() {
             SETTLE[cpu::id().index()].0.store(true, Ordering::Relaxed);
         }
-        realm::tick();
     }
 }
 
@@ -101,6 +100,14 @@ pub fn idle(is_idle: impl Fn() -> bool) {
     allocator.park(&here());
 }
 
+/// Have the other CPUs of `cpus` come by on their way to user mode soon.
+pub fn poke(cpus: &CpuSet) {
+    let _off = irq::Off::new();
+    let mut others = *cpus;
+    others.remove(cpu::id());
+    apic::send(&others, apic::VECTOR_RESCHED);
+}
+
 /// What the allocator needs of the machine to reclaim.
 struct Others {
     deadline: u64,
@@ -112,10 +119,7 @@ impl Reclaim for Others {
         false
     }
     fn poke(&self, cpus: &CpuSet) {
-        let _off = irq::Off::new();
-        let mut others = *cpus;
-        others.remove(cpu::id());
-        apic::send(&others, apic::VECTOR_RESCHED);
+        poke(cpus);
     }
     fn wait(&self, turn: u32) -> bool {
         // The first looks come quickly; afterwards others may want this CPU.

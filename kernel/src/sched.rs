@@ -257,15 +257,19 @@ fn is_idle_task() -> bool {
 /// The CPU where a woken task should run: its last one if idle, else any idle one that it may use, else its last.
 fn place(task: &Task, last: CpuId) -> CpuId {
     let allowed = task.allowed().intersection(&online());
-    // Relaxed: a hint.
-    let idle = |c: CpuId| IDLE[c.index()].0.load(Ordering::Relaxed);
-    if allowed.contains(last) && idle(last) {
+    if allowed.contains(last) && is_idle(last) {
         return last;
     }
-    if let Some(c) = allowed.iter().find(|c| idle(*c)) {
+    if let Some(c) = allowed.iter().find(|c| is_idle(*c)) {
         return c;
     }
     if allowed.contains(last) { last } else { allowed.iter().next().unwrap_or_default() }
+}
+
+/// Whether a CPU is idle.
+pub fn is_idle(cpu: CpuId) -> bool {
+    // Relaxed: a hint.
+    IDLE[cpu.index()].0.load(Ordering::Relaxed)
 }
 
 /// The CPUs that run.
@@ -289,7 +293,8 @@ fn schedule() {
     rq.resched.store(false, Ordering::Relaxed);
     let now = hw::timer::now();
     let crowded = rq.len.0.load(Ordering::Relaxed) > 0;
-    timers::set_slice_end((crowded && !next.is_idle()).then_some(now + timers::length(SLICE)));
+    let sliced = (crowded || realm::is_on()) && !next.is_idle();
+    timers::set_slice_end(sliced.then_some(now + timers::length(SLICE)));
     if core::ptr::eq(&*next, &*me) {
         return;
     }
@@ -438,6 +443,7 @@ pub fn on_timer() {
     central::serve();
     let due = timers::fire();
     if due.slice {
+        realm::set_due();
         // Relaxed: read by this CPU on its way back to user mode.
         mine().resched.store(true, Ordering::Relaxed);
     }
@@ -449,6 +455,11 @@ pub fn on_timer() {
             plan_look_at(&me, cpu_time::finest());
         }
     }
+}
+
+/// Have the calling thread's slice end after the usual time, also if nobody else waits for the CPU.
+pub fn plan_tick() {
+    timers::limit_slice(hw::timer::now() + timers::length(SLICE));
 }
 
 /// Have the timer interrupt when the timers of the calling thread's process must be looked at: they have been set.
@@ -577,8 +588,9 @@ pub fn idle() -> ! {
         fence(Ordering::SeqCst);
         if mine().len.0.load(Ordering::Relaxed) == 0 {
             // Interrupts go on and the CPU halts in one step, so that an interrupt in between is not slept over.
-            realm::sleep();
-            cpu::halt();
+            if realm::sleep() {
+                cpu::halt();
+            }
             realm::wake();
         }
         IDLE[here.index()].0.store(false, Ordering::Relaxed);

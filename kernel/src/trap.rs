@@ -11,7 +11,7 @@ use addr::VirtAddr;
 use crate::{
     algo, fault,
     hw::{self, TrapFrame, apic, cpu, irq, marker},
-    oom, panic, reclaim, rseq, sched, shootdown,
+    oom, panic, realm, reclaim, rseq, sched, shootdown,
     signal::{self, SigInfo, code},
     stats::{self, Counter},
     syscall as calls, task, usercopy,
@@ -175,6 +175,10 @@ pub fn leave_to_user(frame: &mut TrapFrame) {
         } else if reclaim::is_to_settle() {
             irq::enable();
             reclaim::settle();
+            irq::disable();
+        } else if realm::is_due() {
+            irq::enable();
+            realm::work();
             irq::disable();
         } else if !algo::is_followed() {
             irq::enable();

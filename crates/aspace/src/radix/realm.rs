@@ -93,9 +93,35 @@ unsafe fn free(head: NonNull<rcu::Head>, pin: &Pinned<'_>) {
     let realm = unsafe { &*desc.realm };
     let Desc { id, mapping, .. } = *desc;
     realm.give_number(id, pin);
-    realm.dead.lock().push(mapping);
-    // Release: the list before the flag; partner: `reap`.
-    realm.any_dead.store(true, Ordering::Release);
+    realm.dead.push(mapping);
+}
+
+/// Things that wait for somebody to come by. As long as there are none, looking writes nothing, and the line is shared.
+#[repr(align(128))]
+struct Waiting<T> {
+    list: SpinLock<Vec<T>>,
+    any: AtomicBool,
+}
+
+impl<T> Waiting<T> {
+    fn new() -> Self {
+        Self { list: SpinLock::new(Vec::new()), any: AtomicBool::new(false) }
+    }
+    fn push(&self, one: T) {
+        let mut list = self.list.lock();
+        list.push(one);
+        // Relaxed, all: changed under the lock, which orders the list; without it a hint, but for the CPU that has pushed.
+        self.any.store(true, Ordering::Relaxed);
+    }
+    #[inline]
+    fn is_empty(&self) -> bool {
+        !self.any.load(Ordering::Relaxed)
+    }
+    fn take(&self) -> Vec<T> {
+        let mut list = self.list.lock();
+        self.any.store(false, Ordering::Relaxed);
+        core::mem::take(&mut *list)
+    }
 }
 
 /// A reference to a descriptor, for as long as its CPU is pinned.
@@ -127,9 +153,10 @@ pub struct Realm {
     numbers: SpinLock<Numbers>,
     mine: PerCpu<RefCell<Vec<u32>>>,
     reserves: PerCpu<RefCell<Reserve<Realm>>>,
-    dead: SpinLock<Vec<Mapping>>,
-    any_dead: AtomicBool,
-    trees: SpinLock<Vec<Tree<Realm>>>,
+    /// What descriptors named that are no more.
+    dead: Waiting<Mapping>,
+    /// Those of spaces that are no more.
+    trees: Waiting<Tree<Realm>>,
     relax: fn(),
 }
 
@@ -146,9 +173,8 @@ impl Realm {
             numbers: SpinLock::new(numbers),
             mine: PerCpu::new(cpus, |_| RefCell::new(Vec::new())),
             reserves: PerCpu::new(cpus, |_| RefCell::new(Reserve::new())),
-            dead: SpinLock::new(Vec::new()),
-            any_dead: AtomicBool::new(false),
-            trees: SpinLock::new(Vec::new()),
+            dead: Waiting::new(),
+            trees: Waiting::new(),
             relax,
         }
     }
@@ -168,36 +194,55 @@ impl Realm {
     pub fn idle_exit(&self, pin: &mut Pinned<'_>) {
         self.rcu.idle_exit(pin);
     }
-    /// This CPU will not use address spaces until [`Self::idle_exit`], and is not waited for.
-    pub fn idle_enter(&self, pin: &mut Pinned<'_>) {
-        self.refs.leave(pin);
+    /// This CPU will not use address spaces until [`Self::idle_exit`], and is not waited for. What it has still to collect is
+    /// left to the others; false if there are none, so that it must go on and [tick](Self::tick).
+    #[must_use = "what is left would stay"]
+    pub fn idle_enter(&self, pin: &mut Pinned<'_>) -> bool {
+        let alone = self.refs.leave(pin);
+        self.rcu.hand_over(pin);
         self.rcu.idle_enter(pin);
+        !alone && !self.rcu.is_abandoned() && self.trees.is_empty()
     }
     /// This CPU has nothing else to do: if nobody else is at it, collect all that can be collected, as what is left to
     /// others has to wait anew there. As [`Self::tick`].
     pub fn rest(&self, pin: &mut Pinned<'_>) {
-        for _ in 0..ROUNDS {
-            self.refs.work(pin, Budget::ALL);
-            self.rcu.tick(pin);
-        }
+        (0..ROUNDS).any(|_| self.tick(pin));
     }
     /// A CPU's regular work, by a thread in no operation: hand on what it holds back, free what has waited long enough. At
-    /// least every few milliseconds while there is something to do.
-    pub fn tick(&self, pin: &mut Pinned<'_>) {
-        // Also what CPUs that sleep have left behind.
-        self.refs.unpark(pin);
-        self.refs.work(pin, Budget::ALL);
-        self.rcu.tick(pin);
-        let tree = self.trees.lock().pop();
-        if let Some(tree) = tree {
-            tree.retire(&Section::new(self, pin), |left| debug_assert!(false, "{left:?} in a cleared space"));
+    /// least every few milliseconds while there is something to do. True if this CPU has nothing left.
+    pub fn tick(&self, pin: &mut Pinned<'_>) -> bool {
+        if self.refs.has_orphans() {
+            self.refs.unpark(pin);
         }
+        if !self.trees.is_empty() {
+            let section = Section::new(self, pin);
+            for tree in self.trees.take() {
+                tree.retire(&section, |left| debug_assert!(false, "{left:?} in a cleared space"));
+            }
+        }
+        while self.refs.work(pin, Budget::ALL).more {}
+        while self.rcu.tick(pin) == rcu::kernel::BATCH {}
+        // Who is no member of the epochs has nothing left to collect: see `is_quiet`.
+        let waits = self.rcu.pending(pin) > 0;
+        if waits {
+            self.refs.unpark(pin);
+        }
+        !waits && self.refs.park(pin)
+    }
+    /// Whether there is nothing left to collect, as far as CPUs have [ticked](Self::tick) since they did something. If there
+    /// is, some ticks of all CPUs that aren't idle, and then [`Self::reap`], give memory back.
+    pub fn is_quiet(&self) -> bool {
+        self.refs.is_quiet() && !self.rcu.has_orphans() && self.trees.is_empty() && self.dead.is_empty()
+    }
+    /// Whether [`Self::reap`] has something to do.
+    #[inline]
+    pub fn has_dead(&self) -> bool {
+        !self.dead.is_empty()
     }
     /// Drop what descriptors named that are no more. May sleep.
     #[inline]
     pub fn reap(&self, ctx: &Unpinned<'_>) {
-        // Acquire: partner in `free`. Looked at first, so that the line is shared as long as there is nothing.
-        if self.any_dead.load(Ordering::Acquire) && self.any_dead.swap(false, Ordering::Acquire) {
+        if self.has_dead() {
             self.drop_dead(ctx);
         }
     }
@@ -205,13 +250,13 @@ impl Realm {
     fn drop_dead(&self, ctx: &Unpinned<'_>) {
         let dead = {
             let _pin = ctx.pin();
-            core::mem::take(&mut *self.dead.lock())
+            self.dead.take()
         };
         drop(dead);
     }
     /// Take over a tree whose space is no more.
     pub(super) fn bury(&self, tree: Tree<Realm>) {
-        self.trees.lock().push(tree);
+        self.trees.push(tree);
     }
     /// Memory for nodes, this CPU's.
     pub(super) fn reserve<'p>(&'p self, pin: &'p Pinned<'_>) -> &'p RefCell<Reserve<Realm>> {
