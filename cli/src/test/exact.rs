@@ -27,7 +27,9 @@ type Verdict = std::result::Result<(), String>;
 
 pub fn run(report: &mut Report, kernel: PathBuf) -> Result<()> {
     let exact = Exact::new()?;
-    let bench = Bench { kernel, exact, lines: program("lines")?, mapfork: program("mapfork")? };
+    let mapbench = guest::rust("mapbench")?;
+    let mapbench = Program { host: mapbench, guest: b"/bin/mapbench".to_vec(), packed: false };
+    let bench = Bench { kernel, exact, lines: program("lines")?, mapfork: program("mapfork")?, mapbench };
     for cpus in [2, 8, 80] {
         report.doing(&format!("exact, {cpus} CPUs"));
         let name = format!("two exact runs are alike, marked, {cpus} CPUs");
@@ -55,6 +57,7 @@ struct Bench {
     exact: Exact,
     lines: Program,
     mapfork: Program,
+    mapbench: Program,
 }
 
 impl Bench {
@@ -153,9 +156,11 @@ impl Bench {
     }
 
     /// Against what the kernel counts itself. It counts outside the window too, and not the few by which it makes a
-    /// thread look at a signal.
+    /// thread look at a signal. In any design of address spaces a page that two threads have used is shot down.
     fn interrupts(&self, whole: &Exact) -> Result<Verdict> {
-        let outcome = self.outcome(whole, &self.mapfork, &["mapfork", "4", "8"], 4)?;
+        let words = "mapbench pipeline --threads 4 --operations 100 --warm-up 1";
+        let words: Vec<_> = words.split(' ').collect();
+        let outcome = self.outcome(whole, &self.mapbench, &words, 4)?;
         let [Some(counted), Some(own)] = [outcome.counts, outcome.stats] else {
             return Ok(Err(format!("{:?} without counts", outcome.end)));
         };
