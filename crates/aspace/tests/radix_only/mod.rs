@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use addr::Prot;
 use aspace::{Access, AddressSpace, Error, Limits, Placement};
-use machine::{Design, RW, Sim, anonymous, page, range};
+use machine::{Design, Pages, RW, Sim, anonymous, object, page, range};
 use owned::Use;
 use percpu::{CpuId, CpuSet};
 
@@ -204,6 +204,106 @@ fn addresses_are_used_again() {
             }
         }
         assert!(lowest > aspace::MMAP_TOP - (4 << 18), "down to page {lowest:#x}");
+        space.clear(&ctx);
+    });
+}
+
+/// Lets larger allocations of a thread fail, as the kernel's do when there is no memory.
+struct Sparing;
+
+thread_local! {
+    static SPARES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+// SAFETY: the system's allocator, which may fail.
+unsafe impl std::alloc::GlobalAlloc for Sparing {
+    unsafe fn alloc(&self, layout: std::alloc::Layout) -> *mut u8 {
+        if layout.size() >= 512 && SPARES.get() {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's.
+        unsafe { std::alloc::System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: std::alloc::Layout) {
+        // SAFETY: the caller's.
+        unsafe { std::alloc::System.dealloc(at, layout) };
+    }
+}
+
+#[global_allocator]
+static HEAP: Sparing = Sparing;
+
+#[test]
+fn a_space_of_many_tables_ends_without_memory() {
+    const BLOCKS: u64 = 200;
+    let sim = Sim::new(1, 1024);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        sim.enter(&*space, &ctx);
+        for i in 0..BLOCKS {
+            let at = page(BASE + (i << 9));
+            space.map(Placement::Fixed(at), 1, anonymous(RW), &ctx).expect("there is room");
+            assert_eq!(sim.store(&*space, at, i, &ctx), Ok(()));
+        }
+        assert!(space.usage(&ctx).table_pages > BLOCKS);
+        sim.leave(&*space, &ctx);
+        SPARES.set(true);
+        space.clear(&ctx);
+        SPARES.set(false);
+        assert_eq!(sim.owned(), [0; Use::COUNT]);
+    });
+}
+
+/// Unmap the only mapping of an object on CPU 0.
+fn unmap_on_the_first(sim: &'static Sim, space: &dyn AddressSpace) -> std::sync::Weak<Pages> {
+    sim.cpus.on(0, |ctx| {
+        let pages = Pages::new(sim, 1, &[], &ctx);
+        let mapping = object(&pages, 0, RW, true);
+        space.map(Placement::Fixed(page(BASE)), 3, mapping, &ctx).expect("there is room");
+        assert_eq!(space.unmap(range(BASE, 3), &ctx), Ok(()));
+        std::sync::Arc::downgrade(&pages)
+    })
+}
+
+#[test]
+fn what_an_idle_cpu_has_unmapped_is_collected_by_another() {
+    let sim = Sim::new(2, 64);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let pages = unmap_on_the_first(sim, &*space);
+    sim.cpus.on(1, |ctx| {
+        space.map(Placement::Fixed(page(BASE << 9)), 3, anonymous(RW), &ctx).expect("there is room");
+    });
+    assert!(!sim.realm.is_quiet() && pages.strong_count() > 0);
+    sim.cpus.on(0, |ctx| assert!(sim.realm.idle_enter(&mut ctx.pin()), "CPU 1 is there"));
+    sim.cpus.on(1, |ctx| {
+        // As many as are made when memory is short.
+        (0..32).for_each(|_| sim.tick(&ctx));
+        assert_eq!(pages.strong_count(), 0);
+        assert!(sim.realm.is_quiet());
+        space.clear(&ctx);
+    });
+}
+
+#[test]
+fn the_last_cpu_to_idle_goes_on_until_all_is_collected() {
+    let sim = Sim::new(2, 64);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let pages = unmap_on_the_first(sim, &*space);
+    // CPU 1 comes first, with nothing.
+    sim.cpus.on(1, |ctx| assert!(sim.realm.idle_enter(&mut ctx.pin())));
+    sim.cpus.on(0, |ctx| {
+        let mut rounds = 0;
+        while !sim.realm.idle_enter(&mut ctx.pin()) {
+            sim.realm.idle_exit(&mut ctx.pin());
+            sim.realm.rest(&mut ctx.pin());
+            rounds += 1;
+            assert!(rounds < 10, "there is always something left");
+        }
+        assert!(rounds > 0 && sim.realm.has_dead());
+        sim.realm.reap(&ctx);
+        assert_eq!(pages.strong_count(), 0);
+        assert!(sim.realm.is_quiet());
+        sim.realm.idle_exit(&mut ctx.pin());
         space.clear(&ctx);
     });
 }
