@@ -100,8 +100,9 @@ fn all_tables_go_at_the_end_without_memory() {
         let mut tables = 0;
         // One page in each 2 MiB, and a few in other parts of the address space, until there is no frame.
         let sparse = (0..3).map(|i| i << 27 | i << 18).chain((1..1024).map(|i| i << 9)).map(page);
-        for at in sparse.take_while(|&at| mirror.prepare(at, frames, &pin)) {
-            mirror.set(at, Frame::new(7).expect("a frame number"), RW);
+        for at in sparse {
+            let Some(entry) = mirror.prepare(at, frames, &pin) else { break };
+            entry.set(Frame::new(7).expect("a frame number"), RW);
             assert!(mirror.clear(at).is_present());
             tables += 1;
         }
