@@ -90,12 +90,12 @@ pub struct Domain {
     /// The last period that somebody waits for.
     wanted: Line<AtomicU64>,
     driver: SpinLock<()>,
-    /// For each CPU the last period in which it was quiescent. Written by that CPU.
-    seen: Line<PerCpu<AtomicU64>>,
-    callbacks: PerCpu<RefCell<Callbacks>>,
     /// What CPUs that idle have retired, and whether there is anything.
     orphans: SpinLock<List>,
     any_orphans: AtomicBool,
+    /// For each CPU the last period in which it was quiescent. Written by that CPU.
+    seen: Line<PerCpu<AtomicU64>>,
+    callbacks: PerCpu<RefCell<Callbacks>>,
 }
 
 /// What a CPU has retired.
@@ -207,7 +207,7 @@ impl Domain {
         }
         // Relaxed, both: ordered by the fence.
         self.any_orphans.load(Ordering::Relaxed)
-            && self.seen.iter().all(|seen| seen.load(Ordering::Relaxed) == IDLE)
+            && self.seen.0.iter().all(|seen| seen.load(Ordering::Relaxed) == IDLE)
     }
     /// Whether something was handed over that nobody has taken yet.
     pub fn has_orphans(&self) -> bool {
