@@ -311,8 +311,11 @@ impl Radix {
     #[inline]
     fn sweep_large(&self, ctx: &Unpinned<'_>) {
         if self.tables.take_large() {
-            let large = self.tables.all().filter(|(_, mirror)| mirror.is_large());
-            large.for_each(|(cpu, mirror)| self.sweep(mirror, cpu, ctx));
+            let large = {
+                let pin = ctx.pin();
+                Some(self.tables.mine(&pin)).filter(|(_, mirror)| mirror.is_large())
+            };
+            large.into_iter().for_each(|(cpu, mirror)| self.sweep(mirror, cpu, ctx));
         }
     }
     /// Free the root if the space is cleared and no CPU has it in CR3.

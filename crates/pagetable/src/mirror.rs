@@ -61,8 +61,8 @@ impl Entry<'_> {
     }
 }
 
-/// Fewer table pages than this are never swept.
-const FEW: u64 = 32;
+/// Fewer table pages than this, a megabyte, are never swept: whoever maps here and there again finds them.
+const FEW: u64 = 256;
 
 impl Mirror {
     /// A mirror of nothing; the rest as [`PageTable::new`].

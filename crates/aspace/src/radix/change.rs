@@ -9,7 +9,6 @@ use tlb::Gather;
 use super::{
     Radix,
     realm::{Desc, Realm},
-    tables::add_targets,
     totals::Difference,
     word::Slot,
 };
@@ -94,19 +93,18 @@ impl<'a> Change<'a> {
     /// Nobody translates page `key` after the next flush, until its lock is free. Its slot, `slot`, is to have no owner then.
     #[inline(always)]
     pub(super) fn hide(&mut self, slot: Slot, key: u64) {
-        if self.space.tables.clear(page(key), slot) {
-            self.stale(slot, key);
+        if self.space.tables.clear(page(key), slot, &mut self.targets) {
+            self.stale(key);
         }
     }
     /// Nobody has more than `rights` to page `key` after the next flush.
     pub(super) fn lower(&mut self, slot: Slot, key: u64, rights: Prot) {
-        if self.space.tables.lower(page(key), slot, rights) {
-            self.stale(slot, key);
+        if self.space.tables.lower(page(key), slot, rights, &mut self.targets) {
+            self.stale(key);
         }
     }
     #[inline(always)]
-    fn stale(&mut self, slot: Slot, key: u64) {
-        add_targets(&mut self.targets, slot);
+    fn stale(&mut self, key: u64) {
         if let Some(single) = PageRange::single(page(key)) {
             self.gather.add_range(single);
         }

@@ -116,7 +116,7 @@ impl Radix {
         if !mutant!("cow-no-flush") {
             change.drop_frame(slot, span.first);
         } else {
-            self.tables.clear(page(span.first), slot);
+            self.tables.clear(page(span.first), slot, &mut CpuSet::EMPTY.clone());
             frames.free(pin, ManuallyDrop::into_inner(old));
         }
         change.flush();

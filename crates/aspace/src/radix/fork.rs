@@ -58,7 +58,9 @@ impl Radix {
                     let share = unsafe { frames.share_raw(frame, usage) };
                     let rights = contents::hardware(mapping.prot).difference(Prot::WRITE);
                     match mutant!("fork-no-flush") {
-                        true => _ = self.tables.lower(page(span.first), slot, rights),
+                        true => {
+                            _ = self.tables.lower(page(span.first), slot, rights, &mut CpuSet::EMPTY.clone())
+                        }
                         false => change.lower(slot, span.first, rights),
                     }
                     difference.resident(1);

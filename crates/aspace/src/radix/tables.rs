@@ -11,7 +11,9 @@
 //! saves the initiator the transfer of a line for each page and CPU, and costs a protocol for CPUs that are elsewhere.)
 //!
 //! **Owners may be too many, never too few.** The field is written under the slot's lock together with the entry, and falls
-//! back to nobody only when the entries have been cleared.
+//! back to nobody only when the entries have been cleared. Of several, those are shot down whose tables turn out to have an
+//! entry: a table without one can't have given its CPU a translation that is still cached, as entries go only with a flush.
+//! So who takes a page out that two CPUs have used, interrupts one other CPU, without any set of CPUs for each page.
 //!
 //! With one table for each CPU there is a *home* table as well. It is used by CPUs that found no frame for a root of their
 //! own, since to begin to run a space must not fail. What is in there counts as several CPUs'.
@@ -62,12 +64,11 @@ impl Tables {
         // SAFETY: mirrors are freed when the tables are dropped. Acquire: partner in `enter`.
         self.own.of(cpu).and_then(|own| unsafe { own.load(Ordering::Acquire).as_ref() })
     }
-    /// The table that this CPU fills.
-    pub(super) fn mine(&self, pin: &Pinned<'_>) -> &Mirror {
-        self.of(pin.cpu()).unwrap_or(&self.home)
+    /// The table that this CPU fills, and whose own it is.
+    pub(super) fn mine(&self, pin: &Pinned<'_>) -> (Option<CpuId>, &Mirror) {
+        self.of(pin.cpu()).map_or((None, &self.home), |own| (Some(pin.cpu()), own))
     }
-    /// Whether some have grown so large that a sweep may be worth it. Who asks should do it: it isn't said again until they
-    /// have grown further.
+    /// Whether one may have grown so large that a sweep is worth it. It is said again as long as it is so and used.
     #[inline]
     pub(super) fn take_large(&self) -> bool {
         self.large.load(Ordering::Relaxed) && self.large.swap(false, Ordering::Relaxed)
@@ -84,7 +85,7 @@ impl Tables {
             // Release: the mirror before the pointer; partner: `of`.
             own.store(Box::into_raw(Box::new(mirror)), Ordering::Release);
         }
-        self.mine(pin).root()
+        self.mine(pin).1.root()
     }
     /// All that there are, each with the CPU whose own it is.
     pub(super) fn all(&self) -> impl Iterator<Item = (Option<CpuId>, &Mirror)> {
@@ -110,38 +111,47 @@ impl Tables {
         let owner = own.and_then(|_| u8::try_from(pin.cpu().index() + 1).ok());
         Some(Ready { entry, owner: owner.unwrap_or(SEVERAL) })
     }
-    /// Call `f` with the tables that may have an entry for a page whose locked slot is `slot`, until it says false.
+    /// Call `f` with the tables that may have an entry for a page whose locked slot is `slot`, until it says false, and with
+    /// the CPU whose own each is.
     #[inline]
-    fn each(&self, slot: Slot, mut f: impl FnMut(&Mirror) -> bool) {
+    fn each(&self, slot: Slot, mut f: impl FnMut(Option<CpuId>, &Mirror) -> bool) {
         match slot.owner() {
             NOBODY => {}
-            SEVERAL => _ = self.all().all(|(_, mirror)| f(mirror)),
-            one => _ = owner(one).and_then(|cpu| self.of(cpu)).map(f),
+            SEVERAL => _ = self.all().all(|(cpu, mirror)| f(cpu, mirror)),
+            one => _ = owner(one).and_then(|cpu| Some(f(Some(cpu), self.of(cpu)?))),
         }
     }
-    /// Clear the entries of `page`; whether one of them was present.
+    /// Clear the entries of `page`. Whether one of them was present; CPUs that may have cached those are added to `targets`.
     #[inline]
-    pub(super) fn clear(&self, page: Page, slot: Slot) -> bool {
-        let mut present = false;
-        self.each(slot, |mirror| {
-            present |= mirror.clear(page).is_present();
+    pub(super) fn clear(&self, page: Page, slot: Slot, targets: &mut CpuSet) -> bool {
+        let mut any = false;
+        self.each(slot, |cpu, mirror| {
+            let present = mirror.clear(page).is_present();
+            if present {
+                add_users(targets, cpu);
+            }
+            any |= present;
             true
         });
-        present
+        any
     }
-    /// Let no entry of `page` grant more than `rights`; whether one did.
-    pub(super) fn lower(&self, page: Page, slot: Slot, rights: Prot) -> bool {
-        let mut lost = false;
-        self.each(slot, |mirror| {
-            lost |= mirror.lower(page, rights);
+    /// Let no entry of `page` grant more than `rights`; the rest as [`Self::clear`], for entries that did.
+    pub(super) fn lower(&self, page: Page, slot: Slot, rights: Prot, targets: &mut CpuSet) -> bool {
+        let mut any = false;
+        self.each(slot, |cpu, mirror| {
+            let lost = mirror.lower(page, rights);
+            if lost {
+                add_users(targets, cpu);
+            }
+            any |= lost;
             true
         });
-        lost
+        any
     }
     /// What the hardware has noted about `page`: accessed and dirty, by any CPU.
     pub(super) fn noted(&self, page: Page, slot: Slot) -> (bool, bool) {
         let mut noted = Pte::EMPTY;
-        self.each(slot, |mirror| {
+        self.each(slot, |_, mirror| {
             noted = Pte::from_bits(noted.bits() | mirror.peek(page).bits());
             !(noted.is_accessed() && noted.is_dirty())
         });
@@ -183,12 +193,13 @@ fn owner(owner: u8) -> Option<CpuId> {
     CpuId::new(usize::from(owner).wrapping_sub(1))
 }
 
-/// Add to `targets` the CPUs that may have cached a translation of a page of `slot`.
-pub(super) fn add_targets(targets: &mut CpuSet, slot: Slot) {
-    match slot.owner() {
-        NOBODY => {}
-        SEVERAL => *targets = CpuSet::first(MAX_CPUS),
-        one => owner(one).into_iter().for_each(|cpu| targets.insert(cpu)),
+/// Add the CPUs that may use the table that is `cpu`'s own, or the home table: those alone whose table has an entry may
+/// have it cached (I1).
+#[inline]
+fn add_users(targets: &mut CpuSet, cpu: Option<CpuId>) {
+    match cpu {
+        Some(cpu) => targets.insert(cpu),
+        None => *targets = CpuSet::first(MAX_CPUS),
     }
 }
 

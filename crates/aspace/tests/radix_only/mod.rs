@@ -83,19 +83,19 @@ fn a_cpu_that_comes_back_finds_nothing_of_what_is_gone() {
 
 #[test]
 fn page_tables_do_not_pile_up() {
-    let sim = Sim::new(1, 512);
+    let sim = Sim::new(1, 1024);
     sim.cpus.on(0, |ctx| {
         let space = sim.space(&ctx);
         sim.enter(&*space, &ctx);
         let mut most = 0;
-        for i in 0..500u64 {
+        for i in 0..2000u64 {
             let at = page(BASE + (i << 9) + ((i % 7) << 27));
             space.map(Placement::Fixed(at), 1, anonymous(RW), &ctx).expect("there is room");
             assert_eq!(sim.store(&*space, at, i, &ctx), Ok(()));
             assert_eq!(space.unmap(range(at.number(), 1), &ctx), Ok(()));
             most = most.max(sim.owned()[Use::PageTable as usize]);
         }
-        assert!(most < 100, "{most} pages of tables for one page at a time");
+        assert!(most < 300, "{most} pages of tables for one page at a time");
         sim.leave(&*space, &ctx);
         space.clear(&ctx);
         assert_eq!(sim.owned(), [0; Use::COUNT]);
