@@ -65,7 +65,8 @@
 //! * **An object's page against a cut.** The object publishes its new size; the space's `cuts` is counted up; then slots are
 //!   locked one after the other and cleaned. A fault reads `cuts`, asks, locks, and reads `cuts` again. If the fault had the
 //!   lock first, the cut finds what it has put in. If the cut had it first, the fault sees that `cuts` has changed, and asks
-//!   again. `moving` keeps pages, and whole spaces, from moving to where a cut has looked already.
+//!   again. `moving` keeps the objects' pages, and whole spaces, from moving to where a cut has looked already; who moves
+//!   anonymous memory, as is known when it is locked, doesn't need it.
 //! * **A chosen place.** It is looked for without locks, then locked; if it isn't free any more, or a stack has come too
 //!   near, it is looked for again. A stack that grows locks the gap below it too: so of a stack that grows and a mapping that
 //!   comes to lie in its gap one is first, and the other sees it.
@@ -151,7 +152,7 @@ pub struct Radix {
     future: AtomicU64,
     /// How many times an object's pages were cut off.
     cuts: AtomicU64,
-    /// Held by those that move pages, and by those that look for an object's pages everywhere.
+    /// Held by those that move an object's pages, and by those that look for them everywhere.
     moving: Line<RwLock<()>>,
     me: Weak<Radix>,
     /// Set by `clear`, when the roots are in `retired`.

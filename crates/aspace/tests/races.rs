@@ -507,3 +507,49 @@ fn only_what_shows_an_object_from_the_start_is_detached() {
         assert_eq!(sim.owned(), [0; Use::COUNT], "frames were not given back");
     });
 }
+
+#[test]
+fn what_moves_while_its_object_is_cut_is_cut_too() {
+    const PLACES: [u64; 2] = [BASE, BASE + 5000];
+    let sim = Sim::new(2, 512);
+    for _ in 0..100 {
+        let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+        let pages = sim.cpus.on(0, |ctx| Pages::new(sim, 1, &[41], &ctx));
+        let (cut, last) = (AtomicBool::new(false), AtomicU64::new(0));
+        sim.cpus.on(0, |ctx| {
+            let at = Placement::Fixed(page(PLACES[0]));
+            space.map(at, 1, object(&pages, 0, RW, true), &ctx).expect("there is room");
+            // Much for the cut to go through, before and between.
+            for i in 0..64 {
+                let at = Placement::Fixed(page(BASE - 100 + i + if i % 2 == 0 { 1000 } else { 0 }));
+                space.map(at, 1, object(&pages, 7 + 2 * i, RW, true), &ctx).expect("there is room");
+            }
+        });
+        sim.cpus.run(|cpu, ctx| {
+            sim.enter(&*space, &ctx);
+            let mut at = 0;
+            if cpu == CpuId::default() {
+                while !cut.load(Ordering::SeqCst) {
+                    // What was there before the cut may be seen until it ends.
+                    let _ = sim.load(&*space, page(PLACES[at]), &ctx);
+                    let to = RemapTo::Fixed(page(PLACES[1 - at]));
+                    let moved = space.remap(range(PLACES[at], 1), 1, to, &ctx);
+                    assert_eq!(moved, Ok(page(PLACES[1 - at])));
+                    at = 1 - at;
+                }
+                last.store(PLACES[at], Ordering::SeqCst);
+            } else {
+                pages.resize(sim, 0, &ctx);
+                cut.store(true, Ordering::SeqCst);
+            }
+            sim.leave(&*space, &ctx);
+        });
+        sim.cpus.on(0, |ctx| {
+            sim.enter(&*space, &ctx);
+            let last = page(last.load(Ordering::SeqCst));
+            assert_eq!(sim.load(&*space, last, &ctx), Err(Fault::BeyondObject));
+            sim.leave(&*space, &ctx);
+            end(sim, &space, &ctx);
+        });
+    }
+}

@@ -11,6 +11,8 @@ struct Request<'a> {
     to: RemapTo,
     keep: bool,
     limits: &'a Limits,
+    /// Whether the caller has `moving`.
+    still: bool,
 }
 
 /// What became of an attempt.
@@ -20,6 +22,8 @@ enum Attempt {
     Move,
     /// Something was changed by others meanwhile.
     Again,
+    /// The pages are an object's, which may be looking for them, and `moving` isn't the caller's.
+    Unsettled,
 }
 
 impl Request<'_> {
@@ -51,20 +55,25 @@ impl Radix {
         limits: &Limits,
         ctx: &Unpinned<'_>,
     ) -> Result<Page, Error> {
-        let _mover = self.moving.0.write(ctx);
-        let all = Request { old, pages: n, to, keep, limits };
-        let RemapTo::Fixed(target) = to else { return self.remap_one(&all, ctx) };
+        let mut all = Request { old, pages: n, to, keep, limits, still: false };
         // Several mappings move one by one, and what lies between them stays.
-        let first = self.area_of(old.start(), ctx);
-        if first.is_none_or(|(area, _)| area.contains_range(old)) || old.len() != n {
-            return self.remap_one(&all, ctx);
+        let first = matches!(to, RemapTo::Fixed(_)).then(|| self.area_of(old.start(), ctx)).flatten();
+        let one = first.is_none_or(|(area, _)| area.contains_range(old)) || old.len() != n;
+        if one && let Some(at) = self.remap_one(&all, ctx)? {
+            return Ok(at);
+        }
+        let _mover = self.moving.0.write(ctx);
+        all.still = true;
+        let RemapTo::Fixed(target) = to else { return self.remap_still(&all, ctx) };
+        if one {
+            return self.remap_still(&all, ctx);
         }
         all.check_target(target)?;
         let mut rest = old;
         while let Some(part) = self.first_part(rest, ctx)? {
             let there = target.checked_add(part.start().number() - old.start().number());
             let to = RemapTo::Fixed(there.ok_or(Error::Invalid)?);
-            match self.remap_one(&Request { old: part, pages: part.len(), to, keep, limits }, ctx) {
+            match self.remap_still(&Request { old: part, pages: part.len(), to, ..all }, ctx) {
                 Err(Error::NoMapping) => continue,
                 moved => _ = moved?,
             }
@@ -94,7 +103,13 @@ impl Radix {
         Ok(pages(first.first, end).intersect(range))
     }
 
-    fn remap_one(&self, request: &Request<'_>, ctx: &Unpinned<'_>) -> Result<Page, Error> {
+    fn remap_still(&self, request: &Request<'_>, ctx: &Unpinned<'_>) -> Result<Page, Error> {
+        let moved = self.remap_one(request, ctx)?;
+        debug_assert!(moved.is_some(), "nothing moves, and a mapping was taken for unsettled");
+        Ok(moved.unwrap_or_default())
+    }
+    /// One mapping; `None` if that is [`Unsettled`](Attempt::Unsettled).
+    fn remap_one(&self, request: &Request<'_>, ctx: &Unpinned<'_>) -> Result<Option<Page>, Error> {
         let &Request { old, pages: n, to, keep, .. } = request;
         if n == 0 || keep && (n != old.len() || to == RemapTo::InPlace) {
             return Err(Error::Invalid);
@@ -108,7 +123,8 @@ impl Radix {
         }
         loop {
             match self.attempt(request, target, ctx)? {
-                Attempt::Done(at) => return Ok(at),
+                Attempt::Done(at) => return Ok(Some(at)),
+                Attempt::Unsettled => return Ok(None),
                 Attempt::Again => {}
                 Attempt::Move => {
                     let pin = ctx.pin();
@@ -311,10 +327,13 @@ impl Radix {
         target: PageRange,
         change: &mut Change<'_>,
     ) -> Result<Attempt, Error> {
-        let &Request { old, pages: n, to, keep, limits } = request;
+        let &Request { old, pages: n, to, keep, limits, still } = request;
         let slot = self.checked(request, change)?;
         let mapping = &change.desc(slot).mapping;
         let (section, start, there) = (change.section(), old.start().number(), target.start().number());
+        if mapping.mappers().is_some() && !still && !mutant!("remap-unsettled") {
+            return Ok(Attempt::Unsettled);
+        }
         let kept = request.kept();
         let fixed = matches!(to, RemapTo::Fixed(_));
         let mut gone = Totals::default();
