@@ -130,6 +130,10 @@ impl<S: Space> Tree<S> {
     /// Spans without a value are left out. Each is looked up at some moment during the call: a node that was found is
     /// read to its end, and if it had been collapsed by then, its slots were EMPTY when it was.
     pub fn scan(&self, keys: Range<u64>, section: &Section<'_, S>, mut each: impl FnMut(Found) -> bool) {
+        self.walk(keys, section, |found| found.value == EMPTY || each(found));
+    }
+    /// The same, with spans that have no value.
+    pub fn walk(&self, keys: Range<u64>, section: &Section<'_, S>, mut each: impl FnMut(Found) -> bool) {
         self.check(section);
         let (mut key, end) = (keys.start, keys.end.min(Self::keys()));
         while key < end {
@@ -143,7 +147,7 @@ impl<S: Space> Tree<S> {
                     break;
                 }
                 let found = Found { value: seen & !LOCK, first: key & !(span - 1), keys: span, frozen };
-                if found.value != EMPTY && !each(found) {
+                if !each(found) {
                     return;
                 }
                 key = found.first + span;

@@ -28,9 +28,9 @@ use aspace::{
 const BASE: u64 = 64 << 18;
 const FAR: u64 = 8 << 18;
 /// From a side's page, in pages, the neighbour and the place to move to; a second side's are a step further.
-const NEIGHBOUR: u64 = 128;
-const TARGET: u64 = 32;
-const STEP: u64 = 32;
+const NEIGHBOUR: u64 = 16;
+const TARGET: u64 = 24;
+const STEP: u64 = 16;
 /// What pages with contents have in their first word.
 const CONTENTS: u64 = 0x100;
 /// Linux's numbers of the errors for a page that isn't mapped.
@@ -160,6 +160,7 @@ impl Combination {
         let offset = match place {
             "same" => 0,
             "adjacent" => 1,
+            "near" => 8,
             "disjoint" => FAR,
             _ => return None,
         };
@@ -282,7 +283,7 @@ mod tests {
     #[test]
     fn what_is_apart_commutes() {
         for pair in ["mmap mmap", "munmap munmap", "mmap munmap", "mremap mprotect", "madvise mremap"] {
-            for place in ["adjacent", "disjoint"] {
+            for place in ["adjacent", "near", "disjoint"] {
                 let starts = pair.split(' ').map(|op| if op == "mmap" { "free" } else { "present" });
                 let starts: Vec<_> = starts.collect();
                 assert!(commutes(&format!("{pair} {place} fresh threads {}", starts.join(" "))));
@@ -321,7 +322,7 @@ mod tests {
     #[test]
     fn what_is_no_combination_is_refused() {
         for line in
-            ["", "mmap", "mmap mmap near fresh threads free free", "mmap fly same fresh threads free free"]
+            ["", "mmap", "mmap mmap far fresh threads free free", "mmap fly same fresh threads free free"]
         {
             assert!(answer(line).is_err(), "{line}");
         }

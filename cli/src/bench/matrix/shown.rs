@@ -9,7 +9,7 @@ use super::tried::{Shared, Tried};
 
 /// Shares, places and states: the columns, in this order.
 const SHARES: [&str; 2] = ["threads", "processes"];
-const PLACES: [&str; 3] = ["same", "adjacent", "disjoint"];
+const PLACES: [&str; 4] = ["same", "adjacent", "near", "disjoint"];
 const STATES: [&str; 2] = ["fresh", "warm"];
 /// Functions that are named with a residual line.
 const FUNCTIONS: usize = 3;
@@ -44,7 +44,7 @@ pub fn text(system: &str, tried: &[Tried]) -> String {
 fn table(text: &mut String, tried: &[Tried]) {
     let mut heads = [String::new(), String::new(), String::new()];
     for share in SHARES {
-        heads[0] += &format!("  {share:<36}");
+        heads[0] += &format!("  {share:<48}");
         for place in PLACES {
             heads[1] += &format!("{}{place:<12}", if place == PLACES[0] { "  " } else { "" });
             for (i, state) in STATES.iter().enumerate() {

@@ -113,7 +113,7 @@ impl Tried {
     pub fn pair(&self) -> String {
         format!("{}-{}", self.words[0], self.words[1])
     }
-    /// `same`, `adjacent` or `disjoint`.
+    /// `same`, `adjacent`, `near` or `disjoint`.
     pub fn place(&self) -> &str {
         &self.words[2]
     }

@@ -57,8 +57,7 @@ impl Radix {
     ) -> Result<Page, Error> {
         let mut all = Request { old, pages: n, to, keep, limits, still: false };
         // Several mappings move one by one, and what lies between them stays.
-        let first = matches!(to, RemapTo::Fixed(_)).then(|| self.area_of(old.start(), ctx)).flatten();
-        let one = first.is_none_or(|(area, _)| area.contains_range(old)) || old.len() != n;
+        let one = old.len() != n || !matches!(to, RemapTo::Fixed(_)) || self.is_one(old, ctx);
         if one && let Some(at) = self.remap_one(&all, ctx)? {
             return Ok(at);
         }
@@ -80,6 +79,13 @@ impl Radix {
             rest = PageRange::new(part.end(), old.end()).unwrap_or_default();
         }
         Ok(target)
+    }
+    /// Whether all of `range` is mapped as one, or its first page isn't at all.
+    fn is_one(&self, range: PageRange, ctx: &Unpinned<'_>) -> bool {
+        let (start, end) = (range.start().number(), range.end().number().min(KEYS));
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        start >= end || !self.at(start, &section).0.is_mapped() || self.end_of(start, end, &section) == end
     }
     /// The pages of the lowest mapping in `range` that are in it. With the pages locked, so that what is found to be gone is
     /// gone for everybody, and not still being shot down.

@@ -54,9 +54,10 @@ impl Radix {
     pub(super) fn end_of(&self, key: u64, limit: u64, section: &Section<'_, Realm>) -> u64 {
         let Some(first) = self.desc_at(key, section) else { return key };
         let mut end = key;
-        self.tree.scan(key..limit, section, |found| {
-            let next = self.realm.desc(Slot::of(found.value), section);
-            let goes_on = found.first <= end && first.continues(next);
+        // No look beyond the first page that isn't mapped.
+        self.tree.walk(key..limit, section, |found| {
+            let next = Slot::of(found.value);
+            let goes_on = next.is_mapped() && first.continues(self.realm.desc(next, section));
             if goes_on {
                 end = (found.first + found.keys).min(limit);
             }
@@ -92,8 +93,8 @@ impl Radix {
     /// Whether all of `range` is mapped.
     pub(super) fn is_covered(&self, range: PageRange, section: &Section<'_, Realm>) -> bool {
         let mut end = range.start().number();
-        self.tree.scan(end..range.end().number(), section, |found| {
-            let goes_on = found.first <= end;
+        self.tree.walk(end..range.end().number(), section, |found| {
+            let goes_on = Slot::of(found.value).is_mapped();
             if goes_on {
                 end = found.first + found.keys;
             }

@@ -43,13 +43,19 @@ pub enum Place {
     Same,
     /// The next one.
     Adjacent,
+    /// 32 KiB away, under the same page table, in another line of it.
+    Near,
     /// Under page tables of its own, but for the two upper levels.
     Disjoint,
 }
 
 /// All of them, and their names.
-pub const PLACES: [(Place, &str); 3] =
-    [(Place::Same, "same"), (Place::Adjacent, "adjacent"), (Place::Disjoint, "disjoint")];
+pub const PLACES: [(Place, &str); 4] = [
+    (Place::Same, "same"),
+    (Place::Adjacent, "adjacent"),
+    (Place::Near, "near"),
+    (Place::Disjoint, "disjoint"),
+];
 
 /// What is around the pages. `true` is warm.
 pub const STATES: [(bool, &str); 2] = [(false, "fresh"), (true, "warm")];

@@ -29,7 +29,7 @@ use crate::{
     memory::Part,
 };
 
-const USAGE: &str = "pairs [--list] [--repeats N] [--pairs OP1-OP2,…] [--places same,adjacent,disjoint] \
+const USAGE: &str = "pairs [--list] [--repeats N] [--pairs OP1-OP2,…] [--places same,adjacent,near,disjoint] \
                      [--states fresh,warm] [--shares threads,processes]";
 
 /// An outcome that has not come yet, and one that was not the same each time.
@@ -233,9 +233,9 @@ mod tests {
 
     #[test]
     fn everything_is_tried_unless_something_is_chosen() {
-        assert_eq!(plan("").unwrap().combinations.len(), 36 * 3 * 2 * 2);
+        assert_eq!(plan("").unwrap().combinations.len(), 36 * 4 * 2 * 2);
         let some = plan("--pairs mmap-munmap,fault-fault --states warm --repeats 1").unwrap();
-        assert_eq!((some.combinations.len(), some.repeats), (2 * 3 * 2, 1));
+        assert_eq!((some.combinations.len(), some.repeats), (2 * 4 * 2, 1));
         assert!(
             plan("--pairs munmap-mmap").is_err() && plan("--what 1").is_err() && plan("--places").is_err()
         );

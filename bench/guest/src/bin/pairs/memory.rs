@@ -16,13 +16,15 @@ const PAGE: usize = 4096;
 const BASE: usize = 64 << 30;
 /// How far the second's is, if far: in another line of the table that has an entry for each GiB.
 const FAR: usize = 8 << 30;
+/// How far it is, if near, in pages.
+const NEAR: usize = 8;
 /// A page that stays mapped, so that the table of the second level is always there.
 const ANCHOR: usize = 32 << 30;
 /// From a side's page, in pages: the neighbour that keeps the tables, and the place to move to; a second side's are one
-/// step further.
-const NEIGHBOUR: usize = 128;
-const TARGET: usize = 32;
-const STEP: usize = 32;
+/// step further. All of that lies in 256 KiB, and what isn't meant to share a line doesn't: eight entries, or words of a tree.
+const NEIGHBOUR: usize = 16;
+const TARGET: usize = 24;
+const STEP: usize = 16;
 /// Behind all of a side's pages, in pages.
 const END: usize = 256;
 
@@ -100,6 +102,7 @@ impl Part {
         let offset = match combination.place {
             Place::Same => 0,
             Place::Adjacent => PAGE,
+            Place::Near => NEAR * PAGE,
             Place::Disjoint => FAR,
         };
         let page = BASE + side * offset;
