@@ -14,6 +14,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use linux_raw_sys::general::SIGKILL;
+use owned::Use;
 
 use crate::{
     hw, memory,
@@ -30,6 +31,9 @@ const PERIOD: u64 = 2_000_000;
 
 /// How many mappings' records fill a frame of the heap, about.
 const MAPPINGS_PER_PAGE: u64 = 24;
+
+/// Page tables are given back if they are this part of all memory.
+const TABLES_PART: u64 = 16;
 
 /// How many processes were killed and are not gone yet.
 static LEAVING: AtomicUsize = AtomicUsize::new(0);
@@ -49,14 +53,24 @@ fn somebody_leaves() -> bool {
     LEAVING.load(Ordering::Relaxed) > 0
 }
 
-/// At the beginning of a call: if memory is short, wait until those who were killed are gone, and collect what is left of
-/// what has gone. May sleep.
+/// At the beginning of a call: if memory is short, wait until those who were killed are gone, collect what is left of what
+/// has gone, and do without what can be made again. May sleep.
 #[inline]
 pub fn let_leave() {
     if somebody_leaves() {
         wait_for_leaving();
     }
-    realm::relieve();
+    if realm::is_on() && memory::frames().low() {
+        relieve();
+    }
+}
+
+#[inline(never)]
+fn relieve() {
+    realm::collect_now(|| !memory::frames().low());
+    if memory::frames().exhausted() {
+        shed_tables();
+    }
 }
 
 #[inline(never)]
@@ -81,7 +95,10 @@ pub fn make_room() -> bool {
     // What is missing may be what waits to be collected, or what other CPUs keep at hand.
     realm::collect_now(is_enough);
     reclaim::drain_all();
-    if !memory::frames().exhausted() {
+    if !is_enough() {
+        shed_tables();
+    }
+    if is_enough() {
         // There is some again, or no more was missing than one run of luck.
         return true;
     }
@@ -91,7 +108,7 @@ pub fn make_room() -> bool {
             return false;
         }
         if !somebody_leaves() {
-            if !memory::frames().exhausted() {
+            if is_enough() {
                 return true;
             }
             // Somebody may be on the way out unkilled.
@@ -108,6 +125,19 @@ pub fn make_room() -> bool {
         }
         wait::pause_until(hw::timer::now() + PERIOD);
         realm::collect_now(is_enough);
+    }
+}
+
+/// Have all address spaces give back page tables that can be made again, if they are so many that those which are needed can
+/// be made without doing this again at once.
+fn shed_tables() {
+    let frames = memory::frames();
+    let tables = frames.stats().owned[Use::PageTable as usize];
+    if tables >= frames.total() / TABLES_PART {
+        for mm in process::all().iter().filter_map(|p| p.mm()) {
+            mm.aspace.shed(&task::unpinned());
+        }
+        reclaim::drain_all();
     }
 }
 

@@ -19,7 +19,7 @@ use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
     hw::{cpu, timer},
-    memory, options, reclaim, sched, task,
+    options, reclaim, sched, task,
 };
 
 /// After so many turns all is collected that was free at the first: four epochs for each level of a tree, and two grace
@@ -82,7 +82,8 @@ pub fn rest() {
     }
 }
 
-/// Whether a running CPU must [work](self::work) now and then, whatever it runs.
+/// Whether there is one: then a running CPU must [work](self::work) now and then, whatever it runs.
+#[inline]
 pub fn is_on() -> bool {
     get().is_some()
 }
@@ -111,17 +112,7 @@ pub fn work() {
     }
 }
 
-/// At the beginning of a call: if memory is short, it isn't refused for want of what is only waiting to be collected. May
-/// sleep.
-#[inline]
-pub fn relieve() {
-    if get().is_some() && memory::frames().low() {
-        collect_now(|| !memory::frames().low());
-    }
-}
-
 /// Have all CPUs collect at once what is free by now, until there is `enough`. For a thread that holds nothing. May sleep.
-#[inline(never)]
 pub fn collect_now(enough: impl Fn() -> bool) {
     let Some(realm) = get() else { return };
     let me = cpu::id();

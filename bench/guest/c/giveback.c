@@ -7,6 +7,7 @@
 #include "check.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 static size_t size;
 
@@ -99,11 +100,40 @@ static void map_elsewhere(void)
     }
 }
 
+static char *sparse;
+static size_t sparse_pages;
+
+static void *touch_sparsely(void *cpu)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET((size_t)cpu, &one);
+    sched_setaffinity(0, sizeof one, &one);
+    for (size_t i = 0; i < sparse_pages; i++) sparse[i << 21]++;
+    return NULL;
+}
+
+// A page in each 2 MiB, used on four CPUs one after the other, if there are four: tables of each CPU's own are as many again.
+static void use_sparsely(void)
+{
+    sparse_pages = size / PAGE * 3 / 8;
+    sparse = mmap(NULL, sparse_pages << 21, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(sparse != MAP_FAILED);
+    for (size_t cpu = 0; cpu < 4; cpu++) {
+        pthread_t t;
+        EQUAL(pthread_create(&t, NULL, touch_sparsely, (void *)cpu), 0);
+        EQUAL(pthread_join(t, NULL), 0);
+    }
+    for (size_t i = 0; i < sparse_pages; i++) EQUAL(sparse[i << 21], 4);
+    OK(munmap(sparse, sparse_pages << 21));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
 } ways[] = {{"unmap_file", unmap_file},       {"unmap_parts", unmap_parts},     {"end_with_file", end_with_file},
-            {"unmap_shared", unmap_shared},   {"unmap_private", unmap_private}, {"map_elsewhere", map_elsewhere}};
+            {"unmap_shared", unmap_shared},   {"unmap_private", unmap_private}, {"map_elsewhere", map_elsewhere},
+            {"use_sparsely", use_sparsely}};
 
 int main(int argc, char **argv)
 {

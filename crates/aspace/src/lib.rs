@@ -472,6 +472,9 @@ pub trait AddressSpace: Send + Sync {
     /// The end: remove everything and give back all frames. CPUs that still run the space lazily keep the root,
     /// which is freed when the last of them calls [`Self::deactivate`]; none joins any more.
     fn clear(&self, ctx: &Unpinned<'_>);
+    /// Memory is short: give back page tables that can be made again, also if they are in use. What the hardware has noted in
+    /// them of pages' use is forgotten.
+    fn shed(&self, _ctx: &Unpinned<'_>) {}
     /// This CPU joins those that are flushed. Load the root into CR3 after this, not before.
     fn activate(&self, pin: &Pinned<'_>) -> Frame;
     /// This CPU leaves those that are flushed. It has loaded another root before.

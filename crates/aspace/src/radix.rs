@@ -23,6 +23,7 @@
 //! | map, unmap, protect, advise, lock, grow | the range (grow: and the gap below it) | one round, under the locks |
 //! | remap | where the pages are and where they go, ascending; `moving` | one round, under the locks |
 //! | fork, lock_all, clear | everything | one round, under the locks |
+//! | shed, sweep | what a page-table page serves | one round each, under the locks |
 //! | cut | mapping by mapping; `moving` | one round each, under the locks |
 //! | areas, find, shared_page, usage | none, so a walk sees each page at a moment of its own (`walk`) | no |
 //!
@@ -79,7 +80,8 @@
 //! locks are free again (in rounds, under the locks, if they are very many). A page-table page is unlinked by who has locked
 //! all pages it serves, flushed under these locks, and freed. That is not done by every unmap, as whoever maps and unmaps in
 //! a loop would make tables again and again; but when there are twice as many as were needed at the last look
-//! ([`Mirror::sweep`]). Nodes of the tree and descriptors are collected by the [`Realm`]. The root outlives everything,
+//! ([`Mirror::sweep`]). When memory is short all of them may go, needed or not ([`Mirror::shed`]), since each CPU can make its
+//! own again from the tree. At a space's end they go without locks ([`Mirror::strip`]). Nodes of the tree and descriptors are collected by the [`Realm`]. The root outlives everything,
 //! as in `locked`.
 //!
 //! # Memory that runs out
@@ -280,6 +282,24 @@ impl Radix {
             }
             drop(guard);
         });
+    }
+    /// Drop all page tables of the lowest level, of all CPUs. Owners stay in the slots, where they may be too many.
+    fn shed_tables(&self, ctx: &Unpinned<'_>) {
+        for (cpu, mirror) in self.tables.all() {
+            let targets = cpu.map_or(CpuSet::first(MAX_CPUS), |cpu| [cpu].into_iter().collect());
+            mirror.shed(|served, unlink| {
+                let pin = ctx.pin();
+                let section = self.tree.enter(&pin);
+                let mut gather = Gather::new(self.machine.frames, *ctx);
+                let Ok(guard) = self.lock_pages(served, Mode::Cover, &section) else { return };
+                unlink(&mut gather);
+                if mutant!("radix-shed-no-flush") {
+                    gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
+                }
+                self.flush(&mut gather, &targets, &pin);
+                drop(guard);
+            });
+        }
     }
     /// Remove all pages: at once, or slot by slot if there is no memory for the list of what is locked.
     fn unmap_everything(&self, ctx: &Unpinned<'_>) {
@@ -519,6 +539,9 @@ impl AddressSpace for Radix {
         self.cleared.store(true, Ordering::Release);
         self.free_root(&ctx.pin());
         self.realm.reap(ctx);
+    }
+    fn shed(&self, ctx: &Unpinned<'_>) {
+        self.shed_tables(ctx);
     }
     fn activate(&self, pin: &Pinned<'_>) -> Frame {
         tlb::join(&self.active.0, pin);

@@ -12,7 +12,7 @@
 //! needed. One thread sweeps at a time, and no other unlinks, so a sweep may walk all tables without any page's lock. At
 //! the end, when no page is mapped or will be, nobody walks to an entry: then all of them go at once ([`Mirror::strip`]).
 
-use core::mem::ManuallyDrop;
+use core::{mem::ManuallyDrop, ops::RangeInclusive};
 
 use addr::{Frame, Page, PageRange, Prot, Pte};
 use owned::{Memory, OwnedFrame, Use};
@@ -35,8 +35,12 @@ pub struct Mirror {
     pages: AtomicU64,
     /// How many there may be before a sweep is worth its time; and whose turn it is to sweep.
     enough: AtomicU64,
-    sweeping: SpinLock<()>,
+    sweeping: SpinLock<Stripped>,
 }
+
+/// Whether [`Mirror::strip`] has been called: nobody looks at the tables after that.
+#[derive(Debug)]
+struct Stripped(bool);
 
 /// The entry of a page whose lock the holder has.
 #[derive(Debug)]
@@ -70,7 +74,7 @@ impl Mirror {
         let table = PageTable::new(frames, pin, kernel_half)?;
         let root = table.root()?;
         let (pages, enough) = (AtomicU64::new(1), AtomicU64::new(FEW));
-        let (table, sweeping) = (ManuallyDrop::new(table), SpinLock::new(()));
+        let (table, sweeping) = (ManuallyDrop::new(table), SpinLock::new(Stripped(false)));
         Some(Self { table, root, pages, enough, sweeping })
     }
     /// The root's frame, for CR3.
@@ -143,17 +147,39 @@ impl Mirror {
     /// they are, calls what it is given, flushes, and lets go; it says nothing if they aren't. Unlinks such tables, unless
     /// another sweep is under way. The caller has no page's lock.
     pub fn sweep(&self, mut free: impl FnMut(PageRange, &mut dyn FnMut(&mut Gather<'_>))) {
-        let Some(_sweep) = self.sweeping.try_lock() else { return };
+        self.tables(1..=3, |slot, served| free(served, &mut |gather| self.unlink(slot, served, gather)));
+        // Relaxed: a hint.
+        self.enough.store(FEW.max(2 * self.pages()), Ordering::Relaxed);
+    }
+    /// The same for the tables of the lowest level alone, which may have entries: these are forgotten, with what the hardware
+    /// has noted in them, and come back by faults.
+    pub fn shed(&self, mut free: impl FnMut(PageRange, &mut dyn FnMut(&mut Gather<'_>))) {
+        self.tables(1..=1, |slot, served| {
+            free(served, &mut |gather| {
+                // Relaxed: as in `peek`.
+                let link = Pte::from_bits(slot.load(Ordering::Relaxed));
+                // AcqRel: as in `clear`.
+                self.table.entries(link.frame()).iter().for_each(|entry| _ = entry.swap(0, Ordering::AcqRel));
+                self.unlink(slot, served, gather);
+            });
+        });
+    }
+    /// Call `each` with each table's link and what it serves, the lower levels first; not if somebody else is at it, or all
+    /// is over.
+    fn tables(&self, levels: RangeInclusive<u32>, mut each: impl FnMut(&AtomicU64, PageRange)) {
+        let Some(stripped) = self.sweeping.try_lock().filter(|stripped| !stripped.0) else { return };
+        self.each_table(levels, &mut each);
+        drop(stripped);
+    }
+    fn each_table(&self, levels: RangeInclusive<u32>, each: &mut dyn FnMut(&AtomicU64, PageRange)) {
         let end = Page::new(crate::USER_PAGES).unwrap_or_default();
-        for level in 1..=3 {
+        for level in levels {
             let mut at = Page::default();
             while let Some((slot, first)) = self.table.next_link(&mut at, end, level) {
                 let Some(served) = PageRange::with_len(first, span(level)) else { continue };
-                free(served, &mut |gather| self.unlink(slot, served, gather));
+                each(slot, served);
             }
         }
-        // Relaxed: a hint.
-        self.enough.store(FEW.max(2 * self.pages()), Ordering::Relaxed);
     }
     fn unlink(&self, slot: &AtomicU64, served: PageRange, gather: &mut Gather<'_>) {
         // AcqRel: what software did to the table comes before, and the unlinking before the flush.
@@ -173,26 +199,23 @@ impl Mirror {
     /// gather is full, and at the end, `flush` makes all CPUs that use the mirror forget what it was told of; it may
     /// release what is in it then.
     pub fn strip(&self, gather: &mut Gather<'_>, mut flush: impl FnMut(&mut Gather<'_>)) {
-        // Nobody else unlinks, or looks at all tables, meanwhile.
-        let _sweep = self.sweeping.lock();
-        let end = Page::new(crate::USER_PAGES).unwrap_or_default();
-        for level in 1..=3 {
-            let mut at = Page::default();
-            while let Some((slot, first)) = self.table.next_link(&mut at, end, level) {
-                let Some(served) = PageRange::with_len(first, span(level)) else { continue };
-                if gather.room() == 0 {
-                    flush(gather);
-                }
-                self.unlink(slot, served, gather);
+        // Nobody else unlinks, or looks at all tables, meanwhile and after this.
+        let mut stripped = self.sweeping.lock();
+        stripped.0 = true;
+        self.each_table(1..=3, &mut |slot, served| {
+            if gather.room() == 0 {
+                flush(gather);
             }
-        }
+            self.unlink(slot, served, gather);
+        });
         flush(gather);
     }
     /// The frame of the root, for whoever frees it when no CPU has it in CR3 any more. To be called once, when nothing
     /// is mapped and everything has been [stripped](Self::strip): the mirror is of no use after that.
     ///
     /// # Safety
-    /// It is the only call, and no other method is called from here on but [`Self::pages`] and [`Self::root`].
+    /// It is the only call, and no other method is called from here on but [`Self::pages`], [`Self::root`], [`Self::sweep`]
+    /// and [`Self::shed`], which do nothing any more.
     pub unsafe fn retire(&self) -> OwnedFrame {
         // Relaxed: a count.
         self.pages.fetch_sub(1, Ordering::Relaxed);
