@@ -18,7 +18,7 @@ use addr::{Frame, Page, PageRange, Prot, Pte};
 use owned::{Memory, OwnedFrame, Use};
 use percpu::Pinned;
 use sync::{
-    SpinLock,
+    SpinLock, mutant,
     primitive::{AtomicU64, Ordering},
 };
 use tlb::Gather;
@@ -144,10 +144,18 @@ impl Mirror {
         self.pages.load(Ordering::Relaxed) > self.enough.load(Ordering::Relaxed)
     }
     /// Ask for each table, the lower levels first, whether what it serves is free. `free` takes the locks of those pages if
-    /// they are, calls what it is given, flushes, and lets go; it says nothing if they aren't. Unlinks such tables, unless
-    /// another sweep is under way. The caller has no page's lock.
+    /// they are, calls what it is given, flushes, and lets go; it says nothing if they aren't. Unlinks such tables, but for
+    /// those that others are still linked in, unless another sweep is under way. The caller has no page's lock.
     pub fn sweep(&self, mut free: impl FnMut(PageRange, &mut dyn FnMut(&mut Gather<'_>))) {
-        self.tables(1..=3, |slot, served| free(served, &mut |gather| self.unlink(slot, served, gather)));
+        self.tables(1..=3, |slot, served| {
+            free(served, &mut |gather| {
+                // One below may have been in use when its turn was, and be free only now.
+                let link = Pte::from_bits(slot.load(Ordering::Relaxed));
+                if self.is_empty(link.frame()) || mutant!("mirror-unlink-full") {
+                    self.unlink(slot, served, gather);
+                }
+            });
+        });
         // Relaxed: a hint.
         self.enough.store(FEW.max(2 * self.pages()), Ordering::Relaxed);
     }
@@ -181,12 +189,16 @@ impl Mirror {
             }
         }
     }
+    /// Whether a table has no entries. The caller has the locks of all pages that it serves.
+    fn is_empty(&self, table: Frame) -> bool {
+        // Relaxed: the locks order it.
+        self.table.entries(table).iter().all(|entry| entry.load(Ordering::Relaxed) == 0)
+    }
     fn unlink(&self, slot: &AtomicU64, served: PageRange, gather: &mut Gather<'_>) {
         // AcqRel: what software did to the table comes before, and the unlinking before the flush.
         let link = Pte::from_bits(slot.swap(0, Ordering::AcqRel));
         debug_assert!(
-            // Relaxed: the caller has all the pages' locks.
-            self.table.entries(link.frame()).iter().all(|e| e.load(Ordering::Relaxed) == 0),
+            self.is_empty(link.frame()) || mutant!("mirror-unlink-full"),
             "a table was unlinked with entries in it"
         );
         // SAFETY: the link owned the table since it was made, and has just been cleared.

@@ -65,6 +65,29 @@ fn entries_come_change_and_go() {
     });
 }
 
+/// What a table serves may become free between its turn and that of the table above it.
+#[test]
+fn a_table_that_others_are_linked_in_stays() {
+    let (machine, frames) = (Machine::new(1), testing::memory(64, 1));
+    machine.on(0, |ctx| {
+        let pin = ctx.pin();
+        let mirror = Mirror::new(frames, &pin, None).expect("memory");
+        assert!(mirror.prepare(page(5), frames, &pin).is_some());
+        for (least, left) in [(1 << 10, 4), (1, 1)] {
+            mirror.sweep(|served, unlink| {
+                if served.len() >= least {
+                    let mut gather = Gather::new(frames, ctx);
+                    unlink(&mut gather);
+                    gather.flush(&pin, &NoTlb, &AtomicCpuSet::new());
+                }
+            });
+            assert_eq!((mirror.pages(), frames.stats().owned[Use::PageTable as usize]), (left, left));
+        }
+        // SAFETY: the mirror isn't used any more.
+        frames.free(&pin, unsafe { mirror.retire() });
+    });
+}
+
 #[test]
 fn a_table_that_there_is_no_frame_for_is_not_made() {
     let (machine, frames) = (Machine::new(1), testing::memory(64, 1));
