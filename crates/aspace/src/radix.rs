@@ -105,6 +105,7 @@ mod walk;
 mod word;
 
 use alloc::{
+    boxed::Box,
     sync::{Arc, Weak},
     vec::Vec,
 };
@@ -124,6 +125,7 @@ use tlb::Gather;
 use self::{
     arena::Arenas,
     change::{Change, page},
+    realm::Grave,
     tables::Tables,
     totals::{Counts, Difference, Kinds, binds},
     walk::{KEYS, pages},
@@ -143,6 +145,8 @@ pub struct Radix {
     realm: &'static Realm,
     /// What each page is, and should be. Goes to the realm in the end.
     tree: ManuallyDrop<Tree<Realm>>,
+    /// Memory for that.
+    grave: Option<Box<Grave>>,
     /// What the hardware sees of it.
     tables: Tables,
     kind: PageTables,
@@ -207,6 +211,7 @@ impl Radix {
             machine,
             realm,
             tree,
+            grave: Some(Grave::new()),
             tables,
             kind,
             active: Line(AtomicCpuSet::new()),
@@ -607,7 +612,10 @@ fn shows(mapping: &Mapping, of: &Mappers) -> bool {
 impl Drop for Radix {
     fn drop(&mut self) {
         // SAFETY: nobody uses the field after this.
-        self.realm.bury(unsafe { ManuallyDrop::take(&mut self.tree) });
+        let tree = unsafe { ManuallyDrop::take(&mut self.tree) };
+        if let Some(grave) = self.grave.take() {
+            self.realm.bury(tree, grave);
+        }
     }
 }
 

@@ -43,6 +43,8 @@ const PLAIN: u32 = 16;
 const CHUNK: usize = 512;
 /// Numbers that a CPU takes from the common stock at once.
 const BATCH: usize = 64;
+/// Numbers that a CPU keeps at most.
+const MOST_NUMBERS: usize = 4 * BATCH;
 
 /// What the pages that name it should be.
 #[repr(C)]
@@ -54,6 +56,8 @@ pub(super) struct Desc {
     pub(super) kinds: Kinds,
     /// As if it began at page 0.
     pub(super) mapping: Mapping,
+    /// The next of those that are no more.
+    next: Option<Box<Desc>>,
 }
 
 // SAFETY: it is read only, but for the head and the link, which their domains see to. The pointer is to a `Sync` value.
@@ -91,25 +95,54 @@ unsafe fn free(head: NonNull<rcu::Head>, pin: &Pinned<'_>) {
     let desc = unsafe { Box::from_raw(head.byte_sub(offset_of!(Desc, retired)).cast::<Desc>().as_ptr()) };
     // SAFETY: realms live for ever.
     let realm = unsafe { &*desc.realm };
-    let Desc { id, mapping, .. } = *desc;
-    realm.give_number(id, pin);
-    realm.dead.push(mapping);
+    realm.give_number(desc.id, pin);
+    realm.dead.push(desc);
+}
+
+/// What can wait on a list without memory for that.
+trait Linked: Sized {
+    fn next(&mut self) -> &mut Option<Box<Self>>;
+}
+
+impl Linked for Desc {
+    fn next(&mut self) -> &mut Option<Box<Self>> {
+        &mut self.next
+    }
+}
+
+/// Where a tree goes in the end; made with it.
+pub(super) struct Grave {
+    tree: Option<Tree<Realm>>,
+    next: Option<Box<Grave>>,
+}
+
+impl Linked for Grave {
+    fn next(&mut self) -> &mut Option<Box<Self>> {
+        &mut self.next
+    }
+}
+
+impl Grave {
+    pub(super) fn new() -> Box<Self> {
+        Box::new(Self { tree: None, next: None })
+    }
 }
 
 /// Things that wait for somebody to come by. As long as there are none, looking writes nothing, and the line is shared.
 #[repr(align(128))]
 struct Waiting<T> {
-    list: SpinLock<Vec<T>>,
+    list: SpinLock<Option<Box<T>>>,
     any: AtomicBool,
 }
 
-impl<T> Waiting<T> {
+impl<T: Linked> Waiting<T> {
     fn new() -> Self {
-        Self { list: SpinLock::new(Vec::new()), any: AtomicBool::new(false) }
+        Self { list: SpinLock::new(None), any: AtomicBool::new(false) }
     }
-    fn push(&self, one: T) {
+    fn push(&self, mut one: Box<T>) {
         let mut list = self.list.lock();
-        list.push(one);
+        *one.next() = list.take();
+        *list = Some(one);
         // Relaxed, all: changed under the lock, which orders the list; without it a hint, but for the CPU that has pushed.
         self.any.store(true, Ordering::Relaxed);
     }
@@ -117,10 +150,16 @@ impl<T> Waiting<T> {
     fn is_empty(&self) -> bool {
         !self.any.load(Ordering::Relaxed)
     }
-    fn take(&self) -> Vec<T> {
+    /// All that wait now, one by one.
+    fn take(&self) -> impl Iterator<Item = Box<T>> + use<T> {
         let mut list = self.list.lock();
         self.any.store(false, Ordering::Relaxed);
-        core::mem::take(&mut *list)
+        let mut rest = list.take();
+        core::iter::from_fn(move || {
+            let mut one = rest.take()?;
+            rest = one.next().take();
+            Some(one)
+        })
     }
 }
 
@@ -138,9 +177,10 @@ pub(super) struct Kept {
     id: u32,
 }
 
-/// Numbers that nobody uses.
+/// Numbers that no CPU has.
 struct Numbers {
-    free: Vec<u32>,
+    /// The first that was used before, or 0. Each has the next one where its descriptor would be.
+    free: u32,
     /// From here on none was ever used.
     fresh: u32,
 }
@@ -154,9 +194,9 @@ pub struct Realm {
     mine: PerCpu<RefCell<Vec<u32>>>,
     reserves: PerCpu<RefCell<Reserve<Realm>>>,
     /// What descriptors named that are no more.
-    dead: Waiting<Mapping>,
+    dead: Waiting<Desc>,
     /// Those of spaces that are no more.
-    trees: Waiting<Tree<Realm>>,
+    trees: Waiting<Grave>,
     relax: fn(),
 }
 
@@ -165,13 +205,13 @@ type Chunk = [AtomicPtr<Desc>; CHUNK];
 impl Realm {
     /// For `cpus` CPUs, all of them idle. `relax` is called while a slot is somebody else's: it lets others run.
     pub fn new(cpus: usize, relax: fn()) -> Self {
-        let numbers = Numbers { free: Vec::new(), fresh: PLAIN };
+        let numbers = Numbers { free: 0, fresh: PLAIN };
         Self {
             refs: Domain::new(cpus),
             rcu: rcu::kernel::Domain::new(cpus),
             table: [const { AtomicPtr::new(ptr::null_mut()) }; DESCRIPTORS as usize / CHUNK],
             numbers: SpinLock::new(numbers),
-            mine: PerCpu::new(cpus, |_| RefCell::new(Vec::new())),
+            mine: PerCpu::new(cpus, |_| RefCell::new(Vec::with_capacity(MOST_NUMBERS))),
             reserves: PerCpu::new(cpus, |_| RefCell::new(Reserve::new())),
             dead: Waiting::new(),
             trees: Waiting::new(),
@@ -216,7 +256,7 @@ impl Realm {
         }
         if !self.trees.is_empty() {
             let section = Section::new(self, pin);
-            for tree in self.trees.take() {
+            for tree in self.trees.take().filter_map(|grave| grave.tree) {
                 tree.retire(&section, |left| debug_assert!(false, "{left:?} in a cleared space"));
             }
         }
@@ -252,11 +292,13 @@ impl Realm {
             let _pin = ctx.pin();
             self.dead.take()
         };
-        drop(dead);
+        // One may sleep.
+        dead.for_each(drop);
     }
     /// Take over a tree whose space is no more.
-    pub(super) fn bury(&self, tree: Tree<Realm>) {
-        self.trees.push(tree);
+    pub(super) fn bury(&self, tree: Tree<Realm>, mut grave: Box<Grave>) {
+        grave.tree = Some(tree);
+        self.trees.push(grave);
     }
     /// Memory for nodes, this CPU's.
     pub(super) fn reserve<'p>(&'p self, pin: &'p Pinned<'_>) -> &'p RefCell<Reserve<Realm>> {
@@ -265,7 +307,7 @@ impl Realm {
 
     fn describe(&self, id: u32, mapping: Mapping) -> Desc {
         let (head, retired) = (RefHead::new::<Desc>(1), rcu::Head::new());
-        Desc { head, retired, realm: self, id, kinds: Kinds::of(&mapping), mapping }
+        Desc { head, retired, realm: self, id, kinds: Kinds::of(&mapping), mapping, next: None }
     }
     /// A descriptor for `mapping`, which is as if it began at page 0. `None` if there are too many.
     pub(super) fn intern<'p>(&'static self, mapping: Mapping, pin: &'p Pinned<'p>) -> Option<Hold<'p>> {
@@ -303,11 +345,16 @@ impl Realm {
         // Release: the descriptor before its number is anywhere; partner: `desc`.
         chunk[id % CHUNK].store(desc, Ordering::Release);
     }
-    fn find(&self, id: u32) -> &Desc {
+    /// Where the descriptor with a number is that was used before.
+    fn place(&self, id: u32) -> &AtomicPtr<Desc> {
         let id = id as usize;
-        // SAFETY: the callers have a number that names a descriptor, which was published with its chunk (Acquire, both:
-        // partners in `publish`). Chunks are never freed, and the descriptor is kept by what the callers say.
-        unsafe { &*(*self.table[id / CHUNK].load(Ordering::Acquire))[id % CHUNK].load(Ordering::Acquire) }
+        // SAFETY: chunks are made before a number of theirs is used (Acquire: partner in `publish`), and never freed.
+        unsafe { &(*self.table[id / CHUNK].load(Ordering::Acquire))[id % CHUNK] }
+    }
+    fn find(&self, id: u32) -> &Desc {
+        // SAFETY: the callers have a number that names a descriptor, which was published (Acquire: partner in `publish`),
+        // and is kept by what the callers say.
+        unsafe { &*self.place(id).load(Ordering::Acquire) }
     }
     /// The descriptor of a slot that is mapped, which was read in the section: so it is not freed before its end.
     pub(super) fn desc<'s>(&'s self, slot: Slot, _: &'s Section<'_, Realm>) -> &'s Desc {
@@ -334,23 +381,31 @@ impl Realm {
         if mine.is_empty() {
             let mut all = self.numbers.lock();
             for _ in 0..BATCH {
-                let next = all.free.pop().or_else(|| {
-                    let next = all.fresh;
-                    all.fresh += u32::from(next < DESCRIPTORS);
-                    (next < DESCRIPTORS).then_some(next)
-                });
-                mine.extend(next);
+                let (free, fresh) = (all.free, all.fresh);
+                if free > 0 {
+                    // Relaxed: the lock orders it.
+                    all.free = self.place(free).load(Ordering::Relaxed).addr() as u32;
+                    mine.push(free);
+                } else if fresh < DESCRIPTORS {
+                    all.fresh += 1;
+                    mine.push(fresh);
+                }
             }
         }
         mine.pop()
     }
+    /// Nobody names number `id` any more. Takes no memory.
     fn give_number(&self, id: u32, pin: &Pinned<'_>) {
         let mut mine = self.mine.get(pin).borrow_mut();
-        mine.push(id);
-        if mine.len() >= 4 * BATCH {
-            let rest = mine.split_off(2 * BATCH);
-            self.numbers.lock().free.extend(rest);
+        if mine.len() == MOST_NUMBERS {
+            let mut all = self.numbers.lock();
+            for id in mine.drain(MOST_NUMBERS / 2..) {
+                // Relaxed: as above.
+                self.place(id).store(ptr::without_provenance_mut(all.free as usize), Ordering::Relaxed);
+                all.free = id;
+            }
         }
+        mine.push(id);
     }
 }
 

@@ -353,3 +353,29 @@ fn the_last_cpu_to_idle_goes_on_until_all_is_collected() {
         space.clear(&ctx);
     });
 }
+
+#[test]
+fn descriptors_end_without_memory_and_their_numbers_serve_again() {
+    const MAPPINGS: u64 = 2000;
+    let sim = Sim::new(1, 64);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        for round in 0..3 {
+            let pages = Pages::new(sim, round, &[], &ctx);
+            // The same page everywhere, so that no two are of one descriptor.
+            for i in 0..MAPPINGS {
+                let at = Placement::Fixed(page(BASE + i));
+                space.map(at, 1, object(&pages, 7, RW, true), &ctx).expect("there is room");
+            }
+            assert_eq!(space.usage(&ctx).mappings, MAPPINGS);
+            assert_eq!(space.unmap(range(BASE, MAPPINGS), &ctx), Ok(()));
+            let left = std::sync::Arc::downgrade(&pages);
+            drop(pages);
+            SPARES.set(true);
+            (0..32).for_each(|_| sim.tick(&ctx));
+            SPARES.set(false);
+            assert_eq!(left.strong_count(), 0);
+        }
+        space.clear(&ctx);
+    });
+}
