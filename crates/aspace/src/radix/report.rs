@@ -79,19 +79,17 @@ impl Radix {
         // `put`. Nothing moves to where this has been already.
         let _still = self.moving.0.write(ctx);
         self.cuts.fetch_add(1, Ordering::SeqCst);
-        let mut areas = alloc::vec::Vec::new();
         self.each_area(pages(0, KEYS), ctx, |info| {
             let Some((_, first)) = info.mapping.object_page(0) else { return };
             if !shows(info.mapping, of) {
                 return;
             }
             let (from, to) = (cut.start.max(first), cut.end.min(first.saturating_add(info.range.len())));
-            let start = info.range.start().number();
-            if from < to {
-                areas.push(pages(start + (from - first), start + (to - first)));
+            if from >= to {
+                return;
             }
-        });
-        for part in areas {
+            let start = info.range.start().number();
+            let part = pages(start + (from - first), start + (to - first));
             // Page by page if there is no memory for the list of what is locked.
             if !self.cut_part(of, &cut, part, copies, ctx) {
                 for page in part {
@@ -99,7 +97,7 @@ impl Radix {
                     while self.has_frame(page, ctx) && !self.cut_part(of, &cut, single, copies, ctx) {}
                 }
             }
-        }
+        });
     }
     fn has_frame(&self, at: Page, ctx: &Unpinned<'_>) -> bool {
         let pin = ctx.pin();

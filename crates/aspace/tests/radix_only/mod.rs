@@ -355,7 +355,7 @@ fn the_last_cpu_to_idle_goes_on_until_all_is_collected() {
 }
 
 #[test]
-fn descriptors_end_without_memory_and_their_numbers_serve_again() {
+fn objects_are_cut_and_descriptors_end_without_memory() {
     const MAPPINGS: u64 = 2000;
     let sim = Sim::new(1, 64);
     sim.cpus.on(0, |ctx| {
@@ -368,6 +368,9 @@ fn descriptors_end_without_memory_and_their_numbers_serve_again() {
                 space.map(at, 1, object(&pages, 7, RW, true), &ctx).expect("there is room");
             }
             assert_eq!(space.usage(&ctx).mappings, MAPPINGS);
+            SPARES.set(true);
+            pages.resize(sim, 0, &ctx);
+            SPARES.set(false);
             assert_eq!(space.unmap(range(BASE, MAPPINGS), &ctx), Ok(()));
             let left = std::sync::Arc::downgrade(&pages);
             drop(pages);
