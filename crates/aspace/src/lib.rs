@@ -72,7 +72,7 @@ use core::{ops::Range, ptr};
 
 use addr::{Frame, Page, PageRange, Prot, VirtAddr};
 use owned::{Memory, Use};
-use percpu::{Pinned, Unpinned};
+use percpu::{CpuSet, Pinned, Unpinned};
 use tlb::Shootdown;
 
 pub use frames::Place;
@@ -313,6 +313,19 @@ pub struct Resident {
     pub dirty: bool,
 }
 
+/// A page while nobody can change it, as [`AddressSpace::audit`] shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Audited {
+    /// Which page.
+    pub page: Page,
+    /// The frame that the page has. Whoever translates the page does so to this one.
+    pub frame: Option<Frame>,
+    /// The most that a translation may grant.
+    pub rights: Prot,
+    /// The CPUs that would be asked to forget the page. Whoever translates it is among them.
+    pub cpus: CpuSet,
+}
+
 /// What [`AddressSpace::inspect`] sees, in ascending order.
 #[derive(Debug)]
 pub enum Seen<'a> {
@@ -490,6 +503,9 @@ pub trait AddressSpace: Send + Sync {
     /// Call `f` for each mapping that has pages in `range`, and after it for each of its pages in `range` that has a
     /// frame or a guard, ascending. `f` must not sleep, use the address space nor touch user memory.
     fn inspect(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Seen<'_>));
+    /// For checkers: look at each page of `range` while nobody can change it, panic if a page table has an entry that the
+    /// design forbids, and call `f` with what processors may have of the page. `f` must not use the address space.
+    fn audit(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&Audited));
     /// The mapping that holds `page`, and its pages.
     fn find(&self, page: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)>;
     /// What `page` shows of which object, if it lies in a shared mapping: the object's identity and the object's page.

@@ -100,7 +100,7 @@ use core::{fmt, mem::offset_of, ops::Range, ptr};
 use addr::{Frame, Page, PageRange, Prot, VirtAddr};
 use owned::{OwnedFrame, Use};
 use pagetable::{Full, PageTable, USER_PAGES, Which, use_of};
-use percpu::{AtomicCpuSet, Pinned, Unpinned};
+use percpu::{AtomicCpuSet, CpuSet, MAX_CPUS, Pinned, Unpinned};
 use sync::{
     RwLock, SpinLock, mutant,
     primitive::{AtomicBool, AtomicU64, Ordering, fence},
@@ -109,9 +109,9 @@ use tlb::Gather;
 
 use self::remap::Remap;
 use crate::{
-    Access, AddressSpace, Advice, Backing, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper,
-    Mappers, Mapping, MappingInfo, Mappings, Place, Placement, Policy, RemapTo, Resident, STACK_GAP, Seen,
-    Totals, Unmoved, Usage, page,
+    Access, AddressSpace, Advice, Audited, Backing, Error, Fault, Flags, LOWEST, Limits, Lock, Machine,
+    Mapper, Mappers, Mapping, MappingInfo, Mappings, Place, Placement, Policy, RemapTo, Resident, STACK_GAP,
+    Seen, Totals, Unmoved, Usage, page,
     rules::{check, dictated, relock, user},
 };
 
@@ -647,6 +647,24 @@ impl AddressSpace for Locked {
                     ));
                 }
             }
+        }
+    }
+    fn audit(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&Audited)) {
+        // Exclude: the table says what a page has, and the mapping what it may grant.
+        let space = self.space.write(ctx);
+        for at in range {
+            let entry = space.table.peek(at);
+            let allowed = space.mappings.find(at).map_or(Prot::empty(), |(_, mapping)| {
+                let all = page::hardware(mapping.prot);
+                if entry.is_present() {
+                    page::rights(mapping, entry.frame(), self.machine.frames)
+                } else {
+                    all
+                }
+            });
+            assert!(allowed.contains(entry.prot()), "{entry:?} grants more than {allowed:?} at {at:?}");
+            let frame = entry.is_present().then(|| entry.frame());
+            f(&Audited { page: at, frame, rights: entry.prot(), cpus: CpuSet::first(MAX_CPUS) });
         }
     }
     fn find(&self, page: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {

@@ -91,6 +91,7 @@
 
 mod advise;
 mod arena;
+mod audit;
 mod change;
 mod fault;
 mod fork;
@@ -133,8 +134,9 @@ use self::{
 };
 pub use self::{realm::Realm, tables::PageTables};
 use crate::{
-    Access, AddressSpace, Advice, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper, Mappers,
-    Mapping, MappingInfo, Place, Placement, Policy, RemapTo, STACK_GAP, Seen, Totals, Unmoved, Usage,
+    Access, AddressSpace, Advice, Audited, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper,
+    Mappers, Mapping, MappingInfo, Place, Placement, Policy, RemapTo, STACK_GAP, Seen, Totals, Unmoved,
+    Usage,
     rules::{check, dictated, relock, user},
 };
 
@@ -568,6 +570,9 @@ impl AddressSpace for Radix {
                 self.each_page(part, ctx, |page, resident| f(Seen::Page(page, resident)));
             }
         });
+    }
+    fn audit(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&Audited)) {
+        self.audit_pages(range, ctx, f);
     }
     fn find(&self, at: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
         self.area_of(at, ctx)

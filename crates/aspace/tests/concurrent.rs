@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use addr::Prot;
+use addr::{PageRange, Prot};
 use aspace::{Access, AddressSpace, Advice, Error, Fault, Placement, RemapTo};
 use machine::{Pages, RW, Sim, anonymous, object, page, range};
 use owned::Use;
@@ -28,6 +28,15 @@ use percpu::Unpinned;
 const WINDOW: std::ops::Range<u64> = 0x9fff8..0xa0008;
 /// Most address spaces in a run.
 const SPACES: usize = 4;
+
+/// What processors do by themselves between two steps of a CPU.
+const STIRS: usize = 4;
+/// Pages that are audited after each step.
+const AUDITED: u64 = 4;
+
+fn window() -> PageRange {
+    range(WINDOW.start, WINDOW.end - WINDOW.start)
+}
 
 /// What a register is about.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -386,7 +395,13 @@ fn run(sim: &'static Sim, seed: u64, steps: usize) -> usize {
         let mut cpu = Cpu { world: &world, number, random, log: Log::default(), here: 0, space };
         for _ in 0..steps {
             let op = cpu.random.pick(&ops);
+            for _ in 0..STIRS {
+                sim.stir(window(), |n| cpu.random.below(n));
+            }
             cpu.step(op, &ctx);
+            let first = cpu.random.below(window().len());
+            let audited = range(WINDOW.start + first, AUDITED.min(window().len() - first));
+            sim.audit(&*cpu.space, audited, &ctx);
         }
         sim.leave(&*cpu.space, &ctx);
         logs.lock().unwrap().push(cpu.log);

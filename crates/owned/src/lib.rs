@@ -54,6 +54,8 @@ mod owned;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+#[cfg(feature = "testing")]
+pub use memory::Watcher;
 pub use memory::{Central, Memory, Stats};
 pub use owned::{OwnedFrame, OwnedRun};
 

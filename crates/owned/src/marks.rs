@@ -48,6 +48,11 @@ impl Marks {
             self.0[at].store(FREE, R);
         }
     }
+    /// Whether frame number `at` is owned by `usage`.
+    #[cfg(feature = "testing")]
+    pub(crate) fn is(&self, at: usize, usage: Use) -> bool {
+        self.0[at].load(R) == OWNED + usage as u8
+    }
     /// Frame number `at`, `frame`, is owned by `usage`.
     #[inline(always)]
     pub(crate) fn expect(&self, at: usize, frame: Frame, usage: Use) {

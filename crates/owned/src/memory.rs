@@ -41,7 +41,14 @@ pub struct Memory {
     countdown: Lines<AtomicU64>,
     /// What hands out frames instead of the allocator, while [`CENTRAL`] is set: written once before.
     central: Once,
+    /// Who is told of every run that nobody owns any more, before anybody else can have it.
+    #[cfg(feature = "testing")]
+    watcher: std::sync::OnceLock<Watcher>,
 }
+
+/// See [`Memory::watch`].
+#[cfg(feature = "testing")]
+pub type Watcher = std::boxed::Box<dyn Fn(Frame, u32, Use) + Send + Sync>;
 
 /// A value that is written once, before a flag says that it is there.
 struct Once(UnsafeCell<Option<&'static dyn Central>>);
@@ -114,7 +121,22 @@ impl Memory {
             flags: Lines(AtomicU8::new(0)),
             countdown: Lines(AtomicU64::new(0)),
             central: Once(UnsafeCell::new(None)),
+            #[cfg(feature = "testing")]
+            watcher: std::sync::OnceLock::new(),
         }
+    }
+
+    /// Call `watcher` with the first frame, the order and the last use of each run that is given back, while it still is
+    /// the caller's alone. To be called once at most.
+    #[cfg(feature = "testing")]
+    pub fn watch(&self, watcher: Watcher) {
+        assert!(self.watcher.set(watcher).is_ok(), "there is a watcher");
+    }
+
+    /// Whether `frame` is owned by `usage`; always so if it isn't [kept](Marks::KEPT) who owns what.
+    #[cfg(feature = "testing")]
+    pub fn is_owned_by(&self, frame: Frame, usage: Use) -> bool {
+        !Marks::KEPT || self.marks.is(self.index(frame), usage)
     }
 
     /// From now on `central`, which has none yet, hands out all frames: those that are free now, and those that are given
@@ -243,6 +265,10 @@ impl Memory {
     }
 
     fn give(&self, pin: &Pinned<'_>, usage: Use, first: Frame, order: u32) {
+        #[cfg(feature = "testing")]
+        if let Some(watcher) = self.watcher.get() {
+            watcher(first, order, usage);
+        }
         if Marks::KEPT {
             let at = self.index(first);
             (at..at + (1 << order)).for_each(|at| self.marks.take_back(at, self.frame(at), usage, self.dm()));

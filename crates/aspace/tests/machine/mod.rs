@@ -1,22 +1,30 @@
-//! The simulated machine: threads as CPUs, each with a translation buffer that keeps every translation and every
-//! pointer to a leaf table that it has ever used until it is flushed, which is the worst that the manual allows
-//! (Intel SDM vol. 3A, 4.10). It walks the real page tables in the real frames, and knows nothing of the address
-//! space's own bookkeeping.
+//! The simulated machine: threads as CPUs, each with a translation buffer as bad as the manual allows (`buffer`). It
+//! walks the real page tables in the real frames, and knows nothing of the address space's own bookkeeping.
 //!
 //! An instruction holds its CPU's buffer from translation to access, and a flush of that CPU waits for it: as on real
 //! processors, an interrupt is taken between instructions.
+//!
+//! # What is checked
+//! * **T1** *A frame is never free while a CPU can translate to it*, by what it has cached or by a walk from its root or a
+//!   cached pointer: at each fill, and for all CPUs whenever a frame is given back.
+//! * **T2** *When an operation has returned, no CPU has more than it left*: for every page that nobody is changing, what is
+//!   cached is for the page's frame and grants no more than the page does ([`Sim::audit`]).
+//! * **T3** *Who translates a page would be told of its end*: by the same look, in the buffers and in all page tables.
+//! * **T4** *A page-table page is never free while a walk could come to it*: as T1.
+//! * **T5** *No address is translated by entries of two sizes*: at each fill.
 #![allow(dead_code, reason = "each test program uses a part")]
+
+pub mod buffer;
 
 use std::{
     cell::Cell,
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use addr::{Frame, Page, PageRange, Prot, Pte};
+use addr::{Frame, Page, PageRange, Prot};
 use aspace::{
     Access, AddressSpace, Backing, Error, Fault, Locked, Machine, Mappers, Mapping, Object, ObjectError,
     PageTables, Policy, Radix, Realm,
@@ -24,6 +32,8 @@ use aspace::{
 use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{CpuId, CpuSet, Pinned, Unpinned, testing::Machine as Cpus};
 use tlb::Shootdown;
+
+use buffer::Buffer;
 
 pub const RW: Prot = Prot::READ.union(Prot::WRITE);
 
@@ -48,19 +58,14 @@ pub const fn design() -> Design {
 
 /// Accesses after which a CPU does its regular work.
 const TICK: u32 = 16;
+/// Of so many frames that are given back, one is looked for in all page tables that CPUs have loaded.
+const LOOKED_FOR: usize = 8;
+/// Pages of a range for which all CPUs walk when it is about to be flushed.
+const SPECULATED: usize = 16;
 
 thread_local! {
     /// Accesses of this thread.
     static ACCESSES: Cell<u32> = const { Cell::new(0) };
-}
-
-/// What one CPU has cached.
-#[derive(Default)]
-struct Buffer {
-    root: Option<Frame>,
-    entries: HashMap<Page, Pte>,
-    /// Leaf tables, by page number / 512.
-    tables: HashMap<u64, Frame>,
 }
 
 /// The machine. It lives for ever, since address spaces keep references to it.
@@ -75,6 +80,8 @@ pub struct Sim {
     pub targets: Mutex<CpuSet>,
     /// Called at the start of every flush.
     pub on_flush: Mutex<Option<Box<dyn Fn() + Send>>>,
+    /// Frames that were given back.
+    freed: AtomicUsize,
 }
 
 impl Sim {
@@ -83,7 +90,7 @@ impl Sim {
         realm.init();
         let machine = Cpus::new(cpus);
         (0..cpus).for_each(|cpu| machine.on(cpu, |ctx| realm.idle_exit(&mut ctx.pin())));
-        Box::leak(Box::new(Sim {
+        let sim: &Sim = Box::leak(Box::new(Sim {
             cpus: machine,
             frames: testing::memory(frames, cpus),
             realm,
@@ -91,7 +98,44 @@ impl Sim {
             flushes: AtomicUsize::new(0),
             targets: Mutex::default(),
             on_flush: Mutex::new(None),
-        }))
+            freed: AtomicUsize::new(0),
+        }));
+        sim.frames.watch(Box::new(|first, order, _| {
+            (first.number()..first.number() + (1 << order))
+                .filter_map(Frame::new)
+                .for_each(|frame| sim.given_back(frame));
+        }));
+        sim
+    }
+    /// T1 and T4: `frame` is free from here on.
+    fn given_back(&self, frame: Frame) {
+        let nth = self.freed.fetch_add(1, Ordering::Relaxed);
+        for cpu in self.cpus.ids() {
+            let buffer = self.buffer(cpu);
+            let used =
+                buffer.holds(frame) || nth.is_multiple_of(LOOKED_FOR) && buffer.reaches(self.frames, frame);
+            drop(buffer);
+            assert!(!used, "T1, T4: {frame:?} is given back while {cpu:?} can still translate to it");
+        }
+    }
+    /// T2 and T3: what CPUs have cached of `range` of `space` is what they may have. Changes to these pages wait.
+    pub fn audit(&self, space: &dyn AddressSpace, range: PageRange, ctx: &Unpinned<'_>) {
+        space.audit(range, ctx, &mut |page| {
+            self.cpus.ids().for_each(|cpu| self.buffer(cpu).audit(cpu, identity(space), page));
+        });
+    }
+    /// Some CPU fills its buffer with something of `pages`, or loses part of it, as processors do when they like.
+    pub fn stir(&self, pages: PageRange, mut random: impl FnMut(u64) -> u64) {
+        let cpu = CpuId::new(random(self.cpus.cpus() as u64) as usize).expect("a CPU");
+        let mut buffer = self.buffer(cpu);
+        match random(8) {
+            0 => buffer.evict(|| random(4) == 0),
+            1 => buffer.evict(|| random(2) == 0),
+            _ => {
+                let at = Page::new(pages.start().number() + random(pages.len())).expect("a page");
+                buffer.speculate(self.frames, at);
+            }
+        }
     }
     pub fn machine(&'static self) -> Machine {
         Machine { frames: self.frames, shootdown: self, kernel_root: None }
@@ -124,7 +168,7 @@ impl Sim {
     pub fn enter(&self, space: &dyn AddressSpace, ctx: &Unpinned<'_>) {
         let pin = ctx.pin();
         let root = space.activate(&pin);
-        *self.buffer(pin.cpu()) = Buffer { root: Some(root), ..Buffer::default() };
+        *self.buffer(pin.cpu()) = Buffer::load(root, identity(space));
     }
     /// The CPU runs `space` no more.
     pub fn leave(&self, space: &dyn AddressSpace, ctx: &Unpinned<'_>) {
@@ -164,7 +208,7 @@ impl Sim {
             let instruction = {
                 let pin = ctx.pin();
                 let mut buffer = self.buffer(pin.cpu());
-                self.translate(&mut buffer, at, access).map(|frame| f(&self.entries(frame)[0]))
+                buffer.translate(self.frames, at, access).map(|frame| f(&self.entries(frame)[0]))
             };
             match instruction {
                 Some(result) => return Ok(result),
@@ -172,56 +216,15 @@ impl Sim {
             }
         }
     }
-    /// The hardware's part of an access; `None` is a page fault.
-    fn translate(&self, buffer: &mut Buffer, at: Page, access: Access) -> Option<Frame> {
-        if let Some(entry) = buffer.entries.get(&at) {
-            if access.allowed_by(entry.prot()) {
-                return Some(entry.frame());
-            }
-            // A page fault drops what it was caused by (4.10.4.3).
-            buffer.entries.remove(&at);
-            buffer.tables.remove(&(at.number() >> 9));
-            return None;
-        }
-        let leaf = match buffer.tables.get(&(at.number() >> 9)) {
-            Some(&leaf) => leaf,
-            None => {
-                let mut table = buffer.root.expect("the CPU runs an address space");
-                for level in [3, 2, 1] {
-                    let link = Pte::from_bits(self.entries(table)[at.index(level)].load(Ordering::SeqCst));
-                    if !link.is_present() {
-                        return None;
-                    }
-                    table = link.frame();
-                }
-                buffer.tables.insert(at.number() >> 9, table);
-                table
-            }
-        };
-        let slot = &self.entries(leaf)[at.index(0)];
-        loop {
-            let old = slot.load(Ordering::SeqCst);
-            let entry = Pte::from_bits(old);
-            if !entry.is_present() || !access.allowed_by(entry.prot()) {
-                buffer.tables.remove(&(at.number() >> 9));
-                return None;
-            }
-            let dirty = if access == Access::Write { Pte::DIRTY } else { 0 };
-            let new = old | Pte::ACCESSED | dirty;
-            // The hardware sets its bits only in an entry that is still what it has read.
-            if slot.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-                buffer.entries.insert(at, entry);
-                return Some(entry.frame());
-            }
-        }
-    }
     /// A frame as words.
     pub fn entries(&self, frame: Frame) -> &[AtomicU64] {
-        let first = self.frames.dm().ptr(frame.base()).cast::<AtomicU64>();
-        // SAFETY: the arena is never unmapped; a stale translation may lead to a free frame, whose bytes are still
-        // there: that is what the tests look for.
-        unsafe { std::slice::from_raw_parts(first, 512) }
+        buffer::words(self.frames, frame)
     }
+}
+
+/// Tells address spaces apart, as long as they live.
+fn identity(space: &dyn AddressSpace) -> usize {
+    std::ptr::from_ref(space).addr()
 }
 
 impl Shootdown for Sim {
@@ -231,12 +234,15 @@ impl Shootdown for Sim {
         if let Some(f) = self.on_flush.lock().unwrap_or_else(|e| e.into_inner()).as_ref() {
             f();
         }
+        // What could be walked to until now has been changed already.
+        for cpu in self.cpus.ids() {
+            let mut buffer = self.buffer(cpu);
+            range.into_iter().take(SPECULATED).for_each(|at| buffer.speculate(self.frames, at));
+        }
         for cpu in cpus.iter() {
             // Give the others a chance to use what is about to go.
             std::thread::yield_now();
-            let mut buffer = self.buffer(cpu);
-            buffer.entries.retain(|page, _| !range.contains(*page));
-            buffer.tables.clear();
+            self.buffer(cpu).flush(range);
         }
     }
 }

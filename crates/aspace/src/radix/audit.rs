@@ -1,0 +1,33 @@
+//! The invariants of the module, looked at page by page under the pages' own locks.
+
+use super::{tables::add_targets, *};
+use crate::{Audited, page as contents};
+
+impl Radix {
+    /// As [`AddressSpace::audit`]. Pages that there is no memory to lock are passed over.
+    pub(super) fn audit_pages(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&Audited)) {
+        for key in keys(range) {
+            let pin = ctx.pin();
+            let section = self.tree.enter(&pin);
+            let Ok(guard) = self.lock_pages(pages(key, key + 1), Mode::Cover, &section) else { continue };
+            let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
+            let frame = slot.frame().map(|(frame, _)| frame);
+            let rights = frame.map_or(Prot::empty(), |frame| {
+                contents::rights(&self.realm.desc(slot, &section).mapping, frame, self.machine.frames)
+            });
+            let mut cpus = CpuSet::EMPTY;
+            add_targets(&mut cpus, slot);
+            for (cpu, mirror) in self.tables.all() {
+                let entry = mirror.peek(page(key));
+                if !entry.is_present() {
+                    continue;
+                }
+                assert_eq!(Some(entry.frame()), frame, "an entry of page {key:#x}, which is {slot:?}");
+                assert!(rights.contains(entry.prot()), "{entry:?} grants more than {rights:?}, {slot:?}");
+                let known = cpu.map_or(cpus == CpuSet::first(MAX_CPUS), |cpu| cpus.contains(cpu));
+                assert!(known, "{cpu:?} has an entry for page {key:#x}, but only {cpus:?} would be told");
+            }
+            f(&Audited { page: page(key), frame, rights, cpus });
+        }
+    }
+}
