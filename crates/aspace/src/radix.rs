@@ -285,6 +285,7 @@ impl Radix {
             let Ok(guard) = self.lock_pages(served, Mode::Cover, &section) else { return };
             if !guard.spans().any(|span| needed(span.value)) {
                 unlink(&mut gather);
+                let targets = if mutant!("radix-sweep-no-flush") { CpuSet::EMPTY } else { targets };
                 self.flush(&mut gather, &targets, &pin);
             }
             drop(guard);

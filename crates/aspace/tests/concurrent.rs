@@ -12,15 +12,17 @@ mod machine;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use addr::{PageRange, Prot};
 use aspace::{Access, AddressSpace, Advice, Error, Fault, Placement, RemapTo};
-use machine::{Pages, RW, Sim, anonymous, object, page, range};
+use machine::{Pages, RW, Random, Sim, anonymous, object, page, range};
 use owned::Use;
 use percpu::Unpinned;
 
@@ -137,22 +139,6 @@ impl Registers {
                 }
             }
         }
-    }
-}
-
-/// A small generator of numbers (xorshift64*, Vigna, "An experimental exploration of Marsaglia's xorshift
-/// generators, scrambled", 2016), so that a seed names a run as far as the host's scheduler allows.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
     }
 }
 
@@ -389,7 +375,7 @@ fn run(sim: &'static Sim, seed: u64, steps: usize) -> usize {
     let logs = Mutex::new(Vec::new());
     sim.cpus.run(|id, ctx| {
         let number = id.index();
-        let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (number as u64 + 1) << 40 | 1);
+        let random = Random::new(seed, number);
         let space = world.spaces.read().unwrap()[0].clone();
         sim.enter(&*space, &ctx);
         let mut cpu = Cpu { world: &world, number, random, log: Log::default(), here: 0, space };
@@ -436,6 +422,28 @@ fn four_cpus_see_only_what_calls_explain() {
 #[test]
 fn eight_cpus_see_only_what_calls_explain() {
     runs(8, 30, 300);
+}
+
+/// As many runs as there is time for, of 2 to 8 CPUs: a moment, or the seconds that `QUIRE_STRESS` says. A failure names
+/// the seed of its run; `QUIRE_SEED` has the seed to begin with.
+#[test]
+fn runs_for_a_while() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let (time, first) = (number("QUIRE_STRESS").unwrap_or(2), number("QUIRE_SEED").unwrap_or(1000));
+    let end = Instant::now() + Duration::from_secs(time);
+    let sims: Vec<_> = (2..=8).map(|cpus| Sim::new(cpus, 2048)).collect();
+    let (mut checked, mut rounds) = (0, 0);
+    while Instant::now() < end {
+        let (seed, sim) = (first + rounds, sims[rounds as usize % sims.len()]);
+        let cpus = sim.cpus.cpus();
+        let done = std::panic::catch_unwind(AssertUnwindSafe(|| run(sim, seed, 1200 / cpus)));
+        checked += done.unwrap_or_else(|panic| {
+            eprintln!("run with seed {seed}, {cpus} CPUs");
+            std::panic::resume_unwind(panic)
+        });
+        rounds += 1;
+    }
+    println!("{rounds} runs of 2 to 8 CPUs: {checked} accesses explained");
 }
 
 /// The checker itself must not be content with anything.

@@ -13,3 +13,5 @@ mod races;
 mod radix_only;
 #[path = "sequences.rs"]
 mod sequences;
+#[path = "tables.rs"]
+mod tables;

@@ -247,6 +247,26 @@ impl Shootdown for Sim {
     }
 }
 
+/// A small generator of numbers (xorshift64*, Vigna, "An experimental exploration of Marsaglia's xorshift
+/// generators, scrambled", 2016), so that a seed names a run as far as the host's scheduler allows.
+pub struct Random(u64);
+
+impl Random {
+    /// CPU number `cpu`'s, of the run of that seed.
+    pub fn new(seed: u64, cpu: usize) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (cpu as u64 + 1) << 40 | 1)
+    }
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
+    }
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
 /// An object of some pages, each with a number in its first word.
 pub struct Pages {
     id: (u64, u64),
