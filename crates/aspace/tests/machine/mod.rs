@@ -19,8 +19,8 @@ pub mod buffer;
 use std::{
     cell::Cell,
     sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, Once,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -84,9 +84,27 @@ pub struct Sim {
     freed: AtomicUsize,
 }
 
+/// Whether a thread has failed. It may have had slots locked, for which others would wait for ever.
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Wait a little for another CPU.
+fn relax() {
+    std::thread::yield_now();
+    let failing = std::thread::panicking();
+    assert!(failing || !FAILED.load(Ordering::Relaxed), "another CPU has failed");
+}
+
 impl Sim {
     pub fn new(cpus: usize, frames: usize) -> &'static Sim {
-        let realm: &Realm = Box::leak(Box::new(Realm::new(cpus, std::thread::yield_now)));
+        static TOLD: Once = Once::new();
+        TOLD.call_once(|| {
+            let usual = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                FAILED.store(true, Ordering::Relaxed);
+                usual(info);
+            }));
+        });
+        let realm: &Realm = Box::leak(Box::new(Realm::new(cpus, relax)));
         realm.init();
         let machine = Cpus::new(cpus);
         (0..cpus).for_each(|cpu| machine.on(cpu, |ctx| realm.idle_exit(&mut ctx.pin())));
