@@ -1,16 +1,22 @@
 //! Where mappings go that may go anywhere: each CPU has a part of the address space to itself, so that what threads on
 //! different CPUs map lies in different nodes of the tree, and choosing a place writes nothing that they share.
 //!
-//! **Idea.** The truth about what is free is the tree; an arena only knows where it may be worth looking. It hands
-//! out places from its end down, past whatever is there already. When it has come to its start, and at least half an arena
-//! was handed out since, it begins at its end again, and so finds what was unmapped meanwhile; else the CPU takes the
-//! next arena. So each page that is passed over in a search is paid for by one that was handed out, and of the
-//! addresses that a space has taken about half are in use or will be, but for an arena for each CPU. What its own CPU
-//! unmaps is remembered, so that one who maps and unmaps in a loop gets the same addresses, nodes and page tables.
+//! **Idea.** The truth about what is free is the tree; an arena only knows where it may be worth looking. A CPU goes
+//! through its arenas one after the other, through each from its end down, past whatever is there already, and so finds
+//! what was unmapped meanwhile, by whichever CPU. When it has been through all, it begins anew if it has handed out a part
+//! of all that there is, [`PAID`]; else it takes another arena. So what is passed over in a search is paid for by what was
+//! handed out, and an arena is added only if most of what there is could not be had. If that would make more than an
+//! arena for each CPU and twice the most that was mapped at once, a smaller part is enough ([`Radix::is_roomy`]):
+//! addresses in use stay below that, as long as ranges are small for an arena, so that gaps fit. What its own CPU unmaps
+//! is remembered, so that one who maps and unmaps in a loop gets the same addresses, nodes and page tables.
+//!
+//! A large request passes gaps that small ones would fill. So requests of each of a few classes of sizes have a place of
+//! their own in the round.
 //!
 //! Whoever got a place from here locks it and looks; if others were faster, who asked for that place or whose arena
 //! ended in it, it comes again.
 
+use alloc::vec::Vec;
 use core::{
     cell::RefCell,
     ops::Range,
@@ -19,39 +25,102 @@ use core::{
 
 use addr::PageRange;
 use percpu::{PerCpu, Pinned};
+use sync::mutant;
 
+use super::Radix;
 use crate::MMAP_TOP;
 
 /// Pages of an arena: what one node of the tree's third level stands for.
 pub(super) const ARENA: u64 = 1 << 18;
 /// Arenas there may be, from the top of the address space down; the rest is for those who say where.
 const MOST: u64 = 3 << 15;
+/// A round is paid for when the pages of all arenas, divided by this, were handed out; if there are many addresses for
+/// what is mapped, by the second.
+pub(super) const PAID: [u64; 2] = [8, 64];
 /// Ranges that a CPU remembers to have unmapped.
 const FREED: usize = 8;
 /// Where whole arenas end.
 const BASE: u64 = MMAP_TOP & !(ARENA - 1);
 
+/// Requests up to so many pages are of one class, those up to the next of another, and what is larger of the last.
+const CLASSES: [u64; 3] = [1 << 9, 1 << 13, 1 << 15];
+
+/// Where a class of requests is in a CPU's round.
+#[derive(Clone, Copy)]
+struct Cursor {
+    /// The arena, by its number among the CPU's, and the page below which places are looked for.
+    arena: usize,
+    top: u64,
+    /// Pages that were handed out in this round.
+    handed: u64,
+}
+
+impl Default for Cursor {
+    /// Before the first arena.
+    fn default() -> Self {
+        Self { arena: usize::MAX, top: 0, handed: 0 }
+    }
+}
+
 /// A CPU's.
 #[derive(Default)]
 pub(super) struct Arena {
-    pub(super) pages: Range<u64>,
-    /// Places are looked for below this page.
-    pub(super) top: u64,
-    /// Pages handed out since the last search from the end.
-    pub(super) handed: u64,
+    /// Those that it has taken, and the pages of all of them.
+    taken: Vec<Range<u64>>,
+    pages: u64,
+    cursors: [Cursor; CLASSES.len() + 1],
     /// Ranges that were unmapped, the oldest first.
     freed: [PageRange; FREED],
     len: usize,
 }
 
 impl Arena {
-    /// Begin with `pages`, or with what it has again.
-    pub(super) fn begin(&mut self, pages: Range<u64>) {
-        (self.top, self.handed, self.pages) = (pages.end, 0, pages);
+    fn cursor(&mut self, n: u64) -> &mut Cursor {
+        &mut self.cursors[CLASSES.iter().filter(|&&most| n > most).count()]
+    }
+    /// Where `n` pages are to be looked for: from the end of what is given down.
+    pub(super) fn place(&mut self, n: u64) -> Range<u64> {
+        let Cursor { arena, top, .. } = *self.cursor(n);
+        self.taken.get(arena).map_or(0..0, |pages| pages.start..top)
+    }
+    /// They were found there.
+    pub(super) fn found(&mut self, range: PageRange) {
+        let cursor = self.cursor(range.len());
+        cursor.top = range.start().number();
+        cursor.handed += range.len();
+    }
+    /// They were not: they are to be looked for in the next arena, or in the first again. False if the round is over, and
+    /// less than all pages, divided by `paid`, were handed out in it.
+    pub(super) fn go_on(&mut self, n: u64, paid: u64) -> bool {
+        let (enough, ends) = ((self.pages / paid).max(1), self.taken.len());
+        let cursor = self.cursor(n);
+        cursor.arena = cursor.arena.wrapping_add(1);
+        if cursor.arena >= ends && cursor.handed >= enough && !mutant!("radix-arena-forgotten") {
+            (cursor.arena, cursor.handed) = (0, 0);
+        }
+        let arena = cursor.arena;
+        let Some(pages) = self.taken.get(arena) else { return false };
+        self.cursor(n).top = pages.end;
+        true
+    }
+    /// `pages` are this CPU's from here on, and `n` pages are to be looked for there. False if there is no memory.
+    pub(super) fn begin(&mut self, pages: Range<u64>, n: u64) -> bool {
+        if self.taken.try_reserve(1).is_err() {
+            return false;
+        }
+        self.pages += pages.end - pages.start;
+        let arena = self.taken.len();
+        let cursor = self.cursor(n);
+        (cursor.arena, cursor.top) = (arena, pages.end);
+        self.taken.push(pages);
+        true
     }
     /// `range` was unmapped.
     fn note(&mut self, range: PageRange) {
-        if self.pages.start <= range.start().number() && range.end().number() <= self.pages.end {
+        let inside =
+            |pages: &Range<u64>| pages.start <= range.start().number() && range.end().number() <= pages.end;
+        // Where places are looked for, and not in all that there are.
+        if self.cursors.iter().filter_map(|cursor| self.taken.get(cursor.arena)).any(inside) {
             if self.len == FREED {
                 self.freed.rotate_left(1);
                 self.len -= 1;
@@ -72,13 +141,15 @@ impl Arena {
 /// The arenas of an address space.
 pub(super) struct Arenas {
     mine: PerCpu<RefCell<Arena>>,
-    /// How many were taken.
+    /// How many were taken, and how many of them by the parent.
     taken: AtomicU64,
+    inherited: AtomicU64,
 }
 
 impl Arenas {
     pub(super) fn new(cpus: usize) -> Self {
-        Self { mine: PerCpu::new(cpus, |_| RefCell::default()), taken: AtomicU64::new(0) }
+        let mine = PerCpu::new(cpus, |_| RefCell::default());
+        Self { mine, taken: AtomicU64::new(0), inherited: AtomicU64::new(0) }
     }
     pub(super) fn mine<'p>(&'p self, pin: &'p Pinned<'_>) -> &'p RefCell<Arena> {
         self.mine.get(pin)
@@ -96,7 +167,22 @@ impl Arenas {
     }
     /// A child's arenas are others than its parent's.
     pub(super) fn follow(&self, parent: &Arenas) {
-        // Relaxed, both: as above; nobody uses the child.
-        self.taken.store(parent.taken.load(Ordering::Relaxed), Ordering::Relaxed);
+        // Relaxed, all: as above; nobody uses the child.
+        let taken = parent.taken.load(Ordering::Relaxed);
+        self.taken.store(taken, Ordering::Relaxed);
+        self.inherited.store(taken, Ordering::Relaxed);
+    }
+    /// Pages of all arenas of this space.
+    fn pages(&self) -> u64 {
+        // Relaxed: for a rule of thumb.
+        (self.taken.load(Ordering::Relaxed) - self.inherited.load(Ordering::Relaxed)) * ARENA
+    }
+}
+
+impl Radix {
+    /// Whether one more arena would be more than an arena for each CPU, and twice the most pages that were mapped at once.
+    pub(super) fn is_roomy(&self) -> bool {
+        let (totals, _) = self.counts.look();
+        self.arenas.pages() >= totals.peak.saturating_mul(2) + (self.realm.cpus() as u64 - 1) * ARENA
     }
 }

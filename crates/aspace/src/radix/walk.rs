@@ -5,12 +5,14 @@
 //! needs more asks again with the pages locked. In particular a page may be seen to be gone while CPUs are still being shot
 //! down: that it is gone for everybody is known to who has had it locked.
 
+use core::ops::Range;
+
 use ::radix::{Found, Section, Tree};
 use addr::{PageRange, USER_END_PAGE};
 
 use super::{
     Radix,
-    arena::ARENA,
+    arena::{ARENA, PAID},
     change::page,
     realm::{Desc, Realm},
     word::Slot,
@@ -149,18 +151,16 @@ impl Radix {
             if let Some(again) = arena.again(n).filter(|&again| self.is_clear(again, section)) {
                 return Some(again);
             }
-            if let Some(found) = self.gap_below(arena.top, arena.pages.start, n, section) {
-                arena.top = found.start().number();
-                arena.handed += n;
+            let Range { start, end } = arena.place(n);
+            if let Some(found) = self.gap_below(end, start, n, section) {
+                arena.found(found);
                 return Some(found);
             }
-            let pages = arena.pages.clone();
-            match arena.handed >= ARENA / 2 {
-                true => arena.begin(pages),
-                false => match self.arenas.take() {
-                    Some(fresh) => arena.begin(fresh),
-                    None => return self.highest_gap(n, section),
-                },
+            if arena.go_on(n, PAID[0]) || self.is_roomy() && arena.go_on(n, PAID[1]) {
+                continue;
+            }
+            if !self.arenas.take().is_some_and(|fresh| arena.begin(fresh, n)) {
+                return self.highest_gap(n, section);
             }
         }
     }
