@@ -10,7 +10,7 @@
 #![no_std]
 
 extern crate alloc;
-#[cfg(feature = "testing")]
+#[cfg(any(feature = "testing", feature = "mutants"))]
 extern crate std;
 
 mod set;

@@ -125,7 +125,9 @@ impl AtomicCpuSet {
         // AcqRel: keeps the chain from an earlier `remove` to later snapshots unbroken.
         self.0[cpu.index() / 64].fetch_or(1 << (cpu.index() % 64), Ordering::AcqRel);
         // SeqCst: partner of the fence in `snapshot`, see the type.
-        fence(Ordering::SeqCst);
+        if !is_live("cpuset-no-join-fence") {
+            fence(Ordering::SeqCst);
+        }
     }
     /// Take `cpu` out.
     pub fn remove(&self, cpu: CpuId) {
@@ -135,8 +137,22 @@ impl AtomicCpuSet {
     /// The CPUs in the set, each word at one instant after what the caller wrote before the call.
     pub fn snapshot(&self) -> CpuSet {
         // SeqCst: partner of the fence in `insert`, see the type.
-        fence(Ordering::SeqCst);
+        if !is_live("cpuset-no-snapshot-fence") {
+            fence(Ordering::SeqCst);
+        }
         // Acquire: partner of `remove`.
         CpuSet(core::array::from_fn(|i| self.0[i].load(Ordering::Acquire)))
     }
+}
+
+/// As `sync::mutant!`, which is above this crate.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+const fn is_live(_: &str) -> bool {
+    false
+}
+
+#[cfg(feature = "mutants")]
+fn is_live(name: &str) -> bool {
+    std::env::var_os("QUIRE_MUTANT").is_some_and(|live| live == name)
 }
