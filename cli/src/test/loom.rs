@@ -1,4 +1,4 @@
-//! The loom models, `crates/*/tests/loom*.rs`: every interleaving and every weak-memory outcome of the protocols; and the
+//! The loom models, `crates/*/tests/loom*.rs`, and those of a crate's own insides, `crates/*/src/loom.rs`: every interleaving and every weak-memory outcome of the protocols; and the
 //! longer runs of `crates/*/tests/shuttle*.rs`, whose schedules are drawn at random.
 
 use std::{path::Path, process::Command, time::Duration};
@@ -11,6 +11,8 @@ use crate::{cargo, workspace};
 /// Both name a `cfg`, and the tests that are built under it.
 pub const LOOM: &str = "loom";
 pub const SHUTTLE: &str = "shuttle";
+/// In place of a test's name, for the models among a crate's sources.
+const LIB: &str = "lib";
 /// One model's file explores for at most this long.
 const LIMIT: Duration = Duration::from_secs(10 * 60);
 
@@ -20,7 +22,13 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
     for (i, (package, test)) in models.iter().enumerate() {
         report.begin(i, models.len(), &format!("{package} {test}"));
         let mut command = under(if test.starts_with(SHUTTLE) { SHUTTLE } else { LOOM });
-        command.args(["test", "--release", "-p", package, "--test", test, "--", "--nocapture"]);
+        command.args(["test", "--release", "-p", package]);
+        if test == LIB {
+            command.arg("--lib")
+        } else {
+            command.args(["--test", test])
+        };
+        command.args(["--", "--nocapture"]);
         // Models are deep, not wide: one at a time leaves their printed figures whole.
         command.arg("--test-threads=1");
         executions +=
@@ -45,7 +53,10 @@ fn models() -> Result<Vec<(String, String)>> {
         std::fs::read_dir(&crates).with_context(|| format!("cannot read {}", crates.display()))?.flatten()
     {
         let package = format!("quire-{}", folder.file_name().to_string_lossy());
-        // A crate without tests has no models.
+        if folder.path().join("src").join("loom.rs").exists() {
+            found.push((package.clone(), LIB.to_owned()));
+        }
+        // A crate without tests has no models of other kinds.
         for file in std::fs::read_dir(folder.path().join("tests")).into_iter().flatten().flatten() {
             let path = file.path();
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();

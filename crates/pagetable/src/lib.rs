@@ -38,7 +38,7 @@ use addr::{DirectMap, Frame, Page, PageRange, Prot, Pte};
 use owned::{Memory, OwnedFrame, Use};
 use percpu::Pinned;
 use sync::{
-    BitLock, SpinLock,
+    BitLock, SpinLock, mutant,
     primitive::{AtomicU64, Ordering},
 };
 use tlb::Gather;
@@ -78,6 +78,20 @@ pub struct PageTable {
     dm: DirectMap,
     /// Held while a table is linked into an upper level.
     upper: SpinLock<()>,
+}
+
+/// Put `link` into `slot`, unless another CPU was faster; which link is there. `upper` is the lock of the upper levels.
+fn put_link(upper: &SpinLock<()>, slot: &AtomicU64, link: Pte) -> Pte {
+    let _upper = upper.lock();
+    // Relaxed: the lock orders it after the other CPU's store.
+    let there = Pte::from_bits(slot.load(Ordering::Relaxed));
+    if there.is_present() {
+        return there;
+    }
+    // Release: the zeroed table before the link to it; partner: the Acquire loads of walks.
+    let order = if mutant!("table-relaxed-link") { Ordering::Relaxed } else { Ordering::Release };
+    slot.store(link.bits(), order);
+    link
 }
 
 impl PageTable {
@@ -302,18 +316,14 @@ impl PageTable {
     /// The same, and whether it is a new table.
     fn link_new(&self, slot: &AtomicU64, frames: &Memory, pin: &Pinned<'_>) -> Option<(Pte, bool)> {
         let fresh = frames.alloc_zeroed(pin, Use::PageTable)?;
-        let _upper = self.upper.lock();
-        // Relaxed: the lock orders it after the other CPU's store.
-        let link = Pte::from_bits(slot.load(Ordering::Relaxed));
-        if link.is_present() {
-            drop(_upper);
+        let link = Pte::table(fresh.frame());
+        let there = put_link(&self.upper, slot, link);
+        if there == link {
+            fresh.into_raw();
+        } else {
             frames.free(pin, fresh);
-            return Some((link, false));
         }
-        let link = Pte::table(fresh.into_raw());
-        // Release: the zeroed table before the link to it; partner: the Acquire loads of walks.
-        slot.store(link.bits(), Ordering::Release);
-        Some((link, true))
+        Some((there, there == link))
     }
     /// The next present link of `level` that serves a page of `at..end`, and the first page it serves; `at` moves
     /// past what it serves. Runs of absent links are passed within their table, so an empty table costs one look at each
