@@ -1,5 +1,6 @@
-//! The loom models, `crates/*/tests/loom*.rs`, and those of a crate's own insides, `crates/*/src/loom.rs`: every interleaving and every weak-memory outcome of the protocols; and the
-//! longer runs of `crates/*/tests/shuttle*.rs`, whose schedules are drawn at random.
+//! The loom models, `crates/*/tests/loom*.rs`, and those of a crate's own insides, `crates/*/src/loom.rs`: every
+//! interleaving and every weak-memory outcome of the protocols; and the longer runs of `crates/*/tests/shuttle*.rs`, whose
+//! schedules are drawn at random.
 
 use std::{path::Path, process::Command, time::Duration};
 
