@@ -472,6 +472,8 @@ pub enum Group {
     Mutants,
     /// Programs and random calls on the sanitized kernel; by name or with --full
     Sanitize,
+    /// Random operations on address spaces, half an hour with --full; by name or with --full
+    Stress,
     /// All of them
     All,
 }

@@ -276,7 +276,11 @@ fn mistakes_are_one_line_with_a_status() {
         (&["run", "--kernel", "linux", "--linux", "5.4", &program], 2, "there is 6.1, newest"),
         (&["run", "--linux", "6.1", &program], 2, "add --kernel linux"),
         (&["run", "--kernel", "linux", "--mem", "64M", &program], 2, "say --mem 96M or more"),
-        (&["test", "frob"], 2, "host, loom, spin, kernel, linux, peer, trace, mutants, sanitize, all"),
+        (
+            &["test", "frob"],
+            2,
+            "host, loom, spin, kernel, linux, peer, trace, mutants, sanitize, stress, all",
+        ),
     ];
     for (arguments, status, words) in cases {
         let output = driver.run(arguments);

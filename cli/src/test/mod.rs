@@ -19,6 +19,7 @@ mod pool;
 mod races;
 mod sanitize;
 mod spin;
+mod stress;
 mod trace;
 
 use std::time::Duration;
@@ -31,8 +32,8 @@ use crate::{args::Group as Name, args::Test, machine, ui};
 pub fn run(options: &Test) -> Result<u8> {
     machine::set_design(options.aspace, options.pagetable);
     let wanted = |name: Name| {
-        // This one takes long as a whole.
-        let among_all = name != Name::Sanitize || options.full;
+        // These take long as a whole.
+        let among_all = !matches!(name, Name::Sanitize | Name::Stress) || options.full;
         options.groups.iter().any(|group| *group == name || *group == Name::All && among_all)
     };
     let (mut passed, mut failed) = (0, 0);
@@ -52,7 +53,7 @@ pub fn run(options: &Test) -> Result<u8> {
 /// A group: runs its tests, `full` or in the usual time.
 type RunGroup = fn(&mut Report, full: bool) -> Result<()>;
 
-const GROUPS: [(Name, RunGroup); 9] = [
+const GROUPS: [(Name, RunGroup); 10] = [
     (Name::Host, host::run),
     (Name::Loom, loom::run),
     (Name::Spin, spin::run),
@@ -62,6 +63,7 @@ const GROUPS: [(Name, RunGroup); 9] = [
     (Name::Trace, trace::run),
     (Name::Mutants, mutants::run),
     (Name::Sanitize, sanitize::run),
+    (Name::Stress, stress::run),
 ];
 
 fn label(name: Name) -> &'static str {
@@ -75,6 +77,7 @@ fn label(name: Name) -> &'static str {
         Name::Trace => "trace",
         Name::Mutants => "mutants",
         Name::Sanitize => "sanitize",
+        Name::Stress => "stress",
         Name::All => "all",
     }
 }
