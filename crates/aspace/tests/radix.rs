@@ -5,6 +5,8 @@
 mod bounds;
 #[path = "concurrent.rs"]
 mod concurrent;
+#[path = "defects.rs"]
+mod defects;
 #[path = "memory.rs"]
 mod memory;
 #[path = "policy.rs"]

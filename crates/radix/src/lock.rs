@@ -292,7 +292,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 }
                 let sticks_out = first < keys.start || end > keys.end;
                 let thaws = mode == Mode::Edit && seen & LINK != 0;
-                if thaws || sticks_out && mode.narrows(seen) {
+                if thaws || sticks_out && mode.narrows(seen) && !mutant!("radix-whole-spans") {
                     let keep = first.max(keys.start)..end.min(keys.end);
                     break Ok(Next::Open { slot, seen, first, keep });
                 }

@@ -14,7 +14,10 @@ use core::{alloc::Layout, marker::PhantomData, mem::offset_of, ptr, ptr::NonNull
 
 use percpu::Pinned;
 use refcache::{Counted, RefHead, word as refs};
-use sync::primitive::{AtomicU32, AtomicU64, Ordering};
+use sync::{
+    mutant,
+    primitive::{AtomicU32, AtomicU64, Ordering},
+};
 
 use crate::{
     space::{Refs, Shape, Space},
@@ -62,6 +65,10 @@ unsafe impl<S: Space> Counted for Node<S> {
             let head = this.byte_add(offset_of!(Self, retired)).cast::<rcu::Head>();
             rcu::Retired::new(head, free::<S>)
         };
+        if mutant!("radix-free-early") {
+            // SAFETY: none; a reader may be in the node.
+            return unsafe { free::<S>(this.byte_add(offset_of!(Self, retired)).cast(), pin) };
+        }
         space.rcu().call(pin, retired);
     }
 }

@@ -142,6 +142,12 @@ impl Sim {
             self.cpus.ids().for_each(|cpu| self.buffer(cpu).audit(cpu, identity(space), page));
         });
     }
+    /// The frame that `at` has.
+    pub fn frame_of(&self, space: &dyn AddressSpace, at: Page, ctx: &Unpinned<'_>) -> Option<Frame> {
+        let mut frame = None;
+        space.audit(PageRange::single(at).expect("a page"), ctx, &mut |page| frame = page.frame);
+        frame
+    }
     /// Some CPU fills its buffer with something of `pages`, or loses part of it, as processors do when they like.
     pub fn stir(&self, pages: PageRange, mut random: impl FnMut(u64) -> u64) {
         let cpu = CpuId::new(random(self.cpus.cpus() as u64) as usize).expect("a CPU");
