@@ -11,7 +11,7 @@ use owned::Use;
 use percpu::Unpinned;
 
 /// Pages that are used, each in a leaf table of its own, in several directories.
-const SPOTS: u64 = 60;
+const SPOTS: u64 = 400;
 
 fn spot(i: u64) -> u64 {
     0x1000 + (i << 9) + ((i % 7) << 27) + ((i % 3) << 18)
@@ -49,11 +49,11 @@ fn wander(sim: &'static Sim, space: &dyn AddressSpace, random: &mut Random, step
 fn no_table_is_reused_while_a_cpu_may_walk_it() {
     let most = AtomicU64::new(0);
     for (cpus, seed) in [(2, 1), (4, 2), (8, 3)] {
-        let sim = Sim::new(cpus, 4096);
+        let sim = Sim::new(cpus, 1 << 14);
         let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
         sim.cpus.run(|cpu, ctx| {
             let mut random = Random::new(seed, cpu.index());
-            wander(sim, &*space, &mut random, 6000 / cpus as u64, &ctx);
+            wander(sim, &*space, &mut random, 12_000 / cpus as u64, &ctx);
             most.fetch_max(space.usage(&ctx).table_pages, Ordering::Relaxed);
         });
         sim.cpus.on(0, |ctx| space.clear(&ctx));

@@ -1,6 +1,6 @@
 //! The invariants of the module, looked at page by page under the pages' own locks.
 
-use super::{tables::add_targets, *};
+use super::*;
 use crate::{Audited, page as contents};
 
 impl Radix {
@@ -15,8 +15,7 @@ impl Radix {
             let rights = frame.map_or(Prot::empty(), |frame| {
                 contents::rights(&self.realm.desc(slot, &section).mapping, frame, self.machine.frames)
             });
-            let mut cpus = CpuSet::EMPTY;
-            add_targets(&mut cpus, slot);
+            let cpus = self.tables.users(page(key), slot);
             for (cpu, mirror) in self.tables.all() {
                 let entry = mirror.peek(page(key));
                 if !entry.is_present() {

@@ -148,6 +148,17 @@ impl Tables {
         });
         any
     }
+    /// The CPUs that would be told if the entries of `page` were cleared.
+    pub(super) fn users(&self, page: Page, slot: Slot) -> CpuSet {
+        let mut users = CpuSet::EMPTY;
+        self.each(slot, |cpu, mirror| {
+            if mirror.peek(page).is_present() {
+                add_users(&mut users, cpu);
+            }
+            true
+        });
+        users
+    }
     /// What the hardware has noted about `page`: accessed and dirty, by any CPU.
     pub(super) fn noted(&self, page: Page, slot: Slot) -> (bool, bool) {
         let mut noted = Pte::EMPTY;

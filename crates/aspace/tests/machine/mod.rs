@@ -22,6 +22,7 @@ use std::{
         Arc, Mutex, MutexGuard, Once,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use addr::{Frame, Page, PageRange, Prot};
@@ -100,7 +101,13 @@ impl Sim {
         TOLD.call_once(|| {
             let usual = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {
-                FAILED.store(true, Ordering::Relaxed);
+                if !FAILED.swap(true, Ordering::Relaxed) {
+                    // Some wait by other ways than `relax`.
+                    std::thread::spawn(|| {
+                        std::thread::sleep(Duration::from_secs(20));
+                        std::process::exit(101);
+                    });
+                }
                 usual(info);
             }));
         });
