@@ -53,7 +53,7 @@ fn no_table_is_reused_while_a_cpu_may_walk_it() {
         let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
         sim.cpus.run(|cpu, ctx| {
             let mut random = Random::new(seed, cpu.index());
-            wander(sim, &*space, &mut random, 12_000 / cpus as u64, &ctx);
+            wander(sim, &*space, &mut random, 8_000 / cpus as u64, &ctx);
             most.fetch_max(space.usage(&ctx).table_pages, Ordering::Relaxed);
         });
         sim.cpus.on(0, |ctx| space.clear(&ctx));
