@@ -161,7 +161,11 @@ impl Radix {
                 Ok(true)
             }
             not_ready => {
-                frames.free(pin, frame);
+                if mutant!("radix-lost-frame") {
+                    frame.into_raw();
+                } else {
+                    frames.free(pin, frame);
+                }
                 if not_ready.is_err() { Err(Fault::NoMemory) } else { Ok(false) }
             }
         }
