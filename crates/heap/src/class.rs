@@ -11,8 +11,9 @@ const SMALL: usize = 256;
 
 /// How many classes there are.
 pub(crate) const CLASSES: usize = SIZES.len();
-/// Bytes of the objects of each class: less than half as large again as what is asked for, from 32 on.
-const SIZES: [usize; 15] = [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1536, 2048];
+/// Bytes of the objects of each class: less than half as large again as what is asked for, from 32 on. 576 is for nodes of 64
+/// slots (crate `radix`), which may be most of what there is.
+const SIZES: [usize; 16] = [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 576, 640, 768, 1024, 1536, 2048];
 /// The largest object, in bytes.
 pub const LARGEST: usize = SIZES[CLASSES - 1];
 
