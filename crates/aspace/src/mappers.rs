@@ -48,12 +48,41 @@ struct Entry {
 
 #[derive(Default)]
 struct List {
-    /// By the mapper's address, which is nobody else's while there is a weak reference to it.
-    entries: BTreeMap<usize, Entry>,
+    /// One of the mappers, with its address, which is nobody else's while there is a weak reference to it. Most objects have one
+    /// at most: that needs no memory.
+    one: Option<(usize, Entry)>,
+    /// The others, by their addresses.
+    others: BTreeMap<usize, Entry>,
     /// Pages that shared mappings may write, or could be changed to.
     writable: u64,
     /// There must be none.
     sealed: bool,
+}
+
+impl List {
+    fn get(&mut self, key: usize) -> Option<&mut Entry> {
+        match &mut self.one {
+            Some((is, entry)) if *is == key => Some(entry),
+            _ => self.others.get_mut(&key),
+        }
+    }
+    /// The entry of `key`, made if it isn't there.
+    fn get_or_make(&mut self, key: usize, fresh: impl FnOnce() -> Entry) -> &mut Entry {
+        let elsewhere = self.one.as_ref().is_some_and(|(is, _)| *is != key) || self.others.contains_key(&key);
+        if elsewhere {
+            return self.others.entry(key).or_insert_with(fresh);
+        }
+        &mut self.one.get_or_insert_with(|| (key, fresh())).1
+    }
+    fn remove(&mut self, key: usize) -> Option<Entry> {
+        match self.one.take_if(|(is, _)| *is == key) {
+            Some((_, entry)) => Some(entry),
+            None => self.others.remove(&key),
+        }
+    }
+    fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.one.iter().map(|(_, entry)| entry).chain(self.others.values())
+    }
 }
 
 /// The address spaces that map an object.
@@ -72,7 +101,7 @@ fn key(mapper: &Weak<dyn Mapper>) -> usize {
 impl Mappers {
     /// Nobody.
     pub fn new() -> Self {
-        let list = List { entries: BTreeMap::new(), writable: 0, sealed: false };
+        let list = List { one: None, others: BTreeMap::new(), writable: 0, sealed: false };
         Self(SpinLock::new(list))
     }
     /// `mapper` maps `pages` pages more. False, and nothing done, if they may be written and must not be.
@@ -84,7 +113,7 @@ impl Mappers {
         let written = if writable { pages } else { 0 };
         list.writable += written;
         let fresh = || Entry { mapper: mapper.clone(), pages: 0, writable: 0 };
-        let entry = list.entries.entry(key(mapper)).or_insert_with(fresh);
+        let entry = list.get_or_make(key(mapper), fresh);
         entry.pages += pages;
         entry.writable += written;
         true
@@ -95,11 +124,11 @@ impl Mappers {
         let written = if writable { pages } else { 0 };
         list.writable -= written;
         let mut gone = None;
-        if let Some(entry) = list.entries.get_mut(&key(mapper)) {
+        if let Some(entry) = list.get(key(mapper)) {
             entry.pages -= pages;
             entry.writable -= written;
             if entry.pages == 0 {
-                gone = list.entries.remove(&key(mapper));
+                gone = list.remove(key(mapper));
             }
         }
         drop(list);
@@ -129,7 +158,7 @@ impl Mappers {
     }
     /// Whether somebody maps pages of it.
     pub fn is_mapped(&self) -> bool {
-        !self.0.lock().entries.is_empty()
+        self.0.lock().all().next().is_some()
     }
     /// How many mappings there are.
     pub fn count(&self, ctx: &Unpinned<'_>) -> u64 {
@@ -137,7 +166,7 @@ impl Mappers {
     }
     /// Those that are on the list. One that has ended meanwhile has nothing to forget.
     fn all(&self) -> Vec<Arc<dyn Mapper>> {
-        self.0.lock().entries.values().filter_map(|entry| entry.mapper.upgrade()).collect()
+        self.0.lock().all().filter_map(|entry| entry.mapper.upgrade()).collect()
     }
 }
 
@@ -145,7 +174,7 @@ impl fmt::Debug for Mappers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = self.0.lock();
         f.debug_struct("Mappers")
-            .field("spaces", &list.entries.len())
+            .field("spaces", &list.all().count())
             .field("writable", &list.writable)
             .finish()
     }
