@@ -79,7 +79,7 @@ pub use frames::Place;
 pub use locked::Locked;
 pub use mappers::{Mapper, Mappers};
 pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Totals};
-pub use policy::{Mode, Policy};
+pub use policy::{Mode, Policy, Said};
 pub use radix::{PageTables, Radix, Realm};
 
 /// Pages below this one are never mapped at a place that the caller dictates: Linux's default `mmap_min_addr`, 64 KiB.

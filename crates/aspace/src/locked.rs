@@ -520,7 +520,7 @@ impl AddressSpace for Locked {
             return Err(Fault::Denied);
         }
         let offset = at.number() - area.start().number();
-        let policy = mapping.policy.or(*policy);
+        let policy = mapping.policy.get().or(*policy);
         let mut gather = self.gather(ctx);
         loop {
             // A frame may be needed: prepare it before the leaf lock.

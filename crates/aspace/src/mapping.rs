@@ -13,7 +13,7 @@ use addr::{Page, PageRange, Prot};
 use owned::{Memory, OwnedFrame};
 use percpu::Unpinned;
 
-use crate::{LOW_WINDOW, LOWEST, MMAP_TOP, Mapper, Mappers, Placement, Policy, STACK_GAP};
+use crate::{LOW_WINDOW, LOWEST, MMAP_TOP, Mapper, Mappers, Placement, Policy, STACK_GAP, Said};
 
 /// Why an object has no page to give.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -180,7 +180,7 @@ pub struct Mapping {
     /// What else it was told.
     pub flags: Flags,
     /// Where its pages are to be.
-    pub policy: Policy,
+    pub policy: Said,
 }
 
 impl Mapping {
@@ -191,11 +191,11 @@ impl Mapping {
     /// A private mapping without a label or flags.
     pub fn new(prot: Prot, backing: Backing) -> Self {
         let (max_prot, label) = (Prot::all(), Label::None);
-        Self { prot, max_prot, backing, shared: false, label, flags: Flags::empty(), policy: Policy::DEFAULT }
+        Self { prot, max_prot, backing, shared: false, label, flags: Flags::empty(), policy: Said::NOTHING }
     }
     /// What the mapping says of the pages from the one `pages` further on.
     pub fn advanced(&self, pages: u64) -> Self {
-        Self { backing: self.backing.advanced(pages), ..*self }
+        Self { backing: self.backing.advanced(pages), policy: self.policy.clone(), ..*self }
     }
     /// Whether `next`, which begins `pages` pages further on, could as well be part of this mapping.
     pub fn continues(&self, pages: u64, next: &Self) -> bool {

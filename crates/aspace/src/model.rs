@@ -237,7 +237,7 @@ impl Model {
             shared: mapping.shared,
             label: mapping.label,
             flags: mapping.flags | self.future.flags(),
-            policy: mapping.policy,
+            policy: mapping.policy.get(),
             object,
             own: None,
             guard: false,

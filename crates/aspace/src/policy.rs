@@ -4,6 +4,8 @@
 //! mapping's is in force, else that of the thread that first uses the page, else none. What it comes to for one page is a
 //! [`Place`], which is all that the allocation of a frame is told ([`page::frame`](crate::page::frame)).
 
+use alloc::sync::Arc;
+
 use frames::{Node, NodeSet, Place};
 
 /// What a policy does with its nodes.
@@ -24,6 +26,26 @@ pub enum Mode {
     Interleave,
     /// As [`Self::Interleave`], with as many pages in turn as the node's weight says; every weight is 1 here.
     WeightedInterleave,
+}
+
+/// What was said for a mapping: most often nothing, which needs no memory.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Said(Option<Arc<Policy>>);
+
+impl Said {
+    /// Nothing was said.
+    pub const NOTHING: Said = Said(None);
+
+    /// The policy.
+    pub fn get(&self) -> Policy {
+        self.0.as_deref().copied().unwrap_or_default()
+    }
+}
+
+impl From<Policy> for Said {
+    fn from(policy: Policy) -> Self {
+        Self((policy != Policy::DEFAULT).then(|| Arc::new(policy)))
+    }
 }
 
 /// What a program said about where pages are to be.

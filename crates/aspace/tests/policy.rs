@@ -102,7 +102,7 @@ fn the_mappings_policy_is_in_force_and_else_the_callers() {
 fn policies(space: &dyn AddressSpace, ctx: &Unpinned<'_>) -> Vec<(u64, u64, Policy)> {
     let mut all = Vec::new();
     space.mappings(ctx, &mut |info| {
-        all.push((info.range.start().number(), info.range.len(), info.mapping.policy));
+        all.push((info.range.start().number(), info.range.len(), info.mapping.policy.get()));
     });
     all
 }

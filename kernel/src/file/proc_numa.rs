@@ -99,7 +99,7 @@ pub fn numa_maps(mm: Option<&Mm>, policy: Policy) -> Result<Text> {
             tally = Tally::NONE;
             let m = info.mapping;
             let (start, end) = (info.range.start().base().as_u64(), info.range.end().base().as_u64());
-            head = format!("{start:08x} {}", words(&m.policy.or(policy)));
+            head = format!("{start:08x} {}", words(&m.policy.get().or(policy)));
             match (&m.backing, m.label) {
                 (Backing::Object { object, .. }, Label::None) => {
                     head += " file=";

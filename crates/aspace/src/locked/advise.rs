@@ -7,7 +7,7 @@ use sync::mutant;
 use tlb::Gather;
 
 use super::{Locked, Space};
-use crate::{Backing, Error, Flags, Policy};
+use crate::{Backing, Error, Flags, Policy, Said};
 
 impl Locked {
     /// DontNeed: the frames of `part` go, leaf by leaf; the lock of each is held over its flush.
@@ -116,7 +116,8 @@ impl Locked {
         if space.mappings.splits(range) > 0 && self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
-        space.mappings.update(range, |mapping| mapping.policy = policy);
+        let policy = Said::from(policy);
+        space.mappings.update(range, |mapping| mapping.policy = policy.clone());
         Ok(())
     }
 }

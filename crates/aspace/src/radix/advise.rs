@@ -108,6 +108,7 @@ impl Radix {
         policy: Policy,
         ctx: &Unpinned<'_>,
     ) -> Result<(), Error> {
+        let said = Said::from(policy);
         let pin = ctx.pin();
         let section = self.tree.enter(&pin);
         if keys(range).is_empty() {
@@ -124,7 +125,7 @@ impl Radix {
             return Err(Error::NoMemory);
         }
         let all = guard.keys();
-        self.relabel(&mut guard, all, &mut change, &section, |mapping| mapping.policy = policy)?;
+        self.relabel(&mut guard, all, &mut change, &section, |mapping| mapping.policy = said.clone())?;
         change.settle();
         drop(guard);
         Ok(())

@@ -34,7 +34,7 @@ impl Radix {
                 Backing::Object { object, page } => contents::of_object(
                     mapping,
                     (object, page.wrapping_add(at.number())),
-                    &mapping.policy.or(*policy),
+                    &mapping.policy.get().or(*policy),
                     access,
                     self.machine.frames,
                     ctx,
@@ -76,7 +76,7 @@ impl Radix {
             Backing::Object { page, .. } => page.wrapping_add(key),
             Backing::Anonymous => key,
         };
-        let place = mapping.policy.or(*policy).place(index);
+        let place = mapping.policy.get().or(*policy).place(index);
         let all = contents::hardware(mapping.prot);
         if let Some((frame, _)) = slot.frame() {
             let rights = contents::rights(mapping, frame, frames);

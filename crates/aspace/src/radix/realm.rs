@@ -31,7 +31,7 @@ use super::{
     totals::Kinds,
     word::{DESCRIPTORS, Slot},
 };
-use crate::{Backing, Flags, Mapping, Policy};
+use crate::{Backing, Flags, Mapping, Said};
 
 /// Places for counts that a CPU holds back.
 const WAYS: usize = 256;
@@ -416,7 +416,7 @@ fn plain(mapping: &Mapping) -> Option<u32> {
         && !mapping.shared
         && mapping.label == crate::Label::None
         && mapping.flags == Flags::empty()
-        && mapping.policy == Policy::DEFAULT;
+        && mapping.policy == Said::NOTHING;
     plain.then(|| 1 + u32::from(mapping.prot.bits()))
 }
 

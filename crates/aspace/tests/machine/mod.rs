@@ -423,7 +423,7 @@ pub fn list(space: &dyn AddressSpace, ctx: &Unpinned<'_>) -> Vec<(PageRange, asp
             shared: m.shared,
             label: m.label,
             flags: m.flags,
-            policy: m.policy,
+            policy: m.policy.get(),
             object,
             own: None,
             guard: false,

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use addr::{PAGE_SIZE, Page, PageRange, Prot, USER_END, VirtAddr};
-use aspace::{Backing, Flags, LOWEST, Mapping, Object, Placement, Policy};
+use aspace::{Backing, Flags, LOWEST, Mapping, Object, Placement, Said};
 use linux_raw_sys::general as abi;
 
 use super::{bring_in, errno, locking, mm, pages, prot, range};
@@ -268,7 +268,7 @@ pub fn remap_file_pages(a: &Args) -> SysResult {
     }
     let backing = Backing::Object { object: object.clone(), page: first };
     let limits = task::current().process.limits.of_memory();
-    let mapping = Mapping { backing, max_prot, policy: Policy::default(), ..mapping };
+    let mapping = Mapping { backing, max_prot, policy: Said::default(), ..mapping };
     let at = Placement::Fixed(r.start());
     let (placed, _) = mm.aspace.map_within(at, r.len(), mapping, &limits, &ctx).map_err(errno)?;
     if flags & abi::MAP_NONBLOCK == 0 {

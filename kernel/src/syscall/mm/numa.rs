@@ -231,7 +231,7 @@ pub fn set_mempolicy_home_node(a: &Args) -> SysResult {
         let mut found = None;
         let rest = addr::PageRange::new(at, r.end()).unwrap_or_default();
         mm.aspace.areas(rest, &ctx, &mut |info| {
-            found = found.or(info.range.intersect(rest).map(|part| (part, info.mapping.policy)));
+            found = found.or(info.range.intersect(rest).map(|part| (part, info.mapping.policy.get())));
         });
         let Some((part, policy)) = found else { break };
         at = part.end();
@@ -285,7 +285,7 @@ fn ask(addr: u64, flags: u32) -> Result<(u32, NodeSet), Errno> {
     if has(MPOL_F_ADDR) {
         let (va, mm, ctx) = (VirtAddr::user(addr).ok_or(Errno::EFAULT)?, mm()?, task::unpinned());
         let (_, mapping) = mm.aspace.find(va.page(), &ctx).ok_or(Errno::EFAULT)?;
-        let policy = mapping.policy;
+        let policy = mapping.policy.get();
         if !has(MPOL_F_NODE) {
             return Ok((word(&policy), policy.told));
         }
