@@ -4,16 +4,17 @@
 //! 63                     30 29        12 11     4     3        2       1        0
 //! | pfn 34                 | desc 18    | owner 8 | DIRTY | SHARED | LINK=0 | LOCK |
 //! ```
-//! A user address has 47 bits, a page number 35: the root takes 8, the directory 9, the table 9, the block 3 and the leaf 6.
-//! The upper levels are the hardware's, so a slot of a table is 2 MiB, and a block is what one leaf table of the hardware
-//! maps.
+//! A user address has 47 bits, a page number 35: the root takes 8, three levels take 6 each, the block 3 and the leaf 6. A block
+//! is what one leaf table of the hardware maps, 2 MiB. Above it the tree has three levels of 64 slots where the hardware has two
+//! of 512: a process has a few mappings in a few places far from each other, so most slots there are empty, and a small
+//! node less is more than the look-up of a level more.
 
 use core::fmt;
 
 use crate::word::{LINK, LOCK};
 
 /// The shape of a tree of pages, for [`Space::BITS`](crate::Space::BITS).
-pub const BITS: &[u32] = &[8, 9, 9, 3, 6];
+pub const BITS: &[u32] = &[8, 6, 6, 6, 3, 6];
 
 const DIRTY: u64 = 1 << 3;
 const SHARED: u64 = 1 << 2;

@@ -154,7 +154,7 @@ fn a_fault_in_a_folded_span_fails_whole() {
         }
         Ok(())
     });
-    assert_eq!(failed, 4);
+    assert_eq!(failed, 5);
 }
 
 /// Fork: the new tree has a part, and goes; the old one has what it had, and its frozen nodes are its own again when it

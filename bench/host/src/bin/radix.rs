@@ -1,9 +1,7 @@
-//! The radix tree of ranges, measured on the host: what its nodes take, what the maps of running processes would take, and
-//! how fast lookups are, alone and under writers.
+//! The radix tree of ranges, measured on the host: what its nodes take, and how fast lookups are, alone and under writers.
 //!
 //! ```text
 //! radix sizes                 bytes of a node of each level
-//! radix shape PID..           metadata of the processes' memory in the tree, beside Linux's mappings and page tables
 //! radix lookup [SECONDS]      lookups a second of random pages in 1,000 regions, by readers, beside writers
 //! radix local [SECONDS]       map 4 pages, touch each, unmap; by threads on memory of their own
 //! ```
@@ -13,8 +11,6 @@
 
 use std::{
     alloc::Layout,
-    fs::{self, File},
-    io::{Read, Seek, SeekFrom},
     process::ExitCode,
     ptr::NonNull,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -23,15 +19,13 @@ use std::{
 };
 
 use percpu::{CpuId, Pinned};
-use radix::{MAX_LEVELS, Mode, Reserve, Section, Space, Tree, page::Page};
+use radix::{Mode, Reserve, Section, Space, Tree, page::Page};
 use refcache::{Budget, Domain};
 
 /// As many as a real domain has for each CPU.
 const WAYS: usize = 4096;
 /// CPUs that threads may play.
 const CPUS: usize = 16;
-/// Bytes of one of Linux's mappings: `struct vm_area_struct` of Linux 3.5, as the RadixVM paper counts.
-const LINUX_MAPPING: usize = 176;
 const REGIONS: u64 = 1000;
 const REGION_PAGES: u64 = 16;
 /// Pages from one region to the next.
@@ -139,14 +133,13 @@ fn main() -> ExitCode {
     let seconds = |word: Option<&&str>| word.map_or(Ok(1.0), |word| word.parse::<f64>());
     let done = match &words[..] {
         ["sizes"] => sizes(),
-        ["shape", pids @ ..] if !pids.is_empty() => pids.iter().try_for_each(|pid| shape(pid)),
         ["lookup", rest @ ..] if rest.len() < 2 => {
             seconds(rest.first()).map(lookups).map_err(|_| "SECONDS is a number".to_owned())
         }
         ["local", rest @ ..] if rest.len() < 2 => {
             seconds(rest.first()).map(local).map_err(|_| "SECONDS is a number".to_owned())
         }
-        _ => Err("usage: radix sizes | shape PID.. | lookup [SECONDS] | local [SECONDS]".to_owned()),
+        _ => Err("usage: radix sizes | lookup [SECONDS] | local [SECONDS]".to_owned()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -164,7 +157,9 @@ fn sizes() -> Result<(), String> {
     // A page of the last span needs a node of each level.
     let mut cpu = Cpu::new(&tree, 0);
     let mut before = space.bytes.load(Ordering::Relaxed);
-    for (level, name) in ["dir", "table", "block", "leaf"].iter().enumerate().map(|(i, name)| (i + 1, name)) {
+    for (level, name) in
+        ["region", "dir", "table", "block", "leaf"].iter().enumerate().map(|(i, name)| (i + 1, name))
+    {
         let below: u32 = Pages::BITS[level + 1..].iter().sum();
         let pages = 1 << below;
         cpu.set(((1 << 35) - 1) >> below << below, pages, Page::new(level as u32));
@@ -174,74 +169,6 @@ fn sizes() -> Result<(), String> {
         println!("{name} {} B, {} slots of {pages} pages", now - before, 1 << Pages::BITS[level]);
         before = now;
     }
-    cpu.end();
-    Ok(())
-}
-
-/// The mappings of a process below the middle of the address space: first page, end, what they are.
-fn mappings(pid: &str) -> Result<Vec<(u64, u64, String)>, String> {
-    let path = format!("/proc/{pid}/maps");
-    let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-    let mapping = |line: &str| {
-        let mut fields = line.split_whitespace();
-        let (range, rights) = (fields.next()?, fields.next()?);
-        let (from, to) = range.split_once('-')?;
-        let page = |hex| u64::from_str_radix(hex, 16).ok().map(|address| address >> 12);
-        let (from, to, offset) = (page(from)?, page(to)?, page(fields.next()?)?);
-        let file = fields.nth(1)?;
-        // Pages of a file are named by the page that number 0 would be.
-        let kind = if file == "0" {
-            rights.to_owned()
-        } else {
-            format!("{rights} {file} {}", offset.wrapping_sub(from))
-        };
-        (to <= 1 << 35).then_some((from, to, kind))
-    };
-    Ok(text.lines().filter_map(mapping).collect())
-}
-
-fn shape(pid: &str) -> Result<(), String> {
-    let mappings = mappings(pid)?;
-    let path = format!("/proc/{pid}/pagemap");
-    let mut pagemap = File::open(&path).map_err(|error| format!("{path}: {error}"))?;
-    let space = Pages::new(1);
-    let tree = Tree::new(space, &pin(0)).map_err(|error| error.to_string())?;
-    let (mut cpu, mut kinds, mut resident) = (Cpu::new(&tree, 0), Vec::new(), 0u64);
-    for (from, to, kind) in &mappings {
-        let desc = kinds.iter().position(|known| known == kind).unwrap_or_else(|| {
-            kinds.push(kind.clone());
-            kinds.len() - 1
-        });
-        cpu.set(*from, to - from, Page::new(1 + desc as u32));
-        let mut words = vec![0; (to - from) as usize * 8];
-        let read = pagemap.seek(SeekFrom::Start(from * 8)).and_then(|_| pagemap.read_exact(&mut words));
-        read.map_err(|error| format!("{path}: {error}"))?;
-        for (i, word) in words.chunks_exact(8).enumerate() {
-            // Bit 63 of a word: the page is present (Documentation/admin-guide/mm/pagemap.rst).
-            if word[7] & 0x80 != 0 {
-                cpu.touch(from + i as u64);
-                resident += 1;
-            }
-        }
-    }
-    cpu.reserve.give_back(space, &cpu.pin);
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        line.split_whitespace().next().unwrap_or("0").to_owned()
-    };
-    let (name, tables) = (field("Name:"), field("VmPTE:").parse::<usize>().unwrap_or(0) * 1024);
-    let (bytes, linux) = (space.bytes.load(Ordering::Relaxed), mappings.len() * LINUX_MAPPING + tables);
-    let nodes = tree.nodes(&Section::new(space, &cpu.pin));
-    println!(
-        "{name} ({pid}): {} mappings of {} kinds, {resident} resident pages; {bytes} B in nodes {:?}, {:.1} B a page; \
-         Linux {linux} B; M1 {:.2}",
-        mappings.len(),
-        kinds.len(),
-        &nodes[..MAX_LEVELS - 3],
-        bytes as f64 / resident.max(1) as f64,
-        bytes as f64 / linux.max(1) as f64,
-    );
     cpu.end();
     Ok(())
 }

@@ -30,7 +30,7 @@ use sync::mutant;
 use super::Radix;
 use crate::MMAP_TOP;
 
-/// Pages of an arena: what one node of the tree's third level stands for.
+/// Pages of an arena, 1 GiB: what the slots of one cache line stand for in the tree's third level.
 pub(super) const ARENA: u64 = 1 << 18;
 /// Arenas there may be, from the top of the address space down; the rest is for those who say where.
 const MOST: u64 = 3 << 15;
