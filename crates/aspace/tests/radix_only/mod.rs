@@ -103,6 +103,53 @@ fn page_tables_do_not_pile_up() {
 }
 
 #[test]
+fn tables_that_are_shed_come_back_and_translate_no_more() {
+    const BLOCKS: u64 = 20;
+    let sim = Sim::new(2, 512);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let at = |i: u64| page(BASE + (i << 9));
+    sim.cpus.on(0, |ctx| {
+        for i in 0..BLOCKS {
+            space.map(Placement::Fixed(at(i)), 2, anonymous(RW), &ctx).expect("there is room");
+        }
+    });
+    for cpu in 0..2 {
+        sim.cpus.on(cpu, |ctx| {
+            sim.enter(&*space, &ctx);
+            for i in 0..BLOCKS {
+                assert_eq!(sim.store(&*space, page(at(i).number() + cpu as u64), i, &ctx), Ok(()));
+            }
+        });
+    }
+    let tables = || sim.owned()[Use::PageTable as usize];
+    let before = tables();
+    sim.cpus.on(0, |ctx| space.shed(&ctx));
+    let each = if machine::design() == Design::RadixPerCpu { 2 } else { 1 };
+    assert_eq!(tables() + each * BLOCKS, before, "all tables of the lowest level");
+    // Nothing is lost, and pages that are unmapped now are gone for the CPU that had used them.
+    sim.cpus.on(0, |ctx| {
+        assert_eq!(space.usage(&ctx).resident_pages, 2 * BLOCKS);
+        assert_eq!(sim.load(&*space, at(3), &ctx), Ok(3));
+        assert_eq!(space.unmap(range(at(5).number(), 2), &ctx), Ok(()));
+        assert_eq!(space.protect(range(at(6).number(), 2), Prot::READ, &ctx), Ok(()));
+    });
+    sim.cpus.on(1, |ctx| {
+        let second = |i| page(at(i).number() + 1);
+        assert_eq!(sim.load(&*space, second(5), &ctx), Err(aspace::Fault::NoMapping));
+        assert_eq!(sim.store(&*space, second(6), 1, &ctx), Err(aspace::Fault::Denied));
+        assert_eq!(sim.load(&*space, second(6), &ctx), Ok(6));
+        sim.leave(&*space, &ctx);
+    });
+    sim.cpus.on(0, |ctx| {
+        sim.leave(&*space, &ctx);
+        space.clear(&ctx);
+        // Of a space that is no more there is nothing to shed.
+        space.shed(&ctx);
+    });
+    assert_eq!(sim.owned(), [0; Use::COUNT]);
+}
+
+#[test]
 fn limits_are_exact_whoever_asks() {
     let sim = Sim::new(4, 256);
     let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
@@ -304,6 +351,35 @@ fn the_last_cpu_to_idle_goes_on_until_all_is_collected() {
         assert_eq!(pages.strong_count(), 0);
         assert!(sim.realm.is_quiet());
         sim.realm.idle_exit(&mut ctx.pin());
+        space.clear(&ctx);
+    });
+}
+
+#[test]
+fn objects_are_cut_and_descriptors_end_without_memory() {
+    const MAPPINGS: u64 = 2000;
+    let sim = Sim::new(1, 64);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        for round in 0..3 {
+            let pages = Pages::new(sim, round, &[], &ctx);
+            // The same page everywhere, so that no two are of one descriptor.
+            for i in 0..MAPPINGS {
+                let at = Placement::Fixed(page(BASE + i));
+                space.map(at, 1, object(&pages, 7, RW, true), &ctx).expect("there is room");
+            }
+            assert_eq!(space.usage(&ctx).mappings, MAPPINGS);
+            SPARES.set(true);
+            pages.resize(sim, 0, &ctx);
+            SPARES.set(false);
+            assert_eq!(space.unmap(range(BASE, MAPPINGS), &ctx), Ok(()));
+            let left = std::sync::Arc::downgrade(&pages);
+            drop(pages);
+            SPARES.set(true);
+            (0..32).for_each(|_| sim.tick(&ctx));
+            SPARES.set(false);
+            assert_eq!(left.strong_count(), 0);
+        }
         space.clear(&ctx);
     });
 }
