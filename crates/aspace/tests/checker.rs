@@ -66,8 +66,8 @@ fn what_is_cached_is_kept_until_a_flush_and_rights_are_of_all_levels() {
 fn what_must_not_be_is_noticed() {
     let (memory, cpus) = (testing::memory(64, 1), Machine::new(1));
     let [root, _, second, leaf, frame] = tables(memory, &cpus);
-    // SAFETY: both were made above; that somebody could still use them is what is to be noticed.
     let free = |frame, usage| {
+        // SAFETY: it was made above; that somebody could still use it is what is to be noticed.
         let share = unsafe { OwnedFrame::from_raw(frame, usage) };
         cpus.on(0, |ctx| memory.free(&ctx.pin(), share));
     };

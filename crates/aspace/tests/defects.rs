@@ -44,7 +44,7 @@ fn to_parts(
                 stored.iter().for_each(|&at| assert_eq!(sim.store(&*space, page(at), at, &ctx), Ok(())));
                 operation(&*space, range(from, to - from), &ctx);
                 for &at in stored.iter().chain(&[START, END - 1]) {
-                    let before = stored.contains(&at).then_some(at).unwrap_or(0);
+                    let before = if stored.contains(&at) { at } else { 0 };
                     let expected = if (from..to).contains(&at) { inside(before) } else { Some((RW, before)) };
                     let seen = sim.load(&*space, page(at), &ctx);
                     let written = space.fault(page(at).base(), Access::Write, &ctx);

@@ -147,34 +147,3 @@ fn all_tables_go_at_the_end_without_memory() {
         frames.free(&pin, unsafe { mirror.retire() });
     });
 }
-
-/// A table below serves its last page until a sweep has been there, and none when the sweep comes to the tables above.
-#[test]
-fn a_table_goes_after_those_below_it() {
-    let (machine, frames) = (Machine::new(1), testing::memory(64, 1));
-    machine.on(0, |ctx| {
-        let pin = ctx.pin();
-        let mirror = Mirror::new(frames, &pin, None).expect("memory");
-        let at = page((3 << 27) + 5);
-        let entry = mirror.prepare(at, frames, &pin).expect("memory");
-        entry.set(Frame::new(7).expect("a frame number"), RW);
-        let sweep = || {
-            mirror.sweep(|served, unlink| {
-                if !mirror.clear(at).is_empty() {
-                    return;
-                }
-                let mut gather = Gather::new(frames, ctx);
-                unlink(&mut gather);
-                gather.flush(&pin, &NoTlb, &AtomicCpuSet::new());
-                assert!(served.contains(at));
-            });
-        };
-        sweep();
-        assert_eq!(mirror.pages(), 4, "a table was lost with the one above it");
-        sweep();
-        assert_eq!(mirror.pages(), 1);
-        // SAFETY: the mirror isn't used any more.
-        frames.free(&pin, unsafe { mirror.retire() });
-        assert_eq!(frames.stats().owned, [0; Use::COUNT]);
-    });
-}
