@@ -2,6 +2,7 @@
 
 use core::{
     fmt,
+    mem::offset_of,
     num::NonZero,
     ptr::{self, NonNull},
 };
@@ -69,6 +70,8 @@ pub struct RefHead {
     state: AtomicU64,
     under: UnsafeCell<Under>,
     next: UnsafeCell<Option<Obj>>,
+    #[cfg(any(loom, shuttle))]
+    room: core::cell::UnsafeCell<[u64; 2]>,
 }
 
 /// What the lock bit guards, besides the flags.
@@ -91,8 +94,18 @@ impl RefHead {
             state: AtomicU64::new(kind),
             under: UnsafeCell::new(Under { count, weak: None }),
             next: UnsafeCell::new(None),
+            #[cfg(any(loom, shuttle))]
+            room: core::cell::UnsafeCell::new([0; 2]),
         }
     }
+    /// Where the 16 bytes are that the count took while there was one. From the call of [`Counted::dispose`] on, for which
+    /// nobody has a reference, they are the object's, for what comes next, such as the link of a list; once it has written
+    /// there, [`Self::weak`] must not be called any more. They are aligned to 8.
+    #[cfg(not(any(loom, shuttle)))]
+    pub const ROOM: usize = offset_of!(Self, under);
+    /// Here the cells are larger and know who has reached them, so the room is apart.
+    #[cfg(any(loom, shuttle))]
+    pub const ROOM: usize = offset_of!(Self, room);
     /// Call `f` with the flags and what the lock guards, under the lock.
     #[inline]
     pub(crate) fn locked<R>(&self, f: impl FnOnce(&mut u64, &mut Under) -> R) -> R {
@@ -170,4 +183,4 @@ impl Obj {
 }
 
 #[cfg(not(any(loom, shuttle)))]
-const _: () = assert!(size_of::<RefHead>() == 32);
+const _: () = assert!(size_of::<RefHead>() == 32 && size_of::<Under>() == 16);

@@ -6,17 +6,23 @@
 //! given back; so who maps and unmaps it writes nothing that is shared. All others are made when they are needed, and
 //! two that say the same are as good as one: who compares, compares what they say.
 //!
+//! **Few of them.** A program's code, what is read only around it, and what is protected again after it was changed say the
+//! same more often than not. So each CPU knows some descriptors that it has made lately, by a word for each, in a place that
+//! follows from what they say: the descriptor's *weak* word, which Refcache empties when the descriptor dies. To intern is to try
+//! to get a reference by the word, and to compare. Only its own CPU stores links in a word, pinned. A descriptor that
+//! has to make room is held while its word is taken away from it: so a word that holds no live link is nobody's weak word,
+//! and may be given to the next. What a CPU knows keeps no descriptor alive, and no file.
+//!
 //! **A descriptor's life.** Each slot that names it is a reference, as is each [`Hold`], counted by Refcache. When there is none
 //! any more, it is retired by RCU, since readers that take no lock may have found the number in a slot: so the number means
 //! the same as long as their section lasts. After that the number is free; and what the descriptor named is dropped by a
 //! thread that may sleep ([`Realm::reap`]), as that may be the end of a file.
 
-use alloc::{boxed::Box, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{
     alloc::Layout,
     cell::RefCell,
     fmt,
-    mem::offset_of,
     ptr::{self, NonNull},
     sync::atomic::{AtomicBool, AtomicPtr, Ordering},
 };
@@ -24,8 +30,8 @@ use core::{
 use ::radix::{Reserve, Section, Space, Tree};
 use addr::Prot;
 use percpu::{PerCpu, Pinned, Unpinned};
-use refcache::{Budget, Counted, Domain, RefHead};
-use sync::SpinLock;
+use refcache::{Budget, Counted, Domain, RefHead, word};
+use sync::{SpinLock, mutant, primitive::AtomicU64};
 
 use super::{
     totals::Kinds,
@@ -45,12 +51,14 @@ const CHUNK: usize = 512;
 const BATCH: usize = 64;
 /// Numbers that a CPU keeps at most.
 const MOST_NUMBERS: usize = 4 * BATCH;
+/// Descriptors that a CPU knows, by what they say.
+const KNOWN: usize = 128;
 
-/// What the pages that name it should be.
-#[repr(C)]
+/// What the pages that name it should be. Aligned as objects must be that links name. While it waits for its end, RCU's link is in
+/// [`RefHead::ROOM`].
+#[repr(C, align(16))]
 pub(super) struct Desc {
     head: RefHead,
-    retired: rcu::Head,
     realm: *const Realm,
     id: u32,
     pub(super) kinds: Kinds,
@@ -60,7 +68,7 @@ pub(super) struct Desc {
     next: Option<Box<Desc>>,
 }
 
-// SAFETY: it is read only, but for the head and the link, which their domains see to. The pointer is to a `Sync` value.
+// SAFETY: it is read only, but for the head, which its domains see to. The pointer is to a `Sync` value.
 unsafe impl Send for Desc {}
 // SAFETY: as above.
 unsafe impl Sync for Desc {}
@@ -79,9 +87,10 @@ unsafe impl Counted for Desc {
     }
     unsafe fn dispose(this: NonNull<Self>, pin: &Pinned<'_>) {
         // SAFETY: nobody has a reference, so no slot has the number; sections that have seen it in one may go on. The
-        // pointer is to the whole object, and `free` is called once.
+        // pointer is to the whole object, and `free` is called once. The room is large enough, and nobody else's.
         unsafe {
-            let head = this.byte_add(offset_of!(Desc, retired)).cast::<rcu::Head>();
+            let head = this.byte_add(RefHead::ROOM).cast::<rcu::Head>();
+            head.write(rcu::Head::new());
             let realm = &*this.as_ref().realm;
             realm.rcu.call(pin, rcu::Retired::new(head, free));
         }
@@ -92,7 +101,7 @@ unsafe impl Counted for Desc {
 /// `head` is that of a [`Desc`] whose number nobody knows any more.
 unsafe fn free(head: NonNull<rcu::Head>, pin: &Pinned<'_>) {
     // SAFETY: by the caller's promise; it was made by `Box`.
-    let desc = unsafe { Box::from_raw(head.byte_sub(offset_of!(Desc, retired)).cast::<Desc>().as_ptr()) };
+    let desc = unsafe { Box::from_raw(head.byte_sub(RefHead::ROOM).cast::<Desc>().as_ptr()) };
     // SAFETY: realms live for ever.
     let realm = unsafe { &*desc.realm };
     realm.give_number(desc.id, pin);
@@ -192,6 +201,7 @@ pub struct Realm {
     table: [AtomicPtr<Chunk>; DESCRIPTORS as usize / CHUNK],
     numbers: SpinLock<Numbers>,
     mine: PerCpu<RefCell<Vec<u32>>>,
+    known: PerCpu<[AtomicU64; KNOWN]>,
     reserves: PerCpu<RefCell<Reserve<Realm>>>,
     /// What descriptors named that are no more.
     dead: Waiting<Desc>,
@@ -212,6 +222,7 @@ impl Realm {
             table: [const { AtomicPtr::new(ptr::null_mut()) }; DESCRIPTORS as usize / CHUNK],
             numbers: SpinLock::new(numbers),
             mine: PerCpu::new(cpus, |_| RefCell::new(Vec::with_capacity(MOST_NUMBERS))),
+            known: PerCpu::new(cpus, |_| [const { AtomicU64::new(word::EMPTY) }; KNOWN]),
             reserves: PerCpu::new(cpus, |_| RefCell::new(Reserve::new())),
             dead: Waiting::new(),
             trees: Waiting::new(),
@@ -222,8 +233,7 @@ impl Realm {
     pub fn init(&'static self) {
         for bits in 0..8 {
             let mapping = Mapping::anonymous(Prot::from_bits_truncate(bits));
-            let desc = Box::new(self.describe(1 + u32::from(bits), mapping));
-            self.publish(desc);
+            self.publish(Box::new(self.describe(1 + u32::from(bits), mapping)));
         }
     }
     /// How many CPUs there are.
@@ -295,6 +305,10 @@ impl Realm {
         // One may sleep.
         dead.for_each(drop);
     }
+    /// Give back the memory for nodes that this CPU keeps.
+    pub fn trim(&self, pin: &Pinned<'_>) {
+        self.reserve(pin).borrow_mut().give_back(self, pin);
+    }
     /// Take over a tree whose space is no more.
     pub(super) fn bury(&self, tree: Tree<Realm>, mut grave: Box<Grave>) {
         grave.tree = Some(tree);
@@ -306,22 +320,44 @@ impl Realm {
     }
 
     fn describe(&self, id: u32, mapping: Mapping) -> Desc {
-        let (head, retired) = (RefHead::new::<Desc>(1), rcu::Head::new());
-        Desc { head, retired, realm: self, id, kinds: Kinds::of(&mapping), mapping, next: None }
+        let (head, kinds) = (RefHead::new::<Desc>(1), Kinds::of(&mapping));
+        Desc { head, realm: self, id, kinds, mapping, next: None }
     }
     /// A descriptor for `mapping`, which is as if it began at page 0. `None` if there are too many.
     pub(super) fn intern<'p>(&'static self, mapping: Mapping, pin: &'p Pinned<'p>) -> Option<Hold<'p>> {
         let id = match plain(&mapping) {
             Some(id) => id,
-            None => {
-                let id = self.take_number(pin)?;
-                self.publish(Box::new(self.describe(id, mapping)));
-                id
-            }
+            None => self.find_or_make(mapping, pin)?,
         };
         Some(Hold { realm: self, id, pin })
     }
-    fn publish(&self, desc: Box<Desc>) {
+    /// The number of a descriptor for `mapping`, and a reference to it.
+    fn find_or_make(&'static self, mapping: Mapping, pin: &Pinned<'_>) -> Option<u32> {
+        let known = &self.known.get(pin)[known_at(&mapping)];
+        // SAFETY: links in the word are to descriptors, as this CPU stores them below; one that died has left it.
+        if let Some(there) = unsafe { self.refs.try_get::<Desc>(known, pin) } {
+            // SAFETY: the reference that was just got.
+            let there = unsafe { there.as_ref() };
+            if there.mapping.continues(0, &mapping) {
+                return Some(there.id);
+            }
+            if !mutant!("realm-known-not-taken") {
+                // SAFETY: the reference; the word is no more than a word from here on, until it has a link again.
+                unsafe { self.refs.set_weak(there, None) };
+            }
+            // Relaxed: this CPU's own, and nobody's weak word.
+            known.store(word::EMPTY, Ordering::Relaxed);
+            self.add(there.id, -1, pin);
+        }
+        let id = self.take_number(pin)?;
+        let desc = self.publish(Box::new(self.describe(id, mapping)));
+        // SAFETY: the caller will have the reference that it was made with. The word lives as long as the realm.
+        unsafe { self.refs.set_weak(desc, Some(known)) };
+        // Release: the descriptor before its link; partner: the load in `try_get`.
+        known.store(word::link(ptr::from_ref(desc)), Ordering::Release);
+        Some(id)
+    }
+    fn publish(&self, desc: Box<Desc>) -> &Desc {
         let id = desc.id as usize;
         let desc = Box::into_raw(desc);
         let _exposed = desc.expose_provenance();
@@ -344,6 +380,8 @@ impl Realm {
         let chunk = unsafe { &*there };
         // Release: the descriptor before its number is anywhere; partner: `desc`.
         chunk[id % CHUNK].store(desc, Ordering::Release);
+        // SAFETY: the caller has the reference that it was made with, or it is one of those that stay.
+        unsafe { &*desc }
     }
     /// Where the descriptor with a number is that was used before.
     fn place(&self, id: u32) -> &AtomicPtr<Desc> {
@@ -407,6 +445,17 @@ impl Realm {
         }
         mine.push(id);
     }
+}
+
+/// Where a CPU knows a descriptor for `mapping`, if it does: by the object and the page of it, and by the protection.
+fn known_at(mapping: &Mapping) -> usize {
+    let (object, page) = match &mapping.backing {
+        Backing::Object { object, page } => (Arc::as_ptr(object).addr() as u64 >> 4, *page),
+        Backing::Anonymous => (0, 0),
+    };
+    let what = object.rotate_left(20) ^ page << 4 ^ u64::from(mapping.prot.bits());
+    // Knuth's multiplicative hashing (The Art of Computer Programming, vol. 3, 6.4), by 2^64 / the golden ratio.
+    (what.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - KNOWN.ilog2())) as usize
 }
 
 /// The number of plain anonymous memory.

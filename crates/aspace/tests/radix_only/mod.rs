@@ -55,6 +55,29 @@ fn only_cpus_that_used_a_page_are_shot_down() {
     assert_eq!(sim.owned(), [0; Use::COUNT]);
 }
 
+/// More kinds of mappings than a CPU knows descriptors, twice over, so that known ones make room: all of them go.
+#[test]
+fn descriptors_that_made_room_for_others_die_like_all() {
+    let sim = Sim::new(1, 512);
+    sim.cpus.on(0, |ctx| {
+        let contents: Vec<u64> = (0..400).collect();
+        let file = Pages::new(sim, 1, &contents, &ctx);
+        let space = sim.space(&ctx);
+        for _ in 0..2 {
+            for at in 0..400 {
+                let mapping = object(&file, 399 - at, Prot::READ, false);
+                assert!(space.map(Placement::Fixed(page(BASE + 2 * at)), 1, mapping, &ctx).is_ok());
+            }
+        }
+        assert!(std::sync::Arc::strong_count(&file) > 400);
+        space.clear(&ctx);
+        (0..32).for_each(|_| sim.tick(&ctx));
+        assert_eq!(std::sync::Arc::strong_count(&file), 1, "a descriptor is left");
+        file.free(sim, &ctx);
+        assert_eq!(sim.owned(), [0; Use::COUNT]);
+    });
+}
+
 #[test]
 fn a_cpu_that_comes_back_finds_nothing_of_what_is_gone() {
     let sim = Sim::new(2, 256);
