@@ -195,7 +195,8 @@ pub struct Test {
 /// Options of `bench`.
 #[derive(Args)]
 pub struct Bench {
-    /// Suites of benchmarks, of mapbench and matrix [default: mapbench]; or frames, followed by ids of its workloads
+    /// Suites of benchmarks, of mapbench and matrix [default: mapbench]; or frames, followed by ids of its workloads; or
+    /// memory, followed by names of shapes
     #[arg(value_name = "SUITE")]
     pub suites: Vec<String>,
     /// Of the suite frames: its own options, after --; -- --help lists them
@@ -256,6 +257,15 @@ pub struct Bench {
     /// Of mapbench: processes instead of threads, with memory of their own
     #[arg(long)]
     pub processes: bool,
+    /// Of the suite memory: also the shapes of processes in this folder
+    #[arg(long, value_name = "DIR")]
+    pub shapes: Option<PathBuf>,
+    /// Of the suite memory: write the shape of a process that runs, and measure nothing
+    #[arg(long, value_name = "PID", conflicts_with_all = ["shapes", "json"])]
+    pub record: Option<u32>,
+    /// Where the recorded shape goes [default: standard output]
+    #[arg(long, value_name = "FILE", requires = "record")]
+    pub output: Option<PathBuf>,
 }
 
 impl Default for Bench {
@@ -281,6 +291,9 @@ impl Default for Bench {
             plant_shared_counter: false,
             first_touch: false,
             processes: false,
+            shapes: None,
+            record: None,
+            output: None,
         }
     }
 }

@@ -72,6 +72,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "quire-aspace",
         ],
     ),
+    (
+        "quire-bench-memory",
+        &["quire-addr", "quire-percpu", "quire-heap", "quire-owned", "quire-tlb", "quire-aspace"],
+    ),
     ("quire-tracer", &[]),
 ];
 

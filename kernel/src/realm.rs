@@ -142,11 +142,14 @@ fn cpus() -> impl Iterator<Item = CpuId> {
     (0..cpu::count()).filter_map(CpuId::new)
 }
 
-/// Collect what can be collected on all CPUs, one after the other. For a thread that holds nothing.
+/// Collect what can be collected on all CPUs, and what they keep, one after the other. For a thread that holds nothing.
 pub fn collect() {
     let Some(realm) = get() else { return };
     for id in cpus() {
-        sched::on_cpu(id, rest);
+        sched::on_cpu(id, || {
+            rest();
+            realm.trim(&here());
+        });
     }
     realm.reap(&task::unpinned());
 }

@@ -10,12 +10,16 @@
 //! table.rs    the answer at a glance
 //! matrix.rs   another suite: which pairs of operations that commute share nothing
 //! frames.rs   another, which needs no machine: allocators of page frames side by side
+//! memory.rs   another: what processes' memory costs in bookkeeping
+//! host.rs     how those two run
 //! ```
 
 mod cache;
 mod derive;
 mod frames;
+mod host;
 pub mod matrix;
+mod memory;
 mod native;
 pub mod plan;
 mod point;
@@ -41,18 +45,37 @@ use plan::Sweep;
 use point::Lab;
 
 /// The suites that there are.
-const SUITES: [&str; 3] = [MAPBENCH, MATRIX, FRAMES];
+const SUITES: [&str; 4] = [MAPBENCH, MATRIX, FRAMES, MEMORY];
 const MAPBENCH: &str = "mapbench";
 const MATRIX: &str = "matrix";
 const FRAMES: &str = "frames";
+const MEMORY: &str = "memory";
 /// Points that are measured at once: an exact machine needs one host thread.
 const WORKERS: usize = 2;
 
 /// Measure what the options say; the exit status.
 pub fn run(options: &Bench) -> Result<u8> {
-    if let Some((FRAMES, ids)) = options.suites.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        refuse_others(options)?;
-        return frames::run(ids, options);
+    let of_memory = options.shapes.is_some() || options.record.is_some();
+    match options.suites.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some((MEMORY, names)) => {
+            refuse_others(options, "of bench, memory takes --shapes, --record, --output and --json only")?;
+            return memory::run(names, options);
+        }
+        _ if of_memory => {
+            return Err(failure(
+                USAGE,
+                "--shapes, --record and --output are about the suite memory: name it first",
+            ));
+        }
+        Some((FRAMES, ids)) => {
+            let takes = "of bench, frames takes --json only; its own options come after --";
+            refuse_others(options, takes)?;
+            return frames::run(ids, options);
+        }
+        _ => {}
+    }
+    if options.suites.iter().any(|suite| suite == MEMORY) {
+        return Err(failure(USAGE, "memory is a suite by itself: cargo quire bench memory [SHAPE…]"));
     }
     if !options.words.is_empty() || options.suites.iter().any(|suite| suite == FRAMES) {
         return Err(failure(
@@ -91,8 +114,8 @@ pub fn run(options: &Bench) -> Result<u8> {
     Ok(0)
 }
 
-/// What is about other suites than frames.
-fn refuse_others(options: &Bench) -> Result<()> {
+/// What is about other suites than those that need no machine.
+fn refuse_others(options: &Bench, takes: &'static str) -> Result<()> {
     let plain = Bench::default();
     let others = !options.mode.is_empty()
         || !options.pairs.is_empty()
@@ -101,9 +124,12 @@ fn refuse_others(options: &Bench) -> Result<()> {
         || (&options.cpus, options.accel) != (&plain.cpus, plain.accel)
         || options.resume
         || options.plant_shared_counter
-        || options.first_touch;
+        || options.first_touch
+        || options.processes
+        || options.native
+        || options.suites[0] == MEMORY && !options.words.is_empty();
     match others {
-        true => Err(failure(USAGE, "of bench, frames takes --json only; its own options come after --")),
+        true => Err(failure(USAGE, takes)),
         false => Ok(()),
     }
 }
