@@ -135,8 +135,8 @@ use self::{
 pub use self::{realm::Realm, tables::PageTables};
 use crate::{
     Access, AddressSpace, Advice, Audited, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper,
-    Mappers, Mapping, MappingInfo, Place, Placement, Policy, RemapTo, STACK_GAP, Said, Seen, Totals,
-    Unmoved, Usage,
+    Mappers, Mapping, MappingInfo, Place, Placement, Policy, RemapTo, STACK_GAP, Said, Seen, Totals, Unmoved,
+    Usage,
     rules::{check, dictated, relock, user},
 };
 
