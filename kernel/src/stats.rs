@@ -128,7 +128,7 @@ fn frame_counters(s: &mut String) {
 /// Everything as one line of JSON: `counters` by name as an array over CPUs, `unknown_syscalls` by number and
 /// `more_unknown_syscalls` that were not told apart, and where every page frame is; in the sanitized build `edges` of the
 /// control flow too. `leaked`: frames owned by programs or files after all of them are gone.
-pub fn json(leaked: i64) -> String {
+pub fn json(leaked: i64, f: &owned::Stats) -> String {
     let mut s = String::new();
     let cpus = cpu::count();
     let _ = write!(s, "{{\"cpus\":{cpus},\"counters\":{{");
@@ -156,7 +156,6 @@ pub fn json(leaked: i64) -> String {
     if let Some((covered, total)) = sanitize::edges() {
         let _ = write!(s, ",\"edges\":{{\"covered\":{covered},\"total\":{total}}}");
     }
-    let f = memory::frames().stats();
     let _ = write!(
         s,
         ",\"frames\":{{\"total\":{},\"free\":{},\"cached\":{},\"owned\":{},\"anonymous\":{},\"file\":{},\

@@ -7,7 +7,7 @@ use alloc::{format, sync::Arc, vec::Vec};
 
 use addr::PAGE_SIZE;
 use linux_raw_sys::general::SIGKILL;
-use owned::Use;
+use owned::{Stats, Use};
 
 use crate::{
     exec::{self, Program},
@@ -46,9 +46,9 @@ fn run(kernel: &Arc<Process>) {
     syscall::shm::clear();
     file::teardown(kernel);
     sched::unload_space();
-    let leaked = account(&before);
+    let (leaked, frames) = account(&before);
     if options::get().stats {
-        record(&format!("stats {}", stats::json(leaked)));
+        record(&format!("stats {}", stats::json(leaked, &frames)));
     }
     places::write();
     record(&format!("exit {status}"));
@@ -119,21 +119,23 @@ fn kill_the_rest(kernel: &Arc<Process>) {
     }
 }
 
-/// Frames that programs, page tables or files still own although all of them are gone. Idle CPUs let go of the last
-/// address space a moment later, so this waits for them.
-fn account(before: &[u64; 5]) -> i64 {
+/// Where all frames are at the end, and how many programs, page tables or files still own although all of them are gone.
+/// Idle CPUs let go of the last address space a moment later, and of what it has left behind; as long as they are at it, the
+/// counts needn't fit together. So this waits for them.
+fn account(before: &[u64; 5]) -> (i64, Stats) {
     let deadline = hw::timer::now() + PATIENCE;
     loop {
         realm::collect();
-        let owned = memory::frames().stats().owned;
-        let over = |u: Use| owned[u as usize] as i64 - before[u as usize] as i64;
+        let s = memory::frames().stats();
+        let over = |u: Use| s.owned[u as usize] as i64 - before[u as usize] as i64;
         // Files are counted from zero: the boot image is given back with them.
-        let leaked = over(Use::Anonymous) + over(Use::PageTable) + owned[Use::File as usize] as i64;
-        if leaked == 0 || hw::timer::now() > deadline {
+        let leaked = over(Use::Anonymous) + over(Use::PageTable) + s.owned[Use::File as usize] as i64;
+        let fits = s.free + s.cached + s.owned.iter().sum::<u64>() == s.total;
+        if leaked == 0 && fits || hw::timer::now() > deadline {
             if leaked != 0 {
                 crate::log!("{} KiB were lost", leaked * PAGE_SIZE as i64 / 1024);
             }
-            return leaked;
+            return (leaked, s);
         }
         wait::pause_until(hw::timer::now() + 1_000_000);
     }
