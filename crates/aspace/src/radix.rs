@@ -309,6 +309,21 @@ impl Radix {
             });
         }
     }
+    /// Free all page tables but the roots, at the end.
+    fn strip(&self, ctx: &Unpinned<'_>) {
+        // Every slot is EMPTY now, and was locked since the last entry went: nobody walks to one, or will.
+        let pin = ctx.pin();
+        let mut gather = Gather::new(self.machine.frames, *ctx);
+        let flush = |gather: &mut Gather<'_>| {
+            self.flush(gather, &CpuSet::first(MAX_CPUS), &pin);
+            gather.release(&pin);
+        };
+        self.tables.all().for_each(|(_, mirror)| mirror.strip(&mut gather, flush));
+        // All CPUs that still run the space hear of its end, also those whose table is empty: for as long as they stay, so
+        // does the root.
+        gather.add_range(pages(0, KEYS));
+        flush(&mut gather);
+    }
     /// Remove all pages: at once, or slot by slot if there is no memory for the list of what is locked.
     fn unmap_everything(&self, ctx: &Unpinned<'_>) {
         let (mut next, mut end) = (0, KEYS);
@@ -531,16 +546,7 @@ impl AddressSpace for Radix {
     }
     fn clear(&self, ctx: &Unpinned<'_>) {
         self.unmap_everything(ctx);
-        // Every slot is EMPTY now, and was locked since the last entry went: nobody walks to one, or will.
-        let pin = ctx.pin();
-        let mut gather = Gather::new(self.machine.frames, *ctx);
-        for (cpu, mirror) in self.tables.all() {
-            let targets = cpu.map_or(CpuSet::first(MAX_CPUS), |cpu| [cpu].into_iter().collect());
-            mirror.strip(&mut gather, |gather| {
-                self.flush(gather, &targets, &pin);
-                gather.release(&pin);
-            });
-        }
+        self.strip(ctx);
         // SAFETY: nothing is mapped, and this is the last operation; CPUs only leave from here on.
         *self.retired.lock() = unsafe { self.tables.retire() };
         // Release: `retired` before the flag; partner: the load in `free_root`.

@@ -208,8 +208,8 @@ impl Mirror {
         self.pages.fetch_sub(1, Ordering::Relaxed);
     }
     /// Unlink all tables but the root. That takes no locks and no memory: nothing is mapped any more, or will be. When the
-    /// gather is full, and at the end, `flush` makes all CPUs that use the mirror forget what it was told of; it may
-    /// release what is in it then.
+    /// gather is full, `flush` makes all CPUs that use the mirror forget what it was told of, and releases what is in it; the
+    /// caller does the same in the end.
     pub fn strip(&self, gather: &mut Gather<'_>, mut flush: impl FnMut(&mut Gather<'_>)) {
         // Nobody else unlinks, or looks at all tables, meanwhile and after this.
         let mut stripped = self.sweeping.lock();
@@ -220,7 +220,6 @@ impl Mirror {
             }
             self.unlink(slot, served, gather);
         });
-        flush(gather);
     }
     /// The frame of the root, for whoever frees it when no CPU has it in CR3 any more. To be called once, when nothing
     /// is mapped and everything has been [stripped](Self::strip): the mirror is of no use after that.

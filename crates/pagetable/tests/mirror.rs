@@ -134,12 +134,14 @@ fn all_tables_go_at_the_end_without_memory() {
         active.insert(pin.cpu());
         let (flushes, mut freed) = (Flushes(std::cell::Cell::new(0)), 0);
         let mut gather = Gather::new(frames, ctx);
-        mirror.strip(&mut gather, |gather| {
+        let mut flush = |gather: &mut Gather<'_>| {
             let before = frames.stats().owned[Use::PageTable as usize];
             gather.flush(&pin, &flushes, &active);
             gather.release(&pin);
             freed += before - frames.stats().owned[Use::PageTable as usize];
-        });
+        };
+        mirror.strip(&mut gather, &mut flush);
+        flush(&mut gather);
         drop(gather);
         assert_eq!((mirror.pages(), frames.stats().owned[Use::PageTable as usize]), (1, 1));
         assert!(freed > tables && flushes.0.get() > 0);

@@ -406,3 +406,21 @@ fn objects_are_cut_and_descriptors_end_without_memory() {
         space.clear(&ctx);
     });
 }
+
+#[test]
+fn every_cpu_that_runs_a_space_hears_of_its_end() {
+    let sim = Sim::new(3, 64);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    // CPU 1 has used nothing, CPU 2 has left.
+    (0..3).for_each(|cpu| sim.cpus.on(cpu, |ctx| sim.enter(&*space, &ctx)));
+    sim.cpus.on(2, |ctx| sim.leave(&*space, &ctx));
+    *sim.targets.lock().unwrap() = CpuSet::EMPTY;
+    sim.cpus.on(0, |ctx| {
+        sim.leave(&*space, &ctx);
+        space.clear(&ctx);
+    });
+    assert_eq!(*sim.targets.lock().unwrap(), cpus(&[1]));
+    assert!(sim.owned()[Use::PageTable as usize] > 0);
+    sim.cpus.on(1, |ctx| sim.leave(&*space, &ctx));
+    assert_eq!(sim.owned(), [0; Use::COUNT]);
+}
