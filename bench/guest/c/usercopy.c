@@ -1,11 +1,11 @@
 // usercopy ROUNDS: the kernel's own use of user memory while that memory goes away.
 //
 // Proves: what a call copies to or from user memory goes to the page that is mapped there, or the call says EFAULT; never
-// to a frame that another mapping has got meanwhile. Threads call read, write, process_vm_readv, process_vm_writev and
-// a futex operation on pages that another thread unmaps, maps anew and protects. What was unmapped is at once used by
+// to a frame that another mapping has got meanwhile. Threads call pread, pwrite, process_vm_writev and futex
+// on pages that another thread unmaps, maps anew and protects. What was unmapped is at once used by
 // mappings that nobody else stores to, and which must stay as they are.
 //
-// calls: read write process_vm_readv process_vm_writev futex munmap mmap mprotect
+// calls: pread64 pwrite64 process_vm_writev futex munmap mmap mprotect
 #include "check.h"
 #include <pthread.h>
 #include <stdatomic.h>
