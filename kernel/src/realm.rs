@@ -19,7 +19,7 @@ use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
     hw::{cpu, timer},
-    options, reclaim, sched, task,
+    memory, options, reclaim, sched, task,
 };
 
 /// After so many turns all is collected that was free at the first: four epochs for each level of a tree, and two grace
