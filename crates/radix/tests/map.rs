@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, ops::Range};
 use percpu::{CpuId, Pinned, testing::Machine};
 use proptest::prelude::*;
 use radix::{
-    Descriptors, Mode, RadixMap, Reserve, Section, Tree,
+    Descriptors, Mode, RadixMap, Reserve, Section, Space as _, Tree,
     page::Page,
     testing::{Host, Pages},
 };
