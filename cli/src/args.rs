@@ -94,7 +94,7 @@ pub struct Run {
     #[arg(long, value_name = "N[:…]", value_parser = numa, allow_negative_numbers = true)]
     pub numa: Option<Numa>,
     /// The design of the address space
-    #[arg(long, value_name = "NAME", default_value = "locked")]
+    #[arg(long, value_name = "NAME", default_value = "radix")]
     pub aspace: Aspace,
     /// With the radix design: page tables of an address space [default: percpu]
     #[arg(long, value_name = "percpu|shared")]
@@ -184,9 +184,9 @@ pub struct Test {
     /// Also what takes long
     #[arg(long)]
     pub full: bool,
-    /// The design of the machines' address spaces
-    #[arg(long, value_name = "NAME", default_value = "locked")]
-    pub aspace: Aspace,
+    /// The design of the machines' address spaces [default: radix for kernel and linux, with --full each; else locked]
+    #[arg(long, value_name = "NAME")]
+    pub aspace: Option<Aspace>,
     /// With the radix design: page tables of an address space [default: percpu]
     #[arg(long, value_name = "percpu|shared")]
     pub pagetable: Option<PageTables>,
@@ -222,7 +222,7 @@ pub struct Bench {
     #[arg(long, value_name = "6.1|newest")]
     pub linux: Option<Linux>,
     /// Designs of the address space
-    #[arg(long, value_name = "NAME|all", default_value = "locked")]
+    #[arg(long, value_name = "NAME|all", default_value = "radix")]
     pub aspace: AspaceChoice,
     /// Quire's algorithm that hands out page frames [default: row]
     #[arg(long, value_name = "row|avl|buddy|slab|global|served")]

@@ -9,7 +9,7 @@ use std::{
     ffi::OsString,
     fmt::Write,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Result, bail};
@@ -233,15 +233,15 @@ pub struct Boot {
 }
 
 /// The design, and its page tables, of machines of which nothing else is said.
-static DESIGN: OnceLock<(Aspace, Option<PageTables>)> = OnceLock::new();
+static DESIGN: Mutex<(Aspace, Option<PageTables>)> = Mutex::new((Aspace::Radix, None));
 
-/// Let machines have this design if nothing else is said; once, before there are any.
+/// Let machines have this design from here on, if nothing else is said.
 pub fn set_design(design: Aspace, tables: Option<PageTables>) {
-    let _ = DESIGN.set((design, tables));
+    *DESIGN.lock().unwrap_or_else(PoisonError::into_inner) = (design, tables);
 }
 
 fn design() -> (Aspace, Option<PageTables>) {
-    DESIGN.get().copied().unwrap_or((Aspace::Locked, None))
+    *DESIGN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Boot {
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn the_boot_line_has_what_was_set() {
-        assert_eq!(Boot::default().line(2), "cpus=2 aspace=locked tty=none");
+        assert_eq!(Boot::default().line(2), "cpus=2 aspace=radix tty=none");
         let boot = Boot {
             aspace: Some(Aspace::Locked),
             pagetable: Some(PageTables::Shared),

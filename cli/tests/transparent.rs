@@ -131,7 +131,7 @@ fn the_machine_is_told_what_was_asked_for() {
     let options = ["run", "--cpus", "3", "--mem", "1G", "--numa", "2", "--accel", "tcg", "--stats"];
     let output = driver.run(&[&options[..], &[driver.program().as_str()]].concat());
     let stdout = text(&output.stdout);
-    assert_eq!(stdout.lines().next(), Some("cpus=3 aspace=locked tty=none stats=1"));
+    assert_eq!(stdout.lines().next(), Some("cpus=3 aspace=radix tty=none stats=1"));
     for words in ["-smp 3,", "-m 1024M", "-numa node,nodeid=1,cpus=1-2", "-machine q35 ", "-accel tcg,"] {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }

@@ -43,7 +43,7 @@ static OPTIONS: Lock<Option<Options>> = Lock::new(None);
 
 /// Read the command line, once.
 pub fn init(line: &str) {
-    let mut o = Options { rows: 24, cols: 80, ..Options::default() };
+    let mut o = Options { rows: 24, cols: 80, radix: true, ..Options::default() };
     for word in line.split_ascii_whitespace() {
         let (key, value) = word.split_once('=').unwrap_or((word, "1"));
         match key {
@@ -64,8 +64,11 @@ pub fn init(line: &str) {
                 "percpu" => o.shared_table = false,
                 _ => crate::log!("pagetable={value} is neither shared nor percpu; using percpu"),
             },
-            "aspace" if value == "radix" => o.radix = true,
-            "aspace" if value != "locked" => crate::log!("aspace={value} is not in this image; using locked"),
+            "aspace" => match value {
+                "radix" => o.radix = true,
+                "locked" => o.radix = false,
+                _ => crate::log!("aspace={value} is not in this image; using radix"),
+            },
             "rows" => o.rows = value.parse().unwrap_or(o.rows),
             "cols" => o.cols = value.parse().unwrap_or(o.cols),
             "tty" => {
@@ -75,7 +78,7 @@ pub fn init(line: &str) {
                     }
                 }
             }
-            "aspace" | "cpus" | "verbose" => {}
+            "cpus" | "verbose" => {}
             _ => crate::log!("unknown option {word}"),
         }
     }

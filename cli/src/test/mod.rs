@@ -26,11 +26,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::{args::Group as Name, args::Test, machine, ui};
+use crate::{
+    args::{Aspace, Group as Name, PageTables, Test},
+    machine, ui,
+};
 
 /// Run the groups that the options name; the exit status is 1 if a test failed.
 pub fn run(options: &Test) -> Result<u8> {
-    machine::set_design(options.aspace, options.pagetable);
     let wanted = |name: Name| {
         // These take long as a whole.
         let among_all = !matches!(name, Name::Sanitize | Name::Stress) || options.full;
@@ -38,16 +40,39 @@ pub fn run(options: &Test) -> Result<u8> {
     };
     let (mut passed, mut failed) = (0, 0);
     for (name, group) in GROUPS.iter().filter(|(name, _)| wanted(*name)) {
-        let mut report = Report::new(label(*name));
-        if let Err(error) = group(&mut report, options.full) {
-            report.fail("the group could not run", &format!("{error:#}"));
+        for (design, tables) in designs(*name, options) {
+            machine::set_design(design, tables);
+            let mut report = Report::new(label(*name));
+            if let Err(error) = group(&mut report, options.full) {
+                report.fail("the group could not run", &format!("{error:#}"));
+            }
+            if matches!(name, Name::Kernel | Name::Linux) {
+                let tables = tables.map_or(String::new(), |tables| format!(", {} tables", tables.name()));
+                report.remark = format!("{}{tables}  {}", design.name(), report.remark);
+            }
+            let counts = report.end();
+            passed += counts.0;
+            failed += counts.1;
         }
-        let counts = report.end();
-        passed += counts.0;
-        failed += counts.1;
     }
     ui::result(&format!("{passed} passed, {failed} failed"));
     Ok(u8::from(failed > 0))
+}
+
+/// The designs of the address space with which a group's tests are made, one after the other.
+fn designs(name: Name, options: &Test) -> Vec<(Aspace, Option<PageTables>)> {
+    let tables = options.pagetable;
+    match (name, options.aspace) {
+        (_, Some(design)) => vec![(design, tables)],
+        (Name::Kernel | Name::Linux, None) if options.full => vec![
+            (Aspace::Radix, Some(PageTables::Percpu)),
+            (Aspace::Radix, Some(PageTables::Shared)),
+            (Aspace::Locked, None),
+        ],
+        (Name::Kernel | Name::Linux, None) => vec![(Aspace::Radix, tables)],
+        // What moves between CPUs is known by name there, and so are the locks.
+        (_, None) => vec![(Aspace::Locked, None)],
+    }
 }
 
 /// A group: runs its tests, `full` or in the usual time.
