@@ -19,7 +19,7 @@ use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
     hw::{cpu, timer},
-    memory, options, reclaim, sched, task,
+    options, reclaim, sched, task,
 };
 
 /// After so many turns all is collected that was free at the first: four epochs for each level of a tree, and two grace
@@ -38,7 +38,7 @@ fn here() -> Pinned<'static> {
 /// Make it, if there are to be such address spaces. On the boot CPU, before there are others.
 pub fn init() {
     if options::get().radix {
-        let realm: &Realm = Box::leak(Box::new(Realm::new(cpu::count(), memory::frames(), cpu::pause)));
+        let realm: &Realm = Box::leak(Box::new(Realm::new(cpu::count(), cpu::pause)));
         realm.init();
         // Release: partner in `get`.
         REALM.store(core::ptr::from_ref(realm).cast_mut(), Ordering::Release);

@@ -10,13 +10,7 @@
 //! lookups may be inside. A node without a weak word was replaced or given up, and whoever did that has settled with the
 //! parent already.
 
-use core::{
-    alloc::Layout,
-    marker::PhantomData,
-    mem::{MaybeUninit, offset_of},
-    ptr,
-    ptr::NonNull,
-};
+use core::{alloc::Layout, marker::PhantomData, mem::offset_of, ptr, ptr::NonNull};
 
 use percpu::Pinned;
 use refcache::{Counted, RefHead, word as refs};
@@ -163,9 +157,8 @@ impl<'s, S: Space> At<'s, S> {
         unsafe {
             memory.as_ptr().expose_provenance();
             memory.write(head);
-            let slots = memory.add(1).cast::<MaybeUninit<AtomicU64>>();
-            let slots = NonNull::slice_from_raw_parts(slots, Shape::<S>::fanout(level)).as_mut();
-            slots.iter_mut().enumerate().for_each(|(i, slot)| _ = slot.write(AtomicU64::new(word(i))));
+            let slots = memory.add(1).cast::<AtomicU64>();
+            (0..Shape::<S>::fanout(level)).for_each(|i| slots.add(i).write(AtomicU64::new(word(i))));
             if let Some(offset) = annex::<S>(level) {
                 memory.byte_add(offset).cast::<S::Annex>().write(S::Annex::default());
             }

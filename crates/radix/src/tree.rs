@@ -3,7 +3,7 @@
 use core::{fmt, ops::Range, ptr::NonNull};
 
 use percpu::Pinned;
-use sync::primitive::{AtomicU32, Ordering};
+use sync::primitive::Ordering;
 
 use crate::{
     guard::Taken,
@@ -18,8 +18,6 @@ use crate::{
 pub struct Tree<S: Space> {
     root: NonNull<Node<S>>,
     space: &'static S,
-    /// How many guards keep EMPTY slots from being filled: see `lock`.
-    pub(crate) closed: AtomicU32,
 }
 
 // SAFETY: nodes may be used by any thread; what they have in common is the space, which is `Sync`.
@@ -71,7 +69,7 @@ impl<S: Space> Tree<S> {
         let memory = node::alloc(space, 0, pin).ok_or(Error::OutOfMemory)?;
         // SAFETY: the memory is ours, and the space lives for ever. One reference is the tree's.
         let root: At<'_, S> = unsafe { At::make(memory, space, (0, 0), 1, |_| EMPTY) };
-        Ok(Self { root: root.pointer(), space, closed: AtomicU32::new(0) })
+        Ok(Self { root: root.pointer(), space })
     }
     /// How many keys there are: they are those below.
     pub const fn keys() -> u64 {
@@ -216,7 +214,7 @@ impl<S: Space> Tree<S> {
             } else if seen != EMPTY {
                 slot.store(EMPTY, Ordering::Relaxed);
                 self.space.count(seen, -1, pin);
-                taken(Taken { value: seen, first, keys, owned: true, frozen: false, again: false });
+                taken(Taken { value: seen, first, keys, owned: true });
             } else {
                 continue;
             }

@@ -131,7 +131,7 @@ impl Sim {
             let guard = self.tree.lock_range(0..64, Mode::Freeze, reserve, &section);
             let mut guard = guard.expect("there is memory, and patience");
             guard.spans().for_each(|span| self.change(cpu, span, &(0..0), |old| old));
-            guard.fork(&mut twin, |span, _| Ok(Some(span.value))).expect("there is memory");
+            guard.fork(&mut twin, |_| true).expect("there is memory");
             let found = |key| (key, twin.get(key, &section));
             let found: Vec<_> = (0..KEYS).map(found).collect();
             for (key, found) in found {

@@ -1,6 +1,6 @@
 //! What reports are told.
 
-use super::{fault::said, *};
+use super::*;
 use crate::{Backing, Resident};
 
 impl Radix {
@@ -41,19 +41,15 @@ impl Radix {
     /// What is to be said of page `key`, looked at while it is locked. All pages of a span are alike: guards.
     fn resident(&self, key: u64, section: &Section<'_, Realm>) -> Option<Resident> {
         let guard = self.tree.lock_one(key, section).ok()??;
-        let (slot, frozen) = said(&guard, key);
-        let seen = if frozen { slot.with_owner(SEVERAL) } else { slot };
-        let (accessed, dirty) = self.tables.noted(page(key), seen);
-        // A frozen node has one share for all trees that have it. As far as it is known: those that have a frame by another
-        // frozen node count as one.
-        let others = u64::from(guard.trees()) - 1;
+        let slot = Slot::of(guard.span().value);
+        let (accessed, dirty) = self.tables.noted(page(key), slot);
         let frame = slot.frame();
         let usage = frame.map_or(owned::Use::Anonymous, |(_, usage)| usage);
         let frame = frame.map(|(frame, _)| frame);
         (!slot.is_blank()).then(|| Resident {
             frame,
             usage,
-            sharers: frame.map_or(0, |frame| self.machine.frames.sharers(frame) + others),
+            sharers: frame.map_or(0, |frame| self.machine.frames.sharers(frame)),
             accessed,
             dirty,
         })
@@ -94,8 +90,7 @@ impl Radix {
             }
             let start = info.range.start().number();
             let part = pages(start + (from - first), start + (to - first));
-            // Page by page if there is no memory for the list of what is locked. One that has a frame has a slot of its own,
-            // for which none is needed; or it is in a frozen node, of which a copy is: then this waits for memory.
+            // Page by page if there is no memory for the list of what is locked.
             if !self.cut_part(of, &cut, part, copies, ctx) {
                 for page in part {
                     let single = PageRange::single(page).unwrap_or_default();
@@ -108,7 +103,7 @@ impl Radix {
         let pin = ctx.pin();
         self.at(at.number(), &self.tree.enter(&pin)).0.frame().is_some()
     }
-    /// False if there was no memory.
+    /// False if there was no memory. A page that has a frame has a slot of its own, for which none is needed.
     fn cut_part(
         &self,
         of: &Mappers,
@@ -120,7 +115,7 @@ impl Radix {
         let pin = ctx.pin();
         let section = self.tree.enter(&pin);
         let mut change = Change::new(self, &section, ctx);
-        let Ok(mut guard) = self.lock_pages(part, Mode::Edit, &section) else { return false };
+        let Ok(mut guard) = self.lock_pages(part, Mode::Cover, &section) else { return false };
         guard.update(|span| {
             let slot = Slot::of(span.value);
             let Some((_, usage)) = slot.frame() else { return span.value };

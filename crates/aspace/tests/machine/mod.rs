@@ -80,7 +80,7 @@ pub struct Sim {
     /// All CPUs that were flushed.
     pub targets: Mutex<CpuSet>,
     /// Called at the start of every flush.
-    pub on_flush: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
+    pub on_flush: Mutex<Option<Box<dyn Fn() + Send>>>,
     /// Frames that were given back.
     freed: AtomicUsize,
 }
@@ -111,14 +111,13 @@ impl Sim {
                 usual(info);
             }));
         });
-        let memory = testing::memory(frames, cpus);
-        let realm: &Realm = Box::leak(Box::new(Realm::new(cpus, memory, relax)));
+        let realm: &Realm = Box::leak(Box::new(Realm::new(cpus, relax)));
         realm.init();
         let machine = Cpus::new(cpus);
         (0..cpus).for_each(|cpu| machine.on(cpu, |ctx| realm.idle_exit(&mut ctx.pin())));
         let sim: &Sim = Box::leak(Box::new(Sim {
             cpus: machine,
-            frames: memory,
+            frames: testing::memory(frames, cpus),
             realm,
             buffers: (0..cpus).map(|_| Mutex::default()).collect(),
             flushes: AtomicUsize::new(0),
@@ -263,9 +262,7 @@ impl Shootdown for Sim {
     fn flush(&self, _: &Pinned<'_>, cpus: &CpuSet, range: PageRange) {
         self.flushes.fetch_add(1, Ordering::Relaxed);
         cpus.iter().for_each(|cpu| self.targets.lock().unwrap_or_else(|e| e.into_inner()).insert(cpu));
-        // It may lead to a flush itself.
-        let on_flush = self.on_flush.lock().unwrap_or_else(|e| e.into_inner()).clone();
-        if let Some(f) = on_flush {
+        if let Some(f) = self.on_flush.lock().unwrap_or_else(|e| e.into_inner()).as_ref() {
             f();
         }
         // What could be walked to until now has been changed already.
