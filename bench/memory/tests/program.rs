@@ -46,8 +46,13 @@ fn a_folder_of_shapes_is_measured() {
 fn what_is_recorded_can_be_replayed() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("this.txt");
-    let output = memory(&["--record", &std::process::id().to_string(), "--output", text(&file)]);
-    assert!(output.status.success(), "{output:?}");
+    // A process that does nothing, once it has begun.
+    let mut quiet = Command::new("sleep").arg("1000").spawn().unwrap();
+    let id = quiet.id().to_string();
+    let settled = (0..100).any(|_| memory(&["--record", &id, "--output", text(&file)]).status.success());
+    quiet.kill().unwrap();
+    quiet.wait().unwrap();
+    assert!(settled);
     let output = memory(&["this", "--shapes", text(folder.path())]);
     assert!(output.status.success(), "{output:?}");
 }
