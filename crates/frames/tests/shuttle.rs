@@ -31,6 +31,8 @@ struct Sim {
     owned: Vec<AtomicBool>,
     /// Runs that wait for somebody to free them.
     runs: Mutex<Vec<Run>>,
+    /// Who takes memory out of service and brings it back: one at a time, as two may both find that it is out.
+    plugging: Mutex<()>,
     blocks: u64,
 }
 
@@ -41,6 +43,7 @@ impl Sim {
             frames: testing::frames(n, CPUS),
             owned: (0..n).map(|_| AtomicBool::new(false)).collect(),
             runs: Mutex::default(),
+            plugging: Mutex::default(),
             blocks,
         }
     }
@@ -117,6 +120,7 @@ impl Sim {
             }
             30 => frames.park(&pin),
             _ => {
+                let Ok(_one) = self.plugging.try_lock() else { return };
                 let first = 512 + which as u64 % self.blocks * 512;
                 let range = FrameRange { start: testing::frame(first), end: testing::frame(first + 512) };
                 if frames.offline(&pin, range).is_ok() {
