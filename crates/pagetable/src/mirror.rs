@@ -12,6 +12,10 @@
 //! needed. One thread sweeps at a time, and no other unlinks, so a sweep may walk all tables without any page's lock. At
 //! the end, when no page is mapped or will be, nobody walks to an entry: then all of them go at once ([`Mirror::strip`]).
 
+#[cfg(all(test, loom))]
+#[path = "mirror_loom.rs"]
+mod model;
+
 use core::{mem::ManuallyDrop, ops::RangeInclusive};
 
 use addr::{Frame, Page, PageRange, Prot, Pte};
@@ -24,6 +28,12 @@ use sync::{
 use tlb::Gather;
 
 use crate::{KEPT_BITS, PageTable, span};
+
+/// Unlink the table that `slot` names, all of whose pages the caller has locked; what it named.
+fn take_link(slot: &AtomicU64) -> Pte {
+    // AcqRel: what software did to the table comes before, and the unlinking before the flush.
+    Pte::from_bits(slot.swap(0, Ordering::AcqRel))
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -195,8 +205,7 @@ impl Mirror {
         self.table.entries(table).iter().all(|entry| entry.load(Ordering::Relaxed) == 0)
     }
     fn unlink(&self, slot: &AtomicU64, served: PageRange, gather: &mut Gather<'_>) {
-        // AcqRel: what software did to the table comes before, and the unlinking before the flush.
-        let link = Pte::from_bits(slot.swap(0, Ordering::AcqRel));
+        let link = take_link(slot);
         debug_assert!(
             self.is_empty(link.frame()) || mutant!("mirror-unlink-full"),
             "a table was unlinked with entries in it"
