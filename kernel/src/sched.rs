@@ -29,7 +29,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
-use percpu::{CpuId, CpuSet, MAX_CPUS};
+use percpu::{CpuId, CpuSet, Line, MAX_CPUS};
 
 use crate::{
     algo, central,
@@ -138,10 +138,6 @@ struct RunQueue {
     /// A flush request found the CPU idle with that space still loaded, and loaded the kernel's tables instead.
     left: AtomicBool,
 }
-
-/// A cache line of its own.
-#[repr(align(64))]
-struct Line<T>(T);
 
 static CPUS: [RunQueue; MAX_CPUS] = [const {
     RunQueue {

@@ -116,7 +116,7 @@ use ::radix::{Mode, RangeGuard, Section, Tree};
 use addr::{Frame, Page, PageRange, Prot, USER_END_PAGE, VirtAddr};
 use owned::OwnedFrame;
 use pagetable::{ENTRIES, Mirror};
-use percpu::{AtomicCpuSet, CpuId, CpuSet, MAX_CPUS, Pinned, Unpinned};
+use percpu::{AtomicCpuSet, CpuId, CpuSet, Line, MAX_CPUS, Pinned, Unpinned};
 use sync::{
     RwLock, SpinLock, mutant,
     primitive::{AtomicBool, AtomicU64, Ordering, fence},
@@ -167,10 +167,6 @@ pub struct Radix {
     cleared: AtomicBool,
     retired: SpinLock<Vec<OwnedFrame>>,
 }
-
-/// Cache lines of its own.
-#[repr(align(64))]
-struct Line<T>(T);
 
 const FUTURES: [Lock; 3] = [Lock::Off, Lock::Now, Lock::OnFault];
 

@@ -120,11 +120,12 @@ impl<'a> Unpinned<'a> {
 
 /// A value on cache lines of its own; 128 bytes, since adjacent lines are prefetched in pairs.
 #[repr(align(128))]
-struct Padded<T>(T);
+#[derive(Debug, Default)]
+pub struct Line<T>(pub T);
 
 /// One `T` for each CPU, on lines of its own.
 pub struct PerCpu<T> {
-    slots: Box<[Padded<T>]>,
+    slots: Box<[Line<T>]>,
 }
 
 // SAFETY: a `&T` is handed out only against a `Pinned` (one thread at a time for one CPU, so a `T` that is merely
@@ -134,7 +135,7 @@ unsafe impl<T: Send> Sync for PerCpu<T> {}
 impl<T> PerCpu<T> {
     /// `cpus` values, made by `make`.
     pub fn new(cpus: usize, mut make: impl FnMut(CpuId) -> T) -> Self {
-        let slots: Vec<_> = (0..cpus).filter_map(CpuId::new).map(|c| Padded(make(c))).collect();
+        let slots: Vec<_> = (0..cpus).filter_map(CpuId::new).map(|c| Line(make(c))).collect();
         Self { slots: slots.into_boxed_slice() }
     }
     /// This CPU's value. Panics if the machine has more CPUs than the value was made for.

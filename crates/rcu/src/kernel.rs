@@ -41,7 +41,7 @@
 
 use core::{cell::RefCell, fmt, ptr};
 
-use percpu::{CpuId, PerCpu, Pinned, Unpinned};
+use percpu::{CpuId, Line, PerCpu, Pinned, Unpinned};
 use sync::{
     SpinLock, mutant,
     primitive::{AtomicBool, AtomicU64, Ordering, fence, spin_loop},
@@ -57,11 +57,6 @@ pub const BATCH: usize = 64;
 /// A grace period, by number: what [`Domain::snap`] says has to end.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Gp(u64);
-
-/// The first of what is on cache lines of its own: periods are read by all, what is wanted is written by many, and where CPUs'
-/// words are doesn't change.
-#[repr(align(64))]
-struct Line<T>(T);
 
 /// A set of CPUs whose sections delay what is retired there.
 ///
@@ -82,19 +77,18 @@ struct Line<T>(T);
 /// });
 /// # }
 /// ```
-#[repr(C)]
 pub struct Domain {
     /// The last period begun, and the last that has ended: at most one apart. Changed by who holds `driver`.
     gp: Line<AtomicU64>,
-    done: AtomicU64,
+    done: Line<AtomicU64>,
     /// The last period that somebody waits for.
     wanted: Line<AtomicU64>,
-    driver: SpinLock<()>,
+    driver: Line<SpinLock<()>>,
     /// What CPUs that idle have retired, and whether there is anything.
-    orphans: SpinLock<List>,
-    any_orphans: AtomicBool,
+    orphans: Line<SpinLock<List>>,
+    any_orphans: Line<AtomicBool>,
     /// For each CPU the last period in which it was quiescent. Written by that CPU.
-    seen: Line<PerCpu<AtomicU64>>,
+    seen: PerCpu<AtomicU64>,
     callbacks: PerCpu<RefCell<Callbacks>>,
 }
 
@@ -147,33 +141,33 @@ impl Domain {
         };
         Self {
             gp: Line(AtomicU64::new(0)),
-            done: AtomicU64::new(0),
+            done: Line(AtomicU64::new(0)),
             wanted: Line(AtomicU64::new(0)),
-            driver: SpinLock::new(()),
-            seen: Line(PerCpu::new(cpus, |_| AtomicU64::new(IDLE))),
+            driver: Line(SpinLock::new(())),
+            seen: PerCpu::new(cpus, |_| AtomicU64::new(IDLE)),
             callbacks: PerCpu::new(cpus, callbacks),
-            orphans: SpinLock::new(List::EMPTY),
-            any_orphans: AtomicBool::new(false),
+            orphans: Line(SpinLock::new(List::EMPTY)),
+            any_orphans: Line(AtomicBool::new(false)),
         }
     }
     /// Begin a section. The CPU isn't idle (checked in debug builds).
     #[inline]
     pub fn read<'p>(&'p self, pin: &'p Pinned<'_>) -> Guard<'p> {
         // Relaxed, here and in `reported`: this CPU's own word.
-        debug_assert_ne!(self.seen.0.get(pin).load(Ordering::Relaxed), IDLE, "a section on an idle CPU");
+        debug_assert_ne!(self.seen.get(pin).load(Ordering::Relaxed), IDLE, "a section on an idle CPU");
         Guard { pin, domain: self }
     }
     /// This CPU is in no section: `pin` is borrowed by none.
     #[inline]
     pub fn qs(&self, pin: &mut Pinned<'_>) {
-        self.report(self.seen.0.get(pin));
+        self.report(self.seen.get(pin));
     }
     /// As [`Self::qs`], for an interrupt handler on `cpu`.
     ///
     /// # Safety
     /// Called on `cpu`, which was interrupted in user mode: no section is open there.
     pub unsafe fn qs_interrupted(&self, cpu: CpuId) {
-        if let Some(seen) = self.seen.0.of(cpu) {
+        if let Some(seen) = self.seen.of(cpu) {
             self.report(seen);
         }
     }
@@ -182,7 +176,7 @@ impl Domain {
     pub fn idle_enter(&self, pin: &mut Pinned<'_>) -> bool {
         // Release [O9]: the sections before come first; partner: the load in `all_seen`.
         let order = if mutant!("rcu-relaxed-idle") { Ordering::Relaxed } else { Ordering::Release };
-        self.seen.0.get(pin).store(IDLE, order);
+        self.seen.get(pin).store(IDLE, order);
         self.pending(pin) > 0
     }
     /// Leave what this CPU has retired to whoever ticks next: before [`Self::idle_enter`], by a CPU that won't tick while it
@@ -190,12 +184,12 @@ impl Domain {
     pub fn hand_over(&self, pin: &Pinned<'_>) {
         if self.pending(pin) > 0 {
             let mut c = self.callbacks.get(pin).borrow_mut();
-            let mut orphans = self.orphans.lock();
+            let mut orphans = self.orphans.0.lock();
             let Callbacks { next, wait: [(_, first), (_, second)], ready } = &mut *c;
             // The oldest first; which periods have ended for them is forgotten.
             [ready, first, second, next].into_iter().for_each(|list| orphans.append(list.take()));
             // Relaxed: a hint for those who tick, and ordered by the fence for who idles.
-            self.any_orphans.store(true, Ordering::Relaxed);
+            self.any_orphans.0.store(true, Ordering::Relaxed);
         }
     }
     /// Whether something was handed over that nobody will take, as all CPUs idle. Asked by a CPU that has begun to idle: then
@@ -206,13 +200,13 @@ impl Domain {
             fence(Ordering::SeqCst);
         }
         // Relaxed, both: ordered by the fence.
-        self.any_orphans.load(Ordering::Relaxed)
-            && self.seen.0.iter().all(|seen| seen.load(Ordering::Relaxed) == IDLE)
+        self.any_orphans.0.load(Ordering::Relaxed)
+            && self.seen.iter().all(|seen| seen.load(Ordering::Relaxed) == IDLE)
     }
     /// Whether something was handed over that nobody has taken yet.
     pub fn has_orphans(&self) -> bool {
         // Relaxed: a hint.
-        self.any_orphans.load(Ordering::Relaxed)
+        self.any_orphans.0.load(Ordering::Relaxed)
     }
     /// This CPU may have sections again.
     pub fn idle_exit(&self, pin: &mut Pinned<'_>) {
@@ -221,7 +215,7 @@ impl Domain {
         // Release [O9]: who finds this number instead of IDLE must still come after the sections before that; partner:
         // the load in `all_seen`.
         let order = if mutant!("rcu-relaxed-wake") { Ordering::Relaxed } else { Ordering::Release };
-        self.seen.0.get(pin).store(g, order);
+        self.seen.get(pin).store(g, order);
         // SeqCst [O10]: partner of the fence in `all_seen`; and, as O8, of the fence in `snap`.
         if !mutant!("rcu-no-wake-fence") {
             fence(Ordering::SeqCst);
@@ -247,7 +241,7 @@ impl Domain {
     /// Whether `need` has ended.
     pub fn poll(&self, need: Gp) -> bool {
         // Acquire [O9]: all sections of all CPUs come before; partner: the store in `drive`.
-        self.done.load(Ordering::Acquire) >= need.0
+        self.done.0.load(Ordering::Acquire) >= need.0
     }
     /// Wait until all sections that are open now have ended. Spins, reporting for this CPU meanwhile.
     pub fn synchronize(&self, ctx: &Unpinned<'_>) {
@@ -256,7 +250,7 @@ impl Domain {
         while !self.poll(need) {
             let mut pin = ctx.pin();
             // An idle CPU stays so.
-            if self.seen.0.get(&pin).load(Ordering::Relaxed) != IDLE {
+            if self.seen.get(&pin).load(Ordering::Relaxed) != IDLE {
                 self.qs(&mut pin);
             }
             self.drive();
@@ -267,7 +261,7 @@ impl Domain {
     /// The regular work of a CPU, in no section: report, take periods forward, and free at most a [`BATCH`] of what is due.
     /// Gives how many objects it has freed.
     pub fn tick(&self, pin: &mut Pinned<'_>) -> usize {
-        if self.seen.0.get(pin).load(Ordering::Relaxed) != IDLE {
+        if self.seen.get(pin).load(Ordering::Relaxed) != IDLE {
             self.qs(pin);
         }
         self.drive();
@@ -309,9 +303,9 @@ impl Domain {
     /// Take over what others have handed over.
     fn adopt(&self, pin: &Pinned<'_>) {
         if self.has_orphans() {
-            let mut orphans = self.orphans.lock();
+            let mut orphans = self.orphans.0.lock();
             // Relaxed: as above; the lock orders the list.
-            self.any_orphans.store(false, Ordering::Relaxed);
+            self.any_orphans.0.store(false, Ordering::Relaxed);
             self.callbacks.get(pin).borrow_mut().next.append(orphans.take());
         }
     }
@@ -335,16 +329,16 @@ impl Domain {
     /// End the period that is open if every CPU has been quiescent, and begin the one that is wanted. Whoever finds
     /// somebody else at it leaves: the next tick makes up for it.
     fn drive(&self) {
-        let Some(_one) = self.driver.try_lock() else { return };
+        let Some(_one) = self.driver.0.try_lock() else { return };
         // Relaxed, all but one below: `driver` orders them.
         loop {
             let g = self.gp.0.load(Ordering::Relaxed);
-            if self.done.load(Ordering::Relaxed) < g {
+            if self.done.0.load(Ordering::Relaxed) < g {
                 if !self.all_seen(g) {
                     return;
                 }
                 // Release [O9]: hands on what `all_seen` has acquired; partner: `poll`.
-                self.done.store(g, Ordering::Release);
+                self.done.0.store(g, Ordering::Release);
             }
             if self.wanted.0.load(Ordering::Relaxed) <= g {
                 return;
@@ -357,7 +351,7 @@ impl Domain {
         // SeqCst [O10]: partner of the fence in `idle_exit`.
         fence(Ordering::SeqCst);
         // Acquire [O9]: partner of the stores in `report` and `idle_enter`.
-        self.seen.0.iter().all(|seen| seen.load(Ordering::Acquire) >= g)
+        self.seen.iter().all(|seen| seen.load(Ordering::Acquire) >= g)
     }
 }
 
@@ -367,7 +361,7 @@ impl fmt::Debug for Domain {
         let of = |word: &AtomicU64| word.load(Ordering::Relaxed);
         f.debug_struct("Domain")
             .field("gp", &of(&self.gp.0))
-            .field("done", &of(&self.done))
+            .field("done", &of(&self.done.0))
             .field("wanted", &of(&self.wanted.0))
             .finish_non_exhaustive()
     }

@@ -7,7 +7,7 @@ use core::{
     ptr::{self, NonNull},
 };
 
-use percpu::{CpuId, MAX_CPUS, Pinned};
+use percpu::{CpuId, Line, MAX_CPUS, Pinned};
 use sync::{SpinLock, mutant};
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     head::{DIRTY, QUEUED, Under},
     primitive::{AtomicBool, AtomicU64, Ordering},
     review::List,
-    tree::{Line, Tree},
+    tree::Tree,
     word,
 };
 

@@ -17,7 +17,7 @@
 
 use core::ptr::NonNull;
 
-use percpu::CpuId;
+use percpu::{CpuId, Line};
 use sync::{SpinLock, mutant};
 
 use crate::primitive::{AtomicU64, Ordering, lock};
@@ -28,10 +28,6 @@ pub(crate) const FAN_IN: usize = if cfg!(loom) { 2 } else { 8 };
 const MOST_LEVELS: usize = 8;
 /// The bits of `pending`; those of `active` are above.
 const PENDING: u64 = (1 << FAN_IN) - 1;
-
-/// A value on lines of its own; 128 bytes, since adjacent lines are prefetched in pairs.
-#[repr(align(128))]
-pub(crate) struct Line<T>(pub(crate) T);
 
 pub(crate) struct Tree {
     epoch: Line<AtomicU64>,
