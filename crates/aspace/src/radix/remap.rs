@@ -140,7 +140,8 @@ impl Radix {
                         _ => Placement::Anywhere,
                     };
                     let place = self.place(at, n, &section).ok_or(Error::NoRoom)?;
-                    // If the old pages were unmapped since, what was theirs may have been found to be free.
+                    // If old pages were unmapped since, what was theirs may have been found to be free; and nobody locks a
+                    // page twice. Then the old place says what is to be said.
                     target = Some(place).filter(|place| place.intersect(old).is_none());
                 }
             }
@@ -170,6 +171,7 @@ impl Radix {
             let whole = self.left_behind(request, target, &section);
             source = source.start.min(whole.start)..source.end.max(whole.end);
         }
+        debug_assert!(target.intersect(request.old).is_none(), "pages would be locked twice");
         // The one page that is shown once more may be where it is shown.
         let (mut from, mut into) = if keys(target).contains(&source.start) {
             debug_assert!(request.old.is_empty());
