@@ -1,6 +1,6 @@
 //! What address spaces in radix trees need of each CPU: to hand on, now and then, what it holds back of reference counts, to
-//! say that it is in no section, and to free what has waited long enough. Of all this there is nothing unless the command
-//! line says `aspace=radix`.
+//! say that it is in no section, and to free what has waited long enough. Of all this there is nothing if the command line says
+//! `aspace=locked`.
 //!
 //! A CPU that runs threads does so at the end of each slice, on its way to user mode; therefore there are slices also if
 //! nobody else waits for the CPU. A CPU that is about to halt does so until it has nothing left or others are at it,

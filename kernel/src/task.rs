@@ -316,7 +316,9 @@ impl Task {
     /// changed since; then the change has set the flag after the thread's last look.
     #[inline]
     pub fn is_misplaced(&self, cpu: CpuId) -> bool {
-        // Relaxed: see `set_affinity`. Taken back before the look, so that a change during it counts.
+        // Relaxed: a flag that is seen late is seen at the kick. Taken back before the look, so that a change during it
+        // counts: of the two holders of `affinity`'s lock, the look is first, and then the flag comes to be set after it was
+        // taken back; or the change is, and the look sees it.
         if !self.unplaced.load(Ordering::Relaxed) {
             return false;
         }

@@ -159,7 +159,7 @@ impl Mirror {
     pub fn sweep(&self, mut free: impl FnMut(PageRange, &mut dyn FnMut(&mut Gather<'_>))) {
         self.tables(1..=3, |slot, served| {
             free(served, &mut |gather| {
-                // One below may have been in use when its turn was, and be free only now.
+                // One below may have been in use when its turn was, and be free only now. Relaxed: as in `peek`.
                 let link = Pte::from_bits(slot.load(Ordering::Relaxed));
                 if self.is_empty(link.frame()) || mutant!("mirror-unlink-full") {
                     self.unlink(slot, served, gather);
