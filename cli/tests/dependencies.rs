@@ -4,6 +4,7 @@
 //! addr, percpu  <-  sync  <-  frames  <-  owned  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
 //! percpu  <-  sync  <-  heap  <-  kernel
 //! percpu  <-  sync  <-  refcache, rcu  <-  radix
+//! percpu  <-  sync  <-  rcu  <-  bonsai
 //! ```
 //! The driver, the tracer and the guest programs use none of these; the driver may use the cost model, which uses nothing.
 //! The programs for the host use them as the kernel does.
@@ -21,6 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-heap", &["quire-percpu", "quire-sync"]),
     ("quire-refcache", &["quire-percpu", "quire-sync"]),
     ("quire-rcu", &["quire-percpu", "quire-sync"]),
+    ("quire-bonsai", &["quire-percpu", "quire-sync", "quire-rcu"]),
     ("quire-radix", &["quire-percpu", "quire-sync", "quire-refcache", "quire-rcu"]),
     ("quire-frames", &["quire-addr", "quire-percpu", "quire-sync"]),
     ("quire-owned", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames"]),
@@ -67,6 +69,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "quire-sync",
             "quire-refcache",
             "quire-rcu",
+            "quire-bonsai",
             "quire-radix",
             "quire-frames",
             "quire-aspace",

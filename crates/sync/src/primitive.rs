@@ -4,17 +4,19 @@
 #[cfg(not(any(loom, shuttle, feature = "testing")))]
 pub use core::hint::spin_loop;
 #[cfg(not(any(loom, shuttle)))]
-pub use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+pub use core::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
 #[cfg(loom)]
 pub use loom::{
     cell::{ConstPtr, MutPtr, UnsafeCell},
     hint::spin_loop,
-    sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
 #[cfg(shuttle)]
 pub use shuttle::{
     hint::spin_loop,
-    sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
 /// On a host the holder of a spin lock may have lost its processor to the spinner: hand it over.
 #[cfg(all(not(any(loom, shuttle)), feature = "testing"))]

@@ -1,0 +1,59 @@
+//! Whether a tree is what it should be: for tests.
+
+use crate::{
+    domain::Rcu,
+    node::Node,
+    plan::{is_balanced, most_height},
+    pool::Memory,
+    span::Span,
+    writer::Writer,
+};
+
+/// What a tree looks like.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Shape {
+    /// Nodes.
+    pub nodes: u32,
+    /// Nodes on the longest path.
+    pub height: usize,
+    /// The largest gap, in pages, of a tree that keeps gaps.
+    pub gap: u32,
+}
+
+impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'_, '_, S, V, D, M> {
+    /// Check order, balance, height, sizes and gaps of all nodes. What is wrong, or what the tree looks like.
+    pub fn check(&self) -> Result<Shape, &'static str> {
+        let mut last = None;
+        let shape = self.check_below(self.root(), S::EVERYTHING, &mut last)?;
+        match shape.height > most_height(shape.nodes as usize) {
+            true => Err("the tree is too high"),
+            false => Ok(shape),
+        }
+    }
+    fn check_below(
+        &self,
+        node: Option<&Node<S, V>>,
+        between: S::Between,
+        last: &mut Option<S::Key>,
+    ) -> Result<Shape, &'static str> {
+        let Some(x) = node else { return Ok(Shape { nodes: 0, height: 0, gap: S::gap(between) }) };
+        let left = self.check_below(self.child(x, false), x.span.split(between, false), last)?;
+        if last.is_some_and(|last| last >= x.span.key()) {
+            return Err("keys are out of order");
+        }
+        *last = Some(x.span.key());
+        let right = self.check_below(self.child(x, true), x.span.split(between, true), last)?;
+        let shape = Shape {
+            nodes: 1 + left.nodes + right.nodes,
+            height: 1 + left.height.max(right.height),
+            gap: left.gap.max(right.gap),
+        };
+        match () {
+            () if x.is_private() => Err("a node in the tree is private"),
+            () if x.side().size.get() != shape.nodes => Err("a size is wrong"),
+            () if S::GAPS && x.side().gap.get() != shape.gap => Err("a gap is wrong"),
+            () if !is_balanced(left.nodes, right.nodes) => Err("a node is out of balance"),
+            () => Ok(shape),
+        }
+    }
+}

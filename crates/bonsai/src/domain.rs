@@ -1,0 +1,50 @@
+//! The seam to RCU: whatever says when readers are gone.
+
+use alloc::sync::Arc;
+use core::ptr::NonNull;
+
+use percpu::Pinned;
+use rcu::{Free, Head, Retired, kernel};
+
+/// A domain of readers: a handle by which a tree reaches it.
+///
+/// # Safety
+/// If [`Self::is_of`] says so, whatever was in a structure while the guard lived, and is retired to this domain, is not freed
+/// before the guard is dropped. What is retired is freed once or never.
+pub unsafe trait Rcu: Send + Sync {
+    /// A read-side section.
+    type Guard<'g>;
+    /// What a thread must have to retire something.
+    type Context<'c>;
+
+    /// Whether it is a section of this domain.
+    fn is_of(&self, guard: &Self::Guard<'_>) -> bool;
+    /// Free an object after all sections that are open now. Allocates nothing and waits for nothing.
+    ///
+    /// # Safety
+    /// As [`Retired::new`].
+    unsafe fn retire(&self, context: &Self::Context<'_>, head: NonNull<Head>, free: Free);
+}
+
+macro_rules! kernel_domain {
+    ($handle:ty $(, $life:lifetime)?) => {
+        // SAFETY: a guard's domain compares by its address, and that is what a kernel domain's guard does.
+        unsafe impl $(<$life>)? Rcu for $handle {
+            type Guard<'g> = kernel::Guard<'g>;
+            type Context<'c> = &'c Pinned<'c>;
+
+            #[inline]
+            fn is_of(&self, guard: &kernel::Guard<'_>) -> bool {
+                guard.is_of(self)
+            }
+            #[inline]
+            unsafe fn retire(&self, pin: &&Pinned<'_>, head: NonNull<Head>, free: Free) {
+                // SAFETY: the caller's promise.
+                self.call(pin, unsafe { Retired::new(head, free) });
+            }
+        }
+    };
+}
+
+kernel_domain!(&'d kernel::Domain, 'd);
+kernel_domain!(Arc<kernel::Domain>);

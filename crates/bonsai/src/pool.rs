@@ -1,0 +1,308 @@
+//! Memory for nodes: pages in which the nodes lie apart from what only the writer reads of them.
+//!
+//! ```text
+//! page, 4 KiB:  [ header 64 B | sides, 8 B each | nodes, 64 B each ]      56 nodes of regions
+//! ```
+//! An insert changes the sizes of all nodes on its path. Were they in the nodes, each insert would take the line of the root,
+//! and of all below it, from every reader. In lines of their own they cost readers nothing.
+//!
+//! A node's page, its side and its pool are found from its address. Each page owns a reference to its pool, so that nodes may
+//! outlive their tree until their grace period has ended. A page that has become empty goes back where it came from, unless
+//! it is the last with room.
+
+use alloc::{alloc as heap, sync::Arc};
+use core::{
+    alloc::Layout,
+    cell::Cell,
+    fmt,
+    marker::PhantomData,
+    ptr::{self, NonNull},
+};
+
+use sync::SpinLock;
+
+use crate::node::{Node, Side};
+
+/// The bytes of a page, and what its address is a multiple of.
+pub const PAGE: usize = 4096;
+/// Where the sides begin.
+const SIDES: usize = 64;
+
+/// Where pages come from.
+///
+/// # Safety
+/// [`Self::page`] gives [`PAGE`] writable bytes, aligned to as many, which are nobody else's until [`Self::free`].
+pub unsafe trait Memory: Send + Sync + 'static {
+    /// A page, or `None`. Neither sleeps nor waits for a writer.
+    fn page(&self) -> Option<NonNull<u8>>;
+    /// Take a page back.
+    ///
+    /// # Safety
+    /// It came from [`Self::page`] of this memory, and nobody uses it any more.
+    unsafe fn free(&self, page: NonNull<u8>);
+}
+
+/// Pages of the heap.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Heap;
+
+const LAYOUT: Layout = match Layout::from_size_align(PAGE, PAGE) {
+    Ok(layout) => layout,
+    Err(_) => panic!("a page is aligned to itself"),
+};
+
+// SAFETY: the allocator gives what the layout says.
+unsafe impl Memory for Heap {
+    fn page(&self) -> Option<NonNull<u8>> {
+        // SAFETY: the layout has a size.
+        NonNull::new(unsafe { heap::alloc(LAYOUT) })
+    }
+    unsafe fn free(&self, page: NonNull<u8>) {
+        // SAFETY: the caller's promise.
+        unsafe { heap::dealloc(page.as_ptr(), LAYOUT) };
+    }
+}
+
+/// A page's first line.
+struct Header<S, V, M: Memory> {
+    pool: *const Pool<S, V, M>,
+    /// Among the pages with room.
+    before: *mut Header<S, V, M>,
+    behind: *mut Header<S, V, M>,
+    free: *mut Free,
+    /// Nodes that are out, and nodes that have ever been.
+    used: u32,
+    fresh: u32,
+}
+
+/// What a free node is.
+struct Free {
+    next: *mut Free,
+}
+
+/// Pages of nodes, for one tree or for many.
+pub struct Pool<S, V, M: Memory = Heap> {
+    stock: SpinLock<Stock<S, V, M>>,
+    memory: M,
+}
+
+struct Stock<S, V, M: Memory> {
+    /// Pages with room.
+    first: *mut Header<S, V, M>,
+    nodes: usize,
+    pages: usize,
+    limit: usize,
+}
+
+// SAFETY: the pages are the pool's, and are touched under its lock.
+unsafe impl<S, V, M: Memory> Send for Stock<S, V, M> {}
+
+/// A pointer to what lies at an address in some pool's page.
+pub(crate) fn exposed<T>(address: usize) -> NonNull<T> {
+    // SAFETY: no page is at 0.
+    unsafe { NonNull::new_unchecked(ptr::with_exposed_provenance_mut(address)) }
+}
+
+/// Nodes in a page.
+const fn capacity<S, V>() -> usize {
+    let capacity = (PAGE - SIDES) / (size_of::<Node<S, V>>() + size_of::<Side>());
+    assert!(capacity > 0, "a node with this span is larger than a page");
+    capacity
+}
+
+/// Where the nodes begin: they fill the end of the page.
+const fn nodes_at<S, V>() -> usize {
+    PAGE - capacity::<S, V>() * size_of::<Node<S, V>>()
+}
+
+/// What the writer knows of a node.
+pub(crate) fn side<S, V>(node: NonNull<Node<S, V>>) -> NonNull<Side> {
+    let (page, at) = (node.as_ptr().addr() & !(PAGE - 1), node.as_ptr().addr() & (PAGE - 1));
+    exposed(page + SIDES + (at - nodes_at::<S, V>()) / size_of::<Node<S, V>>() * size_of::<Side>())
+}
+
+impl<S, V, M: Memory> Pool<S, V, M> {
+    /// A pool without pages.
+    pub fn new(memory: M) -> Arc<Self> {
+        const { assert!(size_of::<Header<S, V, M>>() <= SIDES && capacity::<S, V>() > 0) };
+        let stock = Stock { first: ptr::null_mut(), nodes: 0, pages: 0, limit: usize::MAX };
+        Arc::new(Self { stock: SpinLock::new(stock), memory })
+    }
+    /// Give out at most so many nodes from now on, those included that are out.
+    pub fn set_limit(&self, nodes: usize) {
+        self.stock.lock().limit = nodes;
+    }
+    /// How many nodes are out: in trees, waiting for a grace period, or kept by a writer for later.
+    pub fn nodes(&self) -> usize {
+        self.stock.lock().nodes
+    }
+    /// How many pages the pool has.
+    pub fn pages(&self) -> usize {
+        self.stock.lock().pages
+    }
+    /// Memory for a node.
+    pub(crate) fn take(self: &Arc<Self>) -> Option<NonNull<Node<S, V>>> {
+        let mut stock = self.stock.lock();
+        if stock.nodes >= stock.limit {
+            return None;
+        }
+        if stock.first.is_null() {
+            let page = self.memory.page()?;
+            let header = page.cast::<Header<S, V, M>>();
+            let none = ptr::null_mut();
+            let pool = Arc::into_raw(self.clone());
+            // SAFETY: the page is ours, and a header fits into it.
+            unsafe {
+                header.write(Header {
+                    pool,
+                    before: none,
+                    behind: none,
+                    free: ptr::null_mut(),
+                    used: 0,
+                    fresh: 0,
+                });
+            }
+            // Whoever has a node finds its page by the address.
+            stock.first = ptr::with_exposed_provenance_mut(page.as_ptr().expose_provenance());
+            stock.pages += 1;
+        }
+        let first = stock.first;
+        // SAFETY: the pool's page, touched under its lock.
+        let header = unsafe { &mut *first };
+        let node = match NonNull::new(header.free) {
+            Some(free) => {
+                // SAFETY: a free node of the page.
+                header.free = unsafe { free.as_ref() }.next;
+                free.cast()
+            }
+            None => {
+                let at = nodes_at::<S, V>() + header.fresh as usize * size_of::<Node<S, V>>();
+                header.fresh += 1;
+                let fresh = exposed::<Node<S, V>>(first.addr() + at);
+                // SAFETY: the side of a node that was never out is nobody else's.
+                unsafe { side(fresh).write(Side { size: Cell::new(0), gap: Cell::new(0) }) };
+                fresh
+            }
+        };
+        header.used += 1;
+        if header.used as usize == capacity::<S, V>() {
+            let behind = header.behind;
+            header.behind = ptr::null_mut();
+            stock.first = behind;
+            // SAFETY: as above.
+            if let Some(behind) = unsafe { behind.as_mut() } {
+                behind.before = ptr::null_mut();
+            }
+        }
+        stock.nodes += 1;
+        Some(node)
+    }
+    /// Take the node at `node` back; a page that is to be freed for it.
+    ///
+    /// # Safety
+    /// It came from this pool, in whose page `header` it is, and nobody uses it.
+    unsafe fn put(&self, node: NonNull<Node<S, V>>, page: NonNull<Header<S, V, M>>) -> bool {
+        let mut stock = self.stock.lock();
+        stock.nodes -= 1;
+        // SAFETY: the pool's pages, touched under its lock; the node's memory is the pool's again.
+        unsafe {
+            let header = &mut *page.as_ptr();
+            node.cast::<Free>().write(Free { next: header.free });
+            header.free = node.cast().as_ptr();
+            let was_full = header.used as usize == capacity::<S, V>();
+            header.used -= 1;
+            if was_full {
+                header.behind = stock.first;
+                if let Some(behind) = header.behind.as_mut() {
+                    behind.before = page.as_ptr();
+                }
+                stock.first = page.as_ptr();
+            }
+            let alone = header.before.is_null() && header.behind.is_null();
+            // The last page with room is kept as long as there are others, whose nodes will need some.
+            if header.used > 0 || alone && stock.nodes > 0 {
+                return false;
+            }
+            match header.before.as_mut() {
+                Some(before) => before.behind = header.behind,
+                None => stock.first = header.behind,
+            }
+            if let Some(behind) = header.behind.as_mut() {
+                behind.before = header.before;
+            }
+        }
+        stock.pages -= 1;
+        true
+    }
+}
+
+/// Give a node's memory back to its pool.
+///
+/// # Safety
+/// It came from [`Pool::take`] of a pool of this type, and nobody uses it.
+pub(crate) unsafe fn give<S, V, M: Memory>(node: NonNull<Node<S, V>>) {
+    let page: NonNull<Header<S, V, M>> = exposed(node.as_ptr().addr() & !(PAGE - 1));
+    // SAFETY: a page's header says whose it is, and doesn't change in that as long as a node is out.
+    let pool = unsafe { (*page.as_ptr()).pool };
+    // SAFETY: the page owns a reference to the pool; the node is of that page.
+    if unsafe { (*pool).put(node, page) } {
+        // SAFETY: the page is in no list, and no node of it is out: the page's memory and its reference are ours.
+        unsafe {
+            let pool = Arc::from_raw(pool);
+            pool.memory.free(page.cast());
+        }
+    }
+}
+
+impl<S, V, M: Memory> fmt::Debug for Pool<S, V, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stock = self.stock.lock();
+        f.debug_struct("Pool")
+            .field("nodes", &stock.nodes)
+            .field("pages", &stock.pages)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Free nodes in a list of a writer's.
+pub(crate) struct Magazine<S, V, M: Memory> {
+    first: *mut Free,
+    len: usize,
+    _of: PhantomData<(NonNull<Node<S, V>>, M)>,
+}
+
+impl<S, V, M: Memory> Magazine<S, V, M> {
+    pub(crate) const EMPTY: Self = Self { first: ptr::null_mut(), len: 0, _of: PhantomData };
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+    /// # Safety
+    /// The node came from a pool of this type, and nobody uses it.
+    pub(crate) unsafe fn push(&mut self, node: NonNull<Node<S, V>>) {
+        let free = node.cast::<Free>();
+        // SAFETY: the caller's promise.
+        unsafe { free.write(Free { next: self.first }) };
+        self.first = free.as_ptr();
+        self.len += 1;
+    }
+    pub(crate) fn pop(&mut self) -> Option<NonNull<Node<S, V>>> {
+        let free = NonNull::new(self.first)?;
+        // SAFETY: what is in the list is a free node of its own.
+        self.first = unsafe { free.as_ref() }.next;
+        self.len -= 1;
+        Some(free.cast())
+    }
+}
+
+impl<S, V, M: Memory> Drop for Magazine<S, V, M> {
+    fn drop(&mut self) {
+        while let Some(node) = self.pop() {
+            // SAFETY: what is in the list came from a pool, by the promise of `push`.
+            unsafe { give::<S, V, M>(node) };
+        }
+    }
+}
+
+// SAFETY: it owns the nodes in it, which are memory and no more.
+unsafe impl<S, V, M: Memory> Send for Magazine<S, V, M> {}

@@ -1,0 +1,65 @@
+//! Regions of addresses: what an address space looks its mappings up in.
+
+use alloc::boxed::Box;
+
+use crate::{
+    Entry, Error, Rcu, Refused, Region, Removed, Tree, Writer,
+    gap::{self, Fit, Want},
+    pool::{Heap, Memory},
+    span::Span,
+};
+
+/// A tree of regions. Readers look up with [`Reader::covering`](crate::Reader::covering).
+pub type RegionTree<V, D, M = Heap> = Tree<Region, V, D, M>;
+
+impl<'c, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'_, 'c, Region, V, D, M> {
+    /// The first region that has an address in common with `region`.
+    pub fn first_in(&self, region: Region) -> Option<(Region, &Entry<V>)> {
+        let reader = self.read();
+        let before = reader.floor(region.start()).filter(|(found, _)| found.overlaps(&region));
+        before.or_else(|| reader.higher(region.start()).filter(|(found, _)| found.overlaps(&region)))
+    }
+    /// Put a region in. Refused if some of it is taken.
+    pub fn insert(&mut self, region: Region, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {
+        match self.first_in(region) {
+            Some(_) => Err(Refused { error: Error::Occupied, entry }),
+            None => self.insert_span(region, entry),
+        }
+    }
+    /// Put a piece of a region in, before the region makes room for it: it lies within the region and starts later, and
+    /// the caller goes on to [`replace`](Self::replace) the region by one that ends where the piece starts, or earlier. So no
+    /// reader ever finds the piece's addresses uncovered. Refused if there is no such region.
+    pub fn insert_piece(&mut self, piece: Region, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {
+        match self.read().lower(piece.start()) {
+            Some((whole, _)) if whole.contains(&piece) => self.insert_span(piece, entry),
+            _ => Err(Refused { error: Error::Absent, entry }),
+        }
+    }
+    /// Put another region and entry in the place of the region that has the same start, with one store. Refused if there is
+    /// none, or if some of the new one is taken by others.
+    pub fn replace(
+        &mut self,
+        region: Region,
+        entry: Box<Entry<V>>,
+    ) -> Result<Removed<'_, 'c, V, D>, Refused<V>> {
+        let reader = self.read();
+        match reader.higher(region.start()) {
+            Some((next, _)) if next.start() < region.end() => Err(Refused { error: Error::Occupied, entry }),
+            _ => self.replace_span(region, entry),
+        }
+    }
+    /// Where in `within` a region of so many bytes has room. The answer takes as many steps as the tree is high, for regions of
+    /// whole pages. What was given up and is still in the tree counts as taken.
+    pub fn gap(&self, bytes: u64, within: Region, fit: Fit) -> Option<u64> {
+        // SAFETY: the lock is held, and the writer is borrowed.
+        unsafe { gap::find(self.root(), Region::EVERYTHING, &Want { bytes, within, fit }) }
+    }
+    /// Fill an empty tree with regions in ascending order, by one store. Panics if they are not in order.
+    pub fn build<I>(&mut self, regions: I) -> Result<(), Error>
+    where
+        I: IntoIterator<Item = (Region, Box<Entry<V>>)>,
+        I::IntoIter: ExactSizeIterator,
+    {
+        self.build_spans(&mut regions.into_iter())
+    }
+}

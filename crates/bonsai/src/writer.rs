@@ -1,0 +1,396 @@
+//! The writer: one at a time, by the tree's lock.
+
+use alloc::boxed::Box;
+use core::{fmt, ops::Deref, ptr::NonNull};
+
+use sync::{SpinGuard, mutant, primitive::Ordering};
+
+use crate::{
+    domain::Rcu,
+    entry::{self, Entry, State},
+    gap, node,
+    node::{Link, Node},
+    plan::{MAX_LEN, NoMemory, Plan, most_height, most_nodes},
+    pool::{Magazine, Memory},
+    span::Span,
+    tree::{Kept, Reader, Tree},
+};
+
+/// What a tree's updates have done since it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counts {
+    /// Changes that were committed.
+    pub updates: u64,
+    /// Nodes made.
+    pub allocated: u64,
+    /// Nodes retired.
+    pub retired: u64,
+    /// Rotations of two nodes.
+    pub single: u64,
+    /// Rotations of three nodes.
+    pub double: u64,
+    /// Stores into nodes that readers may be at, or into the root: each takes a line from them.
+    pub stores: u64,
+    /// The most nodes that one update has made.
+    pub most: u64,
+}
+
+impl Counts {
+    fn add(&mut self, one: Counts) {
+        self.updates += 1;
+        self.allocated += one.allocated;
+        self.retired += one.retired;
+        self.single += one.single;
+        self.double += one.double;
+        self.stores += one.stores;
+        self.most = self.most.max(one.allocated);
+    }
+}
+
+/// Why an update was refused. Nothing has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Error {
+    /// There is no memory for a node.
+    Memory,
+    /// The key, or some of the region, is taken.
+    Occupied,
+    /// There is nothing with this key.
+    Absent,
+    /// The tree has as many nodes as a tree can have.
+    Full,
+}
+
+/// An update that was refused, and the entry it was about.
+pub struct Refused<V> {
+    /// Why.
+    pub error: Error,
+    /// What was to be put in.
+    pub entry: Box<Entry<V>>,
+}
+
+impl<V> fmt::Debug for Refused<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Refused({:?})", self.error)
+    }
+}
+
+/// Changes a tree. Readers go on meanwhile.
+pub struct Writer<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> {
+    tree: &'t Tree<S, V, D, M>,
+    kept: SpinGuard<'t, Kept<S, V, M>>,
+    context: D::Context<'c>,
+}
+
+/// An entry that was taken out of a tree, whose readers may still have it. It is retired when this is dropped.
+#[must_use = "what has to be done with an entry that is gone is done before it is dropped"]
+pub struct Removed<'w, 'c, V: Send + Sync + 'static, D: Rcu> {
+    entry: NonNull<Entry<V>>,
+    domain: &'w D,
+    context: &'w D::Context<'c>,
+    /// Whether the tree still leads to it, for want of memory.
+    buried: bool,
+}
+
+impl<V: Send + Sync + 'static, D: Rcu> Deref for Removed<'_, '_, V, D> {
+    type Target = Entry<V>;
+    fn deref(&self) -> &Entry<V> {
+        // SAFETY: it is not retired before this is dropped.
+        unsafe { self.entry.as_ref() }
+    }
+}
+
+impl<V: Send + Sync + 'static, D: Rcu> Drop for Removed<'_, '_, V, D> {
+    fn drop(&mut self) {
+        if !self.buried {
+            // SAFETY: no node leads to it; it was a box's, and this is the only one to retire it.
+            unsafe { self.domain.retire(self.context, Entry::head(self.entry), entry::free::<V>) };
+        }
+    }
+}
+
+impl<V: Send + Sync + 'static, D: Rcu> fmt::Debug for Removed<'_, '_, V, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Removed")
+    }
+}
+
+impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c, S, V, D, M> {
+    pub(crate) fn new(
+        tree: &'t Tree<S, V, D, M>,
+        kept: SpinGuard<'t, Kept<S, V, M>>,
+        context: D::Context<'c>,
+    ) -> Self {
+        Self { tree, kept, context }
+    }
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.nodes() - self.kept.tombstones
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// How many entries are given up that are found in the tree still, since there was no memory to take them out.
+    pub fn tombstones(&self) -> usize {
+        self.kept.tombstones
+    }
+    /// What was done so far.
+    pub fn counts(&self) -> Counts {
+        self.kept.counts
+    }
+    /// Look into the tree as it is now: nobody else changes it.
+    pub fn read(&self) -> Reader<'_, S, V> {
+        Reader::of(&self.tree.root)
+    }
+    /// The last entry with a key at or below, above, and so on, are [`Self::read`]'s; this is the largest of all.
+    pub fn last(&self) -> Option<(S, &Entry<V>)> {
+        let mut x = self.root()?;
+        while let Some(next) = self.child(x, true) {
+            x = next;
+        }
+        match x.entry().state() {
+            State::Live => Some((x.span, x.entry())),
+            _ => self.read().lower(x.span.key()),
+        }
+    }
+    /// Take as much memory as `updates` updates may need, so that they can't fail for want of it. What this writer has not
+    /// used goes back when it is dropped.
+    pub fn reserve(&mut self, updates: usize) -> Result<(), Error> {
+        // With the nodes that the updates may add.
+        self.reserve_nodes(updates.saturating_mul(most_nodes(most_height(self.nodes() + updates))))
+    }
+    fn reserve_nodes(&mut self, nodes: usize) -> Result<(), Error> {
+        while self.kept.magazine.len() < nodes {
+            let node = self.tree.pool.take().ok_or(Error::Memory)?;
+            // SAFETY: from the pool, and ours.
+            unsafe { self.kept.magazine.push(node) };
+        }
+        Ok(())
+    }
+
+    pub(crate) fn root(&self) -> Link<'_, S, V> {
+        // Relaxed [O3]: only the writer stores.
+        // SAFETY: only the writer retires nodes, and it is borrowed.
+        unsafe { self.tree.root.load(Ordering::Relaxed).as_ref() }
+    }
+    pub(crate) fn child(&self, node: &Node<S, V>, right: bool) -> Link<'_, S, V> {
+        // Relaxed [O3] and SAFETY: as above.
+        unsafe { node.place(right).load(Ordering::Relaxed).as_ref() }
+    }
+    fn nodes(&self) -> usize {
+        self.root().map_or(0, |root| root.side().size.get() as usize)
+    }
+    /// The node with this key.
+    fn node(&self, key: S::Key) -> Link<'_, S, V> {
+        let mut next = self.root();
+        while let Some(x) = next {
+            let at = x.span.key();
+            if at == key {
+                break;
+            }
+            next = self.child(x, at < key);
+        }
+        next
+    }
+    /// Plan an update and make it. `key` is where it is.
+    fn update(
+        &mut self,
+        key: S::Key,
+        plan: impl FnOnce(&mut Plan<'t, '_, S, V, M>) -> Result<Link<'t, S, V>, NoMemory>,
+    ) -> Result<(), Error> {
+        let tree = self.tree;
+        let kept = &mut *self.kept;
+        // SAFETY: the lock is held, and nodes are retired below, when the plan is done.
+        let mut update = unsafe { Plan::new(&tree.root, &tree.pool, &mut kept.magazine) };
+        let root = plan(&mut update).map_err(|NoMemory| Error::Memory)?;
+        let early = match mutant!("bonsai-retire-early") {
+            true => Some(update.take_retiring()),
+            false => None,
+        };
+        if let Some(early) = early {
+            retire(tree, &self.context, early.as_slice());
+        }
+        let (retiring, counts) = update.commit(root);
+        if S::GAPS {
+            // SAFETY: the lock is held, and nothing is retired yet.
+            unsafe { gap::refresh(root, S::EVERYTHING, (!mutant!("bonsai-gap-kept")).then_some(key)) };
+        }
+        kept.counts.add(counts);
+        retire(tree, &self.context, retiring.as_slice());
+        Ok(())
+    }
+    /// Take out what was given up before, as far as there is memory.
+    fn purge(&mut self) {
+        while self.kept.tombstones > 0 {
+            let buried = self.nodes_in_order(|x| x.entry().state() == State::Tombstone);
+            let Some((key, entry)) = buried else { return };
+            if self.unlink(key).is_err() {
+                return;
+            }
+            self.kept.tombstones -= 1;
+            self.drop_entry(entry);
+        }
+    }
+    /// The first node, in order, of which `wanted` says so.
+    fn nodes_in_order(&self, wanted: impl Fn(&Node<S, V>) -> bool) -> Option<(S::Key, NonNull<Entry<V>>)> {
+        fn walk<'t, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory>(
+            writer: &'t Writer<'_, '_, S, V, D, M>,
+            at: Link<'t, S, V>,
+            wanted: &dyn Fn(&Node<S, V>) -> bool,
+        ) -> Link<'t, S, V> {
+            let x = at?;
+            walk(writer, writer.child(x, false), wanted)
+                .or_else(|| wanted(x).then_some(x))
+                .or_else(|| walk(writer, writer.child(x, true), wanted))
+        }
+        walk(self, self.root(), &wanted).map(|x| (x.span.key(), x.entry))
+    }
+    fn unlink(&mut self, key: S::Key) -> Result<(), Error> {
+        self.update(key, |plan| {
+            let node = plan.descend(key).expect("the caller has found it");
+            plan.remove(node)
+        })
+    }
+    /// An entry that no node leads to any more.
+    fn drop_entry(&self, entry: NonNull<Entry<V>>) {
+        drop(self.removed(entry, false));
+    }
+    fn removed(&self, entry: NonNull<Entry<V>>, buried: bool) -> Removed<'_, 'c, V, D> {
+        if !buried {
+            // SAFETY: it is not retired yet.
+            unsafe { entry.as_ref() }.kill();
+        }
+        Removed { entry, domain: &self.tree.domain, context: &self.context, buried }
+    }
+    pub(crate) fn insert_span(&mut self, span: S, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {
+        self.purge();
+        let key = span.key();
+        let old = match self.node(key) {
+            Some(node) if node.entry().state() == State::Live => {
+                return Err(Refused { error: Error::Occupied, entry });
+            }
+            // A tombstone that there is no memory to take out; there may be enough to put something in its place.
+            Some(node) => Some(node.entry),
+            None if self.nodes() >= MAX_LEN as usize => return Err(Refused { error: Error::Full, entry }),
+            None => None,
+        };
+        let new = entry_pointer(entry);
+        let done = self.update(key, |plan| match plan.descend(key) {
+            Some(node) => plan.replace(node, span, new),
+            None => plan.insert(span, new),
+        });
+        match done {
+            Ok(()) => {
+                if let Some(old) = old {
+                    self.kept.tombstones -= 1;
+                    self.drop_entry(old);
+                }
+                Ok(())
+            }
+            // SAFETY: it was a box's, and the tree has not taken it.
+            Err(error) => Err(Refused { error, entry: unsafe { Box::from_raw(new.as_ptr()) } }),
+        }
+    }
+    pub(crate) fn replace_span(
+        &mut self,
+        span: S,
+        entry: Box<Entry<V>>,
+    ) -> Result<Removed<'_, 'c, V, D>, Refused<V>> {
+        self.purge();
+        let key = span.key();
+        let old = match self.node(key) {
+            Some(node) if node.entry().state() == State::Live => node.entry,
+            _ => return Err(Refused { error: Error::Absent, entry }),
+        };
+        let new = entry_pointer(entry);
+        let done = self.update(key, |plan| {
+            let node = plan.descend(key).expect("it was found");
+            plan.replace(node, span, new)
+        });
+        match done {
+            Ok(()) => Ok(self.removed(old, false)),
+            // SAFETY: it was a box's, and the tree has not taken it.
+            Err(error) => Err(Refused { error, entry: unsafe { Box::from_raw(new.as_ptr()) } }),
+        }
+    }
+    /// Take the entry with this key out. This can't fail for want of memory: then readers still find the entry, and find it
+    /// dead, until the next update for which there is memory.
+    pub fn remove(&mut self, key: S::Key) -> Option<Removed<'_, 'c, V, D>> {
+        self.purge();
+        let node = self.node(key).filter(|node| node.entry().state() == State::Live)?;
+        let entry = node.entry;
+        let buried = self.unlink(key).is_err();
+        if buried {
+            // SAFETY: the tree leads to it.
+            unsafe { entry.as_ref() }.bury();
+            self.kept.tombstones += 1;
+        }
+        Some(self.removed(entry, buried))
+    }
+    pub(crate) fn build_spans(
+        &mut self,
+        entries: &mut dyn ExactSizeIterator<Item = (S, Box<Entry<V>>)>,
+    ) -> Result<(), Error> {
+        self.purge();
+        let n = entries.len();
+        if self.root().is_some() {
+            return Err(Error::Occupied);
+        }
+        if n > MAX_LEN as usize {
+            return Err(Error::Full);
+        }
+        self.reserve_nodes(n)?;
+        let mut last: Option<S> = None;
+        let mut next = || {
+            let (span, entry) = entries.next()?;
+            assert!(last.is_none_or(|last| last.key() < span.key()), "the entries are not in order");
+            last = Some(span);
+            Some((span, entry_pointer(entry)))
+        };
+        let Some(first) = next() else { return Ok(()) };
+        let mut first = Some(first);
+        let key = first.expect("it is there").0.key();
+        self.update(key, |plan| plan.build(n, &mut || first.take().or_else(&mut next)))
+    }
+}
+
+fn entry_pointer<V>(entry: Box<Entry<V>>) -> NonNull<Entry<V>> {
+    NonNull::from(Box::leak(entry))
+}
+
+/// Retire nodes that the tree does not lead to.
+fn retire<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory>(
+    tree: &Tree<S, V, D, M>,
+    context: &D::Context<'_>,
+    nodes: &[&Node<S, V>],
+) {
+    for node in nodes {
+        let (head, pointer) = (node.head(), node.pointer());
+        if mutant!("bonsai-free-early") {
+            // SAFETY: none; that this is wrong is what is to be found.
+            unsafe {
+                Node::end(pointer);
+                crate::pool::give::<S, V, M>(pointer);
+            }
+            continue;
+        }
+        // SAFETY: the commit has unlinked the node, and each is retired once; it is the pool's of this tree.
+        unsafe { tree.domain.retire(context, head, node::free::<S, V, M>) };
+    }
+}
+
+impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Drop for Writer<'_, '_, S, V, D, M> {
+    /// Nodes that were reserved, or taken for updates that failed, go back.
+    fn drop(&mut self) {
+        self.kept.magazine = Magazine::EMPTY;
+    }
+}
+
+impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> fmt::Debug for Writer<'_, '_, S, V, D, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer")
+            .field("len", &self.len())
+            .field("counts", &self.counts())
+            .finish_non_exhaustive()
+    }
+}
