@@ -1,6 +1,8 @@
 //! Random updates against an ordered map, with the tree checked after each; and every way in which memory can fail.
 #![cfg(not(any(loom, shuttle)))]
 
+mod random;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -12,6 +14,7 @@ use std::{
 use bonsai::{BonsaiMap, Entry, Error, Fit, Region, RegionTree, Tree};
 use percpu::{CpuId, Pinned};
 use proptest::prelude::*;
+use random::Random;
 use rcu::kernel::Domain;
 
 /// One CPU, of the test's own thread.
@@ -148,16 +151,6 @@ proptest! {
         drop(map);
         cpu.settle();
         prop_assert_eq!((pool.nodes(), pool.pages(), alive.load(Relaxed)), (0, 0, 0));
-    }
-}
-
-/// A generator that repeats.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
     }
 }
 
