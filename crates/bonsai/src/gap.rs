@@ -35,12 +35,15 @@ pub(crate) unsafe fn refresh<S: Span, V>(
     if path.is_none() && x.side().gap.get() != UNKNOWN {
         return x.side().gap.get();
     }
-    let gaps = [false, true].map(|right| {
-        let path = path.filter(|key| (x.span.key() <= *key) == right);
-        // SAFETY: the caller's promise.
-        unsafe { refresh(child(x, right), x.span.split(between, right), path) }
-    });
-    let gap = gaps[0].max(gaps[1]);
+    let (mut left, mut right) = (None, None);
+    if let Some(key) = path {
+        *(if x.span.key() <= key { &mut right } else { &mut left }) = path;
+    }
+    // SAFETY: the caller's promise.
+    let gap = unsafe {
+        let left = refresh(child(x, false), x.span.split(between, false), left);
+        left.max(refresh(child(x, true), x.span.split(between, true), right))
+    };
     x.side().gap.set(gap);
     gap
 }

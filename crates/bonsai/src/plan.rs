@@ -27,7 +27,7 @@ use crate::{
     pool::{Magazine, Memory, Pool},
     span::Span,
     stack::Stack,
-    writer::Counts,
+    writer::{Counts, Error},
 };
 
 /// How many times heavier a child may be than its sibling.
@@ -60,10 +60,6 @@ pub(crate) fn most_height(len: usize) -> usize {
     height
 }
 
-/// There is no memory for a node.
-#[derive(Debug)]
-pub(crate) struct NoMemory;
-
 /// A node of the path, and what is to become of it.
 struct Frame<'t, S, V> {
     node: &'t Node<S, V>,
@@ -90,15 +86,13 @@ fn last<T>() -> *mut T {
     ptr::without_provenance_mut(LAST)
 }
 
-pub(crate) type Retiring<'t, S, V> = Stack<&'t Node<S, V>, { most_nodes(MAX_HEIGHT) }>;
-
 pub(crate) struct Plan<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> {
     root: &'t AtomicPtr<Node<S, V>>,
     pool: &'t Arc<Pool<S, V, M>>,
     magazine: &'p mut Magazine<S, V, M>,
     frames: Stack<Frame<'t, S, V>, MAX_HEIGHT>,
     /// Live nodes that private ones will stand for.
-    retiring: Retiring<'t, S, V>,
+    retiring: Stack<&'t Node<S, V>, { most_nodes(MAX_HEIGHT) }>,
     private: *mut Node<S, V>,
     counts: Counts,
 }
@@ -108,6 +102,7 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
     ///
     /// # Safety
     /// The caller has the tree's lock, and frees none of its nodes, for all of 't.
+    #[inline(always)]
     pub(crate) unsafe fn new(
         root: &'t AtomicPtr<Node<S, V>>,
         pool: &'t Arc<Pool<S, V, M>>,
@@ -137,11 +132,7 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         self.follow(node.place(right))
     }
     /// A node with this span and entry where the descent has ended.
-    pub(crate) fn insert(
-        &mut self,
-        span: S,
-        entry: ptr::NonNull<Entry<V>>,
-    ) -> Result<Link<'t, S, V>, NoMemory> {
+    pub(crate) fn insert(&mut self, span: S, entry: ptr::NonNull<Entry<V>>) -> Result<Link<'t, S, V>, Error> {
         let leaf = self.make(span, entry)?;
         self.set(leaf, None, None);
         self.up(Some(leaf), 0..self.frames.as_slice().len(), false)
@@ -152,7 +143,7 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         old: &'t Node<S, V>,
         span: S,
         entry: ptr::NonNull<Entry<V>>,
-    ) -> Result<Link<'t, S, V>, NoMemory> {
+    ) -> Result<Link<'t, S, V>, Error> {
         let new = self.make(span, entry)?;
         self.set(new, self.follow(old.place(false)), self.follow(old.place(true)));
         self.retire(old);
@@ -167,7 +158,7 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         })
     }
     /// The tree without `k`, to which the descent has led.
-    pub(crate) fn remove(&mut self, k: &'t Node<S, V>) -> Result<Link<'t, S, V>, NoMemory> {
+    pub(crate) fn remove(&mut self, k: &'t Node<S, V>) -> Result<Link<'t, S, V>, Error> {
         let above = self.frames.as_slice().len();
         let (left, right) = (self.follow(k.place(false)), self.follow(k.place(true)));
         let cur = match (left, right) {
@@ -196,7 +187,7 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         &mut self,
         n: usize,
         next: &mut dyn FnMut() -> Option<(S, ptr::NonNull<Entry<V>>)>,
-    ) -> Result<Link<'t, S, V>, NoMemory> {
+    ) -> Result<Link<'t, S, V>, Error> {
         if n == 0 {
             return Ok(None);
         }
@@ -215,11 +206,15 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         mut cur: Link<'t, S, V>,
         frames: core::ops::Range<usize>,
         copy: bool,
-    ) -> Result<Link<'t, S, V>, NoMemory> {
+    ) -> Result<Link<'t, S, V>, Error> {
+        let mut size = self.size(cur);
         for i in frames.rev() {
             let Frame { node: x, right, .. } = self.frames.as_slice()[i];
+            // Beside the path nothing is pending.
             let other = self.follow(x.place(!right));
-            let (here, there) = (self.weight(cur), self.weight(other));
+            let beside = stored(other);
+            let (here, there) = (u64::from(size) + 1, u64::from(beside) + 1);
+            size += 1 + beside;
             cur = Some(if here > DELTA * there {
                 self.turn(x, right, cur, other)?
             } else if there > DELTA * here {
@@ -227,7 +222,6 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
             } else if copy {
                 self.take(x, right, cur, other)?
             } else {
-                let size = 1 + self.size(cur) + self.size(other);
                 self.frames.as_mut_slice()[i] = Frame { node: x, right, kept: true, child: cur, size };
                 x
             });
@@ -241,7 +235,7 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         h: bool,
         heavy: Link<'t, S, V>,
         light: Link<'t, S, V>,
-    ) -> Result<&'t Node<S, V>, NoMemory> {
+    ) -> Result<&'t Node<S, V>, Error> {
         let heavy = heavy.expect("it is heavier than another");
         let (inner, outer) = (self.child(heavy, !h), self.child(heavy, h));
         let gamma = if mutant!("bonsai-single-too-often") { GAMMA + 1 } else { GAMMA };
@@ -267,7 +261,7 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         side: bool,
         child: Link<'t, S, V>,
         other: Link<'t, S, V>,
-    ) -> Result<&'t Node<S, V>, NoMemory> {
+    ) -> Result<&'t Node<S, V>, Error> {
         let copy = match n.is_private() {
             true => n,
             false => {
@@ -292,8 +286,8 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         node.side().size.set(1 + self.size(left) + self.size(right));
     }
     /// A private node. Its children and size are still to be set.
-    fn make(&mut self, span: S, entry: ptr::NonNull<Entry<V>>) -> Result<&'t Node<S, V>, NoMemory> {
-        let memory = self.magazine.pop().or_else(|| self.pool.take()).ok_or(NoMemory)?;
+    fn make(&mut self, span: S, entry: ptr::NonNull<Entry<V>>) -> Result<&'t Node<S, V>, Error> {
+        let memory = self.magazine.pop().or_else(|| self.pool.take()).ok_or(Error::Memory)?;
         // SAFETY: from the pool, and nobody else's. It lives as long as the tree leads to it, or until the plan ends.
         let node: &'t Node<S, V> = unsafe {
             Node::init(memory, span, entry, self.private);
@@ -319,18 +313,18 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         }
     }
     fn size(&self, n: Link<'t, S, V>) -> u32 {
-        n.map_or(0, |n| self.pending(n).map_or_else(|| n.side().size.get(), |frame| frame.size))
+        n.map_or(0, |n| self.pending(n).map_or_else(|| stored(Some(n)), |frame| frame.size))
     }
     fn weight(&self, n: Link<'t, S, V>) -> u64 {
         u64::from(self.size(n)) + 1
     }
 
-    /// The nodes that the change will retire, before it is made: for a seeded fault.
-    pub(crate) fn take_retiring(&mut self) -> Retiring<'t, S, V> {
-        core::mem::replace(&mut self.retiring, Stack::new())
+    /// The nodes to retire after the commit.
+    pub(crate) fn retiring(&self) -> &[&'t Node<S, V>] {
+        self.retiring.as_slice()
     }
-    /// Make the change: `root` is what planning has given. The nodes to retire now, and what was done.
-    pub(crate) fn commit(mut self, root: Link<'t, S, V>) -> (Retiring<'t, S, V>, Counts) {
+    /// Make the change: `root` is what planning has given. What was done.
+    pub(crate) fn commit(&mut self, root: Link<'t, S, V>) -> Counts {
         let mut private = core::mem::replace(&mut self.private, last());
         while private != last() {
             // SAFETY: the list of private nodes.
@@ -348,7 +342,7 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         for frame in self.frames.as_slice().iter().filter(|frame| frame.kept) {
             frame.node.side().size.set(frame.size);
         }
-        (self.take_retiring(), self.counts)
+        self.counts
     }
     fn publish(&mut self, place: &AtomicPtr<Node<S, V>>, new: Link<'t, S, V>) {
         // Relaxed: only the writer stores [O3].
@@ -359,6 +353,11 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
             self.counts.stores += 1;
         }
     }
+}
+
+/// The size of a subtree, whatever is pending.
+fn stored<S: Span, V>(node: Link<'_, S, V>) -> u32 {
+    node.map_or(0, |node| node.side().size.get())
 }
 
 fn pointer<S: Span, V>(node: Link<'_, S, V>) -> *mut Node<S, V> {

@@ -15,9 +15,9 @@ pub type RegionTree<V, D, M = Heap> = Tree<Region, V, D, M>;
 impl<'c, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'_, 'c, Region, V, D, M> {
     /// The first region that has an address in common with `region`.
     pub fn first_in(&self, region: Region) -> Option<(Region, &Entry<V>)> {
-        let reader = self.read();
-        let before = reader.floor(region.start()).filter(|(found, _)| found.overlaps(&region));
-        before.or_else(|| reader.higher(region.start()).filter(|(found, _)| found.overlaps(&region)))
+        let [before, behind] = self.around(region.start());
+        let overlaps = |(found, _): &(Region, _)| region.overlaps(found);
+        before.filter(overlaps).or_else(|| behind.filter(overlaps))
     }
     /// Put a region in. Refused if some of it is taken.
     pub fn insert(&mut self, region: Region, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {

@@ -108,10 +108,12 @@ impl Span for Region {
     fn covers(&self, at: u64) -> bool {
         at.wrapping_sub(self.start) < self.end.wrapping_sub(self.start)
     }
+    #[inline]
     fn split(&self, (low, high): (u64, u64), right: bool) -> (u64, u64) {
         // A piece may lie within the region that it is about to replace: then it ends no later.
         if right { (low.max(self.end), high) } else { (low, high.min(self.start)) }
     }
+    #[inline]
     fn gap((low, high): (u64, u64)) -> u32 {
         u32::try_from(high.saturating_sub(low) >> UNIT).unwrap_or(LARGEST).min(LARGEST)
     }

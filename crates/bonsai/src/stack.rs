@@ -8,6 +8,7 @@ pub(crate) struct Stack<T, const N: usize> {
 }
 
 impl<T: Copy, const N: usize> Stack<T, N> {
+    #[inline(always)]
     pub(crate) const fn new() -> Self {
         Self { items: [const { MaybeUninit::uninit() }; N], len: 0 }
     }

@@ -10,7 +10,7 @@ use crate::{
     entry::{self, Entry, State},
     gap, node,
     node::{Link, Node},
-    plan::{MAX_LEN, NoMemory, Plan, most_height, most_nodes},
+    plan::{MAX_LEN, Plan, most_height, most_nodes},
     pool::{Magazine, Memory},
     span::Span,
     tree::{Kept, Reader, Tree},
@@ -177,46 +177,47 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         // Relaxed [O3] and SAFETY: as above.
         unsafe { node.place(right).load(Ordering::Relaxed).as_ref() }
     }
+    /// The last entry with a key at or below `at`, and the first above.
+    pub(crate) fn around(&self, at: S::Key) -> [Option<(S, &Entry<V>)>; 2] {
+        if self.kept.tombstones > 0 {
+            return [self.read().floor(at), self.read().higher(at)];
+        }
+        let (mut next, mut found) = (self.root(), [None; 2]);
+        while let Some(x) = next {
+            let right = x.span.key() <= at;
+            found[usize::from(!right)] = Some((x.span, x.entry()));
+            next = self.child(x, right);
+        }
+        found
+    }
     fn nodes(&self) -> usize {
         self.root().map_or(0, |root| root.side().size.get() as usize)
-    }
-    /// The node with this key.
-    fn node(&self, key: S::Key) -> Link<'_, S, V> {
-        let mut next = self.root();
-        while let Some(x) = next {
-            let at = x.span.key();
-            if at == key {
-                break;
-            }
-            next = self.child(x, at < key);
-        }
-        next
     }
     /// Plan an update and make it. `key` is where it is.
     fn update(
         &mut self,
         key: S::Key,
-        plan: impl FnOnce(&mut Plan<'t, '_, S, V, M>) -> Result<Link<'t, S, V>, NoMemory>,
+        plan: impl FnOnce(&mut Plan<'t, '_, S, V, M>) -> Result<Link<'t, S, V>, Error>,
     ) -> Result<(), Error> {
         let tree = self.tree;
         let kept = &mut *self.kept;
         // SAFETY: the lock is held, and nodes are retired below, when the plan is done.
         let mut update = unsafe { Plan::new(&tree.root, &tree.pool, &mut kept.magazine) };
-        let root = plan(&mut update).map_err(|NoMemory| Error::Memory)?;
-        let early = match mutant!("bonsai-retire-early") {
-            true => Some(update.take_retiring()),
-            false => None,
-        };
-        if let Some(early) = early {
-            retire(tree, &self.context, early.as_slice());
+        let root = plan(&mut update)?;
+        let early = mutant!("bonsai-retire-early");
+        if early {
+            retire(tree, &self.context, update.retiring());
         }
-        let (retiring, counts) = update.commit(root);
+        let counts = update.commit(root);
         if S::GAPS {
             // SAFETY: the lock is held, and nothing is retired yet.
             unsafe { gap::refresh(root, S::EVERYTHING, (!mutant!("bonsai-gap-kept")).then_some(key)) };
         }
+        if !early {
+            retire(tree, &self.context, update.retiring());
+        }
+        drop(update);
         kept.counts.add(counts);
-        retire(tree, &self.context, retiring.as_slice());
         Ok(())
     }
     /// Take out what was given up before, as far as there is memory.
@@ -224,7 +225,7 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         while self.kept.tombstones > 0 {
             let buried = self.nodes_in_order(|x| x.entry().state() == State::Tombstone);
             let Some((key, entry)) = buried else { return };
-            if self.unlink(key).is_err() {
+            if self.unlink(key, State::Tombstone, &mut None).is_err() {
                 return;
             }
             self.kept.tombstones -= 1;
@@ -245,9 +246,16 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         }
         walk(self, self.root(), &wanted).map(|x| (x.span.key(), x.entry))
     }
-    fn unlink(&mut self, key: S::Key) -> Result<(), Error> {
+    /// Take the node with this key out, if its entry is in that state: then it is `old`, also if there was no memory.
+    fn unlink(
+        &mut self,
+        key: S::Key,
+        state: State,
+        old: &mut Option<NonNull<Entry<V>>>,
+    ) -> Result<(), Error> {
         self.update(key, |plan| {
-            let node = plan.descend(key).expect("the caller has found it");
+            let node = plan.descend(key).filter(|node| node.entry().state() == state).ok_or(Error::Absent)?;
+            *old = Some(node.entry);
             plan.remove(node)
         })
     }
@@ -265,23 +273,23 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
     pub(crate) fn insert_span(&mut self, span: S, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {
         self.purge();
         let key = span.key();
-        let old = match self.node(key) {
-            Some(node) if node.entry().state() == State::Live => {
-                return Err(Refused { error: Error::Occupied, entry });
-            }
-            // A tombstone that there is no memory to take out; there may be enough to put something in its place.
-            Some(node) => Some(node.entry),
-            None if self.nodes() >= MAX_LEN as usize => return Err(Refused { error: Error::Full, entry }),
-            None => None,
-        };
+        if self.nodes() >= MAX_LEN as usize {
+            return Err(Refused { error: Error::Full, entry });
+        }
         let new = entry_pointer(entry);
+        let mut buried = None;
         let done = self.update(key, |plan| match plan.descend(key) {
-            Some(node) => plan.replace(node, span, new),
+            Some(node) if node.entry().state() == State::Live => Err(Error::Occupied),
+            // A tombstone that there is no memory to take out; there may be enough to put something in its place.
+            Some(node) => {
+                buried = Some(node.entry);
+                plan.replace(node, span, new)
+            }
             None => plan.insert(span, new),
         });
         match done {
             Ok(()) => {
-                if let Some(old) = old {
+                if let Some(old) = buried {
                     self.kept.tombstones -= 1;
                     self.drop_entry(old);
                 }
@@ -298,13 +306,12 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
     ) -> Result<Removed<'_, 'c, V, D>, Refused<V>> {
         self.purge();
         let key = span.key();
-        let old = match self.node(key) {
-            Some(node) if node.entry().state() == State::Live => node.entry,
-            _ => return Err(Refused { error: Error::Absent, entry }),
-        };
         let new = entry_pointer(entry);
+        let mut old = new;
         let done = self.update(key, |plan| {
-            let node = plan.descend(key).expect("it was found");
+            let node = plan.descend(key).filter(|node| node.entry().state() == State::Live);
+            let node = node.ok_or(Error::Absent)?;
+            old = node.entry;
             plan.replace(node, span, new)
         });
         match done {
@@ -317,9 +324,9 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
     /// dead, until the next update for which there is memory.
     pub fn remove(&mut self, key: S::Key) -> Option<Removed<'_, 'c, V, D>> {
         self.purge();
-        let node = self.node(key).filter(|node| node.entry().state() == State::Live)?;
-        let entry = node.entry;
-        let buried = self.unlink(key).is_err();
+        let mut old = None;
+        let buried = self.unlink(key, State::Live, &mut old).is_err();
+        let entry = old?;
         if buried {
             // SAFETY: the tree leads to it.
             unsafe { entry.as_ref() }.bury();

@@ -332,7 +332,7 @@ proptest! {
             match call {
                 Call::Place(len, low) => {
                     let mut places = (0..=64 - len).filter(|at| pages[*at as usize..(at + len) as usize].iter().all(Option::is_none));
-                    let place = if low { places.next() } else { places.last() };
+                    let place = if low { places.next() } else { places.next_back() };
                     let found = writer.gap(len * PAGE, all, if low { Fit::Lowest } else { Fit::Highest });
                     prop_assert_eq!(found, place.map(|at| at * PAGE));
                     if let Some(at) = place {
@@ -390,7 +390,7 @@ proptest! {
                 }
                 prop_assert_eq!(found, regions_of(&pages));
             }
-            if id % 16 == 0 {
+            if id.is_multiple_of(16) {
                 cpu.settle();
             }
         }
