@@ -137,6 +137,8 @@ struct RunQueue {
     loaded: irq::Lock<Option<TaskMm>>,
     /// A flush request found the CPU idle with that space still loaded, and loaded the kernel's tables instead.
     left: AtomicBool,
+    /// One has found it so, and left it at flushing.
+    disturbed: AtomicBool,
 }
 
 static CPUS: [RunQueue; MAX_CPUS] = [const {
@@ -147,6 +149,7 @@ static CPUS: [RunQueue; MAX_CPUS] = [const {
         idle: irq::Lock::new(None),
         loaded: irq::Lock::new(None),
         left: AtomicBool::new(false),
+        disturbed: AtomicBool::new(false),
     }
 }; MAX_CPUS];
 
@@ -511,6 +514,7 @@ fn load(rq: &RunQueue, mm: Option<TaskMm>) {
     let mut loaded = rq.loaded.lock();
     // Relaxed: written by this CPU's own interrupt handler.
     let left = rq.left.swap(false, Ordering::Relaxed);
+    rq.disturbed.store(false, Ordering::Relaxed);
     let same = match (&*loaded, &mm) {
         (Some(a), Some(b)) => Arc::ptr_eq(&**a, &**b),
         _ => false,
@@ -545,16 +549,21 @@ pub fn unload_space() {
 }
 
 /// Called by the flush interrupt: if the space that is loaded is not that of the running thread (it is the idle one, or
-/// another of the kernel's), load the kernel's tables; the CPU leaves the space's set in [`load`], before it is idle
-/// again. True if it did so. Not only idle CPUs: the flush may be the last that a space which ends ever asks for, and
-/// a CPU that kept the space through it would keep its root for as long as it then stays idle.
-pub fn drop_lazy_space() -> bool {
+/// another of the kernel's), and this isn't the first flush since that was so, or is one of `everything`, load the kernel's
+/// tables; the CPU leaves the space's set in [`load`], before it is idle again. True if it did so. A thread that sleeps
+/// for a moment finds its space as it was, and a CPU that stays idle is disturbed twice at most. Not only idle CPUs: the
+/// flush may be the last that a space which ends ever asks for, which is one of everything, and a CPU that kept the space
+/// through it would keep its root for as long as it then stays idle.
+pub fn drop_lazy_space(everything: bool) -> bool {
     let rq = mine();
     if !thread::has_current() || task::current().space().is_some() || rq.loaded.lock().is_none() {
         return false;
     }
+    // Relaxed, here and below: read by this CPU.
+    if !rq.disturbed.swap(true, Ordering::Relaxed) && !everything {
+        return false;
+    }
     cpu::load_cr3(hw::paging::kernel_root());
-    // Relaxed: read by this CPU.
     rq.left.store(true, Ordering::Relaxed);
     true
 }

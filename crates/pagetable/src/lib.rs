@@ -36,7 +36,7 @@ pub use mirror::{Entry, Mirror};
 
 use addr::{DirectMap, Frame, Page, PageRange, Prot, Pte};
 use owned::{Memory, OwnedFrame, Use};
-use percpu::Pinned;
+use percpu::{Line, Pinned};
 use sync::{
     BitLock, SpinLock, mutant,
     primitive::{AtomicU64, Ordering},
@@ -76,8 +76,8 @@ const fn span(level: u32) -> u64 {
 pub struct PageTable {
     root: Option<OwnedFrame>,
     dm: DirectMap,
-    /// Held while a table is linked into an upper level.
-    upper: SpinLock<()>,
+    /// Held while a table is linked into an upper level. Apart from what every walk reads.
+    upper: Line<SpinLock<()>>,
 }
 
 /// Put `link` into `slot`, unless another CPU was faster; which link is there. `upper` is the lock of the upper levels.
@@ -101,7 +101,7 @@ impl PageTable {
         let table = Self {
             root: Some(frames.alloc_zeroed(pin, Use::PageTable)?),
             dm: frames.dm(),
-            upper: SpinLock::new(()),
+            upper: Line(SpinLock::new(())),
         };
         if let (Some(kernel), Some(root)) = (kernel_half, table.root()) {
             for (mine, theirs) in table.entries(root).iter().zip(table.entries(kernel)).skip(ENTRIES / 2) {
@@ -317,7 +317,7 @@ impl PageTable {
     fn link_new(&self, slot: &AtomicU64, frames: &Memory, pin: &Pinned<'_>) -> Option<(Pte, bool)> {
         let fresh = frames.alloc_zeroed(pin, Use::PageTable)?;
         let link = Pte::table(fresh.frame());
-        let there = put_link(&self.upper, slot, link);
+        let there = put_link(&self.upper.0, slot, link);
         if there == link {
             fresh.into_raw();
         } else {

@@ -20,7 +20,7 @@ use core::{mem::ManuallyDrop, ops::RangeInclusive};
 
 use addr::{Frame, Page, PageRange, Prot, Pte};
 use owned::{Memory, OwnedFrame, Use};
-use percpu::Pinned;
+use percpu::{Line, Pinned};
 use sync::{
     SpinLock, mutant,
     primitive::{AtomicU64, Ordering},
@@ -41,6 +41,12 @@ pub struct Mirror {
     /// Its root is given up by [`Self::retire`] alone.
     table: ManuallyDrop<PageTable>,
     root: Frame,
+    /// Apart from what is only read, by all CPUs that take pages away.
+    changing: Line<Changing>,
+}
+
+#[derive(Debug)]
+struct Changing {
     /// Table pages, the root among them.
     pages: AtomicU64,
     /// How many there may be before a sweep is worth its time; and whose turn it is to sweep.
@@ -84,8 +90,8 @@ impl Mirror {
         let table = PageTable::new(frames, pin, kernel_half)?;
         let root = table.root()?;
         let (pages, enough) = (AtomicU64::new(1), AtomicU64::new(FEW));
-        let (table, sweeping) = (ManuallyDrop::new(table), SpinLock::new(Stripped(false)));
-        Some(Self { table, root, pages, enough, sweeping })
+        let changing = Line(Changing { pages, enough, sweeping: SpinLock::new(Stripped(false)) });
+        Some(Self { table: ManuallyDrop::new(table), root, changing })
     }
     /// The root's frame, for CR3.
     pub fn root(&self) -> Frame {
@@ -94,7 +100,7 @@ impl Mirror {
     /// How many table pages there are, the root among them.
     pub fn pages(&self) -> u64 {
         // Relaxed: a count.
-        self.pages.load(Ordering::Relaxed)
+        self.changing.0.pages.load(Ordering::Relaxed)
     }
     /// `page`'s entry, with the tables that it needs. The caller has the page's lock, as long as it uses what it gets. `None`
     /// if there is no frame for a table.
@@ -114,7 +120,7 @@ impl Mirror {
         let (made, fresh) = self.table.link_new(slot, frames, pin)?;
         if fresh {
             // Relaxed: a count.
-            self.pages.fetch_add(1, Ordering::Relaxed);
+            self.changing.0.pages.fetch_add(1, Ordering::Relaxed);
         }
         Some(made)
     }
@@ -151,7 +157,7 @@ impl Mirror {
     /// Whether tables have grown so many that a [`Self::sweep`] may be worth it.
     pub fn is_large(&self) -> bool {
         // Relaxed: a hint. Both change when a table is made or a sweep ends, so seldom.
-        self.pages.load(Ordering::Relaxed) > self.enough.load(Ordering::Relaxed)
+        self.changing.0.pages.load(Ordering::Relaxed) > self.changing.0.enough.load(Ordering::Relaxed)
     }
     /// Ask for each table, the lower levels first, whether what it serves is free. `free` takes the locks of those pages if
     /// they are, calls what it is given, flushes, and lets go; it says nothing if they aren't. Unlinks such tables, but for
@@ -167,7 +173,7 @@ impl Mirror {
             });
         });
         // Relaxed: a hint.
-        self.enough.store(FEW.max(2 * self.pages()), Ordering::Relaxed);
+        self.changing.0.enough.store(FEW.max(2 * self.pages()), Ordering::Relaxed);
     }
     /// The same for the tables of the lowest level alone, which may have entries: these are forgotten, with what the hardware
     /// has noted in them, and come back by faults.
@@ -185,7 +191,9 @@ impl Mirror {
     /// Call `each` with each table's link and what it serves, the lower levels first; not if somebody else is at it, or all
     /// is over.
     fn tables(&self, levels: RangeInclusive<u32>, mut each: impl FnMut(&AtomicU64, PageRange)) {
-        let Some(stripped) = self.sweeping.try_lock().filter(|stripped| !stripped.0) else { return };
+        let Some(stripped) = self.changing.0.sweeping.try_lock().filter(|stripped| !stripped.0) else {
+            return;
+        };
         self.each_table(levels, &mut each);
         drop(stripped);
     }
@@ -214,14 +222,14 @@ impl Mirror {
         gather.take(unsafe { OwnedFrame::from_raw(link.frame(), Use::PageTable) });
         gather.add_range(served);
         // Relaxed: a count.
-        self.pages.fetch_sub(1, Ordering::Relaxed);
+        self.changing.0.pages.fetch_sub(1, Ordering::Relaxed);
     }
     /// Unlink all tables but the root. That takes no locks and no memory: nothing is mapped any more, or will be. When the
     /// gather is full, `flush` makes all CPUs that use the mirror forget what it was told of, and releases what is in it; the
     /// caller does the same in the end.
     pub fn strip(&self, gather: &mut Gather<'_>, mut flush: impl FnMut(&mut Gather<'_>)) {
         // Nobody else unlinks, or looks at all tables, meanwhile and after this.
-        let mut stripped = self.sweeping.lock();
+        let mut stripped = self.changing.0.sweeping.lock();
         stripped.0 = true;
         self.each_table(1..=3, &mut |slot, served| {
             if gather.room() == 0 {
@@ -238,7 +246,7 @@ impl Mirror {
     /// and [`Self::shed`], which do nothing any more.
     pub unsafe fn retire(&self) -> OwnedFrame {
         // Relaxed: a count.
-        self.pages.fetch_sub(1, Ordering::Relaxed);
+        self.changing.0.pages.fetch_sub(1, Ordering::Relaxed);
         // SAFETY: the root was this mirror's; the caller says that it is given away once.
         unsafe { OwnedFrame::from_raw(self.root, Use::PageTable) }
     }

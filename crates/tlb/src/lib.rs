@@ -1,5 +1,5 @@
-//! Translation look-aside buffers: [`Gather`], which owns frames until no CPU can translate to them, and
-//! [`Shootdown`], the seam to whatever makes CPUs forget.
+//! Translation look-aside buffers: [`Gather`], which owns frames until no CPU can translate to them,
+//! [`Shootdown`], the seam to whatever makes CPUs forget, and [`Requests`], by which CPUs ask each other to.
 //!
 //! **Claim.** A frame or page-table page that was taken out of a page table is never reused while a CPU could still
 //! translate to it.
@@ -30,6 +30,10 @@
 #![no_std]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod requests;
 
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
@@ -38,6 +42,8 @@ use addr::PageRange;
 use owned::{Memory, OwnedFrame};
 use percpu::{AtomicCpuSet, CpuSet, Pinned, Unpinned};
 use sync::mutant;
+
+pub use self::requests::{Request, Requests, SINGLE_PAGES, WORDS};
 
 /// Frames that a gather holds without a heap: enough for a fault, a small unmap, and for going on without memory.
 pub const INLINE: usize = 16;
