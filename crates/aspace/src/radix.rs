@@ -378,19 +378,16 @@ impl Radix {
         change: impl Fn(&mut Mapping),
     ) -> Result<NewDescs<'p>, Error> {
         let mut new = NewDescs::default();
-        let mut last = 0;
-        for span in guard.spans().filter(|span| reach.contains(&span.first)) {
+        let enough = guard.all(|span| {
             let slot = Slot::of(span.value);
-            if !slot.is_mapped() || slot.desc() == last || new.0.contains_key(&slot.desc()) {
-                continue;
+            if !slot.is_mapped() || !reach.contains(&span.first) || new.of(slot).is_some() {
+                return true;
             }
-            last = slot.desc();
             let mut mapping = self.realm.desc(slot, section).mapping.clone();
             change(&mut mapping);
-            let hold = self.realm.intern(mapping, pin).ok_or(Error::NoMemory)?;
-            new.0.insert(last, hold);
-        }
-        Ok(new)
+            self.realm.intern(mapping, pin).map(|hold| new.add(slot, hold)).is_some()
+        });
+        if enough { Ok(new) } else { Err(Error::NoMemory) }
     }
     /// Change what the mapped pages of `reach` should be, all of which the guard has; rights are not taken away here.
     fn relabel(
@@ -401,14 +398,27 @@ impl Radix {
         section: &Section<'_, Realm>,
         change: impl Fn(&mut Mapping),
     ) -> Result<(), Error> {
+        self.relabel_and(guard, reach, effect, section, change, |_, _, _, _| {})
+    }
+    /// The same, and of each slot tell `then`, with its old word, what its pages should be, and the first of them.
+    fn relabel_and<'c>(
+        &self,
+        guard: &mut Guard<'_>,
+        reach: Range<u64>,
+        effect: &mut Change<'c>,
+        section: &Section<'_, Realm>,
+        change: impl Fn(&mut Mapping),
+        mut then: impl FnMut(&mut Change<'c>, Slot, &Mapping, u64),
+    ) -> Result<(), Error> {
         let new = self.describe(guard, &reach, section.pin(), section, change)?;
         guard.update(|span| {
             let slot = Slot::of(span.value);
             if !slot.is_mapped() || !reach.contains(&span.first) {
                 return span.value;
             }
-            let Some(hold) = new.0.get(&slot.desc()) else { return span.value };
+            let Some(hold) = new.of(slot) else { return span.value };
             effect.relabelled(effect.desc(slot), hold.desc(), span.keys);
+            then(effect, slot, &hold.desc().mapping, span.first);
             slot.with_desc(hold.slot().desc()).word()
         });
         Ok(())
@@ -426,9 +436,30 @@ impl Radix {
     }
 }
 
-/// For each descriptor the one that takes its place.
+/// For each descriptor the one that takes its place. The first needs no heap.
 #[derive(Default)]
-struct NewDescs<'p>(alloc::collections::BTreeMap<u32, realm::Hold<'p>>);
+struct NewDescs<'p> {
+    first: Option<(u32, realm::Hold<'p>)>,
+    more: alloc::collections::BTreeMap<u32, realm::Hold<'p>>,
+}
+
+impl<'p> NewDescs<'p> {
+    fn add(&mut self, old: Slot, new: realm::Hold<'p>) {
+        if self.first.is_none() {
+            self.first = Some((old.desc(), new));
+        } else {
+            self.more.insert(old.desc(), new);
+        }
+    }
+    /// What takes the place of a slot's.
+    #[inline]
+    fn of(&self, slot: Slot) -> Option<&realm::Hold<'p>> {
+        match &self.first {
+            Some((old, new)) if *old == slot.desc() => Some(new),
+            _ => self.more.get(&slot.desc()),
+        }
+    }
+}
 
 impl AddressSpace for Radix {
     fn places(&self, f: &mut dyn FnMut(&'static str, Range<usize>)) {

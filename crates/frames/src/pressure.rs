@@ -107,16 +107,28 @@ impl Frames<'_> {
 
     /// The nodes that have memory.
     fn with_memory(&self) -> impl Iterator<Item = Node> + '_ {
-        self.topology.all().iter().filter(|node| self.watermarks(*node).high > 0)
+        self.topology.all().iter().filter(|node| self.has_memory(*node))
     }
 
     /// Whether every node that has memory is down to `min`, so that ordinary requests fail. Costs a line a CPU while memory is short, and
     /// otherwise one a node.
+    #[inline]
     pub fn is_exhausted(&self) -> bool {
+        // What was last seen comes first: it is a word, and mostly the answer.
+        self.topology.all().iter().all(|node| self.pressure(node) != Pressure::None || !self.has_memory(node))
+            && self.is_down()
+    }
+    /// The same, counted.
+    #[cold]
+    fn is_down(&self) -> bool {
         self.with_memory().all(|node| {
             self.pressure(node) != Pressure::None
                 && u64::try_from(self.free_in(node)).unwrap_or(0) <= self.watermarks(node).min
         })
+    }
+    fn has_memory(&self, node: Node) -> bool {
+        // Relaxed: as in `watermarks`.
+        self.nodes[node.index()].level.0.total.load(Ordering::Relaxed) > 0
     }
 
     /// How many of `want` frames of `node` may be taken: all, or what is left above the limit of `ctx`.

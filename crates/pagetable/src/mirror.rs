@@ -141,6 +141,18 @@ impl Mirror {
         // hardware's lands in an entry already read.
         self.entry(page).map_or(Pte::EMPTY, |entry| Pte::from_bits(entry.swap(0, Ordering::AcqRel)))
     }
+    /// Let `page`'s entry, if there is one, grant `prot`: what a fault would put there. Whether it has lost a right: then
+    /// flush. The caller has the page's lock.
+    pub fn change(&self, page: Page, prot: Prot) -> bool {
+        let Some(entry) = self.entry(page) else { return false };
+        let change = |old| {
+            let new = Pte::user_page(Pte::from_bits(old).frame(), prot).bits() | old & KEPT_BITS;
+            (old != 0 && old != new).then_some(new)
+        };
+        // AcqRel: as in `clear`. Relaxed: nothing was done.
+        let old = entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, change).map(Pte::from_bits);
+        old.is_ok_and(|old| old.is_present() && !prot.contains(old.prot()))
+    }
     /// Let `page`'s entry, if it is present, grant no more than `prot`. Whether it has lost a right: then flush. The
     /// caller has the page's lock.
     pub fn lower(&self, page: Page, prot: Prot) -> bool {

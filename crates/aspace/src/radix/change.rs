@@ -103,6 +103,14 @@ impl<'a> Change<'a> {
             self.stale(key);
         }
     }
+    /// Nobody has more than `rights` to page `key` after the next flush, and this CPU, if it has an entry, no less. They are
+    /// what a fault would find.
+    #[inline]
+    pub(super) fn restrict(&mut self, slot: Slot, key: u64, rights: Prot) {
+        if self.space.tables.restrict(page(key), slot, rights, self.pin(), &mut self.targets) {
+            self.stale(key);
+        }
+    }
     #[inline(always)]
     fn stale(&mut self, key: u64) {
         if let Some(single) = PageRange::single(page(key)) {

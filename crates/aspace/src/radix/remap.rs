@@ -446,7 +446,7 @@ impl Radix {
                 change.hide(slot, span.first);
             }
             if keep {
-                let Some(hold) = unlocked.as_ref().and_then(|new| new.0.get(&slot.desc())) else {
+                let Some(hold) = unlocked.as_ref().and_then(|new| new.of(slot)) else {
                     return if moves { slot.blank().word() } else { span.value };
                 };
                 change.relabelled(change.desc(slot), hold.desc(), span.keys);

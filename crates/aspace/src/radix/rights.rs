@@ -1,6 +1,6 @@
 //! Protection, and locked memory.
 
-use super::*;
+use super::{realm::Desc, *};
 use crate::page as contents;
 
 impl Radix {
@@ -38,16 +38,28 @@ impl Radix {
             if self.machine.frames.low() && splits(reach.end) {
                 return Err(Error::NoMemory);
             }
-            self.relabel(&mut guard, reach.clone(), &mut change, &section, |mapping| mapping.prot = prot)?;
-            for span in guard.spans().filter(|span| reach.contains(&span.first)) {
-                let slot = Slot::of(span.value);
-                if let Some((frame, _)) = slot.frame()
-                    && !mutant!("protect-no-flush")
-                {
-                    let rights = contents::rights(&change.desc(slot).mapping, frame, self.machine.frames);
-                    change.lower(slot, span.first, rights);
-                }
-            }
+            let frames = self.machine.frames;
+            let ask = |mapping: &mut Mapping| mapping.prot = prot;
+            self.relabel_and(
+                &mut guard,
+                reach,
+                &mut change,
+                &section,
+                ask,
+                |change, slot, mapping, first| {
+                    if let Some((frame, _)) = slot.frame()
+                        && !mutant!("protect-no-flush")
+                    {
+                        let raised = mutant!("protect-raise-shared");
+                        let all = if raised {
+                            contents::hardware(prot)
+                        } else {
+                            contents::rights(mapping, frame, frames)
+                        };
+                        change.restrict(slot, first, all);
+                    }
+                },
+            )?;
             change.settle();
             drop(guard);
             return result;
@@ -79,40 +91,52 @@ impl Radix {
         let (start, limit) = (guard.keys().start, guard.keys().end);
         // Only who has such a limit asks for the totals.
         let totals = if limits.data < u64::MAX { self.counts.look().0 } else { Totals::default() };
-        let (mut at, mut data) = (start, totals.data);
-        let mut spans = guard.spans().peekable();
-        while let Some(span) = spans.next() {
-            let slot = Slot::of(span.value);
-            if !slot.is_mapped() {
-                break;
-            }
-            let desc = change.desc(slot);
-            if !desc.mapping.max_prot.contains(prot) {
-                return (start..at, Err(Error::Denied));
-            }
-            // All of the mapping's pages.
-            let mut end = (span.first + span.keys).min(limit);
-            while let Some(next) = spans.next_if(|next| {
-                let next = Slot::of(next.value);
-                next.is_mapped() && desc.continues(change.desc(next))
-            }) {
-                end = (next.first + next.keys).min(limit);
-            }
-            // What becomes data is limited, unless there is so much mapped that as much again, of whatever kind, would be
-            // too much (Linux's mprotect_fixup asks whether the old kind had fitted).
-            let (was, is, pages) = (desc.mapping.is_data(), desc.mapping.is_data_under(prot), end - at);
+        // Each mapping is looked at when all of its pages are known: `run` is its descriptor, from `at` to `end`.
+        let (mut at, mut end, mut data) = (start, start, totals.data);
+        let mut run: Option<&Desc> = None;
+        // What becomes data is limited, unless there is so much mapped that as much again, of whatever kind, would be
+        // too much (Linux's mprotect_fixup asks whether the old kind had fitted).
+        let mut may_be = |run: Option<&Desc>, pages: u64| {
+            let Some(Desc { mapping, .. }) = run else { return true };
+            let (was, is) = (mapping.is_data(), mapping.is_data_under(prot));
             let fits = totals.pages.saturating_add(pages) <= limits.pages;
             if is && !was && fits && data.saturating_add(pages) > limits.data {
-                return (start..at, Err(Error::Limit));
+                return false;
             }
             match (was, is) {
                 (false, true) => data += pages,
                 (true, false) => data = data.saturating_sub(pages),
                 _ => {}
             }
-            at = end;
+            true
+        };
+        let mut result = Ok(());
+        guard.all(|span| {
+            let slot = Slot::of(span.value);
+            if !slot.is_mapped() {
+                return false;
+            }
+            let desc = change.desc(slot);
+            if !run.is_some_and(|run| run.continues(desc)) {
+                if !may_be(run, end - at) {
+                    result = Err(Error::Limit);
+                    return false;
+                }
+                (at, run) = (end, Some(desc));
+                if !desc.mapping.max_prot.contains(prot) {
+                    (result, run) = (Err(Error::Denied), None);
+                    return false;
+                }
+            }
+            end = (span.first + span.keys).min(limit);
+            true
+        });
+        if result.is_ok() && !may_be(run, end - at) {
+            result = Err(Error::Limit);
         }
-        (start..at, if at == limit { Ok(()) } else { Err(Error::NoMapping) })
+        // What was refused begins with its mapping.
+        let reach = if result.is_ok() { end } else { at };
+        (start..reach, result.and(if reach == limit { Ok(()) } else { Err(Error::NoMapping) }))
     }
 
     pub(super) fn lock_memory(

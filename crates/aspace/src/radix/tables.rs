@@ -124,22 +124,35 @@ impl Tables {
     /// Clear the entries of `page`. Whether one of them was present; CPUs that may have cached those are added to `targets`.
     #[inline]
     pub(super) fn clear(&self, page: Page, slot: Slot, targets: &mut CpuSet) -> bool {
-        let mut any = false;
-        self.each(slot, |cpu, mirror| {
-            let present = mirror.clear(page).is_present();
-            if present {
-                add_users(targets, cpu);
-            }
-            any |= present;
-            true
-        });
-        any
+        self.weaken(slot, targets, |mirror| mirror.clear(page).is_present())
     }
     /// Let no entry of `page` grant more than `rights`; the rest as [`Self::clear`], for entries that did.
     pub(super) fn lower(&self, page: Page, slot: Slot, rights: Prot, targets: &mut CpuSet) -> bool {
+        self.weaken(slot, targets, |mirror| mirror.lower(page, rights))
+    }
+    /// The same, and let the entry in the table that this CPU fills, if there is one, grant exactly these, as a fault would.
+    #[inline]
+    pub(super) fn restrict(
+        &self,
+        page: Page,
+        slot: Slot,
+        rights: Prot,
+        pin: &Pinned<'_>,
+        targets: &mut CpuSet,
+    ) -> bool {
+        let mine = self.mine(pin).1;
+        self.weaken(slot, targets, |mirror| match ptr::eq(mirror, mine) {
+            true => mirror.change(page, rights),
+            false => mirror.lower(page, rights),
+        })
+    }
+    /// Call `f` with the tables that may have an entry for a page whose locked slot is `slot`: whether it says of one of them
+    /// that a right was lost. CPUs that may have cached it are added to `targets`.
+    #[inline]
+    fn weaken(&self, slot: Slot, targets: &mut CpuSet, mut f: impl FnMut(&Mirror) -> bool) -> bool {
         let mut any = false;
         self.each(slot, |cpu, mirror| {
-            let lost = mirror.lower(page, rights);
+            let lost = f(mirror);
             if lost {
                 add_users(targets, cpu);
             }

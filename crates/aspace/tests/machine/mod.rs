@@ -81,6 +81,8 @@ pub struct Sim {
     pub targets: Mutex<CpuSet>,
     /// Called at the start of every flush.
     pub on_flush: Mutex<Option<Box<dyn Fn() + Send>>>,
+    /// Faults that accesses had.
+    pub faults: AtomicUsize,
     /// Frames that were given back.
     freed: AtomicUsize,
 }
@@ -120,6 +122,7 @@ impl Sim {
             frames: testing::memory(frames, cpus),
             realm,
             buffers: (0..cpus).map(|_| Mutex::default()).collect(),
+            faults: AtomicUsize::new(0),
             flushes: AtomicUsize::new(0),
             targets: Mutex::default(),
             on_flush: Mutex::new(None),
@@ -241,10 +244,11 @@ impl Sim {
                 let mut buffer = self.buffer(pin.cpu());
                 buffer.translate(self.frames, at, access).map(|frame| f(&self.entries(frame)[0]))
             };
-            match instruction {
-                Some(result) => return Ok(result),
-                None => space.fault(at.base(), access, ctx)?,
+            if let Some(result) = instruction {
+                return Ok(result);
             }
+            self.faults.fetch_add(1, Ordering::Relaxed);
+            space.fault(at.base(), access, ctx)?;
         }
     }
     /// A frame as words.

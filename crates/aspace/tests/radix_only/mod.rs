@@ -55,6 +55,51 @@ fn only_cpus_that_used_a_page_are_shot_down() {
     assert_eq!(sim.owned(), [0; Use::COUNT]);
 }
 
+/// Which means that nothing is there that a fault would not have put there: a frame that is shared stays read-only.
+#[test]
+fn a_right_that_is_given_back_is_there_at_once_unless_the_frame_is_shared() {
+    let sim = Sim::new(2, 256);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let gave_back = |space: &dyn AddressSpace, ctx: &percpu::Unpinned<'_>| {
+        assert_eq!(space.protect(range(BASE, 2), Prot::READ, ctx), Ok(()));
+        let flushes = sim.flushes.load(Ordering::Relaxed);
+        assert_eq!(space.protect(range(BASE, 2), RW, ctx), Ok(()));
+        assert_eq!(sim.flushes.load(Ordering::Relaxed), flushes);
+        sim.audit(space, range(BASE, 2), ctx);
+        let faults = sim.faults.load(Ordering::Relaxed);
+        assert_eq!(sim.store(space, page(BASE), 8, ctx), Ok(()));
+        sim.faults.load(Ordering::Relaxed) - faults
+    };
+    let child = sim.cpus.on(0, |ctx| {
+        space.map(Placement::Fixed(page(BASE)), 2, anonymous(RW), &ctx).expect("there is room");
+        sim.enter(&*space, &ctx);
+        (0..2).for_each(|i| assert_eq!(sim.store(&*space, page(BASE + i), 7, &ctx), Ok(())));
+        assert_eq!(gave_back(&*space, &ctx), 0);
+        space.fork(&ctx).expect("there is memory")
+    });
+    sim.cpus.on(1, |ctx| {
+        sim.enter(&*child, &ctx);
+        assert_eq!(sim.load(&*child, page(BASE), &ctx), Ok(8));
+    });
+    sim.cpus.on(0, |ctx| {
+        // Copied once, and then its own.
+        assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(8));
+        assert_eq!(gave_back(&*space, &ctx), 1);
+        assert_eq!(gave_back(&*space, &ctx), 0);
+        assert_eq!(sim.store(&*space, page(BASE), 9, &ctx), Ok(()));
+    });
+    sim.cpus.on(1, |ctx| {
+        assert_eq!(sim.load(&*child, page(BASE), &ctx), Ok(8));
+        sim.leave(&*child, &ctx);
+        child.clear(&ctx);
+    });
+    sim.cpus.on(0, |ctx| {
+        sim.leave(&*space, &ctx);
+        space.clear(&ctx);
+    });
+    assert_eq!(sim.owned(), [0; Use::COUNT]);
+}
+
 /// More kinds of mappings than a CPU knows descriptors, twice over, so that known ones make room: all of them go.
 #[test]
 fn descriptors_that_made_room_for_others_die_like_all() {
