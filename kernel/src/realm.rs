@@ -3,24 +3,35 @@
 //! `aspace=locked`.
 //!
 //! A CPU that runs threads does so at the end of each slice, on its way to user mode; therefore there are slices also if
-//! nobody else waits for the CPU. A CPU that is about to halt does so until it has nothing left or others are at it,
-//! leaves them the rest, and halts unless it is the last. What may sleep, the end of a file that was mapped, is left to the next
-//! thread that comes by, on whichever CPU: nobody can look whether the file is gone who hasn't.
+//! nobody else waits for the CPU, and a CPU that switches threads so often that no slice ends does so after as long. What may
+//! sleep, the end of a file that was mapped, is left to the next thread that comes by, on whichever CPU: nobody can look whether the
+//! file is gone who hasn't.
+//!
+//! **CPUs that halt.** To leave the epochs and to join them again writes words that all CPUs write, and threads that wait for each
+//! other halt their CPUs often, and not for long. So a CPU leaves nothing at first: it *naps*, a member of the epochs still, with
+//! all that it holds back, which the others await as if it ran; for grace periods it is quiescent, which it says on a line
+//! of its own. A timer bounds the nap to one tick, as a slice bounds the work of a CPU that runs: so no epoch waits longer for
+//! who naps than for who runs. A CPU that has been idle for a tick, or is asked to tick, collects until it has nothing left or
+//! others are at it, leaves them the rest, and is *asleep*, without a timer, unless it is the last. Who has nothing to leave
+//! sleeps at once.
 //!
 //! So what an unmapping leaves behind is collected some tens of milliseconds later. When memory is short that is too late:
 //! then calls, and faults that found no frame, first have all running CPUs do turn by turn what they do at ends of slices.
 #![allow(unsafe_code)] // says that this thread stays where it is
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use aspace::{PageTables, Realm};
 use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
     hw::{cpu, timer},
-    options, reclaim, sched, task,
+    options, reclaim, sched, task, timers,
 };
+
+/// How often a CPU does its regular work, and how long it may nap, in ns.
+const TICK: u64 = sched::SLICE;
 
 /// After so many turns all is collected that was free at the first: four epochs for each level of a tree, and two grace
 /// periods.
@@ -56,29 +67,109 @@ pub fn tables() -> PageTables {
     if options::get().shared_table { PageTables::Shared } else { PageTables::PerCpu }
 }
 
-/// Which CPUs are to tick on their way to user mode.
+/// Where a CPU stands with its regular work.
 #[repr(align(128))]
-struct Due(AtomicBool);
-static DUE: [Due; MAX_CPUS] = [const { Due(AtomicBool::new(false)) }; MAX_CPUS];
+struct State {
+    /// It is to tick: on its way to user mode, or before it halts.
+    due: AtomicBool,
+    /// When it ticked last, in ns since boot.
+    ticked: AtomicU64,
+    /// It has nothing to run, and has collected what it could.
+    rested: AtomicBool,
+    /// It has halted, or is about to, and left the rest to others.
+    asleep: AtomicBool,
+}
+static STATES: [State; MAX_CPUS] = [const {
+    State {
+        due: AtomicBool::new(false),
+        ticked: AtomicU64::new(0),
+        rested: AtomicBool::new(false),
+        asleep: AtomicBool::new(false),
+    }
+}; MAX_CPUS];
+
+fn mine() -> &'static State {
+    &STATES[cpu::id().index()]
+}
+
+// Relaxed, on all fields of a state: hints, by which nothing is handed over, and of which `ticked` and `rested` are its CPU's alone.
+impl State {
+    fn is_due(&self) -> bool {
+        self.due.load(Ordering::Relaxed)
+    }
+    fn set_due(&self) {
+        self.due.store(true, Ordering::Relaxed);
+    }
+    /// Take the request to tick, if there is one.
+    fn take_due(&self) -> bool {
+        self.is_due() && self.due.swap(false, Ordering::Relaxed)
+    }
+    /// It is `now`, and the CPU ticks.
+    fn ticks(&self, now: u64) {
+        self.due.store(false, Ordering::Relaxed);
+        self.ticked.store(now, Ordering::Relaxed);
+    }
+    fn is_late(&self, now: u64) -> bool {
+        now.saturating_sub(self.ticked.load(Ordering::Relaxed)) >= timers::length(TICK)
+    }
+    fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed)
+    }
+    fn set_asleep(&self, asleep: bool) {
+        // Looked at before it is written: a nap leaves it alone.
+        if self.is_asleep() != asleep {
+            self.asleep.store(asleep, Ordering::Relaxed);
+        }
+    }
+}
 
 /// This CPU begins, or has something to do again.
 pub fn wake() {
     if let Some(realm) = get() {
+        mine().set_asleep(false);
         realm.idle_exit(&mut here());
     }
 }
 
-/// This CPU is about to halt. False if it should go on instead, since there would be nobody to collect what is left.
-pub fn sleep() -> bool {
-    get().is_none_or(|realm| realm.idle_enter(&mut here()))
+/// This CPU, idle since `since` (ns since boot), is about to halt; interrupts are off. False if it should go on instead, since
+/// there would be nobody to collect what is left.
+pub fn sleep(since: u64) -> bool {
+    let Some(realm) = get() else { return true };
+    let nap_ends = since.saturating_add(timers::length(TICK));
+    let naps = !mine().rested.load(Ordering::Relaxed) && timer::now() < nap_ends;
+    if naps && !realm.is_free(&here()) {
+        realm.nap(&mut here());
+    } else if realm.idle_enter(&mut here()) {
+        mine().set_asleep(true);
+        return true;
+    }
+    if naps {
+        // It comes back then also if nothing else wakes it.
+        timers::limit_slice(nap_ends);
+    }
+    naps
 }
 
-/// This CPU has nothing else to do.
-pub fn rest() {
-    if let Some(realm) = get() {
-        // Relaxed, here and below: a hint, by which nothing is handed over.
-        DUE[cpu::id().index()].0.store(false, Ordering::Relaxed);
+/// This CPU has nothing else to do since `since` (ns since boot).
+pub fn rest(since: u64) {
+    let Some(realm) = get() else { return };
+    let (state, now) = (mine(), timer::now());
+    // Who is asked to tick doesn't keep others waiting with what it could leave to them.
+    let rests = state.is_due() || now >= since.saturating_add(timers::length(TICK));
+    state.rested.store(rests, Ordering::Relaxed);
+    if rests {
+        state.ticks(now);
         realm.rest(&mut here());
+    } else if state.is_late(now) {
+        state.ticks(now);
+        realm.tick(&mut here());
+    }
+}
+
+/// It is `now`, and this CPU switches to a thread: no slice may have ended here for long.
+pub fn look(now: u64) {
+    if is_on() && mine().is_late(now) {
+        mine().set_due();
     }
 }
 
@@ -91,20 +182,22 @@ pub fn is_on() -> bool {
 /// This CPU is to [work](self::work) on its way to user mode: its slice has ended. Of an interrupt handler.
 pub fn set_due() {
     if is_on() {
-        DUE[cpu::id().index()].0.store(true, Ordering::Relaxed);
+        mine().set_due();
     }
 }
 
 /// Whether this CPU has to do its regular work, or anybody has to drop what nobody names any more.
 #[inline]
 pub fn is_due() -> bool {
-    DUE[cpu::id().index()].0.load(Ordering::Relaxed) || get().is_some_and(Realm::has_dead)
+    mine().is_due() || get().is_some_and(Realm::has_dead)
 }
 
 /// A CPU's regular work. For a thread that is in no operation on an address space, holds nothing, and may sleep.
 pub fn work() {
     if let Some(realm) = get() {
-        if DUE[cpu::id().index()].0.swap(false, Ordering::Relaxed) {
+        let state = mine();
+        if state.take_due() {
+            state.ticks(timer::now());
             realm.tick(&mut here());
             sched::plan_tick();
         }
@@ -120,14 +213,17 @@ pub fn collect_now(enough: impl Fn() -> bool) {
         if realm.is_quiet() || enough() || task::current().is_ending() {
             return;
         }
-        // CPUs that halt take no part.
-        let mut others: CpuSet = cpus().filter(|&cpu| !sched::is_idle(cpu)).collect();
+        // CPUs that sleep take no part.
+        let mut others: CpuSet = cpus().filter(|cpu| !STATES[cpu.index()].is_asleep()).collect();
         others.remove(me);
-        others.iter().chain([me]).for_each(|cpu| DUE[cpu.index()].0.store(true, Ordering::Relaxed));
+        others.iter().chain([me]).for_each(|cpu| STATES[cpu.index()].set_due());
         reclaim::poke(&others);
         work();
         let deadline = timer::now() + PATIENCE;
-        let waits = |cpu: CpuId| DUE[cpu.index()].0.load(Ordering::Relaxed) && !sched::is_idle(cpu);
+        let waits = |cpu: CpuId| {
+            let state = &STATES[cpu.index()];
+            state.is_due() && !state.is_asleep()
+        };
         while others.iter().any(waits) && timer::now() < deadline {
             // They may be here for the same.
             if is_due() {
@@ -147,7 +243,7 @@ pub fn collect() {
     let Some(realm) = get() else { return };
     for id in cpus() {
         sched::on_cpu(id, || {
-            rest();
+            realm.rest(&mut here());
             realm.trim(&here());
         });
     }

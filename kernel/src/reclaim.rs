@@ -87,13 +87,13 @@ pub fn tick() {
     }
 }
 
-/// This CPU has nothing to run, as far as `is_idle` knows: zero frames until it has, and let go of the others. Interrupts
-/// are on.
-pub fn idle(is_idle: impl Fn() -> bool) {
+/// This CPU has nothing to run since `since` (ns since boot), as far as `is_idle` knows: zero frames until it has, and let go of
+/// the others. Interrupts are on.
+pub fn idle(since: u64, is_idle: impl Fn() -> bool) {
     let allocator = frames().allocator();
     tick();
     settle();
-    realm::rest();
+    realm::rest(since);
     // Relaxed: see `begin`.
     let zeroes = !ZEROING_OFF.load(Ordering::Relaxed);
     while zeroes && is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {}

@@ -21,13 +21,13 @@
 //! with `on_cpu` set.
 //!
 //! # Idle
-//! An idle CPU halts with no timer armed. It announces itself in `IDLE` and *then* looks at its queue once more with
+//! An idle CPU halts, with no timer armed but the one that ends its nap (see [`realm`]). It announces itself in `IDLE` and *then* looks at its queue once more with
 //! interrupts off; a waker queues and *then* reads `IDLE`: one of them sees the other (SeqCst on both sides).
 //!
 //! The kernel is not preemptible: [`reschedule`] is called on the way back to user mode only.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 use percpu::{CpuId, CpuSet, Line, MAX_CPUS};
 
@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// How long a thread runs while others wait for its CPU, in ns.
-const SLICE: u64 = 10_000_000;
+pub const SLICE: u64 = 10_000_000;
 
 const RUNNING: u32 = 0;
 const PARKED: u32 = 1;
@@ -133,6 +133,8 @@ struct RunQueue {
     /// The running thread should give way on its return to user mode.
     resched: AtomicBool,
     idle: irq::Lock<Option<Arc<Task>>>,
+    /// When the CPU switched to its idle thread last, in ns since boot. Its own.
+    idle_since: AtomicU64,
     /// The user address space in CR3, if any.
     loaded: irq::Lock<Option<TaskMm>>,
     /// A flush request found the CPU idle with that space still loaded, and loaded the kernel's tables instead.
@@ -147,6 +149,7 @@ static CPUS: [RunQueue; MAX_CPUS] = [const {
         len: Line(AtomicU32::new(0)),
         resched: AtomicBool::new(false),
         idle: irq::Lock::new(None),
+        idle_since: AtomicU64::new(0),
         loaded: irq::Lock::new(None),
         left: AtomicBool::new(false),
         disturbed: AtomicBool::new(false),
@@ -298,6 +301,12 @@ fn schedule() {
         return;
     }
     stats::count(Counter::ContextSwitches);
+    if next.is_idle() {
+        // Relaxed, here and where it is read: this CPU's own.
+        rq.idle_since.store(now, Ordering::Relaxed);
+    } else {
+        realm::look(now);
+    }
     me.rseq.set_due();
     next.sched.clock.start(me.sched.clock.stop());
     // Relaxed: the place of the thread that runs here, published by `on_cpu`.
@@ -577,8 +586,9 @@ pub fn idle() -> ! {
     algo::begin();
     reclaim::begin();
     loop {
+        let since = mine().idle_since.load(Ordering::Relaxed);
         // Relaxed: a hint; whatever is queued meanwhile is seen below.
-        reclaim::idle(|| mine().len.0.load(Ordering::Relaxed) == 0);
+        reclaim::idle(since, || mine().len.0.load(Ordering::Relaxed) == 0);
         {
             let _off = irq::Off::new();
             let rq = mine();
@@ -593,7 +603,7 @@ pub fn idle() -> ! {
         fence(Ordering::SeqCst);
         if mine().len.0.load(Ordering::Relaxed) == 0 {
             // Interrupts go on and the CPU halts in one step, so that an interrupt in between is not slept over.
-            if realm::sleep() {
+            if realm::sleep(since) {
                 cpu::halt();
             }
             realm::wake();

@@ -24,6 +24,10 @@ impl<const WAYS: usize> Domain<WAYS> {
         let epoch = self.tree.join(cpu);
         Self::mine(cache, |mine| (mine.member, mine.local, mine.quiet) = (true, epoch, false));
     }
+    /// Whether this CPU takes part in the epochs. Who doesn't holds nothing back, and has nothing to review.
+    pub fn is_member(&self, pin: &Pinned<'_>) -> bool {
+        Self::mine(self.cache(pin), |mine| mine.member)
+    }
     /// Leave the epochs for a while, so that nobody waits for this CPU, which has nothing to do. Refused, with
     /// `false`, unless it held nothing back for a whole epoch, and there is nothing for it to review.
     pub fn park(&self, pin: &Pinned<'_>) -> bool {

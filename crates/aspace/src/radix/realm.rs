@@ -253,6 +253,15 @@ impl Realm {
         self.rcu.idle_enter(pin);
         !alone && !self.rcu.is_abandoned() && self.trees.is_empty()
     }
+    /// This CPU will not use address spaces until [`Self::idle_exit`], but comes back to [tick](Self::tick) as soon as if it
+    /// ran: grace periods don't wait for it, epochs do. Writes nothing that another CPU writes.
+    pub fn nap(&self, pin: &mut Pinned<'_>) {
+        self.rcu.idle_enter(pin);
+    }
+    /// Whether this CPU has nothing to collect, so that nobody waits for it in epochs.
+    pub fn is_free(&self, pin: &Pinned<'_>) -> bool {
+        !self.refs.is_member(pin) && self.rcu.pending(pin) == 0
+    }
     /// This CPU has nothing else to do: if nobody else is at it, collect all that can be collected, as what is left to
     /// others has to wait anew there. As [`Self::tick`].
     pub fn rest(&self, pin: &mut Pinned<'_>) {

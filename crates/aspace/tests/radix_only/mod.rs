@@ -400,6 +400,32 @@ fn what_an_idle_cpu_has_unmapped_is_collected_by_another() {
 }
 
 #[test]
+fn who_naps_keeps_what_it_holds_until_it_comes_back() {
+    let sim = Sim::new(2, 64);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let pages = unmap_on_the_first(sim, &*space);
+    sim.cpus.on(0, |ctx| {
+        assert!(!sim.realm.is_free(&ctx.pin()));
+        sim.realm.nap(&mut ctx.pin());
+    });
+    sim.cpus.on(1, |ctx| {
+        (0..32).for_each(|_| sim.tick(&ctx));
+        assert!(pages.strong_count() > 0, "what a CPU held back was not awaited");
+    });
+    // The end of the nap.
+    sim.cpus.on(0, |ctx| {
+        sim.realm.idle_exit(&mut ctx.pin());
+        _ = sim.realm.idle_enter(&mut ctx.pin());
+        assert!(sim.realm.is_free(&ctx.pin()));
+    });
+    sim.cpus.on(1, |ctx| {
+        (0..32).for_each(|_| sim.tick(&ctx));
+        assert_eq!(pages.strong_count(), 0);
+        space.clear(&ctx);
+    });
+}
+
+#[test]
 fn the_last_cpu_to_idle_goes_on_until_all_is_collected() {
     let sim = Sim::new(2, 64);
     let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
