@@ -205,8 +205,9 @@ pub struct Bench {
     /// Numbers of virtual CPUs, each with as many threads; matrix has two
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = cpus, default_value = "1,2,4,8")]
     pub cpus: Vec<u32>,
-    /// Modes of the benchmark [default: local with 1 and 4 pages, pipeline, fault]
-    #[arg(long, value_name = "MODE,…", value_delimiter = ',')]
+    /// Modes of the benchmark, each with its pages an operation if they are others than --npages says [default: local with
+    /// 1 and 4 pages, pipeline, fault]
+    #[arg(long, value_name = "MODE[:PAGES],…", value_delimiter = ',')]
     pub mode: Vec<String>,
     /// Pages an operation [default: the mode's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 18))]
@@ -215,6 +216,12 @@ pub struct Bench {
     /// [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub operations: Option<u32>,
+    /// Of mapbench, counted: as many operations as it takes that two of Refcache's epochs pass in the windows
+    #[arg(long, conflicts_with = "operations")]
+    pub steady: bool,
+    /// Also print the worst CPU, periodic work, epochs, and faults by kind
+    #[arg(long)]
+    pub all: bool,
     /// Also Linux in the same machine
     #[arg(long, value_name = "linux")]
     pub vs: Option<Vs>,
@@ -224,6 +231,9 @@ pub struct Bench {
     /// Designs of the address space
     #[arg(long, value_name = "NAME|all", default_value = "radix")]
     pub aspace: AspaceChoice,
+    /// With the radix design: page tables of an address space [default: percpu]
+    #[arg(long, value_name = "percpu|shared")]
+    pub pagetable: Option<PageTables>,
     /// Quire's algorithm that hands out page frames [default: row]
     #[arg(long, value_name = "row|avl|buddy|slab|global|served")]
     pub frames: Option<FrameAlgo>,
@@ -243,10 +253,10 @@ pub struct Bench {
     #[arg(long)]
     pub resume: bool,
     /// Run on this host instead, timed
-    #[arg(long, conflicts_with_all = ["vs", "quantum", "seed", "resume", "plant_shared_counter", "first_touch", "frames"])]
+    #[arg(long, conflicts_with_all = ["vs", "quantum", "seed", "resume", "plant_shared_counter", "first_touch", "frames", "pagetable", "steady"])]
     pub native: bool,
-    /// Of the suite matrix: only these pairs
-    #[arg(long, value_name = "OP1-OP2,…", value_delimiter = ',')]
+    /// Of the suite matrix: only these pairs of operations; of the mode imbalance: which thread frees whose pages
+    #[arg(long, value_name = "OP1-OP2,…|T:T,…", value_delimiter = ',')]
     pub pairs: Vec<String>,
     /// Share a counter of page faults among all CPUs of Quire: a control, which must show
     #[arg(long)]
@@ -277,9 +287,12 @@ impl Default for Bench {
             mode: Vec::new(),
             npages: None,
             operations: None,
+            steady: false,
+            all: false,
             vs: None,
             linux: None,
             aspace: AspaceChoice::Locked,
+            pagetable: None,
             frames: None,
             accel: Accel::Exact,
             quantum: None,

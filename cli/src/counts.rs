@@ -17,7 +17,7 @@ const SHOWN_LINES: usize = 8;
 const SHOWN_TOUCHES: usize = 4;
 
 /// The counts in a table, in this order.
-const ROWS: [&str; 13] = [
+const ROWS: [&str; 20] = [
     "instructions_user",
     "instructions_kernel",
     "clearing",
@@ -30,7 +30,14 @@ const ROWS: [&str; 13] = [
     "ipis",
     "periodic_ipis",
     "periods",
+    "targets",
     "faults",
+    "faults_new",
+    "faults_fill",
+    "faults_repair",
+    "faults_copy",
+    "epochs",
+    "grace_periods",
 ];
 
 /// Write the counts where the options want them.

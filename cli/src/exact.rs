@@ -35,6 +35,8 @@ const TRACED_LINES: u32 = 1 << 15;
 /// How many are of each window alone.
 const WINDOW_LINES: u32 = 16;
 
+/// The interrupt by which Quire's kernel ends translations on other CPUs (`kernel/src/hw/apic.rs`).
+const FLUSH: u8 = 0xf2;
 /// The bytes of the marker that opens a window: `nopl 0x51510001(%rax,%rax,1)`.
 const WINDOW_BEGIN: [u8; 8] = [0x0f, 0x1f, 0x84, 0x00, 0x01, 0x00, 0x51, 0x51];
 /// After so long without an end of the input, a person is told what is being waited for.
@@ -90,6 +92,9 @@ impl Exact {
         let Self { tracer, quantum, seed, lines, window_lines, .. } = self;
         let mut plugin = format!("file={},quantum={quantum},seed={seed}", path(tracer));
         plugin += &format!(",window={window},lines={lines},window_lines={window_lines}");
+        if self.places.is_empty() {
+            plugin += &format!(",flush={FLUSH:#x}");
+        }
         for place in &self.places {
             plugin += &format!(",{place}");
         }
@@ -244,6 +249,8 @@ mod tests {
             lines: 3,
             window_lines: 5,
         };
+        let quire = Exact { places: Vec::new(), ..exact.clone() };
+        assert!(quire.arguments(None).concat().ends_with("window_lines=5,flush=0xf2"));
         let words = exact.arguments(Some(Path::new("/proc/self/fd/9"))).join(" ");
         assert!(words.contains("-icount shift=0,sleep=off ") && words.contains(" -seed 7 "));
         let plugin = "file=/a,,b/t.so,quantum=50,seed=7,window=run,lines=3,window_lines=5,periodic=0x10,\

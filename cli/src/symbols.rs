@@ -126,7 +126,7 @@ const PERIODIC: [&str; 6] = [
 impl Kallsyms {
     /// Where Linux zeroes frames and does periodic work, as options of the tracer's (`docs/exact.md`): the variants of
     /// `clear_page`, the timer's interrupt, the other entries, the switch of threads and how to know a kernel thread by its
-    /// stack, and [`PERIODIC`].
+    /// stack, [`PERIODIC`], and the interrupts by which other CPUs flush.
     pub fn places(&self) -> Vec<String> {
         let mut places = Vec::new();
         for (at, name) in &self.symbols {
@@ -141,6 +141,11 @@ impl Kallsyms {
                 "asm_exc_page_fault" => places.push(format!("fault={at:#x}")),
                 "asm_sysvec_apic_timer_interrupt" | "asm_sysvec_irq_work" => {
                     places.push(format!("periodic={at:#x}"));
+                }
+                "asm_sysvec_call_function" | "asm_sysvec_call_function_single" => {
+                    // CALL_FUNCTION_VECTOR and CALL_FUNCTION_SINGLE_VECTOR in Linux's irq_vectors.h: flushes go by them.
+                    let vector = if name.ends_with("single") { 0xfb } else { 0xfc };
+                    places.extend([format!("entry={at:#x}"), format!("flush={vector:#x}")]);
                 }
                 "__switch_to_asm" => places.push(format!("switch={at:#x}")),
                 "__switch_to" => places.push(format!("thread={at:#x}")),
@@ -192,7 +197,7 @@ mod tests {
     fn linuxs_places_are_found_by_their_names() {
         let text = "ffff0010 T __switch_to_asm\nffff0020 T kthread\nffff0030 t rcu_core_si\nffff0038 T __switch_to\nffff0040 T clear_page_rep\nffff0070 T clear_page_orig\n\
                     ffff0100 T asm_exc_page_fault\nffff0120 T asm_sysvec_apic_timer_interrupt\n\
-                    ffff0140 T asm_sysvec_reboot\nffff0160 t asm_other\n";
+                    ffff0130 T asm_sysvec_call_function\nffff0140 T asm_sysvec_reboot\nffff0160 t asm_other\n";
         let places = Kallsyms::parse(text.as_bytes()).unwrap().places();
         assert_eq!(
             places,
@@ -205,6 +210,8 @@ mod tests {
                 "clearing=0xffff0070-0xffff0100",
                 "fault=0xffff0100",
                 "periodic=0xffff0120",
+                "entry=0xffff0130",
+                "flush=0xfc",
                 "entry=0xffff0140",
             ]
         );

@@ -26,7 +26,7 @@ use aspace::{PageTables, Realm};
 use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
-    hw::{cpu, timer},
+    hw::{cpu, marker, timer},
     options, reclaim, sched, task, timers,
 };
 
@@ -197,9 +197,11 @@ pub fn work() {
     if let Some(realm) = get() {
         let state = mine();
         if state.take_due() {
+            marker::periodic_begin();
             state.ticks(timer::now());
             realm.tick(&mut here());
             sched::plan_tick();
+            marker::periodic_end();
         }
         realm.reap(&task::unpinned());
     }

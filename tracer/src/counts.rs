@@ -48,8 +48,22 @@ pub struct Counts {
     pub periodic_ipis: u64,
     /// How often periodic work began.
     pub periods: u64,
+    /// Of both, those that end translations.
+    pub targets: u64,
     /// Page faults.
     pub faults: u64,
+    /// Of these, those that gave the page a frame.
+    pub faults_new: u64,
+    /// That entered into a table what the page had.
+    pub faults_fill: u64,
+    /// That found an entry too weak.
+    pub faults_repair: u64,
+    /// That copied a frame.
+    pub faults_copy: u64,
+    /// Epochs that the CPU ended.
+    pub epochs: u64,
+    /// Grace periods that it ended.
+    pub grace_periods: u64,
 }
 
 impl Counts {
@@ -67,7 +81,14 @@ impl Counts {
         self.ipis += other.ipis;
         self.periodic_ipis += other.periodic_ipis;
         self.periods += other.periods;
+        self.targets += other.targets;
         self.faults += other.faults;
+        self.faults_new += other.faults_new;
+        self.faults_fill += other.faults_fill;
+        self.faults_repair += other.faults_repair;
+        self.faults_copy += other.faults_copy;
+        self.epochs += other.epochs;
+        self.grace_periods += other.grace_periods;
     }
 }
 
@@ -147,8 +168,9 @@ impl Ledger {
             Marker::ClearingBegin => state.clearing = true,
             Marker::ClearingEnd => state.clearing = false,
             Marker::PeriodicBegin => {
-                state.periodic = true;
-                self.add(cpu, Counts { periods: 1, ..Counts::default() });
+                // It may have begun, with the interrupt after which this is done.
+                let begins = !std::mem::replace(&mut state.periodic, true);
+                self.add(cpu, Counts { periods: begins.into(), ..Counts::default() });
             }
             Marker::PeriodicEnd => state.periodic = false,
             Marker::WindowBegin if !open => self.open_window(cpu),
@@ -158,6 +180,12 @@ impl Ledger {
             }
             Marker::OperationEnd if state.operation.is_some() => self.end_operation(cpu),
             Marker::Fault => self.add(cpu, Counts { faults: 1, ..Counts::default() }),
+            Marker::FaultNew => self.add(cpu, Counts { faults_new: 1, ..Counts::default() }),
+            Marker::FaultFill => self.add(cpu, Counts { faults_fill: 1, ..Counts::default() }),
+            Marker::FaultRepair => self.add(cpu, Counts { faults_repair: 1, ..Counts::default() }),
+            Marker::FaultCopy => self.add(cpu, Counts { faults_copy: 1, ..Counts::default() }),
+            Marker::Epoch => self.add(cpu, Counts { epochs: 1, ..Counts::default() }),
+            Marker::GracePeriod => self.add(cpu, Counts { grace_periods: 1, ..Counts::default() }),
             Marker::RunBegin | Marker::RunEnd => {}
             _ => self.strays += 1,
         }
@@ -329,15 +357,12 @@ impl Ledger {
         Some(account)
     }
 
-    /// `cpu` has interrupted `targets` others.
-    pub fn ipis(&mut self, cpu: u32, targets: u32) {
-        let n = targets.into();
+    /// `cpu` has interrupted `others`; `flush`: to end translations there.
+    pub fn ipis(&mut self, cpu: u32, others: u32, flush: bool) {
+        let n = others.into();
         let periodic = self.cpus[cpu as usize].periodic;
-        let counts = if periodic {
-            Counts { periodic_ipis: n, ..Counts::default() }
-        } else {
-            Counts { ipis: n, ..Counts::default() }
-        };
+        let mut counts = Counts { targets: if flush { n } else { 0 }, ..Counts::default() };
+        *if periodic { &mut counts.periodic_ipis } else { &mut counts.ipis } = n;
         self.add(cpu, counts);
     }
 
@@ -370,7 +395,7 @@ mod tests {
         ledger.executed(1, [100, 100, 0], 0);
         assert_eq!(ledger.transfer(1, Mode::Kernel), None);
         assert_eq!(ledger.transfer(0, Mode::User), Some(Account::Other));
-        ledger.ipis(0, 3);
+        ledger.ipis(0, 3, true);
         ledger.mark(0, Marker::WindowEnd);
         ledger.executed(0, [7, 7, 0], 0);
         assert_eq!(ledger.windows().len(), 1);
@@ -383,6 +408,7 @@ mod tests {
             transfers: 1,
             user_transfers: 1,
             ipis: 3,
+            targets: 3,
             ..Counts::default()
         };
         assert_eq!(counts, expected);
@@ -440,7 +466,7 @@ mod tests {
         ledger.mark(0, Marker::PeriodicBegin);
         ledger.executed(0, [0, 99, 0], 20);
         assert_eq!(ledger.transfer(0, Mode::Kernel), Some(Account::Periodic));
-        ledger.ipis(0, 1);
+        ledger.ipis(0, 1, false);
         ledger.mark(0, Marker::PeriodicEnd);
         ledger.executed(0, [0, 8, 0], 0);
         ledger.mark(0, Marker::ClearingEnd);

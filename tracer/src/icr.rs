@@ -11,6 +11,11 @@ pub const ICR_HIGH: u64 = 0xfee0_0310;
 const INIT: u32 = 5;
 const STARTUP: u32 = 6;
 
+/// The number of the interrupt.
+pub fn vector(low: u32) -> u8 {
+    low as u8
+}
+
 /// How many of `cpus` CPUs other than the sender, `from`, are interrupted by this command. CPUs' APIC numbers are their
 /// own; logical destinations are flat, a bit for each of the first eight CPUs.
 pub fn targets(low: u32, high: u32, from: u32, cpus: u32) -> u32 {
@@ -42,6 +47,7 @@ mod tests {
     #[test]
     fn shorthands_stand_for_their_targets() {
         assert_eq!(targets(FIXED | 1 << 18, 0, 3, 80), 0);
+        assert_eq!(vector(FIXED | 1 << 18), 0xf2);
         assert_eq!(targets(FIXED | 2 << 18, 0, 3, 80), 79);
         assert_eq!(targets(FIXED | 3 << 18, 0, 3, 80), 79);
         assert_eq!(targets(FIXED | 3 << 18, 0, 0, 1), 0);

@@ -29,13 +29,25 @@ pub enum Marker {
     RunEnd = 0x5151_000a,
     /// A page fault has been entered.
     Fault = 0x5151_000b,
+    /// An epoch of a kernel's reference counts has ended.
+    Epoch = 0x5151_000c,
+    /// A grace period of its has ended.
+    GracePeriod = 0x5151_000d,
+    /// The page fault gives the page a frame.
+    FaultNew = 0x5151_000e,
+    /// It enters into a table what the page has already.
+    FaultFill = 0x5151_000f,
+    /// It finds an entry that grants less than the page does.
+    FaultRepair = 0x5151_0010,
+    /// It copies the page's frame.
+    FaultCopy = 0x5151_0011,
 }
 
 /// The bytes before the number.
 const OPCODE: [u8; 4] = [0x0f, 0x1f, 0x84, 0x00];
 
 impl Marker {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 17] = [
         Self::WindowBegin,
         Self::WindowEnd,
         Self::OperationBegin,
@@ -47,6 +59,12 @@ impl Marker {
         Self::RunBegin,
         Self::RunEnd,
         Self::Fault,
+        Self::Epoch,
+        Self::GracePeriod,
+        Self::FaultNew,
+        Self::FaultFill,
+        Self::FaultRepair,
+        Self::FaultCopy,
     ];
 
     /// The marker that these bytes of one instruction are, if they are one.
@@ -91,7 +109,7 @@ mod tests {
         for other in [
             // What compilers pad with.
             &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0][..],
-            &[0x0f, 0x1f, 0x84, 0, 12, 0, 0x51, 0x51],
+            &[0x0f, 0x1f, 0x84, 0, 18, 0, 0x51, 0x51],
             &[0x0f, 0x1f, 0x84, 0, 1, 0, 0x51],
             &[0x66, 0x0f, 0x1f, 0x84, 0, 1, 0, 0x51, 0x51],
             &[0x0f, 0x1f, 0x84, 0x40, 1, 0, 0x51, 0x51],

@@ -36,6 +36,8 @@ pub struct Options {
     pub windows: Windows,
     /// Where a kernel without markers does what others mark.
     pub places: Places,
+    /// The interrupts that end translations on other CPUs.
+    pub flush: Vec<u8>,
     /// How many lines are reported.
     pub lines: usize,
     /// How many are of each window.
@@ -57,6 +59,7 @@ impl Options {
             seed: 1,
             windows,
             places,
+            flush: Vec::new(),
             lines: 100,
             window_lines: 16,
             profile: 1000,
@@ -77,6 +80,10 @@ impl Options {
                 "window" if value == "run" => options.windows = Windows::Run,
                 "clearing" | "periodic" | "entry" | "fault" | "switch" | "work" | "thread" | "worker"
                     if options.places.add(key, value) => {}
+                "flush" => {
+                    let digits = value.strip_prefix("0x").ok_or_else(wrong)?;
+                    options.flush.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
+                }
                 "out" => options.out = Some(value.into()),
                 _ => return Err(wrong()),
             }
@@ -95,6 +102,7 @@ mod tests {
         let options = parse("quantum=50 seed=7 window=run profile=3 window_lines=0 out=/tmp/a=b").unwrap();
         assert_eq!((options.quantum, options.outside, options.seed), (50, 5000, 7));
         assert!(parse("clearing=0x10-0x20 periodic=0x30").unwrap().places.clears(0x10));
+        assert_eq!(parse("flush=0xfb flush=0xfc").unwrap().flush, [0xfb, 0xfc]);
         assert_eq!((options.lines, options.window_lines, options.profile), (100, 0, 3));
         assert_eq!((options.windows, options.out), (Windows::Run, Some("/tmp/a=b".into())));
         for bad in [
@@ -107,6 +115,7 @@ mod tests {
             "profile=x",
             "entry=main",
             "worker=0x1",
+            "flush=242",
         ] {
             assert_eq!(parse(bad).unwrap_err(), format!("cannot understand the option {bad}"));
         }

@@ -141,7 +141,14 @@ fn counts(text: &mut String, counts: &Counts) -> fmt::Result {
         ("ipis", counts.ipis),
         ("periodic_ipis", counts.periodic_ipis),
         ("periods", counts.periods),
+        ("targets", counts.targets),
         ("faults", counts.faults),
+        ("faults_new", counts.faults_new),
+        ("faults_fill", counts.faults_fill),
+        ("faults_repair", counts.faults_repair),
+        ("faults_copy", counts.faults_copy),
+        ("epochs", counts.epochs),
+        ("grace_periods", counts.grace_periods),
     ];
     for (i, (name, n)) in named.into_iter().enumerate() {
         write!(text, "{}\"{name}\":{n}", if i == 0 { '{' } else { ',' })?;
@@ -242,7 +249,8 @@ mod tests {
         ledger.mark(1, Marker::OperationEnd);
         let options = Options::parse(["quantum=50"].into_iter()).unwrap();
         let zero = "{\"instructions_user\":0,\"instructions_kernel\":0,\"clearing\":0,\"periodic_instructions\":0,\
-                    \"accesses\":0,\"transfers\":0,\"user_transfers\":0,\"clearing_transfers\":0,\"periodic_transfers\":0,\"ipis\":0,\"periodic_ipis\":0,\"periods\":0,\"faults\":0}";
+                    \"accesses\":0,\"transfers\":0,\"user_transfers\":0,\"clearing_transfers\":0,\"periodic_transfers\":0,\"ipis\":0,\"periodic_ipis\":0,\"periods\":0,\"targets\":0,\"faults\":0,\
+                    \"faults_new\":0,\"faults_fill\":0,\"faults_repair\":0,\"faults_copy\":0,\"epochs\":0,\"grace_periods\":0}";
         let some = zero
             .replace("instructions_user\":0", "instructions_user\":3")
             .replace("kernel\":0", "kernel\":4")

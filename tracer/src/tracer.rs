@@ -435,8 +435,8 @@ impl Tracer {
         };
         if device {
             if store && physical == icr::ICR_LOW && self.ledger.counts(cpu) {
-                let targets = self.interrupted(cpu);
-                self.ledger.ipis(cpu, targets);
+                let (others, vector) = self.interrupted(cpu);
+                self.ledger.ipis(cpu, others, self.options.flush.contains(&vector));
             }
             return;
         }
@@ -468,14 +468,15 @@ impl Tracer {
     }
 
     /// How many CPUs the command that `cpu` has just stored interrupts.
-    fn interrupted(&self, cpu: u32) -> u32 {
+    fn interrupted(&self, cpu: u32) -> (u32, u8) {
         let read = |at: u64| {
             let mut word = 0u32;
             // SAFETY: reads a register of the running CPU's local APIC, without effect, into a word of that size.
             unsafe { (self.api.physical_memory)(at, (&raw mut word).cast(), 4, false) };
             word
         };
-        icr::targets(read(icr::ICR_LOW), read(icr::ICR_HIGH), cpu, self.cpus.len() as u32)
+        let low = read(icr::ICR_LOW);
+        (icr::targets(low, read(icr::ICR_HIGH), cpu, self.cpus.len() as u32), icr::vector(low))
     }
 
     fn write(&self, out: &Path) -> std::io::Result<()> {

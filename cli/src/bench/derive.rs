@@ -58,7 +58,8 @@ pub fn counted(point: &Point, run: &Measured) -> Result<Results> {
     let sum = |name: &str| number(&counts["totals"]["in_operations"], name);
     let each = |name: &str| sum(name) / operations;
     let (user, kernel, clearing) = (each("instructions_user"), each("instructions_kernel"), each("clearing"));
-    let window = |name: &str| number(&counts["totals"]["in_windows"], name) / operations;
+    let in_windows = |name: &str| number(&counts["totals"]["in_windows"], name);
+    let window = |name: &str| in_windows(name) / operations;
     let worst = worst_cpu(run, counts);
     let queued: Vec<Line> = queued(counts, operations);
     let modelled = cost::model(
@@ -83,12 +84,23 @@ pub fn counted(point: &Point, run: &Measured) -> Result<Results> {
         ("transfers_max", worst, "lines/operation", Kind::Count),
         ("periodic_instructions", window("periodic_instructions"), "instructions/operation", Kind::Count),
         ("periodic_transfers", window("periodic_transfers"), "lines/operation", Kind::Count),
-        ("periods", number(&counts["totals"]["in_windows"], "periods"), "periods/window", Kind::Count),
+        ("periods", in_windows("periods"), "periods/window", Kind::Count),
         ("ipis", each("ipis"), "interrupts/operation", Kind::Count),
+        ("targets", each("targets"), "interrupts/operation", Kind::Count),
         ("faults", each("faults"), "faults/operation", Kind::Count),
         ("throughput_per_cpu", modelled.throughput_per_cpu, "operations/s", Kind::Modelled),
     ];
     let per_thread = (operations / f64::from(point.threads)) as u64;
+    // Known of Quire alone, whose kernel marks them.
+    let of_quire = [
+        ("faults_new", each("faults_new"), "faults/operation", Kind::Count),
+        ("faults_fill", each("faults_fill"), "faults/operation", Kind::Count),
+        ("faults_repair", each("faults_repair"), "faults/operation", Kind::Count),
+        ("faults_copy", each("faults_copy"), "faults/operation", Kind::Count),
+        ("epochs", in_windows("epochs"), "epochs/window", Kind::Count),
+        ("grace_periods", in_windows("grace_periods"), "grace periods/window", Kind::Count),
+    ];
+    let rows = rows.into_iter().chain(of_quire.into_iter().filter(|_| point.system == "quire"));
     let records = rows.map(|(metric, value, unit, kind)| Record {
         point: point.clone(),
         operations: per_thread,
@@ -106,7 +118,7 @@ pub fn counted(point: &Point, run: &Measured) -> Result<Results> {
         name: one.name.clone(),
         instructions: one.in_operations as f64 / operations,
     });
-    Ok(Results { records: records.into(), lines, functions: functions.collect(), ..Results::default() })
+    Ok(Results { records: records.collect(), lines, functions: functions.collect(), ..Results::default() })
 }
 
 /// The operations of all threads, if the run was right and the tracer saw all of it.
@@ -242,9 +254,10 @@ mod tests {
         let said = json!({"right": true, "npages": 1, "per_thread": [
             {"thread": 0, "cpu": 0, "operations": 10, "brackets": 20, "window_ns": 1000},
             {"thread": 1, "cpu": 1, "operations": 10, "brackets": 20, "window_ns": 3000}]});
-        let inside = json!({"instructions_user": 200, "instructions_kernel": 1800, "clearing": 100, "transfers": 60, "ipis": 20});
+        let inside = json!({"instructions_user": 200, "instructions_kernel": 1800, "clearing": 100, "transfers": 60, "ipis": 20,
+            "targets": 10, "faults_new": 30});
         let counts = json!({"complete": true, "stray_markers": 0,
-            "totals": {"operations": 40, "in_operations": inside, "in_windows": {"periodic_instructions": 40}},
+            "totals": {"operations": 40, "in_operations": inside, "in_windows": {"periodic_instructions": 40, "epochs": 3}},
             "per_cpu": [{"in_operations": {"transfers": 20}}, {"in_operations": {"transfers": 40}}],
             "lines": [{"line": "0x40", "in_operations": 50, "cpus": "0-1", "touched_by": [
                 {"pc": "0xffffffff81000001", "access": "read"}, {"pc": "0xffffffff81000102", "access": "update"}]}],
@@ -260,6 +273,7 @@ mod tests {
         let results = counted(&point(), &run()).unwrap();
         let value = |metric: &str| results.value(&point(), metric).unwrap();
         assert_eq!((value("instructions"), value("clearing"), value("transfers")), (100.0, 5.0, 3.0));
+        assert_eq!((value("targets"), value("faults_new"), value("epochs")), (0.5, 1.5, 3.0));
         assert_eq!((value("transfers_max"), value("ipis"), value("periodic_instructions")), (4.0, 1.0, 2.0));
         // 105 cycles of instructions, three transfers in a socket, an interrupt sent and one received; and the wait for
         // the line that takes 2.5 of the transfers.

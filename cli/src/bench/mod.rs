@@ -87,21 +87,28 @@ pub fn run(options: &Bench) -> Result<u8> {
         return Err(failure(USAGE, format!("no suite {unknown}: there is {}", SUITES.join(", "))));
     }
     let is_wanted = |suite: &str| options.suites.iter().any(|one| one == suite);
-    if !is_wanted(MATRIX) && !options.pairs.is_empty() {
+    let of_imbalance = options.pairs.iter().any(|pair| pair.contains(':'));
+    if !is_wanted(MATRIX) && !options.pairs.is_empty() && !of_imbalance {
         return Err(failure(USAGE, "--pairs is about the suite matrix: name it"));
     }
-    let of_mapbench =
-        !options.mode.is_empty() || options.npages.is_some() || options.resume || options.processes;
+    let of_mapbench = !options.mode.is_empty()
+        || options.npages.is_some()
+        || options.resume
+        || options.processes
+        || options.steady
+        || options.all
+        || options.pagetable.is_some()
+        || of_imbalance;
     if of_mapbench && !options.suites.is_empty() && !is_wanted(MAPBENCH) {
         return Err(failure(
             USAGE,
-            "--mode, --npages, --resume and --processes are about the suite mapbench: name it too",
+            "--mode, --npages, --steady, --all, --pagetable, --resume and --processes are about the suite mapbench: name it too",
         ));
     }
     let mut all = Results { version: results::VERSION, ..Results::default() };
     if options.suites.is_empty() || is_wanted(MAPBENCH) {
         let results = if options.native { native::measure(options)? } else { measure(options)? };
-        ui::result(table::table(&results).trim_end());
+        ui::result(table::table(&results, options.all).trim_end());
         keep(&results, options)?;
         all.merge(results);
     }
@@ -123,6 +130,9 @@ fn refuse_others(options: &Bench, takes: &'static str) -> Result<()> {
         || (options.quantum, options.seed, options.linux) != (None, None, None)
         || (&options.cpus, options.accel) != (&plain.cpus, plain.accel)
         || options.resume
+        || options.steady
+        || options.all
+        || options.pagetable.is_some()
         || options.plant_shared_counter
         || options.first_touch
         || options.processes
@@ -191,15 +201,26 @@ pub fn measure(options: &Bench) -> Result<Results> {
 fn one_sweep(lab: &Lab, sweep: &Sweep, mut begins: impl FnMut(&str)) -> Result<Results> {
     let mut all = Results::default();
     let mut before = None;
+    if let (true, Some(&cpus)) = (sweep.steady, sweep.cpus.first()) {
+        begins(&format!("{} on {}, how much an operation takes", sweep.mode, sweep.system.label()));
+        before = cost(lab, sweep, cpus, sweep.operations(cpus, None))?.1;
+    }
     for &cpus in &sweep.cpus {
         begins(&format!("{} on {}, {cpus} CPUs", sweep.mode, sweep.system.label()));
         let operations = sweep.operations(cpus, before);
-        let one =
-            cache::through(lab, sweep, cpus, operations, || point::measure(lab, sweep, cpus, operations))?;
-        before = one.records.iter().find(|r| r.metric == "instructions").map(|r| (cpus, r.value));
+        let (one, each) = cost(lab, sweep, cpus, operations)?;
+        before = each;
         all.merge(one);
     }
     Ok(all)
+}
+
+/// One point, and its CPUs and instructions an operation, if they were counted.
+fn cost(lab: &Lab, sweep: &Sweep, cpus: u32, operations: u32) -> Result<(Results, Option<(u32, f64)>)> {
+    let measure = || point::measure(lab, sweep, cpus, operations);
+    let one = cache::through(lab, sweep, cpus, operations, measure)?;
+    let each = one.records.iter().find(|r| r.metric == "instructions").map(|r| (cpus, r.value));
+    Ok((one, each))
 }
 
 /// Add to what is kept of earlier runs, for the report.

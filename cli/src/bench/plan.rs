@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    args::{Accel, Aspace, AspaceChoice, Bench, FrameAlgo, Linux, Vs},
+    args::{Accel, Aspace, AspaceChoice, Bench, FrameAlgo, Linux, PageTables, Vs},
     failure::{USAGE, failure},
 };
 
@@ -40,6 +40,9 @@ const GUESS: f64 = 40_000.0;
 /// Operations of each thread: with few CPUs, and the least.
 const MOST: u32 = 1000;
 const LEAST: u32 = 100;
+/// Instructions of a CPU in which it ticks three times, and somewhat more: two epochs end in them, each of which every CPU's tick
+/// must have come to (`kernel/src/realm.rs`).
+const STEADY: f64 = 3.3e7;
 /// Up to so many CPUs, [`MOST`].
 const FEW: u32 = 8;
 
@@ -77,6 +80,8 @@ pub struct Sweep {
     pub cpus: Vec<u32>,
     /// Operations of each thread, if said.
     operations: Option<u32>,
+    /// As many as it takes for [`STEADY`] instructions.
+    pub steady: bool,
     /// On pages that nobody has touched before.
     pub first_touch: bool,
     /// By processes rather than threads.
@@ -85,6 +90,10 @@ pub struct Sweep {
     pub planted: bool,
     /// The algorithm for page frames, if said; Quire alone has it.
     pub frames: Option<FrameAlgo>,
+    /// The tables of an address space, if said; Quire's radix design alone has a choice.
+    pub tables: Option<PageTables>,
+    /// Of the mode imbalance: which thread frees whose pages.
+    pub pairs: Option<String>,
 }
 
 impl Sweep {
@@ -94,6 +103,12 @@ impl Sweep {
     pub fn operations(&self, cpus: u32, before: Option<(u32, f64)>) -> u32 {
         if let Some(operations) = self.operations {
             return operations;
+        }
+        if let (true, Some((_, each))) = (self.steady, before) {
+            return ((STEADY / each.max(1.0)) as u32).max(LEAST);
+        }
+        if self.steady {
+            return LEAST;
         }
         let expected = before.map_or(GUESS, |(fewer, each)| each * f64::from(cpus) / f64::from(fewer.max(1)));
         let affordable = BUDGET / (expected.max(1.0) * f64::from(cpus));
@@ -111,6 +126,8 @@ impl Sweep {
         let mut told: Vec<_> =
             words.iter().filter(|(is, _)| *is).map(|(_, word)| (*word).to_owned()).collect();
         told.extend(self.frames.map(frames_variant));
+        told.extend(self.tables.map(|tables| format!("--pagetable {}", tables.name())));
+        told.extend(self.pairs.as_ref().map(|pairs| format!("--pairs {pairs}")));
         (!told.is_empty()).then(|| told.join(" "))
     }
 
@@ -133,11 +150,21 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
     cpus.dedup();
     let modes: Vec<(String, Option<u64>)> = match &options.mode[..] {
         [] => usual(options).map(|(mode, npages)| (mode.to_owned(), npages)).collect(),
-        named => named.iter().map(|mode| (mode.clone(), None)).collect(),
+        _ => named(options),
     };
     let systems = systems(options)?;
     if options.accel != Accel::Exact && (options.quantum.is_some() || options.seed.is_some()) {
         return Err(failure(USAGE, "--quantum and --seed are about the exact machine: say --accel exact"));
+    }
+    if options.steady && options.accel != Accel::Exact {
+        return Err(failure(USAGE, "--steady is about counts: say --accel exact"));
+    }
+    let of_imbalance: Vec<_> = options.pairs.iter().filter(|pair| pair.contains(':')).cloned().collect();
+    if !of_imbalance.is_empty() && !modes.iter().all(|(mode, _)| mode == "imbalance") {
+        return Err(failure(USAGE, "--pairs T:T is about the mode imbalance: say --mode imbalance"));
+    }
+    if options.pagetable.is_some() && options.aspace.designs() != [Aspace::Radix] {
+        return Err(failure(USAGE, "--pagetable is about the radix design: say --aspace radix"));
     }
     if options.first_touch && !modes.iter().all(|(mode, _)| mode.starts_with("fault")) {
         return Err(failure(USAGE, "--first-touch is about the modes fault and fault-2m: say --mode fault"));
@@ -148,7 +175,7 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
             // A pair of CPUs is the least that can hand something on.
             let least = if ["pipeline", "imbalance"].contains(&mode.as_str()) { 2 } else { 1 };
             let cpus: Vec<u32> = cpus.iter().copied().filter(|&n| n >= least).collect();
-            let npages = options.npages.or(npages);
+            let npages = npages.or(options.npages);
             let number = sweeps.len();
             sweeps.push(Sweep {
                 number,
@@ -157,14 +184,30 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
                 system: *system,
                 cpus,
                 operations: options.operations,
+                steady: options.steady,
                 first_touch: options.first_touch,
                 processes: options.processes,
                 planted: options.plant_shared_counter && matches!(system, Target::Quire(_)),
                 frames: options.frames.filter(|_| matches!(system, Target::Quire(_))),
+                tables: options.pagetable.filter(|_| matches!(system, Target::Quire(_))),
+                pairs: (!of_imbalance.is_empty()).then(|| of_imbalance.join(",")),
             });
         }
     }
     Ok(sweeps)
+}
+
+/// A mode, and its pages if they are said with it.
+fn parts(mode: &str) -> (String, Option<u64>) {
+    match mode.split_once(':') {
+        Some((mode, pages)) => (mode.to_owned(), pages.parse().ok().filter(|n| *n > 0)),
+        None => (mode.to_owned(), None),
+    }
+}
+
+/// The modes that the options name, and their pages where those are said with them.
+pub fn named(options: &Bench) -> Vec<(String, Option<u64>)> {
+    options.mode.iter().map(|mode| parts(mode)).collect()
 }
 
 /// The modes that are run without `--mode`, with their pages.
@@ -174,11 +217,15 @@ pub fn usual(options: &Bench) -> impl Iterator<Item = (&'static str, Option<u64>
 
 /// Whether the benchmark has these modes, for workers of the kind that is wanted.
 pub fn check_modes(options: &Bench) -> Result<()> {
-    if let Some(unknown) = options.mode.iter().find(|mode| !MODES.contains(&mode.as_str())) {
+    let is_wrong = |mode: &&String| {
+        let (name, pages) = parts(mode);
+        !MODES.contains(&name.as_str()) || mode.contains(':') && pages.is_none()
+    };
+    if let Some(unknown) = options.mode.iter().find(is_wrong) {
         return Err(failure(USAGE, format!("no mode {unknown}: there is {}", MODES.join(", "))));
     }
     if options.processes
-        && let Some(mode) = options.mode.iter().find(|mode| !APART.contains(&mode.as_str()))
+        && let Some(mode) = options.mode.iter().find(|mode| !APART.contains(&parts(mode).0.as_str()))
     {
         let among = APART.join(", ");
         return Err(failure(
@@ -246,6 +293,14 @@ mod tests {
         assert_eq!(plan[0].variant(), Some("--processes --plant-shared-counter".to_owned()));
         let one = sweeps(&Bench { mode: vec!["fork".into()], ..options() }).unwrap();
         assert_eq!((one.len(), one[0].npages), (1, None));
+        let mode = vec!["local:4".into(), "local".into()];
+        let two = sweeps(&Bench { mode, npages: Some(2), ..options() }).unwrap();
+        assert_eq!((&*two[0].mode, two[0].npages, two[1].npages), ("local", Some(4), Some(2)));
+        let radix = Bench { aspace: AspaceChoice::Radix, pagetable: Some(PageTables::Shared), ..options() };
+        assert_eq!(sweeps(&radix).unwrap()[0].variant(), Some("--pagetable shared".to_owned()));
+        let pairs = vec!["0:1".into(), "1:0".into()];
+        let freeing = Bench { mode: vec!["imbalance".into()], pairs, ..options() };
+        assert_eq!(sweeps(&freeing).unwrap()[0].variant(), Some("--pairs 0:1,1:0".to_owned()));
     }
 
     #[test]
@@ -257,6 +312,10 @@ mod tests {
         let together = Bench { processes: true, mode: vec!["local".into(), "global".into()], ..options() };
         assert!(sweeps(&together).unwrap_err().to_string().contains("not for global: local, "));
         assert!(sweeps(&Bench { accel: Accel::Tcg, quantum: Some(50), ..options() }).is_err());
+        assert!(sweeps(&Bench { accel: Accel::Tcg, steady: true, ..options() }).is_err());
+        assert!(sweeps(&Bench { pagetable: Some(PageTables::Shared), ..options() }).is_err());
+        assert!(sweeps(&Bench { pairs: vec!["0:1".into()], ..options() }).is_err());
+        assert!(sweeps(&Bench { mode: vec!["local:x".into()], ..options() }).is_err());
     }
 
     #[test]
@@ -267,6 +326,8 @@ mod tests {
         assert_eq!(sweep.operations(8, Some((4, 200_000.0))), 375);
         assert_eq!(sweep.operations(8, Some((4, 1e9))), 100);
         assert_eq!(sweep.operations(80, Some((64, 100.0))), 100);
+        let steady = &sweeps(&Bench { steady: true, ..options() }).unwrap()[0];
+        assert_eq!((steady.operations(80, None), steady.operations(80, Some((1, 5_000.0)))), (100, 6600));
         assert_eq!((Sweep::warm_up(1000), Sweep::warm_up(100), Sweep::warm_up(7)), (100, 10, 5));
     }
 }

@@ -174,6 +174,9 @@ pub fn measure(lab: &Lab, sweep: &Sweep, cpus: u32, operations: u32) -> Result<R
     if sweep.first_touch {
         words.push("--first-touch".into());
     }
+    if let Some(pairs) = &sweep.pairs {
+        words.extend(["--pairs".into(), pairs.clone()]);
+    }
     if let Some(npages) = sweep.npages {
         words.extend(["--npages".into(), npages.to_string()]);
     }
@@ -206,6 +209,7 @@ fn once(lab: &Lab, sweep: &Sweep, cpus: u32, words: &[String]) -> Result<Measure
     let boot = Boot {
         aspace,
         frames: sweep.frames,
+        pagetable: sweep.tables,
         places: lab.is_exact(),
         plant_shared_counter: sweep.planted,
         ..Boot::default()

@@ -16,15 +16,40 @@ const COLUMNS: [(&str, &str); 8] = [
     ("throughput_per_cpu", "ops/s/CPU"),
 ];
 
-/// A table of each benchmark: a row for each system and number of CPUs.
-pub fn table(results: &Results) -> String {
+/// And those that have one if all are wanted.
+const ALL_COLUMNS: [(&str, &str); 17] = [
+    ("instructions", "instr/op"),
+    ("clearing", "clearing"),
+    ("transfers", "transfers"),
+    ("transfers_max", "worst CPU"),
+    ("periodic_transfers", "periodic"),
+    ("ipis", "IPIs"),
+    ("targets", "targets"),
+    ("faults", "faults"),
+    ("faults_new", "new"),
+    ("faults_fill", "fill"),
+    ("faults_repair", "repair"),
+    ("faults_copy", "copy"),
+    ("periods", "ticks"),
+    ("epochs", "epochs"),
+    ("grace_periods", "grace p."),
+    ("ns", "ns/op"),
+    ("throughput_per_cpu", "ops/s/CPU"),
+];
+
+/// So many epochs are to pass in a window for what it shows to be the steady state.
+const STEADY_EPOCHS: f64 = 2.0;
+
+/// A table of each benchmark: a row for each system and number of CPUs; with `all` columns, or the usual ones.
+pub fn table(results: &Results, all: bool) -> String {
     let mut text = String::new();
     let mut points: Vec<&Point> = results.records.iter().map(|record| &record.point).collect();
     points.sort_by_key(|p| (p.bench.clone(), p.npages, p.cpus, p.label()));
     points.dedup();
     let titles: BTreeSet<(String, u64)> = points.iter().map(|p| (p.bench.clone(), p.npages)).collect();
+    let columns: &[_] = if all { &ALL_COLUMNS } else { &COLUMNS };
     let columns: Vec<_> =
-        COLUMNS.iter().filter(|(metric, _)| results.records.iter().any(|r| r.metric == *metric)).collect();
+        columns.iter().filter(|(metric, _)| results.records.iter().any(|r| r.metric == *metric)).collect();
     let counted = results.records.iter().any(|r| r.metric == "transfers");
     for (bench, npages) in titles {
         let of_title: Vec<_> = points.iter().filter(|p| p.bench == bench && p.npages == npages).collect();
@@ -49,6 +74,22 @@ pub fn table(results: &Results) -> String {
             text.push('\n');
         }
         text.push('\n');
+    }
+    if all && counted {
+        let short = |point: &&&Point| results.value(point, "epochs").is_some_and(|n| n < STEADY_EPOCHS);
+        let short: Vec<_> = points.iter().filter(short).collect();
+        if !short.is_empty() {
+            let named = short.iter().map(|p| format!("{} on {} CPUs", p.title(), p.cpus));
+            let named: BTreeSet<_> = named.collect();
+            let named = named.into_iter().collect::<Vec<_>>().join("; ");
+            let _ = writeln!(
+                text,
+                "no steady state: fewer than {STEADY_EPOCHS} epochs passed in {named} (--steady)"
+            );
+        }
+        text += "transfers: of the mean and of the worst CPU, and those of periodic work. Targets: CPUs interrupted to flush. Faults:\n\
+                 a new frame, an entry for a frame that was there, a too weak entry mended, a copy. Ticks, epochs of reference\n\
+                 counts and grace periods are of all CPUs, in their windows.\n";
     }
     if counted {
         text += "per operation, the mean over CPUs; periods (ticks, and Linux's kernel threads) are those that fell into the\n\
@@ -82,11 +123,11 @@ fn digits(n: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::tests::sample;
+    use crate::results::{Record, tests::sample};
 
     #[test]
     fn systems_stand_under_one_another_and_linux_is_the_measure() {
-        let text = table(&sample());
+        let text = table(&sample(), false);
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(rows[0], ["local,", "4", "pages"]);
         assert_eq!(rows[1], ["CPUs", "system", "instr/op", "transfers", "ops/s/CPU", "to", "Linux"]);
@@ -94,6 +135,20 @@ mod tests {
         assert_eq!(rows[3][..5], ["1", "Quire", "locked", "14000", "0.00"]);
         assert_eq!(rows[3].last(), Some(&"1.00x"));
         assert_eq!(rows[7].last(), Some(&"1.24x"));
+    }
+
+    #[test]
+    fn a_window_without_epochs_is_told() {
+        let mut results = sample();
+        let transfers = results.records.iter().find(|r| r.metric == "transfers" && r.point.system == "quire");
+        let epochs = Record { metric: "epochs".to_owned(), value: 1.0, ..transfers.unwrap().clone() };
+        results.records.push(epochs);
+        let text = table(&results, true);
+        assert!(text.lines().nth(1).unwrap().contains(" epochs "), "{text}");
+        assert!(text.contains("no steady state: fewer than 2 epochs passed in local, 4 pages on "), "{text}");
+        results.records.last_mut().unwrap().value = 2.0;
+        assert!(!table(&results, true).contains("no steady state"));
+        assert!(!table(&results, false).contains("epochs"));
     }
 
     #[test]

@@ -95,6 +95,16 @@ fn words(metric: &str) -> String {
         "ipis" => "interrupts sent".to_owned(),
         "clearing" => "clearing pages".to_owned(),
         "transfers" => "cache lines moved".to_owned(),
+        "transfers_max" => "by the worst CPU".to_owned(),
+        "periodic_transfers" => "by periodic work".to_owned(),
+        "targets" => "CPUs flushed".to_owned(),
+        "faults_new" => "faults: new frame".to_owned(),
+        "faults_fill" => "entry for a frame".to_owned(),
+        "faults_repair" => "entry mended".to_owned(),
+        "faults_copy" => "copy".to_owned(),
+        "periods" => "ticks in the window".to_owned(),
+        "epochs" => "epochs in it".to_owned(),
+        "grace_periods" => "grace periods in it".to_owned(),
         other => other.replace('_', " "),
     }
 }
@@ -125,8 +135,25 @@ fn points(results: &Results, group: &Group) -> Vec<Point> {
 }
 
 fn numbers(results: &Results, group: &Group) -> Markup {
-    const ALL: [&str; 7] =
-        ["instructions", "clearing", "transfers", "ipis", "faults", "ns", "throughput_per_cpu"];
+    const ALL: [&str; 17] = [
+        "instructions",
+        "clearing",
+        "transfers",
+        "transfers_max",
+        "periodic_transfers",
+        "ipis",
+        "targets",
+        "faults",
+        "faults_new",
+        "faults_fill",
+        "faults_repair",
+        "faults_copy",
+        "periods",
+        "epochs",
+        "grace_periods",
+        "ns",
+        "throughput_per_cpu",
+    ];
     let points = points(results, group);
     // Counts and times are measured apart.
     let columns: Vec<&str> =

@@ -104,6 +104,7 @@ use percpu::{AtomicCpuSet, CpuSet, MAX_CPUS, Pinned, Unpinned};
 use sync::{
     RwLock, SpinLock, mutant,
     primitive::{AtomicBool, AtomicU64, Ordering, fence},
+    probe,
 };
 use tlb::Gather;
 
@@ -538,6 +539,11 @@ impl AddressSpace for Locked {
                 if leaf.peek(at).is_empty() || mutant!("leaf-race-lost") {
                     leaf.insert(at, frame, rights);
                     space.gained(1);
+                    match (&mapping.backing, mapping.shared || access != Access::Write) {
+                        (Backing::Anonymous, _) => probe!(FaultNew),
+                        (Backing::Object { .. }, true) => probe!(FaultFill),
+                        (Backing::Object { .. }, false) => probe!(FaultCopy),
+                    }
                     return Ok(());
                 }
                 drop(leaf);
@@ -556,6 +562,7 @@ impl AddressSpace for Locked {
                 if access.allowed_by(rights) {
                     let lost = leaf.protect(at, rights);
                     debug_assert!(!lost, "a fault took a right away");
+                    probe!(FaultRepair);
                     return Ok(());
                 }
                 // The copy needs the old frame to stay: one more share.
@@ -571,6 +578,7 @@ impl AddressSpace for Locked {
                     }
                 };
             if self.replace(&space, at, old, new, rights, &mut gather, ctx) {
+                probe!(FaultCopy);
                 return Ok(());
             }
         }

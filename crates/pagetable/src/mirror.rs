@@ -63,6 +63,12 @@ struct Stripped(bool);
 pub struct Entry<'m>(&'m AtomicU64);
 
 impl Entry<'_> {
+    /// Whether it translates nothing.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        // Relaxed: the lock orders software, and the hardware writes to no empty entry.
+        self.0.load(Ordering::Relaxed) == 0
+    }
     /// Let the page be translated to `frame` with `prot`. The entry is empty, or is for the same frame and grants no more.
     #[inline(always)]
     pub fn set(self, frame: Frame, prot: Prot) {

@@ -45,6 +45,7 @@ use percpu::{CpuId, Line, PerCpu, Pinned, Unpinned};
 use sync::{
     SpinLock, mutant,
     primitive::{AtomicBool, AtomicU64, Ordering, fence, spin_loop},
+    probe,
 };
 
 use crate::{Retired, list::List};
@@ -339,6 +340,7 @@ impl Domain {
                 }
                 // Release [O9]: hands on what `all_seen` has acquired; partner: `poll`.
                 self.done.0.store(g, Ordering::Release);
+                probe!(GracePeriod);
             }
             if self.wanted.0.load(Ordering::Relaxed) <= g {
                 return;

@@ -18,7 +18,7 @@
 use core::ptr::NonNull;
 
 use percpu::{CpuId, Line};
-use sync::{SpinLock, mutant};
+use sync::{SpinLock, mutant, probe};
 
 use crate::primitive::{AtomicU64, Ordering, lock};
 
@@ -138,6 +138,7 @@ impl Tree {
         // Release: the words, and what members did before they arrived; partner: `epoch`.
         let order = if mutant!("refcache-relaxed-epoch") { Ordering::Relaxed } else { Ordering::Release };
         self.epoch.0.store(epoch + 1, order);
+        probe!(Epoch);
     }
     /// Make the CPU a member. Gives the epoch in which it counts as arrived.
     pub(crate) fn join(&self, cpu: CpuId) -> u64 {

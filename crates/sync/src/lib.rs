@@ -7,7 +7,7 @@
 //! | [`RwLock`] | sleeps, first come first served | whole operations, which may themselves sleep |
 //!
 //! All three are written over [`primitive`], so the same source runs under loom. [`mutant!`] plants the faults that
-//! the tests must catch.
+//! the tests must catch, and [`probe!`] marks what an emulator's tracer counts.
 //!
 //! ```
 //! use sync::SpinLock;
@@ -25,6 +25,7 @@ extern crate std;
 mod bit;
 pub mod mutant;
 pub mod primitive;
+pub mod probe;
 mod rwlock;
 mod spin;
 

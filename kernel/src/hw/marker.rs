@@ -17,7 +17,7 @@ const PERIODIC_END: u32 = 0x5151_0008;
 /// The first program.
 const RUN_BEGIN: u32 = 0x5151_0009;
 const RUN_END: u32 = 0x5151_000a;
-/// A page fault.
+/// A page fault. The numbers after this one are those of the crates' probes.
 const FAULT: u32 = 0x5151_000b;
 
 macro_rules! mark {
@@ -46,7 +46,13 @@ pub(super) use {enter_periodic, leave_periodic};
 
 const _: () = assert!(PERIODIC_BEGIN == 0x5151_0007 && PERIODIC_END == 0x5151_0008);
 
-/// Periodic work ends before the CPU returns from its interrupt: it switches to another thread.
+/// Periodic work begins that a timer's interrupt has put off.
+#[inline]
+pub fn periodic_begin() {
+    mark!(PERIODIC_BEGIN);
+}
+
+/// Periodic work ends before the CPU returns from its interrupt: it switches to another thread, or has done what was put off.
 #[inline]
 pub fn periodic_end() {
     mark!(PERIODIC_END);

@@ -3,6 +3,7 @@
 use core::mem::ManuallyDrop;
 
 use ::radix::SlotGuard;
+use sync::probe;
 
 use super::{realm::Kept, *};
 use crate::{Backing, page as contents};
@@ -41,10 +42,16 @@ impl Radix {
                 ),
                 Backing::Anonymous => Err(Fault::BeyondObject),
             };
+            let copied = !mapping.shared && access == Access::Write;
             let pin = ctx.pin();
             let put = asked.and_then(|(frame, rights)| self.put(at, &kept, cuts, frame, rights, &pin));
             kept.release(&pin);
             if put? {
+                if copied {
+                    probe!(FaultCopy);
+                } else {
+                    probe!(FaultFill);
+                }
                 return Ok(());
             }
         }
@@ -82,9 +89,15 @@ impl Radix {
             let rights = contents::rights(mapping, frame, frames);
             if access.allowed_by(rights) {
                 let ready = self.tables.ready(at, &pin).ok_or(Fault::NoMemory)?;
+                if ready.is_empty() {
+                    probe!(FaultFill);
+                } else {
+                    probe!(FaultRepair);
+                }
                 guard.finish(ready.set(slot, rights).word());
                 return Ok(Step::Done);
             }
+            probe!(FaultCopy);
             let mut change = Change::new(self, &section, ctx);
             return self.copy_page(&mut guard, slot, (place, all), &mut change);
         }
@@ -96,6 +109,7 @@ impl Radix {
         let zeroed =
             contents::frame(place, owned::Use::Anonymous, true, frames, &pin).ok_or(Fault::NoMemory)?;
         self.counts.one_resident(&pin);
+        probe!(FaultNew);
         guard.finish(ready.set(own(slot, zeroed), all).word());
         Ok(Step::Done)
     }

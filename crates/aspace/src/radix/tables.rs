@@ -199,6 +199,11 @@ pub(super) struct Ready<'t> {
 }
 
 impl Ready<'_> {
+    /// Whether this CPU's table has no entry for the page.
+    #[inline(always)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.entry.is_empty()
+    }
     /// Put in the entry for the page, whose slot has `slot` as its word, with a frame. The word that the slot is to have.
     #[inline(always)]
     pub(super) fn set(self, slot: Slot, rights: Prot) -> Slot {
