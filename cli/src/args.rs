@@ -196,10 +196,10 @@ pub struct Test {
 #[derive(Args)]
 pub struct Bench {
     /// Suites of benchmarks, of mapbench and matrix [default: mapbench]; or frames, followed by ids of its workloads; or
-    /// memory, followed by names of shapes
+    /// memory, followed by names of shapes; or bonsai
     #[arg(value_name = "SUITE")]
     pub suites: Vec<String>,
-    /// Of the suite frames: its own options, after --; -- --help lists them
+    /// Of the suites frames and bonsai: their own options, after --; -- --help lists them
     #[arg(value_name = "OPTION", last = true)]
     pub words: Vec<OsString>,
     /// Numbers of virtual CPUs, each with as many threads; matrix has two

@@ -10,10 +10,12 @@
 //! table.rs    the answer at a glance
 //! matrix.rs   another suite: which pairs of operations that commute share nothing
 //! frames.rs   another, which needs no machine: allocators of page frames side by side
+//! bonsai.rs   another of that kind: look-ups in a Bonsai tree and its peers
 //! memory.rs   another: what processes' memory costs in bookkeeping
-//! host.rs     how those two run
+//! host.rs     how those three run
 //! ```
 
+mod bonsai;
 mod cache;
 mod derive;
 mod frames;
@@ -45,11 +47,12 @@ use plan::Sweep;
 use point::Lab;
 
 /// The suites that there are.
-const SUITES: [&str; 4] = [MAPBENCH, MATRIX, FRAMES, MEMORY];
+const SUITES: [&str; 5] = [MAPBENCH, MATRIX, FRAMES, MEMORY, BONSAI];
 const MAPBENCH: &str = "mapbench";
 const MATRIX: &str = "matrix";
 const FRAMES: &str = "frames";
 const MEMORY: &str = "memory";
+const BONSAI: &str = "bonsai";
 /// Points that are measured at once: an exact machine needs one host thread.
 const WORKERS: usize = 2;
 
@@ -72,7 +75,15 @@ pub fn run(options: &Bench) -> Result<u8> {
             refuse_others(options, takes)?;
             return frames::run(ids, options);
         }
+        Some((BONSAI, [])) => {
+            let takes = "of bench, bonsai takes --json only; its own options come after --";
+            refuse_others(options, takes)?;
+            return bonsai::run(options);
+        }
         _ => {}
+    }
+    if options.suites.iter().any(|suite| suite == BONSAI) {
+        return Err(failure(USAGE, "bonsai is a suite by itself: cargo quire bench bonsai [-- OPTIONS]"));
     }
     if options.suites.iter().any(|suite| suite == MEMORY) {
         return Err(failure(USAGE, "memory is a suite by itself: cargo quire bench memory [SHAPE…]"));

@@ -10,8 +10,9 @@
 //!
 //! **Turns.** With weight = size + 1, a node is balanced if neither child is more than [`DELTA`] times as heavy as the other; if
 //! one is, it turns up, by a single rotation if its inner child is lighter than [`GAMMA`] times its outer one, and by a double
-//! one otherwise (Hirai and Yamamoto, "Balancing weight-balanced trees", JFP 2011, where <3, 2> is shown to be sound). The nodes that turn are copied, since a node below which the
-//! interval of keys became narrower would lose readers that are on their way in it; the subtrees they carry are not.
+//! one otherwise (Hirai and Yamamoto, "Balancing weight-balanced trees", JFP 2011, where <3, 2> is shown to be sound). The
+//! nodes that turn are copied, since a node below which the interval of keys became narrower would lose readers that are on
+//! their way in it; the subtrees they carry are not.
 
 use alloc::sync::Arc;
 use core::ptr;

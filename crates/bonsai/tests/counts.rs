@@ -84,6 +84,12 @@ impl Lab {
         let tree = Tree::in_pool(domain.clone(), Pool::new(watched.clone()));
         Self { domain, pin, tree, watched }
     }
+    /// Let everything end that was retired.
+    fn settle(&mut self) {
+        while self.domain.pending(&self.pin) > 0 {
+            self.domain.tick(&mut self.pin);
+        }
+    }
     /// What so many calls of `update` do.
     fn run(&mut self, calls: usize, update: Update<'_>) -> Counts {
         let before = self.tree.write(&self.pin).counts();
@@ -103,6 +109,12 @@ impl Lab {
             stores: now.stores - before.stores,
             most: now.most,
         }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.settle();
     }
 }
 
@@ -265,9 +277,7 @@ fn no_other_lines_of_nodes_are_written() {
         }
         // Only now is anything freed, which writes lines that nobody reads.
         if pages > 200 || step % 64 == 0 {
-            while lab.domain.pending(&lab.pin) > 0 {
-                lab.domain.tick(&mut lab.pin);
-            }
+            lab.settle();
         }
     }
     let mean = lines as f64 / f64::from(inserts);

@@ -39,6 +39,12 @@ impl Cpu {
     }
 }
 
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
 /// A value that is counted.
 #[derive(Debug)]
 struct Value(u32, Arc<AtomicUsize>);

@@ -58,7 +58,7 @@ fn look_ups_are_of_some_moment() {
     assert_eq!(history.first(), first);
     let (overlapped, looks) = (AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
-        for cpu in 1..=READERS {
+        let reader = |cpu| {
             let (map, domain, history, overlapped, looks) = (&map, &domain, &history, &overlapped, &looks);
             scope.spawn(move || {
                 let pin = &mut pin(cpu);
@@ -90,8 +90,9 @@ fn look_ups_are_of_some_moment() {
                     domain.qs(pin);
                 }
                 domain.idle_enter(pin);
-            });
-        }
+            })
+        };
+        let readers: Vec<_> = (1..=READERS).map(reader).collect();
         for number in 0..history.updates.len() {
             history.update(number, |update| {
                 let mut writer = map.write(&*pin_0);
@@ -105,6 +106,7 @@ fn look_ups_are_of_some_moment() {
                 domain.tick(pin_0);
             }
         }
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
     });
     map.write(&*pin_0).check().unwrap();
     settle(&domain, pin_0);
@@ -131,7 +133,7 @@ fn regions_that_stay_are_covered() {
     tree.write(&*pin_0).build(all).unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        for cpu in 1..=READERS {
+        let reader = |cpu| {
             let (tree, domain, done) = (&tree, &domain, &done);
             scope.spawn(move || {
                 let pin = &mut pin(cpu);
@@ -163,8 +165,9 @@ fn regions_that_stay_are_covered() {
                     domain.qs(pin);
                 }
                 domain.idle_enter(pin);
-            });
-        }
+            })
+        };
+        let readers: Vec<_> = (1..=READERS).map(reader).collect();
         let mut random = Random(77);
         for number in 0..40_000 * scale() {
             let n = u64::from(random.below(2 * REGIONS as u32));
@@ -188,6 +191,7 @@ fn regions_that_stay_are_covered() {
             }
         }
         done.store(true, Relaxed);
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
     });
     tree.write(&*pin_0).check().unwrap();
     settle(&domain, pin_0);

@@ -58,6 +58,8 @@ const BATCH: usize = 64;
 /// A region's bytes, and those to the next.
 const LENGTH: u64 = 3 << 12;
 const STRIDE: u64 = 4 << 12;
+/// Nodes and entries that wait for readers to be gone: with more a writer waits.
+const MOST_GARBAGE: usize = 4096;
 /// Threads' CPUs: the writer's is 0.
 const CPUS: usize = 4;
 
@@ -162,15 +164,23 @@ impl<M: Memory> Subject for Bonsai<M> {
             drop(writer.remove(n * STRIDE).expect("it was put in"));
         }
         self.tree.write(&*pin).insert(region(n), Entry::new(n * STRIDE)).expect("it is free");
-        if n.is_multiple_of(8) {
+        // Regular work now and then; and with much garbage nothing else, until readers are gone.
+        if n.is_multiple_of(8) || self.domain.pending(pin) > MOST_GARBAGE {
             self.domain.tick(pin);
+            while self.domain.pending(pin) > MOST_GARBAGE {
+                thread::yield_now();
+                self.domain.tick(pin);
+            }
         }
     }
     fn present(&self, pin: &mut Pinned<'_>, here: bool) {
         match here {
             true => self.domain.idle_exit(pin),
             false => {
-                self.domain.hand_over(pin);
+                while self.domain.pending(pin) > 0 {
+                    self.domain.tick(pin);
+                    thread::yield_now();
+                }
                 self.domain.idle_enter(pin);
             }
         }
@@ -267,7 +277,7 @@ fn subjects(regions: u64) -> [Box<dyn Subject>; 5] {
     pairs().for_each(|(end, start)| _ = map.insert(end, start));
     [
         Box::new(Bonsai::new("bonsai", regions, Heap)),
-        Box::new(Bonsai::new("bonsai, large pages", regions, Large::new(regions as usize * 256 + (8 << 20)))),
+        Box::new(Bonsai::new("bonsai, large pages", regions, Large::new(regions as usize * 128 + (4 << 20)))),
         Box::new(Locked(RwLock::new(map))),
         Box::new(Skip(skip)),
         Box::new(Index(index)),
