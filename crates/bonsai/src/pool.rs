@@ -8,7 +8,7 @@
 //!
 //! A node's page, its side and its pool are found from its address. Each page owns a reference to its pool, so that nodes may
 //! outlive their tree until their grace period has ended. A page that has become empty goes back where it came from, unless
-//! it is the last with room.
+//! it is the last with room and there are nodes in others; it goes with the last of those.
 
 use alloc::{alloc as heap, sync::Arc};
 use core::{
@@ -16,6 +16,7 @@ use core::{
     cell::Cell,
     fmt,
     marker::PhantomData,
+    mem,
     ptr::{self, NonNull},
 };
 
@@ -197,11 +198,11 @@ impl<S, V, M: Memory> Pool<S, V, M> {
         stock.nodes += 1;
         Some(node)
     }
-    /// Take the node at `node` back; a page that is to be freed for it.
+    /// Take the node at `node` back. Gives the first of the pages that are to be freed for it, which are linked.
     ///
     /// # Safety
     /// It came from this pool, in whose page `header` it is, and nobody uses it.
-    unsafe fn put(&self, node: NonNull<Node<S, V>>, page: NonNull<Header<S, V, M>>) -> bool {
+    unsafe fn put(&self, node: NonNull<Node<S, V>>, page: NonNull<Header<S, V, M>>) -> *mut Header<S, V, M> {
         let mut stock = self.stock.lock();
         stock.nodes -= 1;
         // SAFETY: the pool's pages, touched under its lock; the node's memory is the pool's again.
@@ -218,10 +219,15 @@ impl<S, V, M: Memory> Pool<S, V, M> {
                 }
                 stock.first = page.as_ptr();
             }
+            if stock.nodes == 0 {
+                // All pages are empty, this one and one that was kept, and all have room.
+                stock.pages = 0;
+                return mem::replace(&mut stock.first, ptr::null_mut());
+            }
             let alone = header.before.is_null() && header.behind.is_null();
             // The last page with room is kept as long as there are others, whose nodes will need some.
-            if header.used > 0 || alone && stock.nodes > 0 {
-                return false;
+            if header.used > 0 || alone {
+                return ptr::null_mut();
             }
             match header.before.as_mut() {
                 Some(before) => before.behind = header.behind,
@@ -230,9 +236,10 @@ impl<S, V, M: Memory> Pool<S, V, M> {
             if let Some(behind) = header.behind.as_mut() {
                 behind.before = header.before;
             }
+            header.behind = ptr::null_mut();
         }
         stock.pages -= 1;
-        true
+        page.as_ptr()
     }
 }
 
@@ -245,9 +252,11 @@ pub(crate) unsafe fn give<S, V, M: Memory>(node: NonNull<Node<S, V>>) {
     // SAFETY: a page's header says whose it is, and doesn't change in that as long as a node is out.
     let pool = unsafe { (*page.as_ptr()).pool };
     // SAFETY: the page owns a reference to the pool; the node is of that page.
-    if unsafe { (*pool).put(node, page) } {
-        // SAFETY: the page is in no list, and no node of it is out: the page's memory and its reference are ours.
+    let mut empty = unsafe { (*pool).put(node, page) };
+    while let Some(page) = NonNull::new(empty) {
+        // SAFETY: the page is in no list of the pool's, and no node of it is out: its memory and its reference are ours.
         unsafe {
+            empty = (*page.as_ptr()).behind;
             let pool = Arc::from_raw(pool);
             pool.memory.free(page.cast());
         }

@@ -420,6 +420,11 @@ proptest! {
             let rest: Vec<_> = writer.read().iter_from(2 * from * PAGE).map(|(_, entry)| **entry).collect();
             prop_assert_eq!(rest, (from as u32..n as u32).collect::<Vec<_>>());
         }
+        // Nodes go in another order than they came, and all pages with them.
+        drop(writer);
+        let pool = space.pool().clone();
+        drop(space);
+        prop_assert_eq!((pool.nodes(), pool.pages(), Arc::strong_count(&pool)), (0, 0, 1));
     }
 }
 
