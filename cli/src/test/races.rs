@@ -1,8 +1,9 @@
-//! The frame allocator's threads under ThreadSanitizer, on the host: what a frame's last owner did to it comes before what
-//! the next one does, or the detector says so. With an order of memory weakened it must.
+//! Threads under ThreadSanitizer, on the host: what a frame's last owner did to it comes before what the next one does, and a
+//! node is made before a reader finds it and reused after, or the detector says so. With an order of memory weakened it must.
 //!
 //! The standard library is not compiled for the detector, which therefore doesn't see how its locks and channels order
-//! things: the tests meet by being joined and by our own atomics (`crates/frames/tests/stress.rs`).
+//! things: the tests meet by being joined and by our own atomics (`crates/frames/tests/stress.rs`,
+//! `crates/bonsai/tests/threads.rs`).
 
 use std::{io::Write, path::Path, process::Command, time::Duration};
 
@@ -15,38 +16,69 @@ use crate::{cargo, child, workspace};
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// The test harness's own channel, by which threads tell the main one that a test has ended.
 const SUPPRESSED: &str = "race:std::sync::mpmc\n";
-/// Orders of memory without which two owners race for a frame.
-const WEAKENED: [&str; 2] = ["frames-relaxed-take", "frames-relaxed-release"];
-/// What the detector says of a race, and where the owners are.
-const RACE: [&str; 2] = ["ThreadSanitizer: data race", "Owners>::touch"];
+/// What the detector says of a race.
+const RACE: &str = "ThreadSanitizer: data race";
+
+/// Threads of a crate.
+struct Subject {
+    package: &'static str,
+    test: &'static str,
+    /// Faults without which there is no race.
+    weakened: [&'static str; 2],
+    /// Where the detector finds it.
+    place: &'static str,
+}
+
+const SUBJECTS: [Subject; 2] = [
+    Subject {
+        package: "quire-frames",
+        test: "stress",
+        weakened: ["frames-relaxed-take", "frames-relaxed-release"],
+        place: "Owners>::touch",
+    },
+    Subject {
+        package: "quire-bonsai",
+        test: "threads",
+        weakened: ["bonsai-relaxed-publish", "bonsai-free-early"],
+        place: "bonsai::",
+    },
+];
 
 /// How many tests there are.
-pub const TESTS: usize = 1 + WEAKENED.len();
+pub const TESTS: usize = SUBJECTS.len() * (1 + SUBJECTS[0].weakened.len());
 
 /// Run them; `begin` is told which, by its number.
 pub fn run(report: &mut Report, full: bool, begin: impl Fn(&Report, usize, &str)) -> Result<()> {
     let mut suppressed = tempfile::NamedTempFile::new().context("cannot make a file for the detector")?;
     suppressed.write_all(SUPPRESSED.as_bytes())?;
-    begin(report, 0, "frames under ThreadSanitizer");
-    let end = child::lines(&mut command(suppressed.path(), None, full), LIMIT, |_| ())?;
-    let clean = if end.success() { Ok(()) } else { Err(format!("{}\n{}", end.ending(), output::tail(&end))) };
-    report.record("frames under ThreadSanitizer", clean);
-    for (i, weakened) in WEAKENED.into_iter().enumerate() {
-        let name = format!("a race by {weakened}");
-        begin(report, 1 + i, &name);
-        let end = child::lines(&mut command(suppressed.path(), Some(weakened), false), LIMIT, |_| ())?;
-        let text = end.text();
-        let told = RACE.iter().all(|words| text.contains(words));
-        report
-            .record(&name, if told { Ok(()) } else { Err(format!("not reported\n{}", output::tail(&end))) });
+    let mut test = 0..;
+    for subject in &SUBJECTS {
+        let mut next = |name: &str| begin(report, test.next().unwrap_or_default(), name);
+        let name = format!("{} under ThreadSanitizer", subject.package);
+        next(&name);
+        let end = child::lines(&mut command(subject, suppressed.path(), None, full), LIMIT, |_| ())?;
+        let clean =
+            if end.success() { Ok(()) } else { Err(format!("{}\n{}", end.ending(), output::tail(&end))) };
+        let mut results = vec![(name, clean)];
+        for weakened in subject.weakened {
+            let name = format!("a race by {weakened}");
+            next(&name);
+            let mut command = command(subject, suppressed.path(), Some(weakened), false);
+            let end = child::lines(&mut command, LIMIT, |_| ())?;
+            let text = end.text();
+            let told = [RACE, subject.place].iter().all(|words| text.contains(words));
+            let told = if told { Ok(()) } else { Err(format!("not reported\n{}", output::tail(&end))) };
+            results.push((name, told));
+        }
+        results.into_iter().for_each(|(name, result)| report.record(&name, result));
     }
     Ok(())
 }
 
-/// The stress tests, with `awake` as the fault, if any.
-fn command(suppressed: &Path, awake: Option<&str>, full: bool) -> Command {
+/// A subject's tests, with `awake` as the fault, if any.
+fn command(subject: &Subject, suppressed: &Path, awake: Option<&str>, full: bool) -> Command {
     let mut command = instrumented("tsan", &["-Zsanitizer=thread"]);
-    command.args(["test", "-p", "quire-frames", "--features", "mutants", "--test", "stress"]);
+    command.args(["test", "-p", subject.package, "--features", "mutants", "--test", subject.test]);
     command.args(["--target", TARGET, "--", "--test-threads=1"]);
     command.env("TSAN_OPTIONS", format!("suppressions={}", suppressed.display()));
     if !full {
