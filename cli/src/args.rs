@@ -195,8 +195,8 @@ pub struct Test {
 /// Options of `bench`.
 #[derive(Args)]
 pub struct Bench {
-    /// Suites of benchmarks, of mapbench and matrix [default: mapbench]; or frames, followed by ids of its workloads; or
-    /// memory, followed by names of shapes; or bonsai
+    /// Suites of benchmarks, of mapbench and matrix [default: mapbench]; or refcache; or bonsai; or frames, followed by ids of
+    /// its workloads; or memory, followed by names of shapes
     #[arg(value_name = "SUITE")]
     pub suites: Vec<String>,
     /// Of the suites frames and bonsai: their own options, after --; -- --help lists them

@@ -24,9 +24,19 @@ pub fn rust(name: &str) -> Result<PathBuf> {
 
 /// As [`rust`], with features of the package.
 pub fn rust_with(name: &str, features: &[&str]) -> Result<PathBuf> {
+    of_package(PACKAGE, name, features)
+}
+
+/// The binary `name` of the package for the host, built as [`rust`] builds: for what the host measures by the clock and a
+/// machine by counts.
+pub fn of_host(name: &str) -> Result<PathBuf> {
+    of_package("quire-bench-host", name, &[])
+}
+
+fn of_package(package: &str, name: &str, features: &[&str]) -> Result<PathBuf> {
     let mut command = cargo::command(workspace::target("guest"));
     // With an explicit target the flags stay away from build scripts and macros, which must be dynamic.
-    command.args(["build", "--release", "-p", PACKAGE, "--bin", name, "--target", HOST_TARGET]);
+    command.args(["build", "--release", "-p", package, "--bin", name, "--target", HOST_TARGET]);
     if !features.is_empty() {
         command.args(["--features", &features.join(",")]);
     }

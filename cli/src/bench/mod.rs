@@ -12,6 +12,7 @@
 //! frames.rs   another, which needs no machine: allocators of page frames side by side
 //! bonsai.rs   another of that kind: look-ups in a Bonsai tree and its peers
 //! memory.rs   another: what processes' memory costs in bookkeeping
+//! refcache.rs another: counting references beside an atomic counter, by the clock here and counted in a machine
 //! host.rs     how those three run
 //! ```
 
@@ -25,6 +26,7 @@ mod memory;
 mod native;
 pub mod plan;
 mod point;
+mod refcache;
 mod table;
 
 use std::{
@@ -47,12 +49,13 @@ use plan::Sweep;
 use point::Lab;
 
 /// The suites that there are.
-const SUITES: [&str; 5] = [MAPBENCH, MATRIX, FRAMES, MEMORY, BONSAI];
+const SUITES: [&str; 6] = [MAPBENCH, MATRIX, FRAMES, MEMORY, BONSAI, REFCACHE];
 const MAPBENCH: &str = "mapbench";
 const MATRIX: &str = "matrix";
 const FRAMES: &str = "frames";
 const MEMORY: &str = "memory";
 const BONSAI: &str = "bonsai";
+const REFCACHE: &str = "refcache";
 /// Points that are measured at once: an exact machine needs one host thread.
 const WORKERS: usize = 2;
 
@@ -80,6 +83,7 @@ pub fn run(options: &Bench) -> Result<u8> {
             refuse_others(options, takes)?;
             return bonsai::run(options);
         }
+        Some((REFCACHE, [])) => return refcache::run(options),
         _ => {}
     }
     if options.suites.iter().any(|suite| suite == BONSAI) {
@@ -87,6 +91,9 @@ pub fn run(options: &Bench) -> Result<u8> {
     }
     if options.suites.iter().any(|suite| suite == MEMORY) {
         return Err(failure(USAGE, "memory is a suite by itself: cargo quire bench memory [SHAPE…]"));
+    }
+    if options.suites.iter().any(|suite| suite == REFCACHE) {
+        return Err(failure(USAGE, "refcache is a suite by itself: cargo quire bench refcache"));
     }
     if !options.words.is_empty() || options.suites.iter().any(|suite| suite == FRAMES) {
         return Err(failure(
@@ -172,7 +179,11 @@ pub fn quick() -> Result<Results> {
 /// Measure what the options say of the suite mapbench in machines.
 pub fn measure(options: &Bench) -> Result<Results> {
     let sweeps = plan::sweeps(options)?;
-    let lab = Lab::furnish(options, &sweeps)?;
+    all_of(&Lab::furnish(options, &sweeps, MAPBENCH)?, &sweeps)
+}
+
+/// Measure these in the lab, some at the same time.
+fn all_of(lab: &Lab, sweeps: &[Sweep]) -> Result<Results> {
     let total: usize = sweeps.iter().map(|sweep| sweep.cpus.len()).sum();
     let progress = Mutex::new(ui::Progress::new("bench"));
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -180,7 +191,7 @@ pub fn measure(options: &Bench) -> Result<Results> {
     let work = || {
         // Relaxed, here and below: each sweep is taken once whatever the order, and the scope's end publishes results.
         while let Some(sweep) = sweeps.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let measured = one_sweep(&lab, sweep, |what| {
+            let measured = one_sweep(lab, sweep, |what| {
                 let progress = progress.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 progress.steps(done.fetch_add(1, Ordering::Relaxed) as u64, total as u64, what);
             });

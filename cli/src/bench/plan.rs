@@ -197,6 +197,29 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
     Ok(sweeps)
 }
 
+/// Sweeps over `subjects` of another suite, on Quire.
+pub fn of_subjects(subjects: &[&str], operations: u32, cpus: &[u32]) -> Vec<Sweep> {
+    let mut cpus = cpus.to_vec();
+    cpus.sort_unstable();
+    cpus.dedup();
+    let sweep = |(number, subject): (usize, &&str)| Sweep {
+        number,
+        mode: (*subject).to_owned(),
+        npages: None,
+        system: Target::Quire(Aspace::Radix),
+        cpus: cpus.clone(),
+        operations: Some(operations),
+        steady: false,
+        first_touch: false,
+        processes: false,
+        planted: false,
+        frames: None,
+        tables: None,
+        pairs: None,
+    };
+    subjects.iter().enumerate().map(sweep).collect()
+}
+
 /// A mode, and its pages if they are said with it.
 fn parts(mode: &str) -> (String, Option<u64>) {
     match mode.split_once(':') {

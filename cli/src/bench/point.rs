@@ -33,6 +33,8 @@ const SECONDS: f64 = 1.0;
 
 /// Everything that points have in common.
 pub struct Lab {
+    /// The suite, which is also the benchmark's name.
+    pub suite: &'static str,
     /// The benchmark.
     pub program: PathBuf,
     /// Quire's kernel.
@@ -50,7 +52,7 @@ pub struct Lab {
 
 impl Lab {
     /// Build and fetch what the sweeps need.
-    pub fn furnish(options: &Bench, sweeps: &[Sweep]) -> Result<Self> {
+    pub fn furnish(options: &Bench, sweeps: &[Sweep], suite: &'static str) -> Result<Self> {
         let (kvm, _) = machine::choose_kvm(options.accel)?;
         let emulator = machine::emulator()?;
         let version = child::capture(
@@ -76,7 +78,8 @@ impl Lab {
             _ => None,
         };
         Ok(Self {
-            program: guest::rust("mapbench")?,
+            suite,
+            program: if suite == super::REFCACHE { guest::of_host(suite)? } else { guest::rust("mapbench")? },
             kernel: kernel::build(Build::Ordinary)?,
             linux: wanted
                 .into_iter()
@@ -128,7 +131,7 @@ impl Lab {
             Target::Linux(choice) => ("linux", Some(self.linux(choice)?.release.clone()), None),
         };
         Ok(Point {
-            suite: "mapbench".to_owned(),
+            suite: self.suite.to_owned(),
             bench: sweep.mode.clone(),
             system: system.to_owned(),
             linux_version,
@@ -165,7 +168,7 @@ pub fn measure(lab: &Lab, sweep: &Sweep, cpus: u32, operations: u32) -> Result<R
         true => ["--operations".to_owned(), operations.to_string()],
         false => ["--seconds".to_owned(), SECONDS.to_string()],
     };
-    let mut words: Vec<String> = vec!["mapbench".into(), sweep.mode.clone(), "--json".into()];
+    let mut words: Vec<String> = vec![lab.suite.into(), sweep.mode.clone(), "--json".into()];
     words.extend(["--threads".into(), cpus.to_string(), "--warm-up".into(), warm_up.to_string()]);
     words.extend(length);
     if sweep.processes {
@@ -194,7 +197,8 @@ pub fn measure(lab: &Lab, sweep: &Sweep, cpus: u32, operations: u32) -> Result<R
 
 /// One run in a fresh machine.
 fn once(lab: &Lab, sweep: &Sweep, cpus: u32, words: &[String]) -> Result<Measured> {
-    let program = Program { host: lab.program.clone(), guest: b"/bin/mapbench".to_vec(), packed: false };
+    let guest = format!("/bin/{}", lab.suite).into_bytes();
+    let program = Program { host: lab.program.clone(), guest, packed: false };
     let mut image = Image::default();
     run::add_program(&mut image, &program)?;
     let argv = words.iter().map(|word| word.clone().into_bytes()).collect();

@@ -7,6 +7,10 @@
 //! the quartiles. Refcache's work in the background, a flush once in a millisecond, is in it.
 //!
 //!     cargo run --release -p quire-bench-host --bin refcache -- [THREADS,… [TURNS]]
+//!
+//! `counted.rs` has the same for a machine that counts.
+
+mod counted;
 
 use std::{
     hint::black_box,
@@ -21,7 +25,7 @@ use std::{
 };
 
 use percpu::{CpuId, Pinned};
-use refcache::{Budget, Counted, Domain, RefHead, Shared, Threads};
+use refcache::{AllStopped, Budget, Counted, Domain, RefHead, Shared, Threads};
 use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::{ClockId, clock_gettime},
@@ -70,33 +74,59 @@ impl Objects {
             shared: Shared::new(1),
         }
     }
-    /// A thread's pairs, on its CPU.
+    /// A thread's pairs, on its CPU, with the work in the background when it is time.
     fn run(&self, subject: &str, pin: &Pinned<'_>) {
         let mut worked = Instant::now();
         for _ in 0..PAIRS / BATCH {
-            match subject {
-                "atomic" => (0..BATCH).for_each(|_| {
-                    // As `Arc` does it.
-                    black_box(&self.counter).fetch_add(1, Ordering::Relaxed);
-                    black_box(&self.counter).fetch_sub(1, Ordering::Release);
-                }),
-                "Arc" => (0..BATCH).for_each(|_| drop(black_box(black_box(&self.arc).clone()))),
-                "Domain" => {
-                    // SAFETY: the first reference is never given up, and what is counted here is.
-                    (0..BATCH).for_each(|_| unsafe {
-                        self.domain.add(black_box(&*self.object), 1, pin);
-                        self.domain.add(black_box(&*self.object), -1, pin);
-                    });
-                    let now = Instant::now();
-                    if now - worked >= TICK {
-                        worked = now;
-                        self.domain.work(pin, Budget::default());
-                    }
+            self.pairs(subject, BATCH, pin);
+            if subject == "Domain" {
+                let now = Instant::now();
+                if now - worked >= TICK {
+                    worked = now;
+                    self.work(subject, pin);
                 }
-                _ => (0..BATCH).for_each(|_| drop(black_box(black_box(&self.shared).clone()))),
             }
         }
     }
+    /// So many pairs.
+    #[inline]
+    fn pairs(&self, subject: &str, pairs: u32, pin: &Pinned<'_>) {
+        match subject {
+            "atomic" => (0..pairs).for_each(|_| {
+                // As `Arc` does it.
+                black_box(&self.counter).fetch_add(1, Ordering::Relaxed);
+                black_box(&self.counter).fetch_sub(1, Ordering::Release);
+            }),
+            "Arc" => (0..pairs).for_each(|_| drop(black_box(black_box(&self.arc).clone()))),
+            // SAFETY: the first reference is never given up, and what is counted here is.
+            "Domain" => (0..pairs).for_each(|_| unsafe {
+                self.domain.add(black_box(&*self.object), 1, pin);
+                self.domain.add(black_box(&*self.object), -1, pin);
+            }),
+            _ => (0..pairs).for_each(|_| drop(black_box(black_box(&self.shared).clone()))),
+        }
+    }
+    /// What a kernel does in each tick; the library does it along with dropping references.
+    fn work(&self, subject: &str, pin: &Pinned<'_>) {
+        if subject == "Domain" {
+            self.domain.work(pin, Budget::default());
+        }
+    }
+    /// Whether every count is what it was: asked when all threads have ended.
+    fn are_as_at_first(&self) -> bool {
+        // SAFETY: nobody else calls the domain.
+        let stopped = unsafe { AllStopped::assume() };
+        self.counter.load(Ordering::Relaxed) == 1
+            && Arc::strong_count(&self.arc) == 1
+            && self.domain.exact(&*self.object, &stopped) == 1
+    }
+}
+
+/// Let this thread run there. If the system refuses, threads are where it puts them.
+fn place(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    let _ = sched_setaffinity(None, &set);
 }
 
 /// Processor time of this thread.
@@ -117,10 +147,7 @@ fn host_cpus() -> Vec<usize> {
 fn measure(objects: &Objects, subject: &str, threads: usize, host: &[usize]) -> f64 {
     let barrier = Barrier::new(threads);
     let run = |cpu: usize| {
-        let mut place = CpuSet::new();
-        place.set(host[cpu % host.len()]);
-        // If the host refuses, the threads are where it puts them.
-        let _ = sched_setaffinity(None, &place);
+        place(host[cpu % host.len()]);
         // SAFETY: each thread is a CPU of its own, and one turn follows the other.
         let pin = unsafe { Pinned::assume(CpuId::new(cpu).expect("a CPU")) };
         barrier.wait();
@@ -146,6 +173,9 @@ fn quartiles(values: &mut [f64]) -> [f64; 3] {
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word.starts_with(char::is_alphabetic)) {
+        return counted::run(&words);
+    }
     let numbers =
         |word: &str| word.split(',').map(|n| n.parse().ok().filter(|n| (1..=64).contains(n))).collect();
     let threads: Option<Vec<usize>> = words.first().map_or(Some(vec![1, 2]), |word| numbers(word));

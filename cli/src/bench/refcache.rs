@@ -1,0 +1,49 @@
+//! `cargo quire bench refcache`: what counting a reference costs beside an atomic counter and `Arc`, natively by the clock with all
+//! of them in turn, and on the exact machine by the lines that move (`bench/host`, `docs/refcache.md`).
+
+use anyhow::Result;
+
+use super::{REFCACHE, all_of, host, plan, point::Lab, table};
+use crate::{
+    args::{Accel, Bench},
+    failure::{USAGE, failure},
+    machine, ui,
+};
+
+/// What is compared.
+const SUBJECTS: [&str; 4] = ["atomic", "arc", "domain", "shared"];
+/// Pairs of each thread in its window.
+const PAIRS: u32 = 100_000;
+
+/// Run it; its exit status.
+pub fn run(options: &Bench) -> Result<u8> {
+    let plain = Bench::default();
+    let others = !options.mode.is_empty()
+        || options.npages.is_some()
+        || options.vs.is_some()
+        || options.accel != Accel::Exact
+        || (options.steady, options.processes, options.first_touch) != (false, false, false)
+        || (options.plant_shared_counter, options.pagetable) != (false, plain.pagetable)
+        || options.frames.is_some()
+        || !options.pairs.is_empty()
+        || !options.words.is_empty();
+    if others {
+        let takes = "--cpus, --operations, --quantum, --seed, --all, --resume, --native and --json only";
+        return Err(failure(USAGE, format!("of bench, refcache takes {takes}")));
+    }
+    let host = machine::host_cpus();
+    let threads: Vec<_> = [1, 2].into_iter().filter(|n| *n <= host).map(|n| n.to_string()).collect();
+    let status = host::run("quire-bench-host", REFCACHE, |command| {
+        command.arg(threads.join(","));
+    })?;
+    if status != 0 || options.native {
+        return Ok(status);
+    }
+    let sweeps = plan::of_subjects(&SUBJECTS, options.operations.unwrap_or(PAIRS), &options.cpus);
+    let results = all_of(&Lab::furnish(options, &sweeps, REFCACHE)?, &sweeps)?;
+    ui::result(table::table(&results, options.all).trim_end());
+    if let Some(path) = &options.json {
+        results.write(path)?;
+    }
+    Ok(0)
+}
