@@ -27,7 +27,7 @@ use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
     hw::{cpu, marker, timer},
-    options, reclaim, sched, task, timers,
+    memory, options, reclaim, sched, task, timers,
 };
 
 /// How often a CPU does its regular work, and how long it may nap, in ns.
@@ -49,7 +49,7 @@ fn here() -> Pinned<'static> {
 /// Make it, if there are to be such address spaces. On the boot CPU, before there are others.
 pub fn init() {
     if options::get().radix {
-        let realm: &Realm = Box::leak(Box::new(Realm::new(cpu::count(), cpu::pause)));
+        let realm: &Realm = Box::leak(Box::new(Realm::new(cpu::count(), memory::frames(), cpu::pause)));
         realm.init();
         // Release: partner in `get`.
         REALM.store(core::ptr::from_ref(realm).cast_mut(), Ordering::Release);

@@ -122,9 +122,9 @@ struct Host {
 impl Host {
     /// Nobody uses it after the replay; it is never freed, as spaces keep references to it.
     fn new(frames: u64) -> Self {
-        let realm: &Realm = Box::leak(Box::new(Realm::new(1, std::thread::yield_now)));
-        let machine =
-            Machine { frames: testing::memory(frames as usize, 1), shootdown: &Alone, kernel_root: None };
+        let frames = testing::memory(frames as usize, 1);
+        let realm: &Realm = Box::leak(Box::new(Realm::new(1, frames, std::thread::yield_now)));
+        let machine = Machine { frames, shootdown: &Alone, kernel_root: None };
         Self { machine, realm }
     }
     fn space(&self, design: Design, ctx: &Unpinned<'_>) -> Result<Arc<dyn AddressSpace>, String> {

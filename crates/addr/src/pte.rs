@@ -64,7 +64,7 @@ impl Pte {
         }
         Self(bits)
     }
-    /// A link to the table in `frame`, with every right, so that the leaf entry alone decides.
+    /// A link to the table in `frame`, with every right, so that the leaf entry alone decides until one is taken away.
     pub const fn table(frame: Frame) -> Self {
         Self(frame.base().as_u64() | Self::PRESENT | Self::WRITE | Self::USER)
     }

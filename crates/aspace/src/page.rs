@@ -110,10 +110,13 @@ pub(crate) fn copy(
 ) -> Result<OwnedFrame, Fault> {
     let new = frame(place, Use::Anonymous, false, frames, pin).ok_or(Fault::NoMemory)?;
     let (from, to) = (words(frames, old), words(frames, &new));
-    for (from, to) in from.iter().zip(to) {
-        // Relaxed: each word of an object may be stored to by other address spaces meanwhile, and any of its values
-        // will do; the new frame is published by the page-table entry.
-        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+    // In eights, which the compiler unrolls.
+    for (from, to) in from.as_chunks::<8>().0.iter().zip(to.as_chunks::<8>().0) {
+        for (from, to) in from.iter().zip(to) {
+            // Relaxed: each word of an object may be stored to by other address spaces meanwhile, and any of its values
+            // will do; the new frame is published by the page-table entry.
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
     Ok(new)
 }

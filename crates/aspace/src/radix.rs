@@ -116,7 +116,7 @@ use ::radix::{Mode, RangeGuard, Section, Tree};
 use addr::{Frame, Page, PageRange, Prot, USER_END_PAGE, VirtAddr};
 use owned::OwnedFrame;
 use pagetable::{ENTRIES, Mirror};
-use percpu::{AtomicCpuSet, CpuId, CpuSet, Line, MAX_CPUS, Pinned, Unpinned};
+use percpu::{AtomicCpuSet, CpuId, CpuSet, Line, Pinned, Unpinned};
 use sync::{
     RwLock, SpinLock, mutant,
     primitive::{AtomicBool, AtomicU64, Ordering, fence},
@@ -186,6 +186,9 @@ fn keys(range: PageRange) -> Range<u64> {
 
 type Guard<'g> = RangeGuard<'g, Realm>;
 
+/// Pages of a leaf node.
+const LEAF: u64 = 1 << ::radix::page::BITS[::radix::page::BITS.len() - 1];
+
 impl Radix {
     /// An empty address space. Errors: `NoMemory`.
     pub fn new(
@@ -197,18 +200,26 @@ impl Radix {
         realm.reap(ctx);
         let pin = ctx.pin();
         let tables = Tables::new(machine, kind, realm.cpus(), &pin).ok_or(Error::NoMemory)?;
-        let tree = match Tree::new(realm, &pin) {
-            Ok(tree) => ManuallyDrop::new(tree),
+        match Tree::new(realm, &pin) {
+            Ok(tree) => Ok(Self::of(tree, tables, machine, realm, kind)),
             Err(_) => {
-                // SAFETY: nobody has seen the tables.
-                unsafe { tables.retire() }.into_iter().for_each(|root| machine.frames.free(&pin, root));
-                return Err(Error::NoMemory);
+                tables.discard(&pin);
+                Err(Error::NoMemory)
             }
-        };
-        Ok(Arc::new_cyclic(|me: &Weak<Self>| Self {
+        }
+    }
+    /// The address space of `tree`, and of `tables`, which are empty.
+    fn of(
+        tree: Tree<Realm>,
+        tables: Tables,
+        machine: Machine,
+        realm: &'static Realm,
+        kind: PageTables,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me: &Weak<Self>| Self {
             machine,
             realm,
-            tree,
+            tree: ManuallyDrop::new(tree),
             grave: Some(Grave::new()),
             tables,
             kind,
@@ -221,7 +232,7 @@ impl Radix {
             me: me.clone(),
             cleared: AtomicBool::new(false),
             retired: SpinLock::new(Vec::new()),
-        }))
+        })
     }
     /// Lock the pages of `range` that there are, of which there is one at least.
     #[inline(always)]
@@ -258,20 +269,20 @@ impl Radix {
     /// Give back pages of a table, `cpu`'s own or the home table, that serve no page which has an entry there.
     fn sweep(&self, mirror: &Mirror, cpu: Option<CpuId>, ctx: &Unpinned<'_>) {
         let me = cpu.and_then(|cpu| u8::try_from(cpu.index() + 1).ok());
-        let targets = cpu.map_or(CpuSet::first(MAX_CPUS), |cpu| [cpu].into_iter().collect());
+        let targets = cpu.map_or(CpuSet::ALL, |cpu| [cpu].into_iter().collect());
         mirror.sweep(|served, unlink| {
             let pin = ctx.pin();
             let section = self.tree.enter(&pin);
             // Of larger ranges no page may have an entry anywhere, so that few slots are locked.
             let large = served.len() > ENTRIES as u64;
-            let needed = |value: u64| {
+            let needed = |value: u64, frozen: bool| {
                 let slot = Slot::of(value);
-                let here = me.is_none_or(|me| slot.owner() == me || slot.owner() == SEVERAL);
+                let here = me.is_none_or(|me| frozen || slot.owner() == me || slot.owner() == SEVERAL);
                 slot.frame().is_some() && (here || large)
             };
             let mut used = false;
             self.tree.scan(keys(served), &section, |found| {
-                used = needed(found.value);
+                used = needed(found.value, found.frozen);
                 !used
             });
             if used {
@@ -279,7 +290,7 @@ impl Radix {
             }
             let mut gather = Gather::new(self.machine.frames, *ctx);
             let Ok(guard) = self.lock_pages(served, Mode::Cover, &section) else { return };
-            if !guard.spans().any(|span| needed(span.value)) {
+            if !guard.values().any(|span| needed(span.value, span.frozen)) {
                 unlink(&mut gather);
                 let targets = if mutant!("radix-sweep-no-flush") { CpuSet::EMPTY } else { targets };
                 self.flush(&mut gather, &targets, &pin);
@@ -290,7 +301,7 @@ impl Radix {
     /// Drop all page tables of the lowest level, of all CPUs. Owners stay in the slots, where they may be too many.
     fn shed_tables(&self, ctx: &Unpinned<'_>) {
         for (cpu, mirror) in self.tables.all() {
-            let targets = cpu.map_or(CpuSet::first(MAX_CPUS), |cpu| [cpu].into_iter().collect());
+            let targets = cpu.map_or(CpuSet::ALL, |cpu| [cpu].into_iter().collect());
             mirror.shed(|served, unlink| {
                 let pin = ctx.pin();
                 let section = self.tree.enter(&pin);
@@ -311,7 +322,7 @@ impl Radix {
         let pin = ctx.pin();
         let mut gather = Gather::new(self.machine.frames, *ctx);
         let flush = |gather: &mut Gather<'_>| {
-            self.flush(gather, &CpuSet::first(MAX_CPUS), &pin);
+            self.flush(gather, &CpuSet::ALL, &pin);
             gather.release(&pin);
         };
         self.tables.all().for_each(|(_, mirror)| mirror.strip(&mut gather, flush));
@@ -327,8 +338,9 @@ impl Radix {
             let pin = ctx.pin();
             let section = self.tree.enter(&pin);
             let mut change = Change::new(self, &section, ctx);
-            if let Ok(mut guard) = self.lock_pages(pages(next, end), Mode::Cover, &section) {
-                guard.replace(Slot::EMPTY.word(), |taken| change.taken(taken));
+            let mode = if (next, end) == (0, KEYS) { Mode::Vacate } else { Mode::Cover };
+            if let Ok(mut guard) = self.lock_pages(pages(next, end), mode, &section) {
+                change.replace(&mut guard, Slot::EMPTY);
                 change.settle();
                 drop(guard);
                 next = end;
@@ -338,7 +350,10 @@ impl Radix {
             }
             // One slot is locked without memory. Nothing sticks out of its own pages.
             let Some(found) = self.mapped_from(next, KEYS, &section) else { return };
-            (next, end) = (found.first, found.first + found.keys);
+            // A page of a frozen node is in the slot of all of it.
+            let keys = if found.frozen { LEAF } else { found.keys };
+            next = found.first & !(keys - 1);
+            end = next + keys;
         }
     }
     /// The end of an operation that may have made descriptors useless.

@@ -259,7 +259,7 @@ fn owned_during_flush(
         let before: u64 = sim.owned().iter().sum();
         let least = Arc::new(AtomicU64::new(u64::MAX));
         let seen = least.clone();
-        *sim.on_flush.lock().unwrap() = Some(Box::new(move || {
+        *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
             seen.fetch_min(sim.frames.stats().owned.iter().sum(), Ordering::Relaxed);
         }));
         operation(&*space, &ctx);
@@ -317,7 +317,7 @@ fn a_copying_fault_frees_after_the_flush() {
         let gone = child.take().expect("it was made");
         let flushed = Arc::new(AtomicBool::new(false));
         let seen = flushed.clone();
-        *sim.on_flush.lock().unwrap() = Some(Box::new(move || {
+        *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
             assert_eq!(sim.frames.stats().owned[Use::Anonymous as usize], 2, "the old frame went too early");
             seen.store(true, Ordering::Relaxed);
         }));
@@ -341,7 +341,7 @@ fn nobody_gets_in_before_the_flush_is_done() {
     let (flushing, started) = mpsc::channel();
     let mapped = Arc::new(AtomicBool::new(false));
     let seen = mapped.clone();
-    *sim.on_flush.lock().unwrap() = Some(Box::new(move || {
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
         flushing.send(()).expect("the other CPU waits");
         // Long enough for the other CPU to get through, if nothing stops it.
         std::thread::sleep(Duration::from_millis(100));

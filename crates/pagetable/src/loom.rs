@@ -1,4 +1,5 @@
-//! Every interleaving of CPUs that fill, take and look at the same page under the leaf lock.
+//! Every interleaving of CPUs that fill, take and look at the same page under the leaf lock, or that give the right to write
+//! back to a mirror's table.
 //!
 //! Run with `RUSTFLAGS="--cfg loom" cargo test --release -p quire-pagetable --lib`.
 
@@ -15,7 +16,7 @@ use owned::{Memory, Use, testing};
 use percpu::{Unpinned, testing::Machine};
 use sync::primitive::AtomicU64;
 
-use crate::Leaf;
+use crate::{Entry, Leaf};
 
 /// A frame's bytes.
 #[derive(Default)]
@@ -137,5 +138,33 @@ fn a_frame_is_taken_once() {
         let left = u64::from(!(taken && here));
         assert_eq!(sim.owned(), left, "taken there {taken}, here {here}");
         assert_eq!(sim.cpus.on(0, |ctx| sim.take(page, &ctx)), left == 1);
+    });
+}
+
+/// Two CPUs let a page each be written in a table that nobody may write through: none of the two loses the right by what
+/// the other does, as that would be without a flush; and what a third entry says from before is gone.
+#[test]
+fn a_right_that_is_given_back_stays() {
+    explore("set against set in a protected table", || {
+        let frame = |n| addr::Frame::new(n).expect("a frame's number");
+        let rw = Prot::READ | Prot::WRITE;
+        let before = || AtomicU64::new(Pte::user_page(frame(1), rw).bits());
+        let directory = AtomicU64::new(Pte::table(frame(9)).bits() & !Pte::WRITE);
+        let table = Arc::new((directory, [AtomicU64::new(0), AtomicU64::new(0), before()]));
+        let set = move |table: &(AtomicU64, [AtomicU64; 3]), i: usize| {
+            let (directory, entries) = table;
+            // Acquire: as in `Mirror::prepare`.
+            let protected = !Pte::from_bits(directory.load(Ordering::Acquire)).is_writable();
+            let entry = Entry { entry: &entries[i], entries, directory, protected };
+            entry.set(frame(2 + i as u64), rw);
+        };
+        let other = table.clone();
+        let there = thread::spawn(move || set(&other, 1));
+        set(&table, 0);
+        there.join().expect("the other CPU went well");
+        // Relaxed: it has ended.
+        let writable = |word: &AtomicU64| Pte::from_bits(word.load(Ordering::Relaxed)).is_writable();
+        assert!(writable(&table.0));
+        assert_eq!(table.1.each_ref().map(writable), [true, true, false]);
     });
 }

@@ -8,6 +8,15 @@
 //! of *all* the pages that it serves, and a walk to a page's entry passes only tables that serve that page. Entries own
 //! no frames; so a mirror, or any part of it, may be thrown away at any time, and comes back by faults.
 //!
+//! **A table that nobody may write through.** Rights combine over the levels, so one store in a directory entry takes the
+//! right to write from all 512 pages of a table ([`Mirror::protect_table`]); the entries keep what they say. Who has all
+//! those pages locked does that, and flushes. The right comes back with the first page that may be written
+//! ([`Entry::set`]), of which alone the lock is held: first every entry of the table loses the right, so that none has it
+//! from before, and then the directory entry gets it back. That is done by one at a time (the directory entry has a bit
+//! for a lock), and only as long as the directory entry is without the right: so no translation that may write is
+//! cached anywhere while entries lose it, and none needs a flush; and an entry that has gained it keeps it. The hardware
+//! reads the directory entry before the entry, so it finds both as they were left, or no right.
+//!
 //! Tables that serve nothing any more are found by [`Mirror::sweep`], which asks for each table whether it is still
 //! needed. One thread sweeps at a time, and no other unlinks, so a sweep may walk all tables without any page's lock. At
 //! the end, when no page is mapped or will be, nobody walks to an entry: then all of them go at once ([`Mirror::strip`]).
@@ -22,7 +31,7 @@ use addr::{Frame, Page, PageRange, Prot, Pte};
 use owned::{Memory, OwnedFrame, Use};
 use percpu::{Line, Pinned};
 use sync::{
-    SpinLock, mutant,
+    BitLock, SpinLock, mutant,
     primitive::{AtomicU64, Ordering},
 };
 use tlb::Gather;
@@ -60,7 +69,14 @@ struct Stripped(bool);
 
 /// The entry of a page whose lock the holder has.
 #[derive(Debug)]
-pub struct Entry<'m>(&'m AtomicU64);
+pub struct Entry<'m> {
+    pub(crate) entry: &'m AtomicU64,
+    /// Those of its table, and the directory entry that links it.
+    pub(crate) entries: &'m [AtomicU64],
+    pub(crate) directory: &'m AtomicU64,
+    /// Whether the table was protected: it is until a right to write is given back to it.
+    pub(crate) protected: bool,
+}
 
 impl Entry<'_> {
     /// Whether it translates nothing.
@@ -72,18 +88,42 @@ impl Entry<'_> {
     /// Let the page be translated to `frame` with `prot`. The entry is empty, or is for the same frame and grants no more.
     #[inline(always)]
     pub fn set(self, frame: Frame, prot: Prot) {
+        if self.protected && prot.contains(Prot::WRITE) {
+            self.unprotect();
+        }
         let new = Pte::user_page(frame, prot).bits();
-        // Relaxed: the lock orders software, and the hardware writes to no empty entry.
-        let old = self.0.load(Ordering::Relaxed);
+        // Relaxed: the lock orders software, and neither the hardware nor who gives a right back writes to an empty entry.
+        let old = self.entry.load(Ordering::Relaxed);
         // Release, both: the frame's bytes were written before it can be read through the entry (for the hardware, x86 keeps
         // stores in order). The bits that the hardware has set stay.
         if old == 0 {
-            return self.0.store(new, Ordering::Release);
+            return self.entry.store(new, Ordering::Release);
         }
         let with_noted = |old| Some(new | old & KEPT_BITS);
-        let old = self.0.fetch_update(Ordering::Release, Ordering::Relaxed, with_noted).unwrap_or(0);
+        let old = self.entry.fetch_update(Ordering::Release, Ordering::Relaxed, with_noted).unwrap_or(0);
         let old = Pte::from_bits(old);
-        debug_assert!(old.frame() == frame && prot.contains(old.prot()), "{old:?}");
+        // What an entry of a protected table says of writing is from before.
+        let had = if self.protected { old.prot().difference(Prot::WRITE) } else { old.prot() };
+        debug_assert!(old.frame() == frame && prot.contains(had), "{old:?}");
+    }
+    /// Let pages of a protected table be written whose entries come to say so; those that say so now are from before.
+    #[cold]
+    fn unprotect(&self) {
+        BitLock::lock(self.directory, Pte::LOCK);
+        // Relaxed: by the lock.
+        let link = Pte::from_bits(self.directory.load(Ordering::Relaxed));
+        if !link.is_writable() || mutant!("mirror-unprotected-twice") {
+            for entry in self.entries.iter().filter(|_| !mutant!("mirror-rights-kept")) {
+                // Relaxed: what an entry said when the table was protected is seen, as all pages were locked then.
+                if Pte::from_bits(entry.load(Ordering::Relaxed)).is_writable() {
+                    // AcqRel: as in `clear`.
+                    entry.fetch_and(!Pte::WRITE, Ordering::AcqRel);
+                }
+            }
+            // Release: the entries before it, for walks (x86 keeps stores in order) and for `leaf`.
+            self.directory.fetch_or(Pte::WRITE, Ordering::Release);
+        }
+        BitLock::unlock(self.directory, Pte::LOCK);
     }
 }
 
@@ -113,13 +153,21 @@ impl Mirror {
     #[inline(always)]
     pub fn prepare(&self, page: Page, frames: &Memory, pin: &Pinned<'_>) -> Option<Entry<'_>> {
         let mut table = self.root;
-        for level in [3, 2, 1] {
+        for level in [3, 2] {
             let slot = self.table.slot(table, page, level)?;
-            // Acquire: as in `PageTable::peek`.
-            let link = Pte::from_bits(slot.load(Ordering::Acquire));
-            table = if link.is_present() { link } else { self.link(slot, frames, pin)? }.frame();
+            table = self.follow(slot, frames, pin)?.frame();
         }
-        self.table.entries(table).get(page.index(0)).map(Entry)
+        let directory = self.table.slot(table, page, 1)?;
+        let link = self.follow(directory, frames, pin)?;
+        let entries = self.table.entries(link.frame());
+        Some(Entry { entry: entries.get(page.index(0))?, entries, directory, protected: !link.is_writable() })
+    }
+    /// The link in `slot`, to a table that is made if there is none.
+    #[inline]
+    fn follow(&self, slot: &AtomicU64, frames: &Memory, pin: &Pinned<'_>) -> Option<Pte> {
+        // Acquire: as in `PageTable::peek`; and if it allows writing, `unprotect` is done with the entries.
+        let link = Pte::from_bits(slot.load(Ordering::Acquire));
+        if link.is_present() { Some(link) } else { self.link(slot, frames, pin) }
     }
     #[cold]
     fn link(&self, slot: &AtomicU64, frames: &Memory, pin: &Pinned<'_>) -> Option<Pte> {
@@ -130,16 +178,49 @@ impl Mirror {
         }
         Some(made)
     }
+    /// The directory entry of `page`, and the entries of the table that it links, if there is one. The caller has the
+    /// page's lock.
+    fn leaf(&self, page: Page) -> Option<(&AtomicU64, Pte, &[AtomicU64])> {
+        let directory = self.table.directory(page)?;
+        // Acquire: as in `follow`.
+        let link = Pte::from_bits(directory.load(Ordering::Acquire));
+        link.is_present().then(|| (directory, link, self.table.entries(link.frame())))
+    }
     /// The entry of `page`, if there are tables for it. The caller has the page's lock.
     fn entry(&self, page: Page) -> Option<&AtomicU64> {
-        // Acquire: as in `PageTable::peek`.
-        let link = Pte::from_bits(self.table.directory(page)?.load(Ordering::Acquire));
-        if link.is_present() { self.table.entries(link.frame()).get(page.index(0)) } else { None }
+        self.leaf(page)?.2.get(page.index(0))
     }
-    /// What `page`'s entry says. The caller has the page's lock.
+    /// What `page`'s entry says, as far as its table allows. The caller has the page's lock.
     pub fn peek(&self, page: Page) -> Pte {
         // Relaxed: the lock orders software, and what the hardware sets is for reports.
-        self.entry(page).map_or(Pte::EMPTY, |entry| Pte::from_bits(entry.load(Ordering::Relaxed)))
+        self.leaf(page).map_or(Pte::EMPTY, |(_, link, entries)| {
+            let entry = entries[page.index(0) & (entries.len() - 1)].load(Ordering::Relaxed);
+            Pte::from_bits(if link.is_writable() { entry } else { entry & !Pte::WRITE })
+        })
+    }
+    /// Let no page be written that the table of `page` serves, until one of them is [set](Entry::set) to be. Whether one
+    /// could be: then flush them. The caller has the locks of all of them.
+    pub fn protect_table(&self, page: Page) -> bool {
+        let Some((directory, link, _)) = self.leaf(page) else { return false };
+        if link.is_writable() {
+            // AcqRel: as in `clear`. By read-modify-write, as the hardware notes that it has used the entry.
+            directory.fetch_and(!Pte::WRITE, Ordering::AcqRel);
+        }
+        link.is_writable()
+    }
+    /// Empty the entries of `pages`, which one table serves. Whether one was present: then flush. The caller has the pages'
+    /// locks.
+    pub fn clear_all(&self, pages: PageRange) -> bool {
+        let Some((_, _, entries)) = self.leaf(pages.start()) else { return false };
+        let mut present = false;
+        for entry in entries.iter().skip(pages.start().index(0)).take(pages.len() as usize) {
+            // Relaxed: the locks order software, and the hardware makes no entry.
+            if entry.load(Ordering::Relaxed) != 0 {
+                // AcqRel: as in `clear`.
+                present |= Pte::from_bits(entry.swap(0, Ordering::AcqRel)).is_present();
+            }
+        }
+        present
     }
     /// Empty `page`'s entry, and say what it was: if it was present, flush. The caller has the page's lock.
     pub fn clear(&self, page: Page) -> Pte {

@@ -16,6 +16,8 @@ pub struct CpuSet([u64; WORDS]);
 impl CpuSet {
     /// No CPU.
     pub const EMPTY: CpuSet = CpuSet([0; WORDS]);
+    /// Every CPU that there may be.
+    pub const ALL: CpuSet = CpuSet([u64::MAX; WORDS]);
 
     /// The CPUs 0..`n`.
     pub fn first(n: usize) -> Self {

@@ -31,39 +31,61 @@ use crate::{
     word::{self, EMPTY, FROZEN, LOCK},
 };
 
+/// What became of an attempt to freeze a node.
+#[derive(PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The link is frozen and locked; or EMPTY and locked, if the node was empty.
+    Frozen,
+    /// The link is no more, or somebody else's.
+    Lost,
+    /// The space wants the node's slots to be seen one by one. All is as before.
+    Refused,
+}
+
 impl<'g, S: Space> RangeGuard<'g, S> {
-    /// Freeze the node that the link in `slot` names, and leave the link locked; or, if the node is empty, put EMPTY there,
-    /// locked. False if the link is no more, or somebody else's.
-    pub(crate) fn freeze(&self, slot: &'g AtomicU64, parent: &Record<'g, S>) -> Result<bool, Error> {
+    /// Freeze the node that the link in `slot` names, if the [space](Space::freezes) agrees, and leave the link locked.
+    pub(crate) fn freeze(&self, slot: &'g AtomicU64, parent: &Record<'g, S>) -> Result<Attempt, Error> {
         let refs = self.space.refs();
         // SAFETY: links are the weak words of the nodes that they name, and those are `Node<S>`.
-        let Some(leaf) = (unsafe { refs.try_get::<Node<S>>(slot, self.pin) }) else { return Ok(false) };
+        let Some(leaf) = (unsafe { refs.try_get::<Node<S>>(slot, self.pin) }) else {
+            return Ok(Attempt::Lost);
+        };
         // SAFETY: the reference was just got.
         let leaf: At<'g, S> = unsafe { At::new(leaf) };
         if !seize(slot, leaf) {
             // SAFETY: the reference from above.
             unsafe { leaf.add(-1, self.pin) };
-            return Ok(false);
+            return Ok(Attempt::Lost);
         }
+        let let_go = || {
+            // Release: nothing was done. Refcache may have set DYING, so the bits alone are cleared.
+            slot.fetch_and(!(FROZEN | LOCK), Ordering::Release);
+            // SAFETY: the reference from above.
+            unsafe { leaf.add(-1, self.pin) };
+        };
         // SeqCst: the link is frozen before the slots are looked at; partner: the fence in `may_stay`.
         if !mutant!("radix-no-freeze-fence") {
             fence(Ordering::SeqCst);
         }
+        let mut used = 0;
         for place in leaf.all() {
-            // Acquire: what its holder did comes before; partner: the unlocking store.
-            while place.load(Ordering::Acquire) & LOCK != 0 && !mutant!("radix-freeze-no-wait") {
-                if let Err(error) = self.wait() {
-                    // Release: nothing was done. Refcache may have set DYING, so the bits alone are cleared.
-                    slot.fetch_and(!(FROZEN | LOCK), Ordering::Release);
-                    // SAFETY: the reference from above.
-                    unsafe { leaf.add(-1, self.pin) };
-                    return Err(error);
+            let value = loop {
+                // Acquire: what its holder did comes before; partner: the unlocking store.
+                let seen = place.load(Ordering::Acquire);
+                if seen & LOCK == 0 || mutant!("radix-freeze-no-wait") {
+                    break seen & !LOCK;
                 }
-            }
+                self.wait().inspect_err(|_| let_go())?;
+            };
+            used += i32::from(value != EMPTY);
+        }
+        if !self.space.freezes(values(leaf).map(|(_, value)| value)) {
+            let_go();
+            return Ok(Attempt::Refused);
         }
         // SAFETY: there is a reference. The link is frozen, so nobody gets one by it.
         unsafe { refs.set_weak(leaf.node(), None) };
-        if leaf.used() > 0 {
+        if used > 0 {
             // Relaxed: whoever reads it has read the link, or has it from another who did.
             leaf.node().sharers.store(1, Ordering::Relaxed);
         } else {
@@ -74,41 +96,64 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         }
         // SAFETY: the reference from above; used slots keep the node.
         unsafe { leaf.add(-1, self.pin) };
-        Ok(true)
+        Ok(Attempt::Frozen)
     }
 
-    /// Give `to`, which nobody uses yet, what this guard has of its tree, but for the slots of which `which` says no. The
-    /// guard is one of [`Mode::Freeze`](crate::Mode::Freeze); nodes of leaves come to be shared. If there is no
-    /// memory, `to` has a part, and this tree what it had; `to` is then to be [retired](Tree::retire).
-    pub fn fork(&mut self, to: &mut Tree<S>, mut which: impl FnMut(Span) -> bool) -> Result<(), Error> {
+    /// Give `to`, which is new, what `child` says of the slots that this guard has of its tree, in ascending order: a value
+    /// of the same pages or without any, or nothing; of a frozen slot, of which it is told the values too, whether it is given
+    /// at all. The guard is one of [`Mode::Freeze`](crate::Mode::Freeze); nodes of leaves come to be shared.
+    /// If there is no memory, or `child` fails, `to` has a part, and this tree what it had; `to` is then to be
+    /// [retired](Tree::retire).
+    pub fn fork(
+        &mut self,
+        to: &mut Tree<S>,
+        mut child: impl FnMut(Span, Values<'_>) -> Result<Option<u64>, Error>,
+    ) -> Result<(), Error> {
         let (space, pin) = (self.space, self.pin);
         assert!(core::ptr::eq(space, to.space()), "the other tree is another space's");
+        let mut path = Path::new(to, pin);
         for record in self.records.iter() {
-            let level = record.at.level();
+            let (level, keys) = (record.at.level(), record.span());
             for (first, slot) in record.slots() {
                 // Relaxed: this guard holds the slot.
                 let seen = slot.load(Ordering::Relaxed) & !LOCK;
-                let frozen = word::is_frozen(seen);
-                let value = if frozen { EMPTY } else { seen };
-                if seen == EMPTY || !which(Span { first, keys: record.span(), value, frozen }) {
+                if seen == EMPTY {
                     continue;
                 }
-                let path = Path::prepare(to, first, level, pin)?;
-                if frozen {
-                    // SAFETY: the link is in the slot.
-                    let leaf = unsafe { At::<S>::of_link(seen) };
+                // SAFETY: the link is in the slot.
+                let leaf = word::is_frozen(seen).then(|| unsafe { At::<S>::of_link(seen) });
+                let values = Values(leaf.map_or(&[][..], At::all).iter());
+                let Some(value) = child(Span::of(first, keys, seen), values)? else { continue };
+                let place = path.slot(first, level)?;
+                let word = if let Some(leaf) = leaf {
                     // Relaxed: who gives a share up later has the link from here.
                     leaf.node().sharers.fetch_add(1, Ordering::Relaxed);
-                    path.put(to, seen, pin);
+                    seen
                 } else {
-                    space.count(seen, 1, pin);
-                    path.put(to, space.mark_shared(space.share(seen, record.span(), pin)), pin);
+                    assert!(word::is_value(value) && value != EMPTY, "{value:#x} is no value for a slot");
+                    space.count(value, 1, pin);
                     // Release: as in `put` of `guard`.
                     slot.store(space.mark_shared(seen) | LOCK, Ordering::Release);
-                }
+                    space.mark_shared(space.share(value, keys, pin))
+                };
+                // Release: as all values.
+                place.store(word, Ordering::Release);
             }
         }
         Ok(())
+    }
+}
+
+/// What is in a frozen node, slot by slot: values, or EMPTY.
+#[derive(Debug)]
+pub struct Values<'a>(core::slice::Iter<'a, AtomicU64>);
+
+impl Iterator for Values<'_> {
+    type Item = u64;
+    #[inline]
+    fn next(&mut self) -> Option<u64> {
+        // Relaxed: they don't change, and the link was read with Acquire.
+        self.0.next().map(|slot| slot.load(Ordering::Relaxed) & !LOCK)
     }
 }
 
@@ -130,21 +175,22 @@ pub(crate) fn drop_share<S: Space>(
     taken: &mut impl FnMut(Taken),
 ) {
     let sharers = &leaf.node().sharers;
-    let mut take = |owned: bool, i: usize, value: u64| {
+    let mut take = |owned: bool, again: bool, i: usize, value: u64| {
         // Relaxed: decided before the last share was given up, by which it is ordered.
         let copied = sharers.load(Ordering::Relaxed) & COPIED != 0;
         let value = if copied || !owned { leaf.space().mark_shared(value) } else { value };
-        taken(Taken { value, first: base + i as u64, keys: 1, owned });
+        taken(Taken { value, first: base + i as u64, keys: 1, owned, frozen: true, again });
     };
     // Acquire: as in `thaw`. This tree's share is one, so nobody else's can appear.
-    if sharers.load(Ordering::Acquire) & !COPIED != 1 {
-        values(leaf).for_each(|(i, value)| take(false, i, value));
+    let shared = sharers.load(Ordering::Acquire) & !COPIED != 1;
+    if shared {
+        values(leaf).for_each(|(i, value)| take(false, false, i, value));
         // AcqRel: as in `leave`.
         if sharers.fetch_sub(1, Ordering::AcqRel) & !COPIED != 1 {
             return;
         }
     }
-    give_up(leaf, pin, |i, value| take(true, i, value));
+    give_up(leaf, pin, |i, value| take(true, shared, i, value));
 }
 
 /// The slots of a frozen node that aren't EMPTY.
@@ -166,65 +212,75 @@ fn give_up<S: Space>(leaf: At<'_, S>, pin: &Pinned<'_>, mut each: impl FnMut(usi
     unsafe { leaf.add(-used, pin) };
 }
 
-/// Memory for the nodes on the way to a slot, in a tree that nobody uses.
-struct Path<S> {
-    first: u64,
-    level: usize,
-    missing: [Option<core::ptr::NonNull<Node<S>>>; MAX_LEVELS],
+/// The way to the slot of a new tree that was filled last. There is a hold on each node of it, and the slots that were
+/// filled are counted when it is left.
+struct Path<'t, S: Space> {
+    tree: &'t mut Tree<S>,
+    pin: &'t Pinned<'t>,
+    /// For each level a node, its first key, and how many of its slots are used. None below one that isn't there.
+    nodes: [Option<(At<'t, S>, u64, i32)>; MAX_LEVELS],
 }
 
-impl<S: Space> Path<S> {
-    fn prepare(to: &mut Tree<S>, first: u64, level: usize, pin: &Pinned<'_>) -> Result<Self, Error> {
-        let mut path = Self { first, level, missing: [None; MAX_LEVELS] };
-        let mut at = Some(to.root());
-        for above in 0..level {
-            // Relaxed, here and below: nobody else uses the tree.
-            let seen = at.map(|at| at.slot(Shape::<S>::index(above, first)).load(Ordering::Relaxed));
-            // SAFETY: the link is in a slot.
-            at = seen.filter(|seen| word::descends(*seen)).map(|seen| unsafe { At::of_link(seen) });
-            if at.is_none() {
-                path.missing[above + 1] = node::alloc(to.space(), above + 1, pin);
-                if path.missing[above + 1].is_none() {
-                    path.give_back(to.space(), pin);
-                    return Err(Error::OutOfMemory);
-                }
+impl<'t, S: Space> Path<'t, S> {
+    fn new(tree: &'t mut Tree<S>, pin: &'t Pinned<'t>) -> Self {
+        // SAFETY: the root is there as long as its tree.
+        let root = unsafe { At::new(tree.root().pointer()) };
+        let mut nodes = [None; MAX_LEVELS];
+        nodes[0] = Some((root, 0, 0));
+        Self { tree, pin, nodes }
+    }
+    /// The slot for `first` at `level`, which is EMPTY, to be filled. Slots are asked for in ascending order.
+    #[inline]
+    fn slot(&mut self, first: u64, level: usize) -> Result<&'t AtomicU64, Error> {
+        if self.nodes[level].is_none_or(|(_, base, _)| base != Shape::<S>::base(level, first)) {
+            self.enter(first, level)?;
+        }
+        match &mut self.nodes[level] {
+            Some((at, _, used)) => {
+                *used += 1;
+                Ok(at.slot(Shape::<S>::index(level, first)))
+            }
+            None => Err(Error::OutOfMemory),
+        }
+    }
+    #[cold]
+    fn enter(&mut self, first: u64, level: usize) -> Result<(), Error> {
+        let (space, pin) = (self.tree.space(), self.pin);
+        for level in 1..=level {
+            let base = Shape::<S>::base(level, first);
+            if self.nodes[level].is_some_and(|(_, there, _)| there == base) {
+                continue;
+            }
+            self.leave(level);
+            let memory = node::alloc(space, level, pin).ok_or(Error::OutOfMemory)?;
+            let Some((above, _, used)) = &mut self.nodes[level - 1] else { return Err(Error::OutOfMemory) };
+            *used += 1;
+            let index = Shape::<S>::index(level - 1, first);
+            let slot = above.slot(index);
+            // SAFETY: the memory is of this level and ours; the space lives for ever; one reference is the hold.
+            let new: At<'t, S> = unsafe { At::make(memory, space, (level, index), 1, |_| EMPTY) };
+            // SAFETY: nobody else knows the node; the slot is its parent's.
+            unsafe { space.refs().set_weak(new.node(), Some(slot)) };
+            // Release: as all links.
+            slot.store(new.link(), Ordering::Release);
+            self.nodes[level] = Some((new, base, 0));
+        }
+        Ok(())
+    }
+    /// Count what was filled in the nodes of `level` and below, and give up the holds on them.
+    fn leave(&mut self, level: usize) {
+        for (level, place) in self.nodes.iter_mut().enumerate().skip(level).rev() {
+            if let Some((at, _, used)) = place.take() {
+                // SAFETY: up: used slots. Down: the hold; the root has none.
+                unsafe { at.add(used - i32::from(level > 0), self.pin) };
             }
         }
-        Ok(path)
     }
-    fn give_back(self, space: &S, pin: &Pinned<'_>) {
-        for (level, memory) in self.missing.into_iter().enumerate() {
-            let Some(memory) = memory else { continue };
-            // SAFETY: it came from `alloc` for this level, and is no node.
-            unsafe { space.free(memory.cast(), node::layout::<S>(level), pin) };
-        }
-    }
-    /// Store `word` in the slot, which is EMPTY.
-    fn put(self, to: &mut Tree<S>, word: u64, pin: &Pinned<'_>) {
-        let (space, mut at) = (to.space(), to.root());
-        for above in 0..self.level {
-            let index = Shape::<S>::index(above, self.first);
-            let slot = at.slot(index);
-            at = if let Some(memory) = self.missing[above + 1] {
-                // SAFETY: the memory is of this level and ours; the space lives for ever. The node gets a used slot below.
-                let new: At<'_, S> = unsafe { At::make(memory, space, (above + 1, index), 0, |_| EMPTY) };
-                // SAFETY: nobody else knows the node; the slot is its parent's, whose tree nobody uses.
-                unsafe {
-                    space.refs().set_weak(new.node(), Some(slot));
-                    at.add(1, pin);
-                }
-                // Release: as all links.
-                slot.store(new.link(), Ordering::Release);
-                new
-            } else {
-                // SAFETY: the link is in the slot.
-                unsafe { At::of_link(slot.load(Ordering::Relaxed)) }
-            };
-        }
-        // Release: as all values.
-        at.slot(Shape::<S>::index(self.level, self.first)).store(word, Ordering::Release);
-        // SAFETY: nobody else uses the tree, so the node isn't judged: this CPU is pinned.
-        unsafe { at.add(1, pin) };
+}
+
+impl<S: Space> Drop for Path<'_, S> {
+    fn drop(&mut self) {
+        self.leave(0);
     }
 }
 

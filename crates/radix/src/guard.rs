@@ -19,7 +19,7 @@ use core::{fmt, ops::Range};
 use percpu::Pinned;
 use sync::{
     mutant,
-    primitive::{AtomicU64, Ordering},
+    primitive::{AtomicU32, AtomicU64, Ordering},
 };
 
 use crate::{
@@ -37,6 +37,25 @@ pub struct RangeGuard<'g, S: Space> {
     pub(crate) pin: &'g Pinned<'g>,
     pub(crate) keys: Range<u64>,
     pub(crate) records: Records<'g, S>,
+    pub(crate) gate: Gate<'g>,
+}
+
+/// What a guard has to do with its tree's gate: see `lock`.
+#[derive(Clone, Copy)]
+pub(crate) enum Gate<'g> {
+    /// It has a slot already.
+    Passed,
+    /// It has to find it open when it has its first slot.
+    Before(&'g AtomicU32),
+    /// It has closed it.
+    Closed(&'g AtomicU32),
+}
+
+impl<'g> Gate<'g> {
+    /// The gate that is to be found open.
+    pub(crate) fn before(self) -> Option<&'g AtomicU32> {
+        if let Self::Before(closed) = self { Some(closed) } else { None }
+    }
 }
 
 /// A slot that is locked.
@@ -61,14 +80,17 @@ pub struct Taken {
     pub first: u64,
     /// For how many keys.
     pub keys: u64,
-    /// Whether what the value owns is the taker's now. Otherwise other trees have the same slot. It may happen that a value
-    /// is taken twice, first without being owned and then owned, if those others have given it up meanwhile.
+    /// Whether what the value owns is the taker's now. Otherwise other trees have the same slot.
     pub owned: bool,
+    /// Whether it was in a frozen node.
+    pub frozen: bool,
+    /// Whether it was taken before, without being owned, and those others have given it up meanwhile.
+    pub again: bool,
 }
 
 impl<'g, S: Space> RangeGuard<'g, S> {
     pub(crate) fn new(space: &'g S, pin: &'g Pinned<'g>, keys: Range<u64>) -> Self {
-        Self { space, pin, keys, records: Records::new() }
+        Self { space, pin, keys, records: Records::new(), gate: Gate::Passed }
     }
     /// The keys that were asked for.
     pub fn keys(&self) -> Range<u64> {
@@ -92,6 +114,25 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             let record = self.records.get(i);
             let span = record.span();
             record.slots().all(|(first, slot)| f(Span::of(first, span, held(slot))))
+        })
+    }
+    /// The values, in ascending order: as [`Self::spans`], but in the place of a frozen slot what is in its node, as far as it
+    /// is of [`Self::keys`].
+    pub fn values(&self) -> impl Iterator<Item = Span> + '_ {
+        self.records.iter().flat_map(move |record| {
+            record.slots().flat_map(move |(first, slot)| {
+                let (word, keys) = (held(slot), record.span());
+                // SAFETY: the link is in a slot that this guard holds.
+                let node = word::is_frozen(word).then(|| unsafe { At::<S>::of_link(word) });
+                let (from, to) =
+                    (self.keys.start.max(first) - first, self.keys.end.min(first + keys) - first);
+                (if node.is_some() { from..to } else { 0..1 }).map(move |i| match node {
+                    None => Span::of(first, keys, word),
+                    Some(node) => {
+                        Span { first: first + i, keys: 1, value: held(node.slot(i as usize)), frozen: true }
+                    }
+                })
+            })
         })
     }
     /// What the node of [`Space::ANNEX_LEVEL`] has besides its slots that is on the way to the slot of `key`, which is locked:
@@ -128,7 +169,9 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     fn covers(&self, span: &Span) -> bool {
         self.keys.start <= span.first && span.first + span.keys <= self.keys.end
     }
-    /// Give all keys `value`, in as few slots as possible, or EMPTY. What was there goes to `taken`, in ascending order.
+    /// Give all keys `value`, in as few slots as possible, or EMPTY. What was there goes to `taken`, in ascending order. A
+    /// frozen slot's share goes at once, and the last tree to give up its own has what the node owned: so whatever this
+    /// tree's users may still do by it has to be over before the call.
     /// Panics if a slot sticks out of the range and would have to change; a panic, also of `taken`, ends the program.
     pub fn replace(&mut self, value: u64, mut taken: impl FnMut(Taken)) {
         let (mut done, unwound) = (0usize, Unwound);
@@ -172,7 +215,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 // SAFETY: the link was in the slot.
                 freeze::drop_share(unsafe { At::<S>::of_link(old) }, first, self.pin, taken);
             } else if old != EMPTY {
-                taken(Taken { value: old, first, keys, owned: true });
+                taken(Taken { value: old, first, keys, owned: true, frozen: false, again: false });
             }
         }
     }
@@ -281,6 +324,10 @@ impl<S: Space> Drop for RangeGuard<'_, S> {
         for record in self.records.iter() {
             record.slots().for_each(|(_, slot)| unlock(slot));
             record.drop_hold(self.pin);
+        }
+        if let Gate::Closed(closed) = self.gate {
+            // Release: what this guard found EMPTY was that until here; partner: the load in `may_stay`.
+            closed.fetch_sub(1, Ordering::Release);
         }
     }
 }

@@ -22,7 +22,16 @@
 //! fences, here between slot and link, and in `freeze` between link and slots, are in one order: either this looker sees
 //! the link FROZEN, or replaced, and backs out, or the freezer finds the slot locked and waits for it. For further slots
 //! of the same node no look is needed, and none may be taken: the freezer waits for the first (its ascending look at the
-//! slots comes to it before it comes to the others), so to wait for the freezer would be a deadlock.
+//! slots comes to it before it comes to the others), so to wait for the freezer would be a deadlock. That is so too for a
+//! second range in the same leaf, behind one that is kept (`lock_behind`).
+//!
+//! **All keys.** Who locks all of a tree to look, as a fork does, leaves EMPTY slots alone, of which there are thousands in
+//! the upper nodes of a small process. It *closes the gate* instead: counts itself in the tree, has a fence, and then goes
+//! over the slots in ascending order, waits for those that are locked, and locks what isn't EMPTY. Who locks a range
+//! has a fence after the first slot, and looks at the gate; if it is closed he backs out, and waits with nothing locked. So
+//! either he finds the gate closed, or his first slot is found locked and waited for, and what he does behind it is done
+//! when the closer comes there. For the same reason one who has a range already doesn't look again when he locks another
+//! behind it, and must not wait (`lock_behind`). A page's fault fills no EMPTY slot, and has no need to look.
 //!
 //! **Orderings.** The swap that locks is Acquire and the store that unlocks is Release, so what a page is travels with its
 //! lock. Links are stored with Release and followed with Acquire: a node was filled before anybody is in it.
@@ -32,12 +41,13 @@ use core::ops::Range;
 use percpu::Pinned;
 use sync::{
     mutant,
-    primitive::{AtomicU64, Ordering, fence},
+    primitive::{AtomicU32, AtomicU64, Ordering, fence},
 };
 
 use crate::{
     Section, SlotGuard, Tree,
-    guard::RangeGuard,
+    freeze::Attempt,
+    guard::{Gate, RangeGuard},
     node::{At, Node},
     record::Record,
     reserve::Reserve,
@@ -56,18 +66,28 @@ pub enum Mode {
     Fill,
     /// To change what there is, slot by slot: as [`Self::Take`], and what is in frozen nodes is copied first.
     Edit,
-    /// To share it with another tree: as [`Self::Cover`], and nodes of leaves are frozen instead of being entered.
+    /// To change it and to fill what is EMPTY, slot by slot: as [`Self::Fill`], and what is in frozen nodes is copied first.
+    Exact,
+    /// To share it with another tree: as [`Self::Cover`], and nodes of leaves are frozen instead of being entered, but
+    /// for those of which the [space](Space::freezes) says no. It is for all keys only, and what is EMPTY stays so, but
+    /// isn't among the guard's slots.
     Freeze,
+    /// To make all keys EMPTY: as [`Self::Cover`], and without what is EMPTY, as [`Self::Freeze`].
+    Vacate,
 }
 
 impl Mode {
     /// Whether a slot with `value` is narrowed, if it sticks out.
     fn narrows(self, value: u64) -> bool {
         match self {
-            Self::Cover | Self::Freeze => false,
+            Self::Cover | Self::Freeze | Self::Vacate => false,
             Self::Take | Self::Edit => value != EMPTY,
-            Self::Fill => true,
+            Self::Fill | Self::Exact => true,
         }
+    }
+    /// Whether frozen slots become nodes of the tree's own.
+    fn thaws(self) -> bool {
+        matches!(self, Self::Edit | Self::Exact)
     }
 }
 
@@ -85,15 +105,43 @@ impl<S: Space> Tree<S> {
         reserve: &mut Reserve<S>,
         section: &'g Section<'_, S>,
     ) -> Result<RangeGuard<'g, S>, Error> {
+        self.lock_behind(None, keys, mode, reserve, section)
+    }
+    /// The same for one who has `lower`, a guard of lower keys of this tree, and keeps it.
+    #[inline]
+    pub fn lock_behind<'g>(
+        &'g self,
+        lower: Option<&RangeGuard<'_, S>>,
+        keys: Range<u64>,
+        mode: Mode,
+        reserve: &mut Reserve<S>,
+        section: &'g Section<'_, S>,
+    ) -> Result<RangeGuard<'g, S>, Error> {
+        assert!(lower.is_none_or(|lower| lower.keys.end <= keys.start), "keys {keys:?} are not behind");
         assert!(keys.start < keys.end && keys.end <= Self::keys(), "keys {keys:?} of {}", Self::keys());
         self.check(section);
-        if matches!(mode, Mode::Take | Mode::Fill | Mode::Edit) {
+        if !matches!(mode, Mode::Cover | Mode::Freeze | Mode::Vacate) {
             reserve.fill(self.space(), &keys, section.pin())?;
         }
-        let mut key = keys.start;
+        let closes = matches!(mode, Mode::Freeze | Mode::Vacate);
+        assert!(!closes || keys == (0..Self::keys()), "keys {keys:?} are not all");
+        let (mut key, mut enter) = (keys.start, 0);
         let mut guard = RangeGuard::new(self.space(), section.pin(), keys);
+        match lower {
+            None => guard.gate = Gate::Before(&self.closed),
+            Some(lower) => key = guard.lock_beside(lower, key, mode, reserve)?,
+        }
+        if closes {
+            // Relaxed: ordered by the fence.
+            self.closed.fetch_add(1, Ordering::Relaxed);
+            guard.gate = Gate::Closed(&self.closed);
+            // SeqCst: the gate is closed before slots are looked at; partner: the fence in `may_stay`.
+            if !mutant!("radix-no-gate-fence") {
+                fence(Ordering::SeqCst);
+            }
+        }
         while key < guard.keys.end {
-            key = guard.lock_from(self.root(), key, mode, reserve)?;
+            key = guard.lock_from(self.root(), key, mode, &mut enter, reserve)?;
         }
         Ok(guard)
     }
@@ -114,10 +162,13 @@ impl<S: Space> Tree<S> {
         loop {
             let mut record = Self::bottommost(self.root(), key, Shape::<S>::LEVELS);
             let slot = record.at.slot(record.first());
-            // Relaxed: the swap below orders. EMPTY is final, as in `get`: it was so while the node was in the tree.
-            let seen = slot.load(Ordering::Relaxed);
+            // Acquire: for the look at the link, as in `descend`. Otherwise the swap below orders.
+            let seen = slot.load(Ordering::Acquire);
             if seen == EMPTY {
-                return Ok(None);
+                if record.at.is_still_in(record.link) {
+                    return Ok(None);
+                }
+                continue;
             }
             if seen == DEAD || seen & LOCK != 0 {
                 wait(space, pin)?;
@@ -126,7 +177,7 @@ impl<S: Space> Tree<S> {
             if word::descends(seen) || !lock(slot, seen) {
                 continue;
             }
-            if !may_stay(&record) {
+            if !may_stay(&record, None) {
                 back_out(slot);
                 wait(space, pin)?;
                 continue;
@@ -178,35 +229,44 @@ fn wait<S: Space>(space: &S, pin: &Pinned<'_>) -> Result<(), Error> {
     if space.spin_wait(pin) { Ok(()) } else { Err(Error::Busy) }
 }
 
-/// Whether the node of a slot that was just locked, the first in it, is still in its place, and not frozen.
-fn may_stay<S: Space>(record: &Record<'_, S>) -> bool {
-    let Some(link) = record.link else { return true };
-    if record.at.level() != Shape::<S>::LEAF {
+/// Whether the node of a slot that was just locked, the first in it, is still in its place, and not frozen; and the gate,
+/// if the slot is a guard's first, open.
+fn may_stay<S: Space>(record: &Record<'_, S>, gate: Option<&AtomicU32>) -> bool {
+    let link = record.link.filter(|_| record.at.level() == Shape::<S>::LEAF);
+    if link.is_none() && gate.is_none() {
         return true;
     }
-    // SeqCst: the slot is locked before the link is looked at; partner: the fence in `freeze`.
+    // SeqCst: the slot is locked before link and gate are looked at; partners: the fences in `freeze` and `lock_range`.
     if !mutant!("radix-no-lock-fence") {
         fence(Ordering::SeqCst);
     }
-    // Relaxed: ordered by the fence.
-    let seen = link.load(Ordering::Relaxed);
-    word::descends(seen) && refcache::word::object::<Node<S>>(seen) == record.at.pointer().as_ptr()
+    let names = |link: &AtomicU64| {
+        // Relaxed: ordered by the fence.
+        let seen = link.load(Ordering::Relaxed);
+        word::descends(seen) && record.at.is_named_by(seen)
+    };
+    // Acquire: who has had it closed has left what this one is to find; partner: the end of `RangeGuard`.
+    let open = |closed: &AtomicU32| closed.load(Ordering::Acquire) == 0 || mutant!("radix-no-gate");
+    gate.is_none_or(open) && link.is_none_or(names)
 }
 
 impl<'g, S: Space> RangeGuard<'g, S> {
     pub(crate) fn wait(&self) -> Result<(), Error> {
         wait(self.space, self.pin)
     }
-    /// Lock slots from that of `key` on, as many as are in one node in a row. Gives the first key that is not locked.
+    /// Lock slots from that of `key` on, as many as are in one node in a row. Gives the first key that is not locked. If
+    /// that is in a node that isn't to be frozen, `enter` is the first key behind it from then on.
     #[inline(never)]
     fn lock_from(
         &mut self,
         root: At<'g, S>,
         key: u64,
         mode: Mode,
+        enter: &mut u64,
         reserve: &mut Reserve<S>,
     ) -> Result<u64, Error> {
-        let depth = if mode == Mode::Freeze { Shape::<S>::LEAF } else { Shape::<S>::LEVELS };
+        let (freezes, entered) = (mode == Mode::Freeze && *enter <= key, *enter);
+        let depth = if freezes { Shape::<S>::LEAF } else { Shape::<S>::LEVELS };
         let mut record = Tree::<S>::bottommost(root, key, depth);
         self.records.reserve(1)?;
         if let Some(link) = record.link
@@ -219,13 +279,40 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             record.held = true;
         }
         self.records.push(record);
-        let next = self.lock_run(key, mode, reserve)?;
+        let next = self.lock_run(key, mode, enter, reserve)?;
         if self.records.last().is_some_and(|record| record.is_empty()) {
             let empty = self.records.pop();
             empty.inspect(|record| record.drop_hold(self.pin));
         }
-        if next == key {
+        if next == key && *enter == entered {
             self.wait()?;
+        }
+        Ok(next)
+    }
+    /// Lock slots from that of `key` on that are in the last leaf in which `lower` has some, if it is. They are further slots
+    /// of a node, for which the link isn't looked at. Gives the first key that is not locked.
+    fn lock_beside(
+        &mut self,
+        lower: &RangeGuard<'_, S>,
+        key: u64,
+        mode: Mode,
+        reserve: &mut Reserve<S>,
+    ) -> Result<u64, Error> {
+        let last = lower.records.len().checked_sub(1).map(|last| *lower.records.get(last));
+        let same = |record: &Record<'_, S>| {
+            record.at.level() == Shape::<S>::LEAF && record.base == Shape::<S>::base(Shape::<S>::LEAF, key)
+        };
+        let Some(last) = last.filter(same) else { return Ok(key) };
+        // SAFETY: the other guard has slots in it, or a hold, and is kept; this one gets a hold of its own.
+        let at: At<'g, S> = unsafe { At::new(last.at.pointer()) };
+        self.records.reserve(1)?;
+        // SAFETY: as above: the node is used, or held.
+        unsafe { at.add(1, self.pin) };
+        let index = Shape::<S>::index(Shape::<S>::LEAF, key);
+        self.records.push(Record::new(at, None, last.base, index..index).with_hold());
+        let next = self.lock_run(key, mode, &mut 0, reserve)?;
+        if self.records.last().is_some_and(|record| record.is_empty()) {
+            self.records.pop().inspect(|record| record.drop_hold(self.pin));
         }
         Ok(next)
     }
@@ -249,13 +336,28 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     }
     /// Lengthen the last record, which begins with the slot of `key`, for as long as the range goes on and its node has
     /// slots that can be locked. Gives the first key that is not locked.
-    fn lock_run(&mut self, key: u64, mode: Mode, reserve: &mut Reserve<S>) -> Result<u64, Error> {
+    fn lock_run(
+        &mut self,
+        key: u64,
+        mode: Mode,
+        enter: &mut u64,
+        reserve: &mut Reserve<S>,
+    ) -> Result<u64, Error> {
         let Some(mut record) = self.records.last().copied() else { return Ok(key) };
         let next = self.lock_slots(&mut record, key, mode);
         // What is locked is the guard's, also if there is more to do or an error.
         self.records.last().into_iter().for_each(|last| *last = record);
-        match next? {
+        let next = next?;
+        if let (Gate::Before(_), false) = (self.gate, record.is_empty() && !matches!(next, Next::Open { .. }))
+        {
+            self.gate = Gate::Passed;
+        }
+        match next {
             Next::Key(next) => Ok(next),
+            Next::Enter(keys) => {
+                *enter = keys.end;
+                Ok(keys.start)
+            }
             Next::Open { slot, seen, first, keep } => {
                 let end = keep.end;
                 self.open(slot, seen, first, keep, reserve).inspect_err(|_| back_out(slot))?;
@@ -266,7 +368,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     fn lock_slots(&self, record: &mut Record<'g, S>, mut key: u64, mode: Mode) -> Result<Next<'g>, Error> {
         let (at, level, keys) = (record.at, record.at.level(), self.keys.clone());
         let (span, fanout) = (Shape::<S>::span(level), Shape::<S>::fanout(level));
-        let (begin, mut i) = (record.first(), record.end());
+        let (mut begin, mut i) = (record.first(), record.end());
         let mut first = record.key(i);
         let next = loop {
             if key >= keys.end || i >= fanout {
@@ -277,6 +379,23 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             let seen = slot.load(Ordering::Acquire);
             let end = first + span;
             if seen & LINK == 0 || word::is_frozen(seen) {
+                let skips = i == begin || level != Shape::<S>::LEAF || mutant!("radix-leaf-in-runs");
+                if seen == EMPTY
+                    && skips
+                    && let Gate::Closed(_) = self.gate
+                {
+                    let empty = empty(&at.all()[i..]);
+                    // In a leaf that was another tree's by then, it may be another tree's slots that are EMPTY.
+                    if !at.is_still_in(record.link) {
+                        break Ok(Next::Key(key));
+                    }
+                    key = first + empty as u64 * span;
+                    if i > begin {
+                        break Ok(Next::Key(key));
+                    }
+                    (begin, i, first) = (i + empty, i + empty, key);
+                    continue;
+                }
                 if seen & LOCK != 0 {
                     match self.wait() {
                         Ok(()) => continue,
@@ -286,12 +405,12 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 if !lock(slot, seen) {
                     continue;
                 }
-                if i == begin && !may_stay(record) {
+                if i == begin && !may_stay(record, self.gate.before()) {
                     back_out(slot);
                     break Ok(Next::Key(key));
                 }
                 let sticks_out = first < keys.start || end > keys.end;
-                let thaws = mode == Mode::Edit && seen & LINK != 0;
+                let thaws = mode.thaws() && seen & LINK != 0;
                 if thaws || sticks_out && mode.narrows(seen) && !mutant!("radix-whole-spans") {
                     let keep = first.max(keys.start)..end.min(keys.end);
                     break Ok(Next::Open { slot, seen, first, keep });
@@ -302,8 +421,9 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                     break Ok(Next::Key(key));
                 }
                 match self.freeze(slot, record) {
-                    Ok(true) => {}
-                    Ok(false) => match self.wait() {
+                    Ok(Attempt::Frozen) => {}
+                    Ok(Attempt::Refused) => break Ok(Next::Enter(key..end)),
+                    Ok(Attempt::Lost) => match self.wait() {
                         Ok(()) => continue,
                         Err(error) => break Err(error),
                     },
@@ -318,15 +438,26 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         // Of the last slot, what sticks out is the guard's, and nobody asked for it.
         next.map(|next| match next {
             Next::Key(key) => Next::Key(key.min(keys.end)),
-            open => open,
+            other => other,
         })
     }
+}
+
+/// How many of `slots` are EMPTY, from the first on.
+fn empty(slots: &[AtomicU64]) -> usize {
+    // Acquire: what was taken out of a slot is gone; partner: the unlocking store.
+    let seen = |slot: &AtomicU64| slot.load(Ordering::Acquire);
+    let all = |eight: &&[AtomicU64; 8]| eight.iter().fold(0, |all, slot| all | seen(slot)) == EMPTY;
+    let eights = 8 * slots.as_chunks::<8>().0.iter().take_while(all).count();
+    eights + slots[eights..].iter().take_while(|slot| seen(slot) == EMPTY).count()
 }
 
 /// What is to be done when a run ends.
 enum Next<'g> {
     /// To go on with this key, if it is one of the range.
     Key(u64),
+    /// The same, with the first of these keys, which are those of a node that isn't to be frozen.
+    Enter(Range<u64>),
     /// To open a slot, which is locked and not part of the run.
     Open { slot: &'g AtomicU64, seen: u64, first: u64, keep: Range<u64> },
 }

@@ -182,11 +182,15 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             loop {
                 // Relaxed: the swap orders.
                 let seen = slot.load(Ordering::Relaxed);
-                let shared = copies && seen != EMPTY;
-                let new = if shared { self.space.mark_shared(seen) } else { seen } | lock;
+                let new = match seen {
+                    EMPTY => EMPTY,
+                    _ if copies => self.space.thawed(self.space.mark_shared(seen)),
+                    _ => self.space.thawed(seen),
+                } | lock;
                 if seen & LOCK == 0
                     // Acquire: as when a slot is locked.
-                    && slot.compare_exchange(seen, new, Ordering::Acquire, Ordering::Relaxed).is_ok()
+                    && (new == seen
+                        || slot.compare_exchange(seen, new, Ordering::Acquire, Ordering::Relaxed).is_ok())
                 {
                     break;
                 }
@@ -210,7 +214,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 return EMPTY;
             }
             self.space.count(value, 1, self.pin);
-            self.space.mark_shared(self.space.share(value, 1, self.pin))
+            self.space.thawed(self.space.mark_shared(self.space.share(value, 1, self.pin)))
         };
         let lock = |i| if keep.contains(&i) { LOCK } else { 0 };
         let count = frozen.used() as usize + 1;

@@ -10,7 +10,13 @@
 //! lookups may be inside. A node without a weak word was replaced or given up, and whoever did that has settled with the
 //! parent already.
 
-use core::{alloc::Layout, marker::PhantomData, mem::offset_of, ptr, ptr::NonNull};
+use core::{
+    alloc::Layout,
+    marker::PhantomData,
+    mem::{MaybeUninit, offset_of},
+    ptr,
+    ptr::NonNull,
+};
 
 use percpu::Pinned;
 use refcache::{Counted, RefHead, word as refs};
@@ -21,7 +27,7 @@ use sync::{
 
 use crate::{
     space::{Refs, Shape, Space},
-    word::{DEAD, EMPTY},
+    word::{DEAD, EMPTY, is_link},
 };
 
 /// The head of a node. Slots follow.
@@ -157,8 +163,9 @@ impl<'s, S: Space> At<'s, S> {
         unsafe {
             memory.as_ptr().expose_provenance();
             memory.write(head);
-            let slots = memory.add(1).cast::<AtomicU64>();
-            (0..Shape::<S>::fanout(level)).for_each(|i| slots.add(i).write(AtomicU64::new(word(i))));
+            let slots = memory.add(1).cast::<MaybeUninit<AtomicU64>>();
+            let slots = NonNull::slice_from_raw_parts(slots, Shape::<S>::fanout(level)).as_mut();
+            slots.iter_mut().enumerate().for_each(|(i, slot)| _ = slot.write(AtomicU64::new(word(i))));
             if let Some(offset) = annex::<S>(level) {
                 memory.byte_add(offset).cast::<S::Annex>().write(S::Annex::default());
             }
@@ -236,6 +243,19 @@ impl<'s, S: Space> At<'s, S> {
     pub(crate) fn named_by(self) -> Option<&'s AtomicU64> {
         // SAFETY: the parent is there as long as its node is, and isn't freed in the section.
         self.node().head.weak().map(|slot| unsafe { slot.as_ref() })
+    }
+    /// Whether `word` is a link to it.
+    pub(crate) fn is_named_by(self, word: u64) -> bool {
+        is_link(word) && ptr::eq(refs::object::<Node<S>>(word), self.node.as_ptr())
+    }
+    /// Whether the slot by which a lookup has come here, if it wasn't the root, names the node even now, after a word of it
+    /// was read with Acquire: else that may be another tree's (`freeze`).
+    #[inline]
+    pub(crate) fn is_still_in(self, link: Option<&AtomicU64>) -> bool {
+        // Relaxed: if the word is another tree's, this tree's link was replaced before it was stored; partners: the chain
+        // that `freeze` names. Nothing is read by it.
+        link.is_none_or(|link| self.is_named_by(link.load(Ordering::Relaxed)))
+            || mutant!("radix-no-second-look")
     }
     /// Which slot of its parent names it.
     pub(crate) fn index(self) -> usize {

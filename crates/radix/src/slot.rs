@@ -3,12 +3,14 @@
 use core::{fmt, ops::Range};
 
 use percpu::Pinned;
+use sync::primitive::Ordering;
 
 use crate::{
     guard::{RangeGuard, Span, held, put, unlock, unlock_with},
+    node::{At, COPIED},
     record::Record,
     reserve::Reserve,
-    space::{Error, Space},
+    space::{Error, Shape, Space},
     word,
 };
 
@@ -32,6 +34,23 @@ impl<'g, S: Space> SlotGuard<'g, S> {
     pub fn keys(&self) -> Range<u64> {
         let first = self.record.key(self.record.first());
         first..first + self.record.span()
+    }
+    /// What the slot's node has of `key`, if it is a frozen one; else 0.
+    pub fn frozen(&self, key: u64) -> u64 {
+        let slot = |leaf: At<'_, S>| held(leaf.slot(Shape::<S>::index(Shape::<S>::LEAF, key)));
+        self.leaf().map_or(word::EMPTY, slot)
+    }
+    /// How many trees have the slot: more than one only if it is a frozen one. When it is one it stays so, until this
+    /// tree is forked.
+    pub fn trees(&self) -> u32 {
+        // Relaxed: what others did who have given their shares up is ordered where the node is taken over.
+        self.leaf().map_or(1, |leaf| leaf.node().sharers.load(Ordering::Relaxed) & !COPIED)
+    }
+    /// The node that the slot links, if it is frozen.
+    fn leaf(&self) -> Option<At<'g, S>> {
+        let seen = held(self.record.at.slot(self.record.first()));
+        // SAFETY: the link is in a slot that this guard holds.
+        word::is_frozen(seen).then(|| unsafe { At::of_link(seen) })
     }
     /// The CPU that the guard is on.
     pub fn pin(&self) -> &'g Pinned<'g> {

@@ -77,6 +77,17 @@ pub unsafe trait Space: Sync + Sized + 'static {
     fn mark_shared(&self, value: u64) -> u64 {
         value
     }
+    /// Fork: whether a node of leaves with these `values` may be shared as it is. If not, its slots are locked one by one,
+    /// and what the other tree gets of each is asked.
+    fn freezes(&self, values: impl Iterator<Item = u64>) -> bool {
+        let _ = values;
+        true
+    }
+    /// `value`, which was in a frozen node, for a slot that is one tree's alone again: what was known of the slot's use
+    /// by that tree may have changed meanwhile.
+    fn thawed(&self, value: u64) -> u64 {
+        value
+    }
 }
 
 /// The operations of [`refcache::Domain`], whatever the size of its caches.

@@ -29,6 +29,9 @@ const WAYS: usize = if cfg!(loom) { 1024 } else { 16 };
 /// Descriptors that tests use are below.
 pub const DESCRIPTORS: usize = 16;
 
+/// A node in which a slot has this descriptor is not frozen.
+pub const UNFROZEN: u32 = 5;
+
 /// The shape of a tree.
 pub trait Form: Send + Sync + 'static {
     /// As [`Space::BITS`].
@@ -140,6 +143,9 @@ unsafe impl<F: Form> Space for Host<F> {
     fn unshare(&self, value: u64, _: &Pinned<'_>) {
         let pfn = Page::of(value).pfn();
         assert!(pfn == 0 || !self.drop_frame(pfn), "{:?} has nobody else", Page::of(value));
+    }
+    fn freezes(&self, mut values: impl Iterator<Item = u64>) -> bool {
+        values.all(|value| Page::of(value).desc() != UNFROZEN)
     }
     fn mark_shared(&self, value: u64) -> u64 {
         let page = Page::of(value);

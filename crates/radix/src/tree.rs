@@ -3,7 +3,7 @@
 use core::{fmt, ops::Range, ptr::NonNull};
 
 use percpu::Pinned;
-use sync::primitive::Ordering;
+use sync::primitive::{AtomicU32, AtomicU64, Ordering};
 
 use crate::{
     guard::Taken,
@@ -18,6 +18,8 @@ use crate::{
 pub struct Tree<S: Space> {
     root: NonNull<Node<S>>,
     space: &'static S,
+    /// How many guards keep EMPTY slots from being filled: see `lock`.
+    pub(crate) closed: AtomicU32,
 }
 
 // SAFETY: nodes may be used by any thread; what they have in common is the space, which is `Sync`.
@@ -69,7 +71,7 @@ impl<S: Space> Tree<S> {
         let memory = node::alloc(space, 0, pin).ok_or(Error::OutOfMemory)?;
         // SAFETY: the memory is ours, and the space lives for ever. One reference is the tree's.
         let root: At<'_, S> = unsafe { At::make(memory, space, (0, 0), 1, |_| EMPTY) };
-        Ok(Self { root: root.pointer(), space })
+        Ok(Self { root: root.pointer(), space, closed: AtomicU32::new(0) })
     }
     /// How many keys there are: they are those below.
     pub const fn keys() -> u64 {
@@ -93,10 +95,10 @@ impl<S: Space> Tree<S> {
     }
     /// What is at `key`, without locking and without writing. Panics if there is no such key.
     ///
-    /// **Linearisable.** The last load decides: one word is a consistent view of a slot. If the node had been collapsed by
-    /// then, its slots were EMPTY when it was, after this lookup had found it. If it had been replaced, the slots are
-    /// DEAD, and the way from the root leads to what is there now. Of a frozen node nothing changes, so it was the load
-    /// of the link that decided.
+    /// **Linearisable.** The load of the slot decides: one word is a consistent view of it, and after it the link to its node
+    /// is looked at again, which still names the node: so it was this tree's when the slot was read, and what it said
+    /// there was what the tree said. If the node was collapsed, replaced, or left to another tree, the way from the root
+    /// leads to what is there now.
     pub fn get(&self, key: u64, section: &Section<'_, S>) -> Found {
         assert!(key < Self::keys(), "key {key} of {}", Self::keys());
         self.check(section);
@@ -107,19 +109,20 @@ impl<S: Space> Tree<S> {
         }
     }
     fn descend(&self, key: u64) -> Option<Found> {
-        let (mut at, mut frozen) = (self.root(), false);
+        let (mut at, mut link, mut frozen) = (self.root(), None, false);
         for level in 0..Shape::<S>::LEVELS {
+            let slot = at.slot(Shape::<S>::index(level, key));
             // Acquire: a node was filled before its link was stored, and what a value names before the value; partners:
             // the Release stores of links in `narrow`, and of values in `guard`.
-            let seen = at.slot(Shape::<S>::index(level, key)).load(Ordering::Acquire);
-            if seen == DEAD {
-                return None;
-            }
+            let seen = slot.load(Ordering::Acquire);
             if word::is_link(seen) {
                 frozen = word::is_frozen(seen);
                 // SAFETY: the link was in a slot during the caller's section.
-                at = unsafe { At::of_link(seen) };
+                (at, link) = (unsafe { At::of_link(seen) }, Some(slot));
                 continue;
+            }
+            if seen == DEAD || !at.is_still_in(link) {
+                return None;
             }
             let keys = Shape::<S>::span(level);
             return Some(Found { value: seen & !LOCK, first: key & !(keys - 1), keys, frozen });
@@ -127,8 +130,8 @@ impl<S: Space> Tree<S> {
         unreachable!("a leaf has no links")
     }
     /// Call `each` with what is found from `keys.start` on, in ascending order, until the range ends or `each` says false.
-    /// Spans without a value are left out. Each is looked up at some moment during the call: a node that was found is
-    /// read to its end, and if it had been collapsed by then, its slots were EMPTY when it was.
+    /// Spans without a value are left out. Each is looked up at some moment during the call, as by [`Self::get`]: a node that
+    /// was found is read to its end, or until the tree has it no more.
     pub fn scan(&self, keys: Range<u64>, section: &Section<'_, S>, mut each: impl FnMut(Found) -> bool) {
         self.walk(keys, section, |found| found.value == EMPTY || each(found));
     }
@@ -137,13 +140,13 @@ impl<S: Space> Tree<S> {
         self.check(section);
         let (mut key, end) = (keys.start, keys.end.min(Self::keys()));
         while key < end {
-            let (at, level, frozen) = self.bottom(key);
+            let (at, link, level, frozen) = self.bottom(key);
             let span = Shape::<S>::span(level);
             for i in Shape::<S>::index(level, key)..Shape::<S>::fanout(level) {
                 // Acquire: as in `descend`.
                 let seen = at.slot(i).load(Ordering::Acquire);
-                // DEAD: from the root again, as for a link.
-                if key >= end || seen == DEAD || word::is_link(seen) {
+                // DEAD, or another tree's by now: from the root again, as for a link.
+                if key >= end || seen == DEAD || word::is_link(seen) || !at.is_still_in(link) {
                     break;
                 }
                 let found = Found { value: seen & !LOCK, first: key & !(span - 1), keys: span, frozen };
@@ -154,20 +157,21 @@ impl<S: Space> Tree<S> {
             }
         }
     }
-    /// The node to which links lead for `key`, its level, and whether it is frozen.
-    fn bottom(&self, key: u64) -> (At<'_, S>, usize, bool) {
-        let (mut at, mut frozen) = (self.root(), false);
+    /// The node to which links lead for `key`, the slot of the last one, the node's level, and whether it is frozen.
+    fn bottom(&self, key: u64) -> (At<'_, S>, Option<&AtomicU64>, usize, bool) {
+        let (mut at, mut link, mut frozen) = (self.root(), None, false);
         for level in 0..Shape::<S>::LEAF {
+            let slot = at.slot(Shape::<S>::index(level, key));
             // Acquire: as in `descend`.
-            let seen = at.slot(Shape::<S>::index(level, key)).load(Ordering::Acquire);
+            let seen = slot.load(Ordering::Acquire);
             if !word::is_link(seen) {
-                return (at, level, frozen);
+                return (at, link, level, frozen);
             }
             frozen = word::is_frozen(seen);
             // SAFETY: the link was in a slot during the caller's section.
-            at = unsafe { At::of_link(seen) };
+            (at, link) = (unsafe { At::of_link(seen) }, Some(slot));
         }
-        (at, Shape::<S>::LEAF, frozen)
+        (at, link, Shape::<S>::LEAF, frozen)
     }
     /// How many nodes there are now, by level, the root's first: for reports. Others may change the tree meanwhile.
     pub fn nodes(&self, section: &Section<'_, S>) -> [usize; crate::MAX_LEVELS] {
@@ -214,7 +218,7 @@ impl<S: Space> Tree<S> {
             } else if seen != EMPTY {
                 slot.store(EMPTY, Ordering::Relaxed);
                 self.space.count(seen, -1, pin);
-                taken(Taken { value: seen, first, keys, owned: true });
+                taken(Taken { value: seen, first, keys, owned: true, frozen: false, again: false });
             } else {
                 continue;
             }

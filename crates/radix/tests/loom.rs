@@ -120,7 +120,7 @@ impl Sim {
         let forked = self.tree().lock_range(0..8, Mode::Freeze, &mut Reserve::new(), &section);
         let result = forked.map(|mut guard| {
             self.write(0..8);
-            guard.fork(&mut twin, |_| true)
+            guard.fork(&mut twin, |span, _| Ok(Some(span.value)))
         });
         match result {
             Ok(Ok(())) => Ok(Twin(twin)),
@@ -407,6 +407,23 @@ fn a_fork_sees_a_range_as_a_whole() {
     });
 }
 
+/// A range of which all is EMPTY, in two nodes, where a fork locks nothing: the twin has all of what is mapped there or nothing.
+#[test]
+fn a_fork_sees_what_fills_empty_slots_as_a_whole() {
+    explore("a fork's gate against a range", Some(2), || {
+        let sim = Sim::new(2, 0..2, 1);
+        let (sim, twin, done) = two(sim, 3, |sim| sim.fork(0), |sim| sim.map(1, 2..8, 2));
+        if done.is_ok() {
+            (2..8).for_each(|key| assert_eq!(sim.get(0, key), Page::new(2)));
+        }
+        end_twin(&sim, twin, |pages| {
+            assert_eq!(pages[0], Page::new(1));
+            assert!(pages[2..].iter().all(|page| *page == pages[2]), "{pages:?}");
+            assert!(pages[2] == Page::EMPTY || done.is_ok() && pages[2] == Page::new(2), "{pages:?}");
+        });
+    });
+}
+
 /// A fork freezes the node whose place another CPU gives to a folded value: one of them is first, and the fold may be left out.
 #[test]
 fn a_fork_and_a_fold_of_one_node_are_ordered() {
@@ -499,5 +516,96 @@ fn the_last_two_trees_part_from_a_frozen_node() {
         end_twin(&sim, Ok(Twin(twin)), |pages| assert_eq!((pages[0].pfn(), pages[1].pfn()), (11, 0)));
         // The frame was in one node, then in two, and in the end each page gave it up.
         assert_eq!(sim.space().shared_frames(), usize::from(!sim.space().drop_frame(9)));
+    });
+}
+
+impl Twin {
+    /// Change keys in the twin, as its last user but for CPU `cpu`: a new descriptor, or none.
+    fn change(&self, sim: &Sim, cpu: usize, keys: Range<u64>, desc: u32) -> Result<(), Error> {
+        sim.with_reserve(cpu, |reserve, section| {
+            let mode = if desc == 0 { Mode::Take } else { Mode::Edit };
+            let mut guard = self.0.lock_range(keys.clone(), mode, reserve, section)?;
+            match desc {
+                0 => guard.replace(0, |_| ()),
+                _ => guard.update(|span| Page::of(span.value).with_desc(desc).word()),
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What CPU 1 finds of key 1 in the first tree, by each way of looking: always what has been there from the start.
+fn look(sim: &Sim) {
+    let pin = pin(1);
+    let section = Section::new(sim.space(), &pin);
+    assert_eq!(Page::of(sim.tree().get(1, &section).value).desc(), 1, "got");
+    let mut found = None;
+    sim.tree().scan(1..2, &section, |one| {
+        found = Some(Page::of(one.value).desc());
+        true
+    });
+    assert_eq!(found, Some(1), "scanned");
+    let locked = sim.tree().lock_one(1, &section);
+    assert!(locked.is_err() || locked.is_ok_and(|guard| guard.is_some()), "locked");
+}
+
+/// A node that both trees have is left by the first, taken over by the second, and changed there (D14): who looks something up
+/// in the first and is in that node doesn't find what is the second's.
+#[test]
+fn a_lookup_leaves_a_node_that_another_tree_takes_over() {
+    for desc in [0, 2] {
+        explore("a lookup against leaving and taking over", Some(3), move || {
+            let sim = Sim::new(2, 0..2, 1);
+            sim.touch(0, 0, 9).expect("nobody else is here");
+            let twin = sim.fork(0).unwrap_or_else(|error| panic!("{error}"));
+            let leave_and_take = |sim: &Sim| {
+                if sim.touch(0, 0, 10).is_ok() {
+                    twin.change(sim, 0, 1..2, desc).expect("nobody else uses it");
+                }
+            };
+            let (sim, (), ()) = two(sim, 3, leave_and_take, look);
+            end_twin(&sim, Ok(twin), |pages| assert!(pages[1].desc() == 1 || pages[1].desc() == desc));
+        });
+    }
+}
+
+/// The same for a lookup, or a fault, that has come by the link of a node before it was frozen.
+#[test]
+fn a_fault_leaves_a_node_that_was_frozen_and_taken_over() {
+    explore("a fault against freezing, leaving and taking over", Some(2), || {
+        let sim = Sim::new(2, 0..2, 1);
+        sim.touch(0, 0, 9).expect("nobody else is here");
+        let fork_and_all = |sim: &Sim| {
+            let twin = sim.fork(0)?;
+            if sim.touch(0, 0, 10).is_ok() {
+                twin.change(sim, 0, 1..2, 0).expect("nobody else uses it");
+            }
+            Ok(twin)
+        };
+        let (sim, twin, ()) = two(sim, 3, fork_and_all, look);
+        end_twin(&sim, twin, |pages| assert!(pages[1].desc() <= 1));
+    });
+}
+
+/// Both trees part from their node at once, so either of them may be the one that takes it over, while a third CPU looks.
+#[test]
+fn a_lookup_meets_two_trees_that_part() {
+    explore("a lookup against two trees that part", Some(2), || {
+        let sim = Sim::new(3, 0..2, 1);
+        sim.touch(0, 0, 9).expect("nobody else is here");
+        let twin = std::sync::Arc::new(sim.fork(0).unwrap_or_else(|error| panic!("{error}")));
+        let theirs = twin.clone();
+        sim.space().be_patient(2);
+        let sim = Arc::new(sim);
+        let (one, other) = (sim.clone(), sim.clone());
+        let parts = thread::spawn(move || _ = theirs.change(&one, 2, 1..2, 0));
+        let looks = thread::spawn(move || look(&other));
+        _ = sim.touch(0, 0, 10);
+        parts.join().expect("the third CPU went well");
+        looks.join().expect("the second CPU went well");
+        sim.space().be_patient(usize::MAX);
+        let sim = Arc::try_unwrap(sim).unwrap_or_else(|_| panic!("the others are done"));
+        let twin = std::sync::Arc::try_unwrap(twin).unwrap_or_else(|_| panic!("the others are done"));
+        end_twin(&sim, Ok(twin), |pages| assert!(pages[1].desc() <= 1));
     });
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, ops::Range};
 use percpu::{CpuId, Pinned, testing::Machine};
 use proptest::prelude::*;
 use radix::{
-    Descriptors, Mode, RadixMap, Reserve, Section, Tree,
+    Descriptors, Mode, RadixMap, Reserve, Section, Space as _, Tree,
     page::Page,
     testing::{Host, Pages},
 };
@@ -193,10 +193,50 @@ fn a_huge_untouched_mapping_forks_as_a_few_words() {
     let before = space.memory().0;
     let mut child = Tree::new(space, &pin).unwrap();
     let guard = tree.lock_range(0..1 << 35, Mode::Freeze, &mut reserve, &section);
-    guard.unwrap().fork(&mut child, |_| true).unwrap();
+    guard.unwrap().fork(&mut child, |span, _| Ok(Some(span.value))).unwrap();
     assert!(space.memory().0 - before < 12, "{before} before, {} after", space.memory().0);
     assert_eq!(child.get(12_345 + (1 << 27), &section), tree.get(12_345 + (1 << 27), &section));
     assert_eq!(child.get(12_344, &section).value, 0);
+    reserve.give_back(space, &pin);
+    [tree, child].into_iter().for_each(|tree| tree.retire(&section, |_| ()));
+    drop(section);
+    space.settle(&stopped());
+    assert_eq!(space.memory(), (0, 0));
+}
+
+/// Pages that have frames are not copied one by one, nor are their frames counted: a fork makes a word for each node (D6).
+#[test]
+fn a_fork_makes_a_word_for_each_leaf() {
+    const LEAVES: u64 = 256;
+    let space = Host::<Pages>::new(1);
+    let (tree, mut reserve) = (Tree::new(space, &pin(0)).unwrap(), Reserve::new());
+    let pin = pin(0);
+    let section = Section::new(space, &pin);
+    for key in 0..LEAVES * 64 {
+        let guard = tree.lock_range(key..key + 1, Mode::Fill, &mut reserve, &section);
+        guard.unwrap().replace(Page::new(1).with_pfn(key + 1).with_owner(3).word(), |_| ());
+    }
+    let (before, named) = (space.memory().0, space.named(1));
+    let mut child = Tree::new(space, &pin).unwrap();
+    let guard = tree.lock_range(0..1 << 35, Mode::Freeze, &mut reserve, &section);
+    let mut asked = 0;
+    let forked = guard.unwrap().fork(&mut child, |span, values| {
+        asked += 1;
+        assert!(span.frozen && values.count() == 64);
+        Ok(Some(span.value))
+    });
+    forked.unwrap();
+    assert_eq!(asked, LEAVES);
+    // The blocks, and one node of each level above.
+    assert_eq!(space.memory().0 - before, Host::<Pages>::BITS.len() - 2 + LEAVES as usize / 8);
+    assert_eq!((space.shared_frames(), space.named(1)), (0, named));
+    for key in 0..LEAVES * 64 {
+        assert_eq!(
+            Page::of(child.get(key, &section).value).with_owner(3),
+            Page::of(tree.get(key, &section).value)
+        );
+        assert_eq!(Page::of(tree.get(key, &section).value).owner(), 3);
+    }
     reserve.give_back(space, &pin);
     [tree, child].into_iter().for_each(|tree| tree.retire(&section, |_| ()));
     drop(section);

@@ -202,7 +202,7 @@ impl<F: Form> Sim<F> {
             for span in guard.spans().filter(|span| !inside(span)) {
                 pages[self.intervals(span.first, span.keys)].fill(Page::EMPTY);
             }
-            guard.fork(&mut child, |span| inside(&span))
+            guard.fork(&mut child, |span, _| Ok(inside(&span).then_some(span.value)))
         });
         if forked.is_err() {
             child.retire(on, |one| {

@@ -1,7 +1,9 @@
 //! Five CPUs that do anything at all to the same pages, in schedules drawn at random: longer ones than can be explored whole.
+//! The same for a family of trees, which are forked and ended meanwhile.
 //!
-//! A record beside the tree says who holds which key, and what the last holder has left there. Holders compare, so each
-//! history is one in which operations follow each other; a lookup finds a value that was there during its time.
+//! A record beside each tree says who holds which key, and what the last holder has left there. Holders compare, so each
+//! history is one in which operations follow each other; a lookup finds a value that was there during its time. A fork
+//! copies the record.
 #![cfg(shuttle)]
 
 use std::{ops::Range, sync::Mutex};
@@ -40,6 +42,7 @@ struct Key {
     holder: Option<usize>,
 }
 
+/// A tree.
 struct Sim {
     space: &'static Space,
     tree: Tree<Space>,
@@ -48,11 +51,17 @@ struct Sim {
 }
 
 impl Sim {
-    fn new() -> Self {
-        let space = Space::new(CPUS);
-        let key = Key { values: vec![(0, Page::EMPTY)], holder: None };
-        let keys = Mutex::new((0, vec![key; KEYS as usize]));
-        Self { space, tree: Tree::new(space, &pin(0)).expect("there is memory"), keys }
+    fn new(space: &'static Space) -> Self {
+        Self::of(space, Tree::new(space, &pin(0)).expect("there is memory"), vec![Page::EMPTY; KEYS as usize])
+    }
+    fn of(space: &'static Space, tree: Tree<Space>, pages: Vec<Page>) -> Self {
+        let key = |page| Key { values: vec![(0, page)], holder: None };
+        Self { space, tree, keys: Mutex::new((0, pages.into_iter().map(key).collect())) }
+    }
+    /// What there is, when nothing changes.
+    fn pages(&self) -> Vec<Page> {
+        let keys = self.keys.lock().unwrap();
+        keys.1.iter().map(|key| key.values.last().expect("there is one").1).collect()
     }
     /// The holder of a span: nobody else has it, and what is there is what was left there. Then it is changed.
     fn change(&self, cpu: usize, span: Span, within: &Range<u64>, to: impl Fn(Page) -> Page) {
@@ -123,33 +132,34 @@ impl Sim {
         let possible = &values[from.saturating_sub(1)..];
         assert!(possible.iter().any(|(_, page)| *page == seen), "key {key}: {seen:?} of {possible:?}");
     }
-    fn fork(&self, cpu: usize, reserve: &mut Reserve<Space>) {
+    fn fork(&self, cpu: usize, reserve: &mut Reserve<Space>) -> Self {
         let pin = pin(cpu);
         let section = Section::new(self.space, &pin);
         let mut twin = Tree::new(self.space, &pin).expect("there is memory");
-        {
-            let guard = self.tree.lock_range(0..64, Mode::Freeze, reserve, &section);
-            let mut guard = guard.expect("there is memory, and patience");
-            guard.spans().for_each(|span| self.change(cpu, span, &(0..0), |old| old));
-            guard.fork(&mut twin, |_| true).expect("there is memory");
-            let found = |key| (key, twin.get(key, &section));
-            let found: Vec<_> = (0..KEYS).map(found).collect();
-            for (key, found) in found {
-                let seen = Page::of(found.value).part(key - found.first).with_shared(false);
-                let keys = self.keys.lock().unwrap();
-                assert_eq!(seen, keys.1[key as usize].values.last().expect("there is one").1);
-            }
-            self.release(cpu);
+        let guard = self.tree.lock_range(0..64, Mode::Freeze, reserve, &section);
+        let mut guard = guard.expect("there is memory, and patience");
+        guard.spans().for_each(|span| self.change(cpu, span, &(0..0), |old| old));
+        guard.fork(&mut twin, |span, _| Ok(Some(span.value))).expect("there is memory");
+        let pages = self.pages();
+        for (key, page) in (0..KEYS).zip(&pages) {
+            let found = twin.get(key, &section);
+            assert_eq!(Page::of(found.value).part(key - found.first).with_shared(false), *page);
         }
+        self.release(cpu);
+        drop(guard);
+        Self::of(self.space, twin, pages)
+    }
+    /// A twin that ends at once, or changes something first.
+    fn fork_and_end(&self, cpu: usize, reserve: &mut Reserve<Space>) {
+        let twin = self.fork(cpu, reserve);
         if thread_rng().gen_bool(0.5) {
-            // The twin changes something first.
-            let guard = twin.lock_range(1..7, Mode::Edit, reserve, &section);
-            guard.expect("there is memory").update(|span| match Page::of(span.value) {
-                Page::EMPTY => 0,
-                page => page.with_desc(9).word(),
-            });
+            twin.range(cpu, 1..7, 2, reserve);
         }
-        twin.retire(&section, |_| ());
+        twin.end(cpu);
+    }
+    fn end(self, cpu: usize) {
+        let pin = pin(cpu);
+        self.tree.retire(&Section::new(self.space, &pin), |_| ());
     }
     fn step(&self, cpu: usize, n: usize, reserve: &mut Reserve<Space>) {
         let mut rng = thread_rng();
@@ -161,25 +171,27 @@ impl Sim {
             7..10 => self.range(cpu, range, 2, reserve),
             10..14 => self.touch(cpu, from, 100 + (cpu * STEPS + n) as u64, reserve),
             14..16 => self.look(cpu, from),
-            16 => self.fork(cpu, reserve),
+            16 => self.fork_and_end(cpu, reserve),
             _ => self.space.tick(&mut pin(cpu)),
         }
     }
-    fn check(self) {
+    fn check(&self) {
         // SAFETY: the other threads have ended.
-        let stopped = unsafe { AllStopped::assume() };
-        self.tree.audit(&stopped);
+        self.tree.audit(&unsafe { AllStopped::assume() });
         (0..KEYS).for_each(|key| self.look(0, key));
-        let pin = pin(0);
-        self.tree.retire(&Section::new(self.space, &pin), |_| ());
-        self.space.settle(&stopped);
-        assert_eq!(self.space.memory().0, 0);
-        (1..16).for_each(|desc| assert_eq!(self.space.named(desc), 0, "descriptor {desc}"));
     }
 }
 
+fn nothing_is_left(space: &Space) {
+    // SAFETY: the other threads have ended.
+    space.settle(&unsafe { AllStopped::assume() });
+    assert_eq!(space.memory().0, 0);
+    (1..16).for_each(|desc| assert_eq!(space.named(desc), 0, "descriptor {desc}"));
+}
+
 fn everything_at_once() {
-    let sim = Arc::new(Sim::new());
+    let space = Space::new(CPUS);
+    let sim = Arc::new(Sim::new(space));
     let threads: Vec<_> = (0..CPUS)
         .map(|cpu| {
             let sim = sim.clone();
@@ -191,25 +203,96 @@ fn everything_at_once() {
         })
         .collect();
     threads.into_iter().for_each(|t| t.join().expect("the CPU went well"));
-    Arc::try_unwrap(sim).unwrap_or_else(|_| panic!("all threads have ended")).check();
+    let sim = Arc::try_unwrap(sim).unwrap_or_else(|_| panic!("all threads have ended"));
+    sim.check();
+    sim.end(0);
+    nothing_is_left(space);
+}
+
+/// Trees of one family, some of which have the same nodes. Whoever has the last reference to one ends it.
+type Family = Mutex<Vec<Arc<Sim>>>;
+
+const TREES: usize = 3;
+
+/// What a CPU does in a family: something to one of the trees; or it forks one, and puts the child in the place of another.
+fn step(family: &Family, cpu: usize, n: usize, reserve: &mut Reserve<Space>) {
+    let mut rng = thread_rng();
+    let (one, other) = (rng.gen_range(0..TREES), rng.gen_range(0..TREES));
+    let tree = family.lock().unwrap()[one].clone();
+    let mut gone = None;
+    match rng.gen_range(0..4) {
+        0 => {
+            let child = Arc::new(tree.fork(cpu, reserve));
+            gone = Some(std::mem::replace(&mut family.lock().unwrap()[other], child));
+        }
+        1 => (0..KEYS).for_each(|key| tree.look(cpu, key)),
+        _ => tree.step(cpu, n, reserve),
+    }
+    for tree in [Some(tree), gone].into_iter().flatten() {
+        if let Some(tree) = Arc::into_inner(tree) {
+            tree.end(cpu);
+        }
+    }
+}
+
+fn family_at_once() {
+    let space = Space::new(CPUS);
+    let first = Sim::new(space);
+    let mut reserve = Reserve::new();
+    first.range(0, 0..14, 0, &mut reserve);
+    (0..14).step_by(3).for_each(|key| first.touch(0, key, 1 + key, &mut reserve));
+    let mut trees = vec![Arc::new(first)];
+    while trees.len() < TREES {
+        trees.push(Arc::new(trees[trees.len() - 1].fork(0, &mut reserve)));
+    }
+    reserve.give_back(space, &pin(0));
+    let family = Arc::new(Family::new(trees));
+    let threads: Vec<_> = (0..CPUS)
+        .map(|cpu| {
+            let family = family.clone();
+            thread::spawn(move || {
+                let mut reserve = Reserve::new();
+                (0..STEPS).for_each(|n| step(&family, cpu, n, &mut reserve));
+                reserve.give_back(space, &pin(cpu));
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|t| t.join().expect("the CPU went well"));
+    let trees = std::mem::take(&mut *family.lock().unwrap());
+    for tree in trees {
+        tree.check();
+        Arc::into_inner(tree).expect("all threads have ended").end(0);
+    }
+    nothing_is_left(space);
 }
 
 /// Run under a scheduler's schedules.
-fn explore(scheduler: impl Scheduler + 'static) {
+fn explore(scheduler: impl Scheduler + 'static, run: fn()) {
     let mut config = Config::new();
     config.stack_size = 1 << 20;
-    Runner::new(scheduler, config).run(everything_at_once);
+    Runner::new(scheduler, config).run(run);
 }
 
 const SCHEDULES: usize = 4000;
 
 #[test]
 fn each_key_has_one_holder_in_random_schedules() {
-    explore(RandomScheduler::new(SCHEDULES));
+    explore(RandomScheduler::new(SCHEDULES), everything_at_once);
 }
 
 /// As few switches as a fault needs, at random places.
 #[test]
 fn each_key_has_one_holder_in_schedules_of_few_switches() {
-    explore(PctScheduler::new(3, SCHEDULES));
+    explore(PctScheduler::new(3, SCHEDULES), everything_at_once);
+}
+
+/// Three trees that share nodes: forks of forks, ends, and changes by all of them.
+#[test]
+fn trees_of_a_family_have_their_own_in_random_schedules() {
+    explore(RandomScheduler::new(SCHEDULES), family_at_once);
+}
+
+#[test]
+fn trees_of_a_family_have_their_own_in_schedules_of_few_switches() {
+    explore(PctScheduler::new(3, SCHEDULES), family_at_once);
 }

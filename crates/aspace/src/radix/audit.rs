@@ -10,10 +10,14 @@ impl Radix {
             let pin = ctx.pin();
             let section = self.tree.enter(&pin);
             let Ok(guard) = self.lock_pages(pages(key, key + 1), Mode::Cover, &section) else { continue };
-            let slot = guard.spans().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
+            let frozen = guard.values().next().is_some_and(|span| span.frozen);
+            let slot = guard.values().next().map_or(Slot::EMPTY, |span| Slot::of(span.value));
+            let slot = if frozen { slot.with_owner(SEVERAL) } else { slot };
             let frame = slot.frame().map(|(frame, _)| frame);
             let rights = frame.map_or(Prot::empty(), |frame| {
-                contents::rights(&self.realm.desc(slot, &section).mapping, frame, self.machine.frames)
+                let rights =
+                    contents::rights(&self.realm.desc(slot, &section).mapping, frame, self.machine.frames);
+                if frozen { rights.difference(Prot::WRITE) } else { rights }
             });
             let cpus = self.tables.users(page(key), slot);
             for (cpu, mirror) in self.tables.all() {
@@ -23,7 +27,7 @@ impl Radix {
                 }
                 assert_eq!(Some(entry.frame()), frame, "an entry of page {key:#x}, which is {slot:?}");
                 assert!(rights.contains(entry.prot()), "{entry:?} grants more than {rights:?}, {slot:?}");
-                let known = cpu.map_or(cpus == CpuSet::first(MAX_CPUS), |cpu| cpus.contains(cpu));
+                let known = cpu.map_or(cpus == CpuSet::ALL, |cpu| cpus.contains(cpu));
                 assert!(known, "{cpu:?} has an entry for page {key:#x}, but only {cpus:?} would be told");
             }
             f(&Audited { page: page(key), frame, rights, cpus });

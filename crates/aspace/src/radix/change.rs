@@ -3,13 +3,16 @@
 use ::radix::{Section, Taken};
 use addr::{Page, PageRange, Prot};
 use owned::OwnedFrame;
+use pagetable::ENTRIES;
 use percpu::{CpuSet, Pinned, Unpinned};
+use sync::mutant;
 use tlb::Gather;
 
 use super::{
-    Radix,
+    Guard, Radix,
     realm::{Desc, Realm},
     totals::Difference,
+    walk::pages,
     word::Slot,
 };
 
@@ -45,9 +48,38 @@ impl<'a> Change<'a> {
     pub(super) fn desc(&self, slot: Slot) -> &'a Desc {
         self.space.realm.desc(slot, self.section)
     }
+    /// Give all the guard's pages `value`. What was there is no more when this is settled.
+    pub(super) fn replace(&mut self, guard: &mut Guard<'_>, value: Slot) {
+        // A share of a frozen node goes at once, and who gives up the last one frees the frames: so nobody may translate to
+        // them by this space any more. What is taken besides is flushed when it is settled.
+        let mut stale = false;
+        for span in guard.spans().filter(|span| span.frozen) {
+            let pages = pages(span.first, span.first + span.keys);
+            if self.space.tables.clear_all(pages, &mut self.targets) {
+                self.gather.add_range(pages);
+                stale = true;
+            }
+        }
+        if stale && !mutant!("frozen-share-early") {
+            self.flush();
+        }
+        guard.replace(value.word(), |taken| self.taken(taken));
+    }
     /// A slot that was mapped is no more.
-    pub(super) fn taken(&mut self, taken: Taken) {
-        self.unmapped(Slot::of(taken.value), taken.first, taken.keys);
+    fn taken(&mut self, taken: Taken) {
+        let slot = Slot::of(taken.value);
+        if !taken.frozen {
+            self.drop_frame(slot, taken.first);
+        } else if let Some((frame, usage)) = slot.frame() {
+            self.difference.resident(-i64::from(!taken.again));
+            if taken.owned {
+                // SAFETY: the node's slot had a share, counted for this use, and is no more.
+                self.own(unsafe { OwnedFrame::from_raw(frame, usage) });
+            }
+        }
+        if !taken.again {
+            self.forget(slot, taken.keys);
+        }
     }
     /// `keys` pages from `first` on, of which a slot has said `slot`, are mapped no more.
     pub(super) fn unmapped(&mut self, slot: Slot, first: u64, keys: u64) {
@@ -82,13 +114,16 @@ impl<'a> Change<'a> {
     pub(super) fn drop_frame(&mut self, slot: Slot, key: u64) {
         let Some((frame, usage)) = slot.frame() else { return };
         self.hide(slot, key);
+        // SAFETY: the slot owned a share, counted for this use; the caller has the slot's lock, and takes the frame out.
+        self.own(unsafe { OwnedFrame::from_raw(frame, usage) });
+        self.difference.resident(-1);
+    }
+    fn own(&mut self, frame: OwnedFrame) {
         if self.gather.room() == 0 {
             self.flush();
             self.gather.release(self.pin());
         }
-        // SAFETY: the slot owned a share, counted for this use; the caller has the slot's lock, and takes the frame out.
-        self.gather.take(unsafe { OwnedFrame::from_raw(frame, usage) });
-        self.difference.resident(-1);
+        self.gather.take(frame);
     }
     /// Nobody translates page `key` after the next flush, until its lock is free. Its slot, `slot`, is to have no owner then.
     #[inline(always)]
@@ -109,6 +144,14 @@ impl<'a> Change<'a> {
     pub(super) fn restrict(&mut self, slot: Slot, key: u64, rights: Prot) {
         if self.space.tables.restrict(page(key), slot, rights, self.pin(), &mut self.targets) {
             self.stale(key);
+        }
+    }
+    /// Nobody writes to a page of the block of page `key` after the next flush, until its lock is free and it is allowed anew.
+    /// All pages of the block are locked.
+    pub(super) fn protect_block(&mut self, key: u64) {
+        if self.space.tables.protect_block(page(key), &mut self.targets) {
+            let first = key & !(ENTRIES as u64 - 1);
+            self.gather.add_range(pages(first, first + ENTRIES as u64));
         }
     }
     #[inline(always)]

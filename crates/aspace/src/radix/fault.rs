@@ -71,7 +71,10 @@ impl Radix {
         // Lock the page; find what it should be; check the access.
         let guard = self.tree.lock_one(key, &section).map_err(|_| Fault::NoMemory)?;
         let mut guard = guard.ok_or(Fault::NoMapping)?;
-        let slot = Slot::of(guard.span().value);
+        let (mut slot, frozen) = said(&guard, key);
+        if !slot.is_mapped() {
+            return Err(Fault::NoMapping);
+        }
         let mapping = &self.realm.desc(slot, &section).mapping;
         if !access.allowed_by(mapping.prot) {
             return Err(Fault::Denied);
@@ -85,6 +88,24 @@ impl Radix {
         };
         let place = mapping.policy.get().or(*policy).place(index);
         let all = contents::hardware(mapping.prot);
+        if let Some((frame, _)) = slot.frame()
+            && frozen
+        {
+            // A frozen node is parted with by who writes, and by the last who has it.
+            if access == Access::Write || guard.trees() == 1 {
+                let narrowed = guard.narrow_to(key, &mut self.realm.reserve(&pin).borrow_mut());
+                narrowed.map_err(|_| Fault::NoMemory)?;
+                slot = Slot::of(guard.span().value);
+            } else {
+                let rights = match mutant!("frozen-read-writable") {
+                    true => contents::rights(mapping, frame, frames),
+                    false => all.difference(Prot::WRITE),
+                };
+                // Changes no word: it isn't known who has entries of a frozen node.
+                self.tables.ready(at, &pin).ok_or(Fault::NoMemory)?.set(slot, rights);
+                return Ok(Step::Done);
+            }
+        }
         if let Some((frame, _)) = slot.frame() {
             let rights = contents::rights(mapping, frame, frames);
             if access.allowed_by(rights) {
@@ -156,7 +177,7 @@ impl Radix {
             let Some(mut guard) = self.tree.lock_one(key, &section).map_err(drop)? else {
                 return Ok::<_, ()>(None);
             };
-            let slot = Slot::of(guard.span().value);
+            let (slot, _) = said(&guard, key);
             // Relaxed: whoever cuts counts first and then locks the page. If that was before this guard had it, the
             // lock shows the count; else what is put here is found.
             let still = self.cuts.load(Ordering::Relaxed) == cuts || mutant!("radix-cut-unseen");
@@ -201,15 +222,24 @@ impl Radix {
         let mut change = Change::new(self, &section, ctx);
         let guard = self.tree.lock_one(key, &section).map_err(|_| Unmoved::NoMemory)?;
         let mut guard = guard.ok_or(Unmoved::NoMapping)?;
-        let slot = Slot::of(guard.span().value);
+        let (mut slot, frozen) = said(&guard, key);
+        if !slot.is_mapped() {
+            return Err(Unmoved::NoMapping);
+        }
         let (frame, usage) = match slot.frame() {
             _ if slot.is_guard() => return Err(Unmoved::NoMapping),
             None => return Err(Unmoved::Empty),
             Some((frame, _)) if wanted(frame) => return Ok(()),
             Some((_, usage)) if usage != owned::Use::Anonymous => return Err(Unmoved::Object),
             Some((frame, _)) if frames.is_shared(frame) => return Err(Unmoved::Shared),
+            Some(_) if guard.trees() > 1 => return Err(Unmoved::Shared),
             Some(own) => own,
         };
+        if frozen {
+            let alone = guard.narrow_to(key, &mut self.realm.reserve(&pin).borrow_mut());
+            alone.map_err(|_| Unmoved::NoMemory)?;
+            slot = Slot::of(guard.span().value);
+        }
         // Nobody stores to it while it is copied.
         change.hide(slot, key);
         if mutant!("move-no-flush") {
@@ -237,4 +267,11 @@ impl Radix {
 fn own(slot: Slot, new: OwnedFrame) -> Slot {
     let usage = new.usage();
     slot.with_frame(new.into_raw(), usage)
+}
+
+/// What is said of page `key`, which is one of the guard's, and whether that is in a frozen node.
+#[inline]
+pub(super) fn said(guard: &SlotGuard<'_, Realm>, key: u64) -> (Slot, bool) {
+    let span = guard.span();
+    if span.frozen { (Slot::of(guard.frozen(key)), true) } else { (Slot::of(span.value), false) }
 }

@@ -1,100 +1,248 @@
 //! Fork.
+//!
+//! **Claim.** A fork writes by the number of folded slots, leaf nodes and blocks of 512 pages that the space has, not by that
+//! of its pages, where these are private anonymous memory. From the moment the parent's pages are free again, parent and child
+//! each see what was there at the fork, and what they have stored since.
+//!
+//! **Idea.** All of the parent is locked. A folded slot is copied, as one word. A node of leaves is frozen, and from then on both
+//! trees have it (see `freeze` and `narrow` in the crate `radix`); no word of it is written, and no frame counted: the node's
+//! slots have one share of each frame, however many trees have the node. What is not the same for the child is done
+//! slot by slot: [`Space::freezes`](::radix::Space::freezes) says no to a node with a page that is not inherited, comes wiped, or
+//! is locked, and to one with a frame of a mapping of an object. (So the pages that a cut of an object takes away have slots
+//! of their own, and a cut needs no memory.)
+//!
+//! **Nobody writes to what is frozen.** A block with frozen nodes loses the right to write by one store in the directory of
+//! each page table ([`Mirror::protect_table`]), flushed before the parent's pages are free; the child has no entries. From
+//! then on, for as long as other trees have the node:
+//! * A fault under a frozen link has the link locked. One that only reads puts in an entry without the right to write, and
+//!   changes no word; so the node knows nothing of who has entries.
+//! * One that writes, or needs a frame, parts with the node first: the tree gets a copy with a share more of each frame,
+//!   so all of them are found to be shared, and copied when they are written to. Who is the last to have the node takes
+//!   it over without a copy, by reading too, and frames that no one else has are its own. In either case the slots say
+//!   that several CPUs may have entries, as nobody has noted who has.
+//! * A right to write comes back to a block with the first page that may be written; what entries of frozen nodes said
+//!   before the fork is gone by then.
+//!
+//! **A share goes after the flush.** Who unmaps a frozen node clears what entries it has and flushes *before* the tree gives its
+//! share up ([`Change::replace`]), as the next one may find itself to be the last, and free the frames. For the same
+//! reason a copy's shares are taken before the node's is given up; should the node have become nobody's
+//! meanwhile, its shares go at once (`unshare`): each tree that had it has flushed, or has shares of its own.
+//!
+//! **Fork and cut.** A child is known to the objects when it has all its pages, and before the parent's are free. A cut that
+//! has visited the parent before finds nothing in the child that it had to find; one that comes later finds the child in
+//! the list.
+//!
+//! **If it fails**, for want of memory, the child's tree is retired, which gives its shares back. Some of the parent's nodes
+//! stay frozen, with no other tree; so the next fault there takes them over.
 
 use alloc::collections::BTreeMap;
 
+use ::radix::{Span, Values};
+
 use super::{realm::Hold, *};
 use crate::page as contents;
+
+/// What a child gets of the pages with one of the parent's descriptors.
+struct Heir<'p> {
+    /// How many there are.
+    pages: u64,
+    /// What they are in the child, if that is something else.
+    other: Option<Hold<'p>>,
+}
+
+/// What a child has got so far.
+struct Heirs<'s, 'p> {
+    space: &'s Radix,
+    change: &'s mut Change<'p>,
+    /// By the parent's descriptors; of those that aren't here the child gets nothing.
+    of: BTreeMap<u32, Heir<'p>>,
+    /// Those that were met last, and what they come to.
+    now: Now,
+    /// Pages with frames.
+    resident: i64,
+    /// The block whose frozen nodes were met last.
+    block: u64,
+}
+
+/// The descriptor of a run of pages.
+#[derive(Clone, Copy)]
+struct Now {
+    id: u32,
+    /// How many pages of it aren't counted yet.
+    run: u64,
+    /// What they are in the child, without a frame; `None` if they aren't inherited.
+    blank: Option<Slot>,
+    wiped: bool,
+    /// Whether frames are given to the child.
+    shares: bool,
+    /// The right to write is taken from the parent, and this is left to it.
+    lowered: Option<Prot>,
+}
+
+impl Now {
+    const NONE: Now = Now { id: 0, run: 0, blank: None, wiped: false, shares: false, lowered: None };
+}
 
 impl Radix {
     pub(super) fn copy(&self, ctx: &Unpinned<'_>) -> Result<Arc<Self>, Error> {
         if self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
-        let child = Self::new(self.machine, self.realm, self.kind, ctx)?;
-        child.arenas.follow(&self.arenas);
+        self.realm.reap(ctx);
         let _still = self.moving.0.write(ctx);
-        match self.copy_to(&child, ctx) {
-            Ok(()) => Ok(child),
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let mut change = Change::new(self, &section, ctx);
+        let tables = Tables::new(self.machine, self.kind, self.realm.cpus(), &pin).ok_or(Error::NoMemory)?;
+        let Ok(mut tree) = Tree::new(self.realm, &pin) else {
+            tables.discard(&pin);
+            return Err(Error::NoMemory);
+        };
+        let guard = self.lock_pages(pages(0, KEYS), Mode::Freeze, &section);
+        let mut heirs = Heirs::new(self, &mut change);
+        let (guard, copied) = match guard {
+            Ok(mut guard) => {
+                let copied = guard.fork(&mut tree, |span, values| heirs.inherit(span, values));
+                heirs.count();
+                (Some(guard), copied.map_err(|_| Error::NoMemory))
+            }
+            Err(error) => (None, Err(error)),
+        };
+        let child = match copied {
+            Ok(()) => {
+                let child = Self::of(tree, tables, self.machine, self.realm, self.kind);
+                child.arenas.follow(&self.arenas);
+                heirs.tell(&child, &pin);
+                Ok(child)
+            }
             Err(error) => {
-                child.clear(ctx);
+                tree.retire(&section, |taken| {
+                    if let (true, Some((frame, usage))) = (taken.owned, Slot::of(taken.value).frame()) {
+                        // SAFETY: the slot had a share, counted for this use, and nobody has seen it.
+                        self.machine.frames.free(&pin, unsafe { OwnedFrame::from_raw(frame, usage) });
+                    }
+                });
+                tables.discard(&pin);
                 Err(error)
             }
-        }
-    }
-    fn copy_to(&self, child: &Self, ctx: &Unpinned<'_>) -> Result<(), Error> {
-        let pin = ctx.pin();
-        let (section, theirs) = (self.tree.enter(&pin), child.tree.enter(&pin));
-        let mut change = Change::new(self, &section, ctx);
-        let guard = self.lock_pages(pages(0, KEYS), Mode::Edit, &section)?;
-        let mut into = child.lock_pages(pages(0, KEYS), Mode::Fill, &theirs)?;
-        // Nothing fails after this.
-        let new = self.descs_of_child(&guard, &change, &pin)?;
-        into.refine(|span| {
-            let (_, found) = self.at(span.first, &section);
-            found.keys < span.keys
-        })
-        .map_err(|_| Error::NoMemory)?;
-        // Known to the objects before it has anything of theirs, so that what is cut off from now on is cut off here.
-        let mut difference = Difference::default();
-        for span in guard.spans() {
-            let slot = Slot::of(span.value);
-            let Some(hold) = new.get(&slot.desc()).filter(|_| slot.is_mapped()) else { continue };
-            if !mutant!("fork-unannounced") {
-                // Whatever a shared mapping may write, the parent's may too: so it is not sealed.
-                let _ = child.announce(&hold.desc().mapping, span.keys);
-            }
-            difference.add(hold.desc().kinds, span.keys as i64);
-        }
-        let frames = self.machine.frames;
-        into.update(|span| {
-            let (slot, _) = self.at(span.first, &section);
-            let Some(hold) = new.get(&slot.desc()).filter(|_| slot.is_mapped()) else { return 0 };
-            let mapping = &change.desc(slot).mapping;
-            let wiped = mapping.flags.contains(Flags::WIPE_ON_FORK);
-            match slot.frame() {
-                None if slot.is_guard() && !wiped => hold.slot().guard().word(),
-                Some((frame, usage)) if !wiped && !mapping.shared => {
-                    // SAFETY: the parent's slot has a share, and is locked.
-                    let share = unsafe { frames.share_raw(frame, usage) };
-                    let rights = contents::hardware(mapping.prot).difference(Prot::WRITE);
-                    match mutant!("fork-no-flush") {
-                        true => {
-                            _ = self.tables.lower(page(span.first), slot, rights, &mut CpuSet::EMPTY.clone())
-                        }
-                        false => change.lower(slot, span.first, rights),
-                    }
-                    difference.resident(1);
-                    hold.slot().with_frame(share.into_raw(), usage).word()
-                }
-                _ => hold.slot().word(),
-            }
-        });
-        child.counts.add(&difference, &pin);
+        };
         change.settle();
         drop(guard);
-        drop(into);
-        Ok(())
+        child
     }
-    /// For each descriptor of the parent that a child gets pages of, the child's.
-    fn descs_of_child<'p>(
-        &self,
-        guard: &Guard<'_>,
-        change: &Change<'_>,
-        pin: &'p Pinned<'p>,
-    ) -> Result<BTreeMap<u32, Hold<'p>>, Error> {
-        let (mut new, mut last) = (BTreeMap::new(), 0);
-        for span in guard.spans() {
-            let slot = Slot::of(span.value);
-            if !slot.is_mapped() || slot.desc() == last || new.contains_key(&slot.desc()) {
-                continue;
+}
+
+impl<'s, 'p> Heirs<'s, 'p> {
+    fn new(space: &'s Radix, change: &'s mut Change<'p>) -> Self {
+        Self { space, change, of: BTreeMap::new(), now: Now::NONE, resident: 0, block: u64::MAX }
+    }
+    /// What the child's slot says that takes the place of `span`, in whose frozen node are `values`.
+    fn inherit(&mut self, span: Span, values: Values<'_>) -> Result<Option<u64>, ::radix::Error> {
+        if span.frozen {
+            return self.inherit_frozen(span, values).map(|()| Some(span.value));
+        }
+        let slot = Slot::of(span.value);
+        self.meet(slot.desc(), span.keys)?;
+        let Now { blank: Some(blank), wiped, shares, lowered, .. } = self.now else { return Ok(None) };
+        let inherited = match slot.frame() {
+            None if slot.is_guard() && !wiped => blank.guard(),
+            Some((frame, usage)) if shares => {
+                if let Some(rights) = lowered {
+                    match mutant!("fork-no-flush") {
+                        true => {
+                            let nobody = &mut CpuSet::EMPTY.clone();
+                            _ = self.space.tables.lower(page(span.first), slot, rights, nobody);
+                        }
+                        false => self.change.lower(slot, span.first, rights),
+                    }
+                }
+                self.resident += 1;
+                blank.with_frame(frame, usage)
             }
-            last = slot.desc();
-            let mut mapping = change.desc(slot).mapping.clone();
-            if !mapping.flags.contains(Flags::DONT_FORK) {
-                mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT);
-                new.insert(last, self.realm.intern(mapping, pin).ok_or(Error::NoMemory)?);
+            _ => blank,
+        };
+        Ok(Some(inherited.word()))
+    }
+    fn inherit_frozen(&mut self, span: Span, values: Values<'_>) -> Result<(), ::radix::Error> {
+        let block = span.first / ENTRIES as u64;
+        if block != self.block {
+            self.block = block;
+            match mutant!("fork-no-flush") {
+                true => _ = self.space.tables.protect_block(page(span.first), &mut CpuSet::EMPTY.clone()),
+                false => self.change.protect_block(span.first),
             }
         }
-        Ok(new)
+        for slot in values.map(Slot::of).filter(|slot| slot.is_mapped()) {
+            if slot.desc() != self.now.id {
+                self.meet(slot.desc(), 0)?;
+            }
+            self.now.run += 1;
+            self.resident += i64::from(slot.frame().is_some());
+        }
+        Ok(())
+    }
+    /// `pages` pages are next whose descriptor is `id`, or 0 if there are none.
+    #[inline]
+    fn meet(&mut self, id: u32, pages: u64) -> Result<(), ::radix::Error> {
+        if id != self.now.id {
+            self.count();
+            self.now = self.learn(id)?;
+        }
+        self.now.run += pages;
+        Ok(())
+    }
+    /// Count the run.
+    fn count(&mut self) {
+        if let Some(heir) = self.of.get_mut(&self.now.id) {
+            heir.pages += core::mem::take(&mut self.now.run);
+        }
+    }
+    fn learn(&mut self, id: u32) -> Result<Now, ::radix::Error> {
+        if id == 0 {
+            return Ok(Now::NONE);
+        }
+        let mapping = &self.change.desc(Slot::new(id)).mapping;
+        let none = Now { id, ..Now::NONE };
+        if mapping.flags.contains(Flags::DONT_FORK) {
+            return Ok(none);
+        }
+        let own = Flags::LOCKED | Flags::ON_FAULT;
+        if !self.of.contains_key(&id) {
+            let other = match mapping.flags.intersects(own) {
+                true => {
+                    let mapping = Mapping { flags: mapping.flags.difference(own), ..mapping.clone() };
+                    let other = self.space.realm.intern(mapping, self.change.section().pin());
+                    Some(other.ok_or(::radix::Error::OutOfMemory)?)
+                }
+                false => None,
+            };
+            self.of.insert(id, Heir { pages: 0, other });
+        }
+        let other = self.of.get(&id).and_then(|heir| heir.other.as_ref());
+        let wiped = mapping.flags.contains(Flags::WIPE_ON_FORK);
+        // What may not be written has no entry that may.
+        let writes = mapping.prot.contains(Prot::WRITE);
+        let rights = contents::hardware(mapping.prot).difference(Prot::WRITE);
+        Ok(Now {
+            blank: Some(other.map_or(Slot::new(id), Hold::slot)),
+            wiped,
+            shares: !wiped && !mapping.shared,
+            lowered: writes.then_some(rights),
+            ..none
+        })
+    }
+    /// Count for the child what it has got, and tell the objects.
+    fn tell(&self, child: &Radix, pin: &Pinned<'_>) {
+        let mut difference = Difference::default();
+        difference.resident(self.resident);
+        for (&id, heir) in &self.of {
+            let desc = heir.other.as_ref().map_or_else(|| self.change.desc(Slot::new(id)), Hold::desc);
+            difference.add(desc.kinds, heir.pages as i64);
+            if !mutant!("fork-unannounced") {
+                // Whatever a shared mapping may write, the parent's may too: so it is not sealed.
+                let _ = child.announce(&desc.mapping, heir.pages);
+            }
+        }
+        child.counts.add(&difference, pin);
     }
 }

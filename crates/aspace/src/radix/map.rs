@@ -20,7 +20,7 @@ impl Radix {
             dictated(at, range)?;
             let mut change = Change::new(self, &section, ctx);
             let mut guard = self.lock_pages(range, Mode::Fill, &section)?;
-            let free = guard.all(|span| !Slot::of(span.value).is_mapped());
+            let free = guard.all(|span| !(span.frozen || Slot::of(span.value).is_mapped()));
             // What was chosen without a lock may be taken by now.
             if !(dictates || free && self.is_clear_above(range.end().number(), &section)) {
                 continue;
@@ -42,7 +42,7 @@ impl Radix {
             let more = Difference::more(&mapping, n);
             self.counts.charge(binds(limits, &counted), &more, &pin, |now| {
                 let mut without = *now;
-                guard.spans().map(|span| (Slot::of(span.value), span.keys)).for_each(|(slot, keys)| {
+                guard.values().map(|span| (Slot::of(span.value), span.keys)).for_each(|(slot, keys)| {
                     if slot.is_mapped() {
                         without.sub(&change.desc(slot).mapping, keys);
                     }
@@ -61,7 +61,7 @@ impl Radix {
             if !self.announce(&mapping, n) {
                 return refuse(Error::Sealed);
             }
-            guard.replace(desc.slot().word(), |taken| change.taken(taken));
+            change.replace(&mut guard, desc.slot());
             change.settle();
             drop(guard);
             return Ok((range, bring_in));
@@ -76,7 +76,7 @@ impl Radix {
         }
         let mut change = Change::new(self, &section, ctx);
         let mut guard = self.lock_pages(range, Mode::Take, &section)?;
-        guard.replace(Slot::EMPTY.word(), |taken| change.taken(taken));
+        change.replace(&mut guard, Slot::EMPTY);
         if mutant!("unlock-before-flush") {
             drop(guard);
             change.settle();
@@ -142,7 +142,7 @@ impl Radix {
             // The gap below, what is added, and the page above, so that it stays what it is.
             let below = at.saturating_sub(STACK_GAP);
             let mut change = Change::new(self, &section, ctx);
-            let mut guard = self.lock_pages(pages(below, top + 1), Mode::Fill, &section)?;
+            let mut guard = self.lock_pages(pages(below, top + 1), Mode::Exact, &section)?;
             let mapped = |span: &::radix::Span| Slot::of(span.value).is_mapped();
             let first = guard.spans().find(|span| span.first + span.keys > at && mapped(span));
             let Some(first) = first.filter(|span| span.first == top) else { continue };

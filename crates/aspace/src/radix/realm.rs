@@ -29,13 +29,14 @@ use core::{
 
 use ::radix::{Reserve, Section, Space, Tree};
 use addr::Prot;
+use owned::{Memory, OwnedFrame};
 use percpu::{PerCpu, Pinned, Unpinned};
 use refcache::{Budget, Counted, Domain, RefHead, word};
 use sync::{SpinLock, mutant, primitive::AtomicU64};
 
 use super::{
     totals::Kinds,
-    word::{DESCRIPTORS, Slot},
+    word::{DESCRIPTORS, SEVERAL, Slot},
 };
 use crate::{Backing, Flags, Mapping, Said};
 
@@ -45,6 +46,9 @@ const WAYS: usize = 256;
 const ROUNDS: u32 = 8;
 /// Numbers below this one are those of anonymous memory: 1 + protection.
 const PLAIN: u32 = 16;
+/// Of mappings with these flags a child has something else than its parent.
+const NOT_INHERITED: Flags =
+    Flags::DONT_FORK.union(Flags::WIPE_ON_FORK).union(Flags::LOCKED).union(Flags::ON_FAULT);
 /// Descriptors in one piece of the table: a page.
 const CHUNK: usize = 512;
 /// Numbers that a CPU takes from the common stock at once.
@@ -207,14 +211,16 @@ pub struct Realm {
     dead: Waiting<Desc>,
     /// Those of spaces that are no more.
     trees: Waiting<Grave>,
+    frames: &'static Memory,
     relax: fn(),
 }
 
 type Chunk = [AtomicPtr<Desc>; CHUNK];
 
 impl Realm {
-    /// For `cpus` CPUs, all of them idle. `relax` is called while a slot is somebody else's: it lets others run.
-    pub fn new(cpus: usize, relax: fn()) -> Self {
+    /// For `cpus` CPUs, all of them idle, and spaces whose frames are of `frames`. `relax` is called while a slot is
+    /// somebody else's: it lets others run.
+    pub fn new(cpus: usize, frames: &'static Memory, relax: fn()) -> Self {
         let numbers = Numbers { free: 0, fresh: PLAIN };
         Self {
             refs: Domain::new(cpus),
@@ -226,6 +232,7 @@ impl Realm {
             reserves: PerCpu::new(cpus, |_| RefCell::new(Reserve::new())),
             dead: Waiting::new(),
             trees: Waiting::new(),
+            frames,
             relax,
         }
     }
@@ -541,6 +548,43 @@ unsafe impl Space for Realm {
             self.add(new, 1, pin);
             self.add(old, -1, pin);
         }
+    }
+    fn share(&self, value: u64, _: u64, _: &Pinned<'_>) -> u64 {
+        if let Some((frame, usage)) = Slot::of(value).frame() {
+            // SAFETY: a slot has a share, counted for this use, and it or the link to its node is locked. The new share is
+            // the other slot's.
+            unsafe { self.frames.share_raw(frame, usage) }.into_raw();
+        }
+        value
+    }
+    fn unshare(&self, value: u64, pin: &Pinned<'_>) {
+        if let Some((frame, usage)) = Slot::of(value).frame() {
+            // SAFETY: the slot had a share, counted for this use, and is no more. Every tree that had the slot has copied
+            // it, and so has had a share of its own since before this one goes, or has given it up after a flush.
+            self.frames.free(pin, unsafe { OwnedFrame::from_raw(frame, usage) });
+        }
+    }
+    fn freezes(&self, values: impl Iterator<Item = u64>) -> bool {
+        // The descriptor seen last, and whether its pages may have frames; 0 is none's.
+        let (mut last, mut frames) = (0, false);
+        let mut values = values.map(Slot::of);
+        values.all(|slot| {
+            if slot.desc() != last {
+                let mapping = &self.find(slot.desc()).mapping;
+                if mapping.flags.intersects(NOT_INHERITED) {
+                    return false;
+                }
+                // Not an object's: what a cut takes away has a slot of its own, so that a cut needs no memory.
+                let anonymous = matches!(mapping.backing, Backing::Anonymous) && !mapping.shared;
+                (last, frames) = (slot.desc(), anonymous || mutant!("fork-freezes-objects"));
+            }
+            frames || slot.frame().is_none()
+        })
+    }
+    fn thawed(&self, value: u64) -> u64 {
+        let slot = Slot::of(value);
+        let known = slot.frame().is_none() || mutant!("radix-thaw-owner-kept");
+        if known { value } else { slot.with_owner(SEVERAL).word() }
     }
 }
 

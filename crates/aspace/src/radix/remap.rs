@@ -97,7 +97,7 @@ impl Radix {
         let section = self.tree.enter(&pin);
         let guard = self.lock_pages(range, Mode::Cover, &section)?;
         let desc = |span: &::radix::Span| self.realm.desc(Slot::of(span.value), &section);
-        let mut mapped = guard.spans().skip_while(|span| !Slot::of(span.value).is_mapped());
+        let mut mapped = guard.values().skip_while(|span| !Slot::of(span.value).is_mapped());
         let Some(first) = mapped.next() else { return Ok(None) };
         let mut end = first.first + first.keys;
         for next in mapped.take_while(|next| Slot::of(next.value).is_mapped()) {
@@ -157,7 +157,7 @@ impl Radix {
         let section = self.tree.enter(&pin);
         let start = request.old.start().number();
         let mut change = Change::new(self, &section, ctx);
-        let lock = |keys: Range<u64>| self.lock_pages(pages(keys.start, keys.end), Mode::Fill, &section);
+        let lock = |keys: Range<u64>| self.lock_pages(pages(keys.start, keys.end), Mode::Exact, &section);
         let mut source = start..request.old.end().number().max(start + 1).min(KEYS);
         let Some(target) = target else {
             source.end = source.end.max(request.grown_end().unwrap_or(0));
@@ -178,16 +178,28 @@ impl Radix {
             (None, lock(keys(target))?)
         } else if source.start < target.start().number() {
             let from = lock(source)?;
-            (Some(from), lock(keys(target))?)
+            let into = self.lock_behind(&from, target, &section)?;
+            (Some(from), into)
         } else {
             let into = lock(keys(target))?;
-            (Some(lock(source)?), into)
+            (Some(self.lock_behind(&into, pages(source.start, source.end), &section)?), into)
         };
         let attempt = self.elsewhere(request, from.as_mut(), &mut into, target, &mut change);
         change.settle();
         drop(from);
         drop(into);
         attempt
+    }
+    /// Lock the pages of `range` too, for one who has `lower`.
+    fn lock_behind<'g>(
+        &'g self,
+        lower: &Guard<'_>,
+        range: PageRange,
+        section: &'g Section<'_, Realm>,
+    ) -> Result<Guard<'g>, Error> {
+        let mut reserve = self.realm.reserve(section.pin()).borrow_mut();
+        let guard = self.tree.lock_behind(Some(lower), keys(range), Mode::Exact, &mut reserve, section);
+        guard.map_err(|_| Error::NoMemory)
     }
     /// The mapping that pages leave behind when they go to `target`, which may cut a part of it off.
     fn left_behind(

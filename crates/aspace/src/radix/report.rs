@@ -1,6 +1,6 @@
 //! What reports are told.
 
-use super::*;
+use super::{fault::said, *};
 use crate::{Backing, Resident};
 
 impl Radix {
@@ -41,15 +41,19 @@ impl Radix {
     /// What is to be said of page `key`, looked at while it is locked. All pages of a span are alike: guards.
     fn resident(&self, key: u64, section: &Section<'_, Realm>) -> Option<Resident> {
         let guard = self.tree.lock_one(key, section).ok()??;
-        let slot = Slot::of(guard.span().value);
-        let (accessed, dirty) = self.tables.noted(page(key), slot);
+        let (slot, frozen) = said(&guard, key);
+        let seen = if frozen { slot.with_owner(SEVERAL) } else { slot };
+        let (accessed, dirty) = self.tables.noted(page(key), seen);
+        // A frozen node has one share for all trees that have it. As far as it is known: those that have a frame by another
+        // frozen node count as one.
+        let others = u64::from(guard.trees()) - 1;
         let frame = slot.frame();
         let usage = frame.map_or(owned::Use::Anonymous, |(_, usage)| usage);
         let frame = frame.map(|(frame, _)| frame);
         (!slot.is_blank()).then(|| Resident {
             frame,
             usage,
-            sharers: frame.map_or(0, |frame| self.machine.frames.sharers(frame)),
+            sharers: frame.map_or(0, |frame| self.machine.frames.sharers(frame) + others),
             accessed,
             dirty,
         })
@@ -90,7 +94,8 @@ impl Radix {
             }
             let start = info.range.start().number();
             let part = pages(start + (from - first), start + (to - first));
-            // Page by page if there is no memory for the list of what is locked.
+            // Page by page if there is no memory for the list of what is locked. One that has a frame has a slot of its own,
+            // for which none is needed: no frozen node has one of an object's mapping.
             if !self.cut_part(of, &cut, part, copies, ctx) {
                 for page in part {
                     let single = PageRange::single(page).unwrap_or_default();

@@ -24,10 +24,10 @@ use core::{
     sync::atomic::{AtomicBool, AtomicPtr, Ordering},
 };
 
-use addr::{Frame, Page, Prot, Pte};
+use addr::{Frame, Page, PageRange, Prot, Pte};
 use owned::OwnedFrame;
 use pagetable::{Entry, Mirror};
-use percpu::{AtomicCpuSet, CpuId, CpuSet, MAX_CPUS, PerCpu, Pinned};
+use percpu::{AtomicCpuSet, CpuId, CpuSet, PerCpu, Pinned};
 use sync::mutant;
 
 use super::word::{NOBODY, SEVERAL, Slot};
@@ -59,6 +59,11 @@ impl Tables {
         let cpus = if kind == PageTables::PerCpu { cpus } else { 0 };
         let own = PerCpu::new(cpus, |_| AtomicPtr::new(ptr::null_mut()));
         Some(Self { machine, home, own, owners: AtomicCpuSet::new(), large: AtomicBool::new(false) })
+    }
+    /// Give back the roots of tables that no CPU has entered.
+    pub(super) fn discard(self, pin: &Pinned<'_>) {
+        // SAFETY: it is the only call, and nobody else has the tables.
+        unsafe { self.retire() }.into_iter().for_each(|root| self.machine.frames.free(pin, root));
     }
     fn of(&self, cpu: CpuId) -> Option<&Mirror> {
         // SAFETY: mirrors are freed when the tables are dropped. Acquire: partner in `enter`.
@@ -172,6 +177,24 @@ impl Tables {
         });
         users
     }
+    /// Let no entry grant writing to a page of the 512 around `page` until one is [set](Self::set) to; those that may have
+    /// used such an entry are added to `targets`. Whether there are any. The caller has all these pages locked.
+    pub(super) fn protect_block(&self, page: Page, targets: &mut CpuSet) -> bool {
+        self.each_stale(targets, |mirror| mirror.protect_table(page))
+    }
+    /// Clear the entries of `pages`, whose slots say nothing of who has some, and which are in one table each. As
+    /// [`Self::protect_block`].
+    pub(super) fn clear_all(&self, pages: PageRange, targets: &mut CpuSet) -> bool {
+        self.each_stale(targets, |mirror| mirror.clear_all(pages))
+    }
+    fn each_stale(&self, targets: &mut CpuSet, change: impl Fn(&Mirror) -> bool) -> bool {
+        let mut stale = false;
+        for (cpu, _) in self.all().filter(|(_, mirror)| change(mirror)) {
+            add_users(targets, cpu);
+            stale = true;
+        }
+        stale
+    }
     /// What the hardware has noted about `page`: accessed and dirty, by any CPU.
     pub(super) fn noted(&self, page: Page, slot: Slot) -> (bool, bool) {
         let mut noted = Pte::EMPTY;
@@ -228,7 +251,7 @@ fn owner(owner: u8) -> Option<CpuId> {
 fn add_users(targets: &mut CpuSet, cpu: Option<CpuId>) {
     match cpu {
         Some(cpu) => targets.insert(cpu),
-        None => *targets = CpuSet::first(MAX_CPUS),
+        None => *targets = CpuSet::ALL,
     }
 }
 

@@ -80,7 +80,7 @@ pub struct Sim {
     /// All CPUs that were flushed.
     pub targets: Mutex<CpuSet>,
     /// Called at the start of every flush.
-    pub on_flush: Mutex<Option<Box<dyn Fn() + Send>>>,
+    pub on_flush: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     /// Faults that accesses had.
     pub faults: AtomicUsize,
     /// Frames that were given back.
@@ -113,13 +113,14 @@ impl Sim {
                 usual(info);
             }));
         });
-        let realm: &Realm = Box::leak(Box::new(Realm::new(cpus, relax)));
+        let memory = testing::memory(frames, cpus);
+        let realm: &Realm = Box::leak(Box::new(Realm::new(cpus, memory, relax)));
         realm.init();
         let machine = Cpus::new(cpus);
         (0..cpus).for_each(|cpu| machine.on(cpu, |ctx| realm.idle_exit(&mut ctx.pin())));
         let sim: &Sim = Box::leak(Box::new(Sim {
             cpus: machine,
-            frames: testing::memory(frames, cpus),
+            frames: memory,
             realm,
             buffers: (0..cpus).map(|_| Mutex::default()).collect(),
             faults: AtomicUsize::new(0),
@@ -266,7 +267,9 @@ impl Shootdown for Sim {
     fn flush(&self, _: &Pinned<'_>, cpus: &CpuSet, range: PageRange) {
         self.flushes.fetch_add(1, Ordering::Relaxed);
         cpus.iter().for_each(|cpu| self.targets.lock().unwrap_or_else(|e| e.into_inner()).insert(cpu));
-        if let Some(f) = self.on_flush.lock().unwrap_or_else(|e| e.into_inner()).as_ref() {
+        // It may lead to a flush itself.
+        let on_flush = self.on_flush.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        if let Some(f) = on_flush {
             f();
         }
         // What could be walked to until now has been changed already.

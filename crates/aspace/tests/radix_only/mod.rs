@@ -1,5 +1,6 @@
 //! What the radix tree promises and the locked design does not.
 
+mod fork;
 #[path = "../machine/mod.rs"]
 mod machine;
 
