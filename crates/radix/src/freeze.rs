@@ -31,38 +31,33 @@ use crate::{
     word::{self, EMPTY, FROZEN, LOCK},
 };
 
-/// What became of an attempt to freeze a node.
-#[derive(PartialEq, Eq)]
-pub(crate) enum Attempt {
-    /// The link is frozen and locked; or EMPTY and locked, if the node was empty.
-    Frozen,
-    /// The link is no more, or somebody else's.
-    Lost,
-    /// The space wants the node's slots to be seen one by one. All is as before.
-    Refused,
+/// What another tree gets of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Given {
+    /// Nothing.
+    Nothing,
+    /// The same: the frozen node, or the value, with the same pages.
+    Same,
+    /// Another value, with the same pages or without any.
+    Value(u64),
+    /// Of a frozen node what is said of its slots, one by one.
+    Slots,
 }
 
 impl<'g, S: Space> RangeGuard<'g, S> {
-    /// Freeze the node that the link in `slot` names, if the [space](Space::freezes) agrees, and leave the link locked.
-    pub(crate) fn freeze(&self, slot: &'g AtomicU64, parent: &Record<'g, S>) -> Result<Attempt, Error> {
+    /// Freeze the node that the link in `slot` names, and leave the link locked; or, if the node is empty, put EMPTY there,
+    /// locked. False if the link is no more, or somebody else's.
+    pub(crate) fn freeze(&self, slot: &'g AtomicU64, parent: &Record<'g, S>) -> Result<bool, Error> {
         let refs = self.space.refs();
         // SAFETY: links are the weak words of the nodes that they name, and those are `Node<S>`.
-        let Some(leaf) = (unsafe { refs.try_get::<Node<S>>(slot, self.pin) }) else {
-            return Ok(Attempt::Lost);
-        };
+        let Some(leaf) = (unsafe { refs.try_get::<Node<S>>(slot, self.pin) }) else { return Ok(false) };
         // SAFETY: the reference was just got.
         let leaf: At<'g, S> = unsafe { At::new(leaf) };
         if !seize(slot, leaf) {
             // SAFETY: the reference from above.
             unsafe { leaf.add(-1, self.pin) };
-            return Ok(Attempt::Lost);
+            return Ok(false);
         }
-        let let_go = || {
-            // Release: nothing was done. Refcache may have set DYING, so the bits alone are cleared.
-            slot.fetch_and(!(FROZEN | LOCK), Ordering::Release);
-            // SAFETY: the reference from above.
-            unsafe { leaf.add(-1, self.pin) };
-        };
         // SeqCst: the link is frozen before the slots are looked at; partner: the fence in `may_stay`.
         if !mutant!("radix-no-freeze-fence") {
             fence(Ordering::SeqCst);
@@ -75,13 +70,15 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 if seen & LOCK == 0 || mutant!("radix-freeze-no-wait") {
                     break seen & !LOCK;
                 }
-                self.wait().inspect_err(|_| let_go())?;
+                if let Err(error) = self.wait() {
+                    // Release: nothing was done. Refcache may have set DYING, so the bits alone are cleared.
+                    slot.fetch_and(!(FROZEN | LOCK), Ordering::Release);
+                    // SAFETY: the reference from above.
+                    unsafe { leaf.add(-1, self.pin) };
+                    return Err(error);
+                }
             };
             used += i32::from(value != EMPTY);
-        }
-        if !self.space.freezes(values(leaf).map(|(_, value)| value)) {
-            let_go();
-            return Ok(Attempt::Refused);
         }
         // SAFETY: there is a reference. The link is frozen, so nobody gets one by it.
         unsafe { refs.set_weak(leaf.node(), None) };
@@ -96,18 +93,18 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         }
         // SAFETY: the reference from above; used slots keep the node.
         unsafe { leaf.add(-1, self.pin) };
-        Ok(Attempt::Frozen)
+        Ok(true)
     }
 
-    /// Give `to`, which is new, what `child` says of the slots that this guard has of its tree, in ascending order: a value
-    /// of the same pages or without any, or nothing; of a frozen slot, of which it is told the values too, whether it is given
-    /// at all. The guard is one of [`Mode::Freeze`](crate::Mode::Freeze); nodes of leaves come to be shared.
+    /// Give `to`, which is new, what `child` says of the slots that this guard has of its tree, in ascending order; of a frozen
+    /// one it is told the values too. If it says [`Given::Slots`] of that, it is asked of each slot in the node that isn't EMPTY:
+    /// with `frozen`, a value, and no values besides. The guard is one of [`Mode::Freeze`](crate::Mode::Freeze).
     /// If there is no memory, or `child` fails, `to` has a part, and this tree what it had; `to` is then to be
-    /// [retired](Tree::retire).
+    /// [retired](Tree::retire). Panics if what is said is not for the slot.
     pub fn fork(
         &mut self,
         to: &mut Tree<S>,
-        mut child: impl FnMut(Span, Values<'_>) -> Result<Option<u64>, Error>,
+        mut child: impl FnMut(Span, Values<'_>) -> Result<Given, Error>,
     ) -> Result<(), Error> {
         let (space, pin) = (self.space, self.pin);
         assert!(core::ptr::eq(space, to.space()), "the other tree is another space's");
@@ -123,29 +120,95 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 // SAFETY: the link is in the slot.
                 let leaf = word::is_frozen(seen).then(|| unsafe { At::<S>::of_link(seen) });
                 let values = Values(leaf.map_or(&[][..], At::all).iter());
-                let Some(value) = child(Span::of(first, keys, seen), values)? else { continue };
-                let place = path.slot(first, level)?;
-                let word = if let Some(leaf) = leaf {
-                    // Relaxed: who gives a share up later has the link from here.
-                    leaf.node().sharers.fetch_add(1, Ordering::Relaxed);
-                    seen
-                } else {
-                    assert!(word::is_value(value) && value != EMPTY, "{value:#x} is no value for a slot");
-                    space.count(value, 1, pin);
-                    // Release: as in `put` of `guard`.
-                    slot.store(space.mark_shared(seen) | LOCK, Ordering::Release);
-                    space.mark_shared(space.share(value, keys, pin))
+                let value = match (child(Span::of(first, keys, seen), values)?, leaf) {
+                    (Given::Nothing, _) => continue,
+                    (Given::Slots, Some(leaf)) => {
+                        give_slots(leaf, (first, level), &mut path, &mut child)?;
+                        continue;
+                    }
+                    (Given::Same, Some(leaf)) => {
+                        let place = path.slot(first, level)?;
+                        // Relaxed: who gives a share up later has the link from here.
+                        leaf.node().sharers.fetch_add(1, Ordering::Relaxed);
+                        // Release: as all links.
+                        place.store(seen, Ordering::Release);
+                        continue;
+                    }
+                    (Given::Same, None) => seen,
+                    (Given::Value(value), None) => value,
+                    (given, _) => panic!("{given:?} is not for {:?}", Span::of(first, keys, seen)),
                 };
+                let place = path.slot(first, level)?;
+                // Release: as in `put` of `guard`.
+                slot.store(space.mark_shared(seen) | LOCK, Ordering::Release);
                 // Release: as all values.
-                place.store(word, Ordering::Release);
+                place.store(share(space, value, keys, pin), Ordering::Release);
             }
         }
         Ok(())
     }
 }
 
+/// `value` for a slot of another tree, of `keys` keys.
+fn share<S: Space>(space: &S, value: u64, keys: u64, pin: &Pinned<'_>) -> u64 {
+    assert!(word::is_value(value) && value != EMPTY, "{value:#x} is no value for a slot");
+    space.count(value, 1, pin);
+    space.mark_shared(space.share(value, keys, pin))
+}
+
+/// Give another tree a copy of a frozen node, whose place is `(first key, level of the link)`, as `child` says. If all of its
+/// slots come to be one value without pages, that is folded.
+fn give_slots<S: Space>(
+    leaf: At<'_, S>,
+    (base, level): (u64, usize),
+    path: &mut Path<'_, S>,
+    child: &mut impl FnMut(Span, Values<'_>) -> Result<Given, Error>,
+) -> Result<(), Error> {
+    let (space, pin) = (leaf.space(), path.pin);
+    // Relaxed: as in `leave`. What the copies share is shared from now on.
+    leaf.node().sharers.fetch_or(COPIED, Ordering::Relaxed);
+    // The value that all slots until now are, of which nothing is stored yet.
+    let mut alike = None;
+    let store = |path: &mut Path<'_, S>, i: usize, value: u64| {
+        let place = path.slot(base + i as u64, level + 1)?;
+        // Release: as all values.
+        place.store(share(space, value, 1, pin), Ordering::Release);
+        Ok(())
+    };
+    for (i, slot) in leaf.all().iter().enumerate() {
+        // Relaxed: the link to the node is locked, and it is frozen.
+        let seen = slot.load(Ordering::Relaxed) & !LOCK;
+        let span = Span { first: base + i as u64, keys: 1, value: seen, frozen: true };
+        let given = if seen == EMPTY { Given::Nothing } else { child(span, Values([].iter()))? };
+        let value = match given {
+            Given::Nothing => EMPTY,
+            Given::Same => seen,
+            Given::Value(value) => value,
+            Given::Slots => panic!("{span:?} is one slot"),
+        };
+        if i == 0 && value != EMPTY && !space.has_pages(value) {
+            alike = Some(value);
+        }
+        match alike {
+            Some(first) if first == value => continue,
+            Some(first) => (0..i).try_for_each(|i| store(path, i, first))?,
+            None => {}
+        }
+        alike = None;
+        if value != EMPTY {
+            store(path, i, value)?;
+        }
+    }
+    if let Some(value) = alike {
+        let place = path.slot(base, level)?;
+        // Release: as all values.
+        place.store(share(space, value, leaf.all().len() as u64, pin), Ordering::Release);
+    }
+    Ok(())
+}
+
 /// What is in a frozen node, slot by slot: values, or EMPTY.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Values<'a>(core::slice::Iter<'a, AtomicU64>);
 
 impl Iterator for Values<'_> {
@@ -155,6 +218,12 @@ impl Iterator for Values<'_> {
         // Relaxed: they don't change, and the link was read with Acquire.
         self.0.next().map(|slot| slot.load(Ordering::Relaxed) & !LOCK)
     }
+}
+
+/// How many trees have the frozen node. One who is asked with its tree's link locked, and finds that tree alone, may rely on it.
+pub(crate) fn trees<S: Space>(leaf: At<'_, S>) -> u32 {
+    // Relaxed: what others did who have given their shares up is ordered where the node is taken over.
+    leaf.node().sharers.load(Ordering::Relaxed) & !COPIED
 }
 
 /// A tree has copied a frozen node, and gives its own share up. If it is the last after all, the pages lose an owner.

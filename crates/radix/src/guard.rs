@@ -116,6 +116,11 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             record.slots().all(|(first, slot)| f(Span::of(first, span, held(slot))))
         })
     }
+    /// Whether there may be a frozen slot.
+    #[inline]
+    pub fn may_have_frozen(&self) -> bool {
+        (0..self.records.len()).any(|i| self.records.get(i).frozen)
+    }
     /// The values, in ascending order: as [`Self::spans`], but in the place of a frozen slot what is in its node, as far as it
     /// is of [`Self::keys`].
     pub fn values(&self) -> impl Iterator<Item = Span> + '_ {

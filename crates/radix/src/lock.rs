@@ -45,8 +45,7 @@ use sync::{
 };
 
 use crate::{
-    Section, SlotGuard, Tree,
-    freeze::Attempt,
+    Section, SlotGuard, Tree, freeze,
     guard::{Gate, RangeGuard},
     node::{At, Node},
     record::Record,
@@ -68,9 +67,11 @@ pub enum Mode {
     Edit,
     /// To change it and to fill what is EMPTY, slot by slot: as [`Self::Fill`], and what is in frozen nodes is copied first.
     Exact,
-    /// To share it with another tree: as [`Self::Cover`], and nodes of leaves are frozen instead of being entered, but
-    /// for those of which the [space](Space::freezes) says no. It is for all keys only, and what is EMPTY stays so, but
-    /// isn't among the guard's slots.
+    /// To look, and to change what is this tree's alone, slot by slot: as [`Self::Cover`], and frozen nodes that no other tree has
+    /// are taken over, for which no memory is needed.
+    Alone,
+    /// To share it with another tree: as [`Self::Cover`], and nodes of leaves are frozen instead of being entered. It is for
+    /// all keys only, and what is EMPTY stays so, but isn't among the guard's slots.
     Freeze,
     /// To make all keys EMPTY: as [`Self::Cover`], and without what is EMPTY, as [`Self::Freeze`].
     Vacate,
@@ -80,14 +81,19 @@ impl Mode {
     /// Whether a slot with `value` is narrowed, if it sticks out.
     fn narrows(self, value: u64) -> bool {
         match self {
-            Self::Cover | Self::Freeze | Self::Vacate => false,
+            Self::Cover | Self::Alone | Self::Freeze | Self::Vacate => false,
             Self::Take | Self::Edit => value != EMPTY,
             Self::Fill | Self::Exact => true,
         }
     }
-    /// Whether frozen slots become nodes of the tree's own.
-    fn thaws(self) -> bool {
-        matches!(self, Self::Edit | Self::Exact)
+    /// Whether a locked slot with the frozen link `seen` becomes a node of the tree's own.
+    fn thaws<S: Space>(self, seen: u64) -> bool {
+        match self {
+            Self::Edit | Self::Exact => true,
+            // SAFETY: the link is in a slot that the caller has locked. That no other tree has the node stays so meanwhile.
+            Self::Alone => freeze::trees(unsafe { At::<S>::of_link(seen) }) == 1,
+            _ => false,
+        }
     }
 }
 
@@ -105,11 +111,23 @@ impl<S: Space> Tree<S> {
         reserve: &mut Reserve<S>,
         section: &'g Section<'_, S>,
     ) -> Result<RangeGuard<'g, S>, Error> {
-        self.lock_behind(None, keys, mode, reserve, section)
+        self.lock_all(None, keys, mode, reserve, section)
     }
     /// The same for one who has `lower`, a guard of lower keys of this tree, and keeps it.
-    #[inline]
+    #[cold]
     pub fn lock_behind<'g>(
+        &'g self,
+        lower: &RangeGuard<'_, S>,
+        keys: Range<u64>,
+        mode: Mode,
+        reserve: &mut Reserve<S>,
+        section: &'g Section<'_, S>,
+    ) -> Result<RangeGuard<'g, S>, Error> {
+        assert!(lower.keys.end <= keys.start, "keys {keys:?} are not behind");
+        self.lock_all(Some(lower), keys, mode, reserve, section)
+    }
+    #[inline(always)]
+    fn lock_all<'g>(
         &'g self,
         lower: Option<&RangeGuard<'_, S>>,
         keys: Range<u64>,
@@ -117,15 +135,14 @@ impl<S: Space> Tree<S> {
         reserve: &mut Reserve<S>,
         section: &'g Section<'_, S>,
     ) -> Result<RangeGuard<'g, S>, Error> {
-        assert!(lower.is_none_or(|lower| lower.keys.end <= keys.start), "keys {keys:?} are not behind");
         assert!(keys.start < keys.end && keys.end <= Self::keys(), "keys {keys:?} of {}", Self::keys());
         self.check(section);
-        if !matches!(mode, Mode::Cover | Mode::Freeze | Mode::Vacate) {
+        if !matches!(mode, Mode::Cover | Mode::Alone | Mode::Freeze | Mode::Vacate) {
             reserve.fill(self.space(), &keys, section.pin())?;
         }
         let closes = matches!(mode, Mode::Freeze | Mode::Vacate);
         assert!(!closes || keys == (0..Self::keys()), "keys {keys:?} are not all");
-        let (mut key, mut enter) = (keys.start, 0);
+        let mut key = keys.start;
         let mut guard = RangeGuard::new(self.space(), section.pin(), keys);
         match lower {
             None => guard.gate = Gate::Before(&self.closed),
@@ -141,7 +158,7 @@ impl<S: Space> Tree<S> {
             }
         }
         while key < guard.keys.end {
-            key = guard.lock_from(self.root(), key, mode, &mut enter, reserve)?;
+            key = guard.lock_from(self.root(), key, mode, reserve)?;
         }
         Ok(guard)
     }
@@ -254,19 +271,16 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     pub(crate) fn wait(&self) -> Result<(), Error> {
         wait(self.space, self.pin)
     }
-    /// Lock slots from that of `key` on, as many as are in one node in a row. Gives the first key that is not locked. If
-    /// that is in a node that isn't to be frozen, `enter` is the first key behind it from then on.
+    /// Lock slots from that of `key` on, as many as are in one node in a row. Gives the first key that is not locked.
     #[inline(never)]
     fn lock_from(
         &mut self,
         root: At<'g, S>,
         key: u64,
         mode: Mode,
-        enter: &mut u64,
         reserve: &mut Reserve<S>,
     ) -> Result<u64, Error> {
-        let (freezes, entered) = (mode == Mode::Freeze && *enter <= key, *enter);
-        let depth = if freezes { Shape::<S>::LEAF } else { Shape::<S>::LEVELS };
+        let depth = if mode == Mode::Freeze { Shape::<S>::LEAF } else { Shape::<S>::LEVELS };
         let mut record = Tree::<S>::bottommost(root, key, depth);
         self.records.reserve(1)?;
         if let Some(link) = record.link
@@ -279,18 +293,19 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             record.held = true;
         }
         self.records.push(record);
-        let next = self.lock_run(key, mode, enter, reserve)?;
+        let next = self.lock_run(key, mode, reserve)?;
         if self.records.last().is_some_and(|record| record.is_empty()) {
             let empty = self.records.pop();
             empty.inspect(|record| record.drop_hold(self.pin));
         }
-        if next == key && *enter == entered {
+        if next == key {
             self.wait()?;
         }
         Ok(next)
     }
     /// Lock slots from that of `key` on that are in the last leaf in which `lower` has some, if it is. They are further slots
     /// of a node, for which the link isn't looked at. Gives the first key that is not locked.
+    #[cold]
     fn lock_beside(
         &mut self,
         lower: &RangeGuard<'_, S>,
@@ -310,7 +325,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         unsafe { at.add(1, self.pin) };
         let index = Shape::<S>::index(Shape::<S>::LEAF, key);
         self.records.push(Record::new(at, None, last.base, index..index).with_hold());
-        let next = self.lock_run(key, mode, &mut 0, reserve)?;
+        let next = self.lock_run(key, mode, reserve)?;
         if self.records.last().is_some_and(|record| record.is_empty()) {
             self.records.pop().inspect(|record| record.drop_hold(self.pin));
         }
@@ -336,13 +351,8 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     }
     /// Lengthen the last record, which begins with the slot of `key`, for as long as the range goes on and its node has
     /// slots that can be locked. Gives the first key that is not locked.
-    fn lock_run(
-        &mut self,
-        key: u64,
-        mode: Mode,
-        enter: &mut u64,
-        reserve: &mut Reserve<S>,
-    ) -> Result<u64, Error> {
+    #[inline(always)]
+    fn lock_run(&mut self, key: u64, mode: Mode, reserve: &mut Reserve<S>) -> Result<u64, Error> {
         let Some(mut record) = self.records.last().copied() else { return Ok(key) };
         let next = self.lock_slots(&mut record, key, mode);
         // What is locked is the guard's, also if there is more to do or an error.
@@ -354,10 +364,6 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         }
         match next {
             Next::Key(next) => Ok(next),
-            Next::Enter(keys) => {
-                *enter = keys.end;
-                Ok(keys.start)
-            }
             Next::Open { slot, seen, first, keep } => {
                 let end = keep.end;
                 self.open(slot, seen, first, keep, reserve).inspect_err(|_| back_out(slot))?;
@@ -410,7 +416,9 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                     break Ok(Next::Key(key));
                 }
                 let sticks_out = first < keys.start || end > keys.end;
-                let thaws = mode.thaws() && seen & LINK != 0;
+                let frozen = seen & LINK != 0;
+                record.frozen |= frozen;
+                let thaws = frozen && mode.thaws::<S>(seen);
                 if thaws || sticks_out && mode.narrows(seen) && !mutant!("radix-whole-spans") {
                     let keep = first.max(keys.start)..end.min(keys.end);
                     break Ok(Next::Open { slot, seen, first, keep });
@@ -421,9 +429,8 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                     break Ok(Next::Key(key));
                 }
                 match self.freeze(slot, record) {
-                    Ok(Attempt::Frozen) => {}
-                    Ok(Attempt::Refused) => break Ok(Next::Enter(key..end)),
-                    Ok(Attempt::Lost) => match self.wait() {
+                    Ok(true) => record.frozen = true,
+                    Ok(false) => match self.wait() {
                         Ok(()) => continue,
                         Err(error) => break Err(error),
                     },
@@ -438,7 +445,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         // Of the last slot, what sticks out is the guard's, and nobody asked for it.
         next.map(|next| match next {
             Next::Key(key) => Next::Key(key.min(keys.end)),
-            other => other,
+            open => open,
         })
     }
 }
@@ -456,8 +463,6 @@ fn empty(slots: &[AtomicU64]) -> usize {
 enum Next<'g> {
     /// To go on with this key, if it is one of the range.
     Key(u64),
-    /// The same, with the first of these keys, which are those of a node that isn't to be frozen.
-    Enter(Range<u64>),
     /// To open a slot, which is locked and not part of the run.
     Open { slot: &'g AtomicU64, seen: u64, first: u64, keep: Range<u64> },
 }

@@ -22,6 +22,8 @@ pub(crate) struct Record<'g, S> {
     len: u16,
     /// Whether the guard has a hold on the node.
     pub(crate) held: bool,
+    /// Whether a frozen link may be among the slots.
+    pub(crate) frozen: bool,
 }
 
 impl<S> Clone for Record<'_, S> {
@@ -35,7 +37,7 @@ impl<S> Copy for Record<'_, S> {}
 impl<'g, S: Space> Record<'g, S> {
     /// Slots `run` of the node at `at`, whose first key is `base`, and which `link` names unless it's the root. No hold.
     pub(crate) fn new(at: At<'g, S>, link: Option<&'g AtomicU64>, base: u64, run: Range<usize>) -> Self {
-        Self { at, link, base, first: run.start as u16, len: run.len() as u16, held: false }
+        Self { at, link, base, first: run.start as u16, len: run.len() as u16, held: false, frozen: false }
     }
     pub(crate) fn with_hold(self) -> Self {
         Self { held: true, ..self }

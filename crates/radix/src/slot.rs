@@ -3,11 +3,11 @@
 use core::{fmt, ops::Range};
 
 use percpu::Pinned;
-use sync::primitive::Ordering;
 
 use crate::{
+    freeze,
     guard::{RangeGuard, Span, held, put, unlock, unlock_with},
-    node::{At, COPIED},
+    node::At,
     record::Record,
     reserve::Reserve,
     space::{Error, Shape, Space},
@@ -43,8 +43,7 @@ impl<'g, S: Space> SlotGuard<'g, S> {
     /// How many trees have the slot: more than one only if it is a frozen one. When it is one it stays so, until this
     /// tree is forked.
     pub fn trees(&self) -> u32 {
-        // Relaxed: what others did who have given their shares up is ordered where the node is taken over.
-        self.leaf().map_or(1, |leaf| leaf.node().sharers.load(Ordering::Relaxed) & !COPIED)
+        self.leaf().map_or(1, freeze::trees)
     }
     /// The node that the slot links, if it is frozen.
     fn leaf(&self) -> Option<At<'g, S>> {

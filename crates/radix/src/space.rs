@@ -77,11 +77,10 @@ pub unsafe trait Space: Sync + Sized + 'static {
     fn mark_shared(&self, value: u64) -> u64 {
         value
     }
-    /// Fork: whether a node of leaves with these `values` may be shared as it is. If not, its slots are locked one by one,
-    /// and what the other tree gets of each is asked.
-    fn freezes(&self, values: impl Iterator<Item = u64>) -> bool {
-        let _ = values;
-        true
+    /// Fork: whether `value` has pages of its own, and so means another for each key.
+    fn has_pages(&self, value: u64) -> bool {
+        let _ = value;
+        false
     }
     /// `value`, which was in a frozen node, for a slot that is one tree's alone again: what was known of the slot's use
     /// by that tree may have changed meanwhile.

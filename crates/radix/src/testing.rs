@@ -29,9 +29,6 @@ const WAYS: usize = if cfg!(loom) { 1024 } else { 16 };
 /// Descriptors that tests use are below.
 pub const DESCRIPTORS: usize = 16;
 
-/// A node in which a slot has this descriptor is not frozen.
-pub const UNFROZEN: u32 = 5;
-
 /// The shape of a tree.
 pub trait Form: Send + Sync + 'static {
     /// As [`Space::BITS`].
@@ -144,8 +141,8 @@ unsafe impl<F: Form> Space for Host<F> {
         let pfn = Page::of(value).pfn();
         assert!(pfn == 0 || !self.drop_frame(pfn), "{:?} has nobody else", Page::of(value));
     }
-    fn freezes(&self, mut values: impl Iterator<Item = u64>) -> bool {
-        values.all(|value| Page::of(value).desc() != UNFROZEN)
+    fn has_pages(&self, value: u64) -> bool {
+        Page::of(value).pfn() != 0
     }
     fn mark_shared(&self, value: u64) -> u64 {
         let page = Page::of(value);

@@ -11,7 +11,7 @@ use std::{ops::Range, ptr::NonNull};
 use loom::{cell::UnsafeCell, sync::Arc, thread};
 use percpu::{CpuId, Pinned, testing::explore};
 use radix::{
-    Error, Mode, Reserve, Section, Tree,
+    Error, Given, Mode, Reserve, Section, Tree,
     page::Page,
     testing::{Host, Tiny},
 };
@@ -120,7 +120,7 @@ impl Sim {
         let forked = self.tree().lock_range(0..8, Mode::Freeze, &mut Reserve::new(), &section);
         let result = forked.map(|mut guard| {
             self.write(0..8);
-            guard.fork(&mut twin, |span, _| Ok(Some(span.value)))
+            guard.fork(&mut twin, |_, _| Ok(Given::Same))
         });
         match result {
             Ok(Ok(())) => Ok(Twin(twin)),

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, ops::Range};
 use percpu::{CpuId, Pinned, testing::Machine};
 use proptest::prelude::*;
 use radix::{
-    Descriptors, Mode, RadixMap, Reserve, Section, Space as _, Tree,
+    Descriptors, Given, Mode, RadixMap, Reserve, Section, Space as _, Tree,
     page::Page,
     testing::{Host, Pages},
 };
@@ -193,7 +193,7 @@ fn a_huge_untouched_mapping_forks_as_a_few_words() {
     let before = space.memory().0;
     let mut child = Tree::new(space, &pin).unwrap();
     let guard = tree.lock_range(0..1 << 35, Mode::Freeze, &mut reserve, &section);
-    guard.unwrap().fork(&mut child, |span, _| Ok(Some(span.value))).unwrap();
+    guard.unwrap().fork(&mut child, |_, _| Ok(Given::Same)).unwrap();
     assert!(space.memory().0 - before < 12, "{before} before, {} after", space.memory().0);
     assert_eq!(child.get(12_345 + (1 << 27), &section), tree.get(12_345 + (1 << 27), &section));
     assert_eq!(child.get(12_344, &section).value, 0);
@@ -223,7 +223,7 @@ fn a_fork_makes_a_word_for_each_leaf() {
     let forked = guard.unwrap().fork(&mut child, |span, values| {
         asked += 1;
         assert!(span.frozen && values.count() == 64);
-        Ok(Some(span.value))
+        Ok(Given::Same)
     });
     forked.unwrap();
     assert_eq!(asked, LEAVES);

@@ -9,7 +9,7 @@ use std::{
 
 use percpu::{CpuId, Pinned};
 use radix::{
-    Error, Mode, Reserve, Section, Tree,
+    Error, Given, Mode, Reserve, Section, Tree,
     page::Page,
     testing::{Host, Pages},
 };
@@ -164,7 +164,7 @@ fn forking_fails_whole() {
     let failed = every_allocation(nothing, &|tree, reserve, section| {
         let mut twin = Tree::new(tree.space(), section.pin())?;
         let guard = tree.lock_range(0..1 << 35, Mode::Freeze, reserve, section);
-        let forked = guard.and_then(|mut guard| guard.fork(&mut twin, |span, _| Ok(Some(span.value))));
+        let forked = guard.and_then(|mut guard| guard.fork(&mut twin, |_, _| Ok(Given::Same)));
         twin.retire(section, |_| ());
         forked
     });
@@ -180,10 +180,7 @@ fn changing_what_is_shared_fails_whole() {
     let fork = |tree: &Tree<Space>, section: &Section<'_, Space>| {
         let mut twin = Tree::new(tree.space(), section.pin()).expect("there is memory");
         let guard = tree.lock_range(0..1 << 35, Mode::Freeze, &mut Reserve::new(), section);
-        guard
-            .expect("there is memory")
-            .fork(&mut twin, |span, _| Ok(Some(span.value)))
-            .expect("there is memory");
+        guard.expect("there is memory").fork(&mut twin, |_, _| Ok(Given::Same)).expect("there is memory");
         TWIN.set(Some(twin));
     };
     let failed = every_allocation(fork, &|tree, reserve, section| {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, ops::Range};
 use percpu::{CpuId, Pinned};
 use proptest::prelude::*;
 use radix::{
-    Error, Mode, Reserve, Section, Space, Taken, Tree,
+    Error, Given, Mode, Reserve, Section, Space, Taken, Tree,
     page::Page,
     testing::{Form, Host, Pages, Small},
 };
@@ -202,7 +202,7 @@ impl<F: Form> Sim<F> {
             for span in guard.spans().filter(|span| !inside(span)) {
                 pages[self.intervals(span.first, span.keys)].fill(Page::EMPTY);
             }
-            guard.fork(&mut child, |span, _| Ok(inside(&span).then_some(span.value)))
+            guard.fork(&mut child, |span, _| Ok(if inside(&span) { Given::Same } else { Given::Nothing }))
         });
         if forked.is_err() {
             child.retire(on, |one| {

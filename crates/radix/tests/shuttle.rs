@@ -10,7 +10,7 @@ use std::{ops::Range, sync::Mutex};
 
 use percpu::{CpuId, Pinned};
 use radix::{
-    Mode, Reserve, Section, Span, Tree,
+    Given, Mode, Reserve, Section, Span, Tree,
     page::Page,
     testing::{Host, Small},
 };
@@ -139,7 +139,7 @@ impl Sim {
         let guard = self.tree.lock_range(0..64, Mode::Freeze, reserve, &section);
         let mut guard = guard.expect("there is memory, and patience");
         guard.spans().for_each(|span| self.change(cpu, span, &(0..0), |old| old));
-        guard.fork(&mut twin, |span, _| Ok(Some(span.value))).expect("there is memory");
+        guard.fork(&mut twin, |_, _| Ok(Given::Same)).expect("there is memory");
         let pages = self.pages();
         for (key, page) in (0..KEYS).zip(&pages) {
             let found = twin.get(key, &section);

@@ -17,7 +17,8 @@ impl Radix {
             let rights = frame.map_or(Prot::empty(), |frame| {
                 let rights =
                     contents::rights(&self.realm.desc(slot, &section).mapping, frame, self.machine.frames);
-                if frozen { rights.difference(Prot::WRITE) } else { rights }
+                let others = self.tree.sharers(key, &section).is_some_and(|(trees, _)| trees > 1);
+                if others { rights.difference(Prot::WRITE) } else { rights }
             });
             let cpus = self.tables.users(page(key), slot);
             for (cpu, mirror) in self.tables.all() {

@@ -49,9 +49,17 @@ impl<'a> Change<'a> {
         self.space.realm.desc(slot, self.section)
     }
     /// Give all the guard's pages `value`. What was there is no more when this is settled.
+    #[inline(always)]
     pub(super) fn replace(&mut self, guard: &mut Guard<'_>, value: Slot) {
-        // A share of a frozen node goes at once, and who gives up the last one frees the frames: so nobody may translate to
-        // them by this space any more. What is taken besides is flushed when it is settled.
+        if guard.may_have_frozen() {
+            self.hide_frozen(guard);
+        }
+        guard.replace(value.word(), |taken| self.taken(taken));
+    }
+    /// Nobody translates pages of frozen nodes by this space any more. A share of such a node goes at once, and who gives up the
+    /// last one frees the frames. What is taken besides is flushed when it is settled.
+    #[cold]
+    fn hide_frozen(&mut self, guard: &Guard<'_>) {
         let mut stale = false;
         for span in guard.spans().filter(|span| span.frozen) {
             let pages = pages(span.first, span.first + span.keys);
@@ -63,7 +71,6 @@ impl<'a> Change<'a> {
         if stale && !mutant!("frozen-share-early") {
             self.flush();
         }
-        guard.replace(value.word(), |taken| self.taken(taken));
     }
     /// A slot that was mapped is no more.
     fn taken(&mut self, taken: Taken) {

@@ -6,10 +6,15 @@
 //!
 //! **Idea.** All of the parent is locked. A folded slot is copied, as one word. A node of leaves is frozen, and from then on both
 //! trees have it (see `freeze` and `narrow` in the crate `radix`); no word of it is written, and no frame counted: the node's
-//! slots have one share of each frame, however many trees have the node. What is not the same for the child is done
-//! slot by slot: [`Space::freezes`](::radix::Space::freezes) says no to a node with a page that is not inherited, comes wiped, or
-//! is locked, and to one with a frame of a mapping of an object. (So the pages that a cut of an object takes away have slots
-//! of their own, and a cut needs no memory.)
+//! slots have one share of each frame, however many trees have the node. What is not the same for the child it gets slot
+//! by slot, and the frozen node stays the parent's alone: one with a page that is not inherited, comes wiped, or
+//! is locked, and one with a frame of a mapping of an object. Of the object's own pages the child gets none: it
+//! asks the object when it needs them, so that program text is one word for 64 pages, as for pages that nobody has touched.
+//!
+//! **A cut needs no memory.** What it takes away is in slots of its own, or in a frozen node that one tree has (I-F: *a frozen
+//! node that several trees have has no frame of an object's mapping*); that is taken over where it is
+//! ([`Mode::Alone`]). I-F holds as a node is shared by forks alone, which look at all its values while it is frozen, and
+//! these don't change; and whoever puts a frame in has made the node his tree's own before.
 //!
 //! **Nobody writes to what is frozen.** A block with frozen nodes loses the right to write by one store in the directory of
 //! each page table ([`Mirror::protect_table`]), flushed before the parent's pages are free; the child has no entries. From
@@ -37,10 +42,12 @@
 
 use alloc::collections::BTreeMap;
 
-use ::radix::{Span, Values};
+use ::radix::{Given, Span, Values};
+
+use owned::Use;
 
 use super::{realm::Hold, *};
-use crate::page as contents;
+use crate::{Backing, page as contents};
 
 /// What a child gets of the pages with one of the parent's descriptors.
 struct Heir<'p> {
@@ -73,14 +80,27 @@ struct Now {
     /// What they are in the child, without a frame; `None` if they aren't inherited.
     blank: Option<Slot>,
     wiped: bool,
-    /// Whether frames are given to the child.
+    /// Whether frames are given to the child: its own, and, of a private mapping of an object, copies.
     shares: bool,
+    /// Whether the pages are an object's, or copies of those.
+    object: bool,
     /// The right to write is taken from the parent, and this is left to it.
     lowered: Option<Prot>,
+    /// Whether a node with such pages may be the child's too.
+    same: bool,
 }
 
 impl Now {
-    const NONE: Now = Now { id: 0, run: 0, blank: None, wiped: false, shares: false, lowered: None };
+    const NONE: Now = Now {
+        id: 0,
+        run: 0,
+        blank: None,
+        wiped: false,
+        shares: false,
+        object: false,
+        lowered: None,
+        same: false,
+    };
 }
 
 impl Radix {
@@ -137,41 +157,47 @@ impl<'s, 'p> Heirs<'s, 'p> {
         Self { space, change, of: BTreeMap::new(), now: Now::NONE, resident: 0, block: u64::MAX }
     }
     /// What the child's slot says that takes the place of `span`, in whose frozen node are `values`.
-    fn inherit(&mut self, span: Span, values: Values<'_>) -> Result<Option<u64>, ::radix::Error> {
-        if span.frozen {
-            return self.inherit_frozen(span, values).map(|()| Some(span.value));
+    fn inherit(&mut self, span: Span, values: Values<'_>) -> Result<Given, ::radix::Error> {
+        if span.frozen && span.keys > 1 {
+            return self.inherit_node(span, values);
         }
         let slot = Slot::of(span.value);
         self.meet(slot.desc(), span.keys)?;
-        let Now { blank: Some(blank), wiped, shares, lowered, .. } = self.now else { return Ok(None) };
+        let Now { blank: Some(blank), wiped, shares, object, lowered, .. } = self.now else {
+            return Ok(Given::Nothing);
+        };
         let inherited = match slot.frame() {
             None if slot.is_guard() && !wiped => blank.guard(),
-            Some((frame, usage)) if shares => {
-                if let Some(rights) = lowered {
-                    match mutant!("fork-no-flush") {
-                        true => {
-                            let nobody = &mut CpuSet::EMPTY.clone();
-                            _ = self.space.tables.lower(page(span.first), slot, rights, nobody);
-                        }
-                        false => self.change.lower(slot, span.first, rights),
+            Some((frame, usage)) if shares && (usage == Use::Anonymous || !object) => {
+                match lowered {
+                    // The node doesn't know who has entries.
+                    Some(_) if span.frozen => self.protect(span.first),
+                    Some(rights) if mutant!("fork-no-flush") => {
+                        let nobody = &mut CpuSet::EMPTY.clone();
+                        _ = self.space.tables.lower(page(span.first), slot, rights, nobody);
                     }
+                    Some(rights) => self.change.lower(slot, span.first, rights),
+                    None => {}
                 }
                 self.resident += 1;
                 blank.with_frame(frame, usage)
             }
             _ => blank,
         };
-        Ok(Some(inherited.word()))
+        Ok(Given::Value(inherited.word()))
     }
-    fn inherit_frozen(&mut self, span: Span, values: Values<'_>) -> Result<(), ::radix::Error> {
-        let block = span.first / ENTRIES as u64;
-        if block != self.block {
-            self.block = block;
-            match mutant!("fork-no-flush") {
-                true => _ = self.space.tables.protect_block(page(span.first), &mut CpuSet::EMPTY.clone()),
-                false => self.change.protect_block(span.first),
+    fn inherit_node(&mut self, span: Span, values: Values<'_>) -> Result<Given, ::radix::Error> {
+        for slot in values.clone().map(Slot::of) {
+            if slot.desc() != self.now.id {
+                self.meet(slot.desc(), 0)?;
+            }
+            let now = &self.now;
+            let own = now.object && slot.frame().is_some() && !mutant!("fork-freezes-objects");
+            if slot.is_mapped() && (!now.same || own) {
+                return Ok(Given::Slots);
             }
         }
+        self.protect(span.first);
         for slot in values.map(Slot::of).filter(|slot| slot.is_mapped()) {
             if slot.desc() != self.now.id {
                 self.meet(slot.desc(), 0)?;
@@ -179,7 +205,18 @@ impl<'s, 'p> Heirs<'s, 'p> {
             self.now.run += 1;
             self.resident += i64::from(slot.frame().is_some());
         }
-        Ok(())
+        Ok(Given::Same)
+    }
+    /// Take the right to write from all of the block of page `key`.
+    fn protect(&mut self, key: u64) {
+        let block = key / ENTRIES as u64;
+        if block != self.block {
+            self.block = block;
+            match mutant!("fork-no-flush") {
+                true => _ = self.space.tables.protect_block(page(key), &mut CpuSet::EMPTY.clone()),
+                false => self.change.protect_block(key),
+            }
+        }
     }
     /// `pages` pages are next whose descriptor is `id`, or 0 if there are none.
     #[inline]
@@ -227,7 +264,9 @@ impl<'s, 'p> Heirs<'s, 'p> {
             blank: Some(other.map_or(Slot::new(id), Hold::slot)),
             wiped,
             shares: !wiped && !mapping.shared,
+            object: mapping.shared || !matches!(mapping.backing, Backing::Anonymous),
             lowered: writes.then_some(rights),
+            same: !mapping.flags.intersects(own | Flags::WIPE_ON_FORK),
             ..none
         })
     }

@@ -46,9 +46,6 @@ const WAYS: usize = 256;
 const ROUNDS: u32 = 8;
 /// Numbers below this one are those of anonymous memory: 1 + protection.
 const PLAIN: u32 = 16;
-/// Of mappings with these flags a child has something else than its parent.
-const NOT_INHERITED: Flags =
-    Flags::DONT_FORK.union(Flags::WIPE_ON_FORK).union(Flags::LOCKED).union(Flags::ON_FAULT);
 /// Descriptors in one piece of the table: a page.
 const CHUNK: usize = 512;
 /// Numbers that a CPU takes from the common stock at once.
@@ -564,22 +561,8 @@ unsafe impl Space for Realm {
             self.frames.free(pin, unsafe { OwnedFrame::from_raw(frame, usage) });
         }
     }
-    fn freezes(&self, values: impl Iterator<Item = u64>) -> bool {
-        // The descriptor seen last, and whether its pages may have frames; 0 is none's.
-        let (mut last, mut frames) = (0, false);
-        let mut values = values.map(Slot::of);
-        values.all(|slot| {
-            if slot.desc() != last {
-                let mapping = &self.find(slot.desc()).mapping;
-                if mapping.flags.intersects(NOT_INHERITED) {
-                    return false;
-                }
-                // Not an object's: what a cut takes away has a slot of its own, so that a cut needs no memory.
-                let anonymous = matches!(mapping.backing, Backing::Anonymous) && !mapping.shared;
-                (last, frames) = (slot.desc(), anonymous || mutant!("fork-freezes-objects"));
-            }
-            frames || slot.frame().is_none()
-        })
+    fn has_pages(&self, value: u64) -> bool {
+        Slot::of(value).frame().is_some()
     }
     fn thawed(&self, value: u64) -> u64 {
         let slot = Slot::of(value);

@@ -198,7 +198,7 @@ impl Radix {
         section: &'g Section<'_, Realm>,
     ) -> Result<Guard<'g>, Error> {
         let mut reserve = self.realm.reserve(section.pin()).borrow_mut();
-        let guard = self.tree.lock_behind(Some(lower), keys(range), Mode::Exact, &mut reserve, section);
+        let guard = self.tree.lock_behind(lower, keys(range), Mode::Exact, &mut reserve, section);
         guard.map_err(|_| Error::NoMemory)
     }
     /// The mapping that pages leave behind when they go to `target`, which may cut a part of it off.

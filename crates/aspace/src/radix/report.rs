@@ -94,8 +94,8 @@ impl Radix {
             }
             let start = info.range.start().number();
             let part = pages(start + (from - first), start + (to - first));
-            // Page by page if there is no memory for the list of what is locked. One that has a frame has a slot of its own,
-            // for which none is needed: no frozen node has one of an object's mapping.
+            // Page by page if there is no memory for the list of what is locked. One that has a frame has a slot of its own, or
+            // is in a frozen node that no other tree has (I-F of `fork`): for those none is needed.
             if !self.cut_part(of, &cut, part, copies, ctx) {
                 for page in part {
                     let single = PageRange::single(page).unwrap_or_default();
@@ -108,7 +108,7 @@ impl Radix {
         let pin = ctx.pin();
         self.at(at.number(), &self.tree.enter(&pin)).0.frame().is_some()
     }
-    /// False if there was no memory. A page that has a frame has a slot of its own, for which none is needed.
+    /// False if there was no memory. For one page none is needed.
     fn cut_part(
         &self,
         of: &Mappers,
@@ -120,7 +120,7 @@ impl Radix {
         let pin = ctx.pin();
         let section = self.tree.enter(&pin);
         let mut change = Change::new(self, &section, ctx);
-        let Ok(mut guard) = self.lock_pages(part, Mode::Cover, &section) else { return false };
+        let Ok(mut guard) = self.lock_pages(part, Mode::Alone, &section) else { return false };
         guard.update(|span| {
             let slot = Slot::of(span.value);
             let Some((_, usage)) = slot.frame() else { return span.value };
