@@ -8,7 +8,7 @@
 //! **Nobody is left inside.** A locker swaps LOCK into the slot, has a fence, and reads the link; the freezer swaps FROZEN
 //! into the link, has a fence, and reads the slots. One of them sees the other. A locker that sees FROZEN backs out;
 //! its lock may be seen for a moment, in which it changes nothing. A locker that was inside may lock more slots of the node
-//! without another look (`lock`). The freezer reads each slot until it isn't locked, in ascending order: when it has
+//! without another look (`lock`). The freezer reads the slots in ascending order until none is locked: when it has
 //! seen the locker's first slot free, the locker is unlocking and takes no more, and the slots behind are read after that.
 //!
 //! **A frozen node stays.** Its slots are used and don't change; its weak word is taken away once the link is the freezer's,
@@ -31,6 +31,17 @@ use crate::{
     word::{self, EMPTY, FROZEN, LOCK},
 };
 
+/// The bits of all of these slots together, which are looked at in ascending order.
+#[inline]
+fn either(slots: &[AtomicU64]) -> u64 {
+    // Acquire: what their holders did comes before; partner: the unlocking store.
+    let add = |all: u64, slot: &AtomicU64| all | slot.load(Ordering::Acquire);
+    match slots.as_array::<8>() {
+        Some(eight) => eight.iter().fold(0, add),
+        None => slots.iter().fold(0, add),
+    }
+}
+
 /// What another tree gets of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Given {
@@ -40,9 +51,12 @@ pub enum Given {
     Same,
     /// Another value, with the same pages or without any.
     Value(u64),
-    /// Of a frozen node what is said of its slots, one by one.
+    /// Of a frozen node, the values that were put into the slice.
     Slots,
 }
+
+/// Slots of a leaf, at most.
+const MOST: usize = 64;
 
 impl<'g, S: Space> RangeGuard<'g, S> {
     /// Freeze the node that the link in `slot` names, and leave the link locked; or, if the node is empty, put EMPTY there,
@@ -62,11 +76,10 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         if !mutant!("radix-no-freeze-fence") {
             fence(Ordering::SeqCst);
         }
-        let mut used = 0;
-        for place in leaf.all() {
+        let mut used = false;
+        for some in leaf.all().chunks(8) {
             let value = loop {
-                // Acquire: what its holder did comes before; partner: the unlocking store.
-                let seen = place.load(Ordering::Acquire);
+                let seen = either(some);
                 if seen & LOCK == 0 || mutant!("radix-freeze-no-wait") {
                     break seen & !LOCK;
                 }
@@ -78,11 +91,11 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                     return Err(error);
                 }
             };
-            used += i32::from(value != EMPTY);
+            used |= value != EMPTY;
         }
         // SAFETY: there is a reference. The link is frozen, so nobody gets one by it.
         unsafe { refs.set_weak(leaf.node(), None) };
-        if used > 0 {
+        if used {
             // Relaxed: whoever reads it has read the link, or has it from another who did.
             leaf.node().sharers.store(1, Ordering::Relaxed);
         } else {
@@ -97,18 +110,18 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     }
 
     /// Give `to`, which is new, what `child` says of the slots that this guard has of its tree, in ascending order; of a frozen
-    /// one it is told the values too. If it says [`Given::Slots`] of that, it is asked of each slot in the node that isn't EMPTY:
-    /// with `frozen`, a value, and no values besides. The guard is one of [`Mode::Freeze`](crate::Mode::Freeze).
-    /// If there is no memory, or `child` fails, `to` has a part, and this tree what it had; `to` is then to be
+    /// one it is told the values too, and may say [`Given::Slots`] when it has put the other tree's into the slice: values,
+    /// or 0 for nothing. The guard is one of [`Mode::Freeze`](crate::Mode::Freeze). If there is no memory, or `child` fails, `to` has a part, and this tree what it had; `to` is then to be
     /// [retired](Tree::retire). Panics if what is said is not for the slot.
     pub fn fork(
         &mut self,
         to: &mut Tree<S>,
-        mut child: impl FnMut(Span, Values<'_>) -> Result<Given, Error>,
+        mut child: impl FnMut(Span, Values<'_>, &mut [u64]) -> Result<Given, Error>,
     ) -> Result<(), Error> {
+        const { assert!(Shape::<S>::fanout(Shape::<S>::LEAF) <= MOST) }
         let (space, pin) = (self.space, self.pin);
         assert!(core::ptr::eq(space, to.space()), "the other tree is another space's");
-        let mut path = Path::new(to, pin);
+        let (mut path, mut room) = (Path::new(to, pin), [EMPTY; MOST]);
         for record in self.records.iter() {
             let (level, keys) = (record.at.level(), record.span());
             for (first, slot) in record.slots() {
@@ -120,10 +133,11 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 // SAFETY: the link is in the slot.
                 let leaf = word::is_frozen(seen).then(|| unsafe { At::<S>::of_link(seen) });
                 let values = Values(leaf.map_or(&[][..], At::all).iter());
-                let value = match (child(Span::of(first, keys, seen), values)?, leaf) {
+                let room = &mut room[..leaf.map_or(0, |leaf| leaf.all().len())];
+                let value = match (child(Span::of(first, keys, seen), values, room)?, leaf) {
                     (Given::Nothing, _) => continue,
                     (Given::Slots, Some(leaf)) => {
-                        give_slots(leaf, (first, level), &mut path, &mut child)?;
+                        give_slots(leaf, (first, level), room, &mut path)?;
                         continue;
                     }
                     (Given::Same, Some(leaf)) => {
@@ -139,6 +153,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                     (given, _) => panic!("{given:?} is not for {:?}", Span::of(first, keys, seen)),
                 };
                 let place = path.slot(first, level)?;
+                space.count(value, 1, pin);
                 // Release: as in `put` of `guard`.
                 slot.store(space.mark_shared(seen) | LOCK, Ordering::Release);
                 // Release: as all values.
@@ -152,59 +167,50 @@ impl<'g, S: Space> RangeGuard<'g, S> {
 /// `value` for a slot of another tree, of `keys` keys.
 fn share<S: Space>(space: &S, value: u64, keys: u64, pin: &Pinned<'_>) -> u64 {
     assert!(word::is_value(value) && value != EMPTY, "{value:#x} is no value for a slot");
-    space.count(value, 1, pin);
     space.mark_shared(space.share(value, keys, pin))
 }
 
-/// Give another tree a copy of a frozen node, whose place is `(first key, level of the link)`, as `child` says. If all of its
-/// slots come to be one value without pages, that is folded.
+/// Give another tree `values` for the slots of a frozen node, whose place is `(first key, level of the link)`. One value
+/// without pages for all of them is folded.
 fn give_slots<S: Space>(
     leaf: At<'_, S>,
     (base, level): (u64, usize),
+    values: &[u64],
     path: &mut Path<'_, S>,
-    child: &mut impl FnMut(Span, Values<'_>) -> Result<Given, Error>,
 ) -> Result<(), Error> {
-    let (space, pin) = (leaf.space(), path.pin);
-    // Relaxed: as in `leave`. What the copies share is shared from now on.
+    let (space, pin, first) = (leaf.space(), path.pin, values[0]);
+    // Relaxed: as in `leave`. What both have is shared from now on.
     leaf.node().sharers.fetch_or(COPIED, Ordering::Relaxed);
-    // The value that all slots until now are, of which nothing is stored yet.
-    let mut alike = None;
-    let store = |path: &mut Path<'_, S>, i: usize, value: u64| {
-        let place = path.slot(base + i as u64, level + 1)?;
-        // Release: as all values.
-        place.store(share(space, value, 1, pin), Ordering::Release);
-        Ok(())
-    };
-    for (i, slot) in leaf.all().iter().enumerate() {
-        // Relaxed: the link to the node is locked, and it is frozen.
-        let seen = slot.load(Ordering::Relaxed) & !LOCK;
-        let span = Span { first: base + i as u64, keys: 1, value: seen, frozen: true };
-        let given = if seen == EMPTY { Given::Nothing } else { child(span, Values([].iter()))? };
-        let value = match given {
-            Given::Nothing => EMPTY,
-            Given::Same => seen,
-            Given::Value(value) => value,
-            Given::Slots => panic!("{span:?} is one slot"),
-        };
-        if i == 0 && value != EMPTY && !space.has_pages(value) {
-            alike = Some(value);
+    if !space.has_pages(first) && values.iter().all(|value| *value == first) {
+        if first != EMPTY {
+            let place = path.slot(base, level)?;
+            // Release: as all values.
+            space.count(first, 1, pin);
+            place.store(share(space, first, values.len() as u64, pin), Ordering::Release);
         }
-        match alike {
-            Some(first) if first == value => continue,
-            Some(first) => (0..i).try_for_each(|i| store(path, i, first))?,
-            None => {}
+        return Ok(());
+    }
+    let at = path.node(base, level + 1, 0)?;
+    // What was stored last, for which value, whether that has pages, and in how many slots in a row.
+    let (mut word, mut last, mut pages, mut alike, mut used) = (EMPTY, EMPTY, false, 0, 0);
+    for (place, &value) in at.all().iter().zip(values) {
+        if value != last || pages {
+            if alike > 0 {
+                space.count(last, alike, pin);
+            }
+            (last, alike, pages) = (value, 0, space.has_pages(value));
+            word = if value == EMPTY { EMPTY } else { share(space, value, 1, pin) };
         }
-        alike = None;
         if value != EMPTY {
-            store(path, i, value)?;
+            (alike, used) = (alike + 1, used + 1);
+            // Release: as all values.
+            place.store(word, Ordering::Release);
         }
     }
-    if let Some(value) = alike {
-        let place = path.slot(base, level)?;
-        // Release: as all values.
-        place.store(share(space, value, leaf.all().len() as u64, pin), Ordering::Release);
+    if alike > 0 {
+        space.count(last, alike, pin);
     }
-    Ok(())
+    path.node(base, level + 1, used).map(drop)
 }
 
 /// What is in a frozen node, slot by slot: values, or EMPTY.
@@ -301,16 +307,18 @@ impl<'t, S: Space> Path<'t, S> {
     /// The slot for `first` at `level`, which is EMPTY, to be filled. Slots are asked for in ascending order.
     #[inline]
     fn slot(&mut self, first: u64, level: usize) -> Result<&'t AtomicU64, Error> {
+        let at = self.node(first, level, 1)?;
+        Ok(at.slot(Shape::<S>::index(level, first)))
+    }
+    /// The node of `level` that has a slot for `first`, `used` of whose slots, all EMPTY now, are to be filled.
+    #[inline]
+    fn node(&mut self, first: u64, level: usize, used: usize) -> Result<At<'t, S>, Error> {
         if self.nodes[level].is_none_or(|(_, base, _)| base != Shape::<S>::base(level, first)) {
             self.enter(first, level)?;
         }
-        match &mut self.nodes[level] {
-            Some((at, _, used)) => {
-                *used += 1;
-                Ok(at.slot(Shape::<S>::index(level, first)))
-            }
-            None => Err(Error::OutOfMemory),
-        }
+        let (at, _, count) = self.nodes[level].as_mut().ok_or(Error::OutOfMemory)?;
+        *count += used as i32;
+        Ok(*at)
     }
     #[cold]
     fn enter(&mut self, first: u64, level: usize) -> Result<(), Error> {

@@ -193,7 +193,7 @@ fn a_huge_untouched_mapping_forks_as_a_few_words() {
     let before = space.memory().0;
     let mut child = Tree::new(space, &pin).unwrap();
     let guard = tree.lock_range(0..1 << 35, Mode::Freeze, &mut reserve, &section);
-    guard.unwrap().fork(&mut child, |_, _| Ok(Given::Same)).unwrap();
+    guard.unwrap().fork(&mut child, |_, _, _| Ok(Given::Same)).unwrap();
     assert!(space.memory().0 - before < 12, "{before} before, {} after", space.memory().0);
     assert_eq!(child.get(12_345 + (1 << 27), &section), tree.get(12_345 + (1 << 27), &section));
     assert_eq!(child.get(12_344, &section).value, 0);
@@ -220,7 +220,7 @@ fn a_fork_makes_a_word_for_each_leaf() {
     let mut child = Tree::new(space, &pin).unwrap();
     let guard = tree.lock_range(0..1 << 35, Mode::Freeze, &mut reserve, &section);
     let mut asked = 0;
-    let forked = guard.unwrap().fork(&mut child, |span, values| {
+    let forked = guard.unwrap().fork(&mut child, |span, values, _| {
         asked += 1;
         assert!(span.frozen && values.count() == 64);
         Ok(Given::Same)
@@ -242,6 +242,63 @@ fn a_fork_makes_a_word_for_each_leaf() {
     drop(section);
     space.settle(&stopped());
     assert_eq!(space.memory(), (0, 0));
+}
+
+/// What a child gets slot by slot is folded if it is one value without pages, and a copy otherwise; the parent keeps its node.
+#[test]
+fn a_node_that_is_given_slot_by_slot_stays_the_parents() {
+    let space = Host::<Pages>::new(1);
+    let (tree, mut reserve) = (Tree::new(space, &pin(0)).unwrap(), Reserve::new());
+    let pin = pin(0);
+    let section = Section::new(space, &pin);
+    for key in 0..128 {
+        let guard = tree.lock_range(key..key + 1, Mode::Fill, &mut reserve, &section);
+        guard.unwrap().replace(Page::new(1).with_pfn(key + 1).word(), |_| ());
+    }
+    let (before, mut child) = (space.memory().0, Tree::new(space, &pin).unwrap());
+    let guard = tree.lock_range(0..1 << 35, Mode::Freeze, &mut reserve, &section);
+    let forked = guard.unwrap().fork(&mut child, |span, values, theirs| {
+        assert!(span.frozen && values.count() == 64 && theirs.len() == 64);
+        for (key, theirs) in (span.first..).zip(theirs) {
+            *theirs = match (span.first, key % 3) {
+                (0, _) => Page::new(2).word(),
+                (_, 0) => 0,
+                (_, 1) => Page::new(3).word(),
+                _ => Page::new(4).with_pfn(key + 1).word(),
+            };
+        }
+        Ok(Given::Slots)
+    });
+    forked.unwrap();
+    // The way to a block, and one leaf.
+    assert_eq!(space.memory().0 - before, Host::<Pages>::BITS.len());
+    let (shared, fours) = (space.shared_frames(), (64..128).filter(|key| key % 3 == 2).count());
+    assert_eq!((shared, space.named(2), space.named(4)), (fours, 1, fours as i64));
+    assert_eq!(child.get(5, &section).keys, 64);
+    for key in 0..128 {
+        let (ours, theirs) = (tree.get(key, &section), Page::of(child.get(key, &section).value));
+        assert_eq!((Page::of(ours.value).pfn(), tree.sharers(key, &section)), (key + 1, Some((1, true))));
+        let expected = match (key / 64, key % 3) {
+            (0, _) => (2, 0),
+            (_, 0) => (0, 0),
+            (_, 1) => (3, 0),
+            _ => (4, key + 1),
+        };
+        assert_eq!((theirs.desc(), theirs.pfn()), expected, "key {key}");
+    }
+    // It is taken over without memory.
+    reserve.give_back(space, &pin);
+    space.fail_after(Some(0));
+    let guard = tree.lock_range(70..72, Mode::Alone, &mut reserve, &section);
+    guard.unwrap().update(|span| Page::of(span.value).with_desc(5).word());
+    space.fail_after(None);
+    assert_eq!(Page::of(tree.get(71, &section).value).desc(), 5);
+    assert_eq!(Page::of(child.get(71, &section).value).desc(), 4);
+    [tree, child].into_iter().for_each(|tree| tree.retire(&section, |_| ()));
+    drop(section);
+    space.settle(&stopped());
+    assert_eq!(space.memory(), (0, 0));
+    (1..16).for_each(|desc| assert_eq!(space.named(desc), 0));
 }
 
 /// A block has something of its own, the same for all its leaves, until it is collected.

@@ -202,7 +202,17 @@ impl<F: Form> Sim<F> {
             for span in guard.spans().filter(|span| !inside(span)) {
                 pages[self.intervals(span.first, span.keys)].fill(Page::EMPTY);
             }
-            guard.fork(&mut child, |span, _| Ok(if inside(&span) { Given::Same } else { Given::Nothing }))
+            guard.fork(&mut child, |span, values, theirs| {
+                if !inside(&span) {
+                    return Ok(Given::Nothing);
+                }
+                // Some of the nodes are copied at once.
+                if span.frozen && (span.first ^ keys.start) / span.keys % 3 == 0 {
+                    values.zip(theirs).for_each(|(value, theirs)| *theirs = value);
+                    return Ok(Given::Slots);
+                }
+                Ok(Given::Same)
+            })
         });
         if forked.is_err() {
             child.retire(on, |one| {

@@ -139,7 +139,13 @@ impl Sim {
         let guard = self.tree.lock_range(0..64, Mode::Freeze, reserve, &section);
         let mut guard = guard.expect("there is memory, and patience");
         guard.spans().for_each(|span| self.change(cpu, span, &(0..0), |old| old));
-        guard.fork(&mut twin, |_, _| Ok(Given::Same)).expect("there is memory");
+        let inherit = |_: Span, values: radix::Values<'_>, theirs: &mut [u64]| {
+            // Nodes in which a slot has the last CPU's descriptor are copied at once.
+            let copied = values.clone().any(|value| Page::of(value).desc() == CPUS as u32);
+            values.zip(theirs).for_each(|(value, theirs)| *theirs = value);
+            Ok(if copied { Given::Slots } else { Given::Same })
+        };
+        guard.fork(&mut twin, inherit).expect("there is memory");
         let pages = self.pages();
         for (key, page) in (0..KEYS).zip(&pages) {
             let found = twin.get(key, &section);
@@ -148,6 +154,16 @@ impl Sim {
         self.release(cpu);
         drop(guard);
         Self::of(self.space, twin, pages)
+    }
+    /// Make everything EMPTY.
+    fn vacate(&self, cpu: usize, reserve: &mut Reserve<Space>) {
+        let pin = pin(cpu);
+        let section = Section::new(self.space, &pin);
+        let guard = self.tree.lock_range(0..64, Mode::Vacate, reserve, &section);
+        let mut guard = guard.expect("there is memory, and patience");
+        guard.spans().for_each(|span| self.change(cpu, span, &(0..KEYS), |_| Page::EMPTY));
+        guard.replace(Page::EMPTY.word(), |_| ());
+        self.release(cpu);
     }
     /// A twin that ends at once, or changes something first.
     fn fork_and_end(&self, cpu: usize, reserve: &mut Reserve<Space>) {
@@ -165,7 +181,8 @@ impl Sim {
         let mut rng = thread_rng();
         let (from, len) = (rng.gen_range(0..KEYS), rng.gen_range(1..=[1, 4, 16][n % 3]));
         let range = from..(from + len).min(KEYS);
-        match rng.gen_range(0..20) {
+        match rng.gen_range(0..21) {
+            20 => self.vacate(cpu, reserve),
             0..4 => self.range(cpu, range, 0, reserve),
             4..7 => self.range(cpu, range, 1, reserve),
             7..10 => self.range(cpu, range, 2, reserve),

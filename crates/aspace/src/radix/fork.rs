@@ -122,7 +122,8 @@ impl Radix {
         let mut heirs = Heirs::new(self, &mut change);
         let (guard, copied) = match guard {
             Ok(mut guard) => {
-                let copied = guard.fork(&mut tree, |span, values| heirs.inherit(span, values));
+                let copied =
+                    guard.fork(&mut tree, |span, values, theirs| heirs.inherit(span, values, theirs));
                 heirs.count();
                 (Some(guard), copied.map_err(|_| Error::NoMemory))
             }
@@ -156,17 +157,45 @@ impl<'s, 'p> Heirs<'s, 'p> {
     fn new(space: &'s Radix, change: &'s mut Change<'p>) -> Self {
         Self { space, change, of: BTreeMap::new(), now: Now::NONE, resident: 0, block: u64::MAX }
     }
-    /// What the child's slot says that takes the place of `span`, in whose frozen node are `values`.
-    fn inherit(&mut self, span: Span, values: Values<'_>) -> Result<Given, ::radix::Error> {
-        if span.frozen && span.keys > 1 {
-            return self.inherit_node(span, values);
+    /// What the child gets of `span`, in whose frozen node are `values`: of those, if it doesn't get the node, `theirs`.
+    fn inherit(
+        &mut self,
+        span: Span,
+        values: Values<'_>,
+        theirs: &mut [u64],
+    ) -> Result<Given, ::radix::Error> {
+        if !span.frozen {
+            let slot = Slot::of(span.value);
+            self.meet(slot.desc(), span.keys)?;
+            let given = self.inherit_slot(slot, span);
+            return Ok(if given == Slot::EMPTY { Given::Nothing } else { Given::Value(given.word()) });
         }
-        let slot = Slot::of(span.value);
-        self.meet(slot.desc(), span.keys)?;
+        let mut same = true;
+        for ((slot, theirs), first) in values.map(Slot::of).zip(theirs).zip(span.first..) {
+            *theirs = Slot::EMPTY.word();
+            if !slot.is_mapped() {
+                continue;
+            }
+            self.meet(slot.desc(), 1)?;
+            let blank = slot.is_blank();
+            same &= self.now.same && (blank || !self.now.object || mutant!("fork-freezes-objects"));
+            *theirs = match self.now.blank {
+                Some(other) if blank => other.word(),
+                _ => self.inherit_slot(slot, Span { first, keys: 1, ..span }).word(),
+            };
+        }
+        if !same {
+            return Ok(Given::Slots);
+        }
+        self.protect(span.first);
+        Ok(Given::Same)
+    }
+    /// What a slot of the child says in the place of `slot`, whose descriptor was met last, and whose pages are `span`.
+    fn inherit_slot(&mut self, slot: Slot, span: Span) -> Slot {
         let Now { blank: Some(blank), wiped, shares, object, lowered, .. } = self.now else {
-            return Ok(Given::Nothing);
+            return Slot::EMPTY;
         };
-        let inherited = match slot.frame() {
+        match slot.frame() {
             None if slot.is_guard() && !wiped => blank.guard(),
             Some((frame, usage)) if shares && (usage == Use::Anonymous || !object) => {
                 match lowered {
@@ -183,29 +212,7 @@ impl<'s, 'p> Heirs<'s, 'p> {
                 blank.with_frame(frame, usage)
             }
             _ => blank,
-        };
-        Ok(Given::Value(inherited.word()))
-    }
-    fn inherit_node(&mut self, span: Span, values: Values<'_>) -> Result<Given, ::radix::Error> {
-        for slot in values.clone().map(Slot::of) {
-            if slot.desc() != self.now.id {
-                self.meet(slot.desc(), 0)?;
-            }
-            let now = &self.now;
-            let own = now.object && slot.frame().is_some() && !mutant!("fork-freezes-objects");
-            if slot.is_mapped() && (!now.same || own) {
-                return Ok(Given::Slots);
-            }
         }
-        self.protect(span.first);
-        for slot in values.map(Slot::of).filter(|slot| slot.is_mapped()) {
-            if slot.desc() != self.now.id {
-                self.meet(slot.desc(), 0)?;
-            }
-            self.now.run += 1;
-            self.resident += i64::from(slot.frame().is_some());
-        }
-        Ok(Given::Same)
     }
     /// Take the right to write from all of the block of page `key`.
     fn protect(&mut self, key: u64) {
@@ -219,13 +226,18 @@ impl<'s, 'p> Heirs<'s, 'p> {
         }
     }
     /// `pages` pages are next whose descriptor is `id`, or 0 if there are none.
-    #[inline]
+    #[inline(always)]
     fn meet(&mut self, id: u32, pages: u64) -> Result<(), ::radix::Error> {
         if id != self.now.id {
-            self.count();
-            self.now = self.learn(id)?;
+            self.go_on_to(id)?;
         }
         self.now.run += pages;
+        Ok(())
+    }
+    #[cold]
+    fn go_on_to(&mut self, id: u32) -> Result<(), ::radix::Error> {
+        self.count();
+        self.now = self.learn(id)?;
         Ok(())
     }
     /// Count the run.
