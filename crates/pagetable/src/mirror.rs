@@ -83,7 +83,7 @@ impl Entry<'_> {
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
         // Relaxed: the lock orders software, and the hardware writes to no empty entry.
-        self.0.load(Ordering::Relaxed) == 0
+        self.entry.load(Ordering::Relaxed) == 0
     }
     /// Let the page be translated to `frame` with `prot`. The entry is empty, or is for the same frame and grants no more.
     #[inline(always)]
