@@ -15,6 +15,31 @@
 //! so Refcache never touches the link. In between it may set DYING, which that takes back; it can't take the link
 //! away, as it expects the bare link. Only then are there two trees, so two forks of one tree never meet here: they are
 //! ordered by the link's lock.
+//!
+//! **What differs for the other tree** it gets slot by slot ([`Given::Slots`]): a copy of the node, made at once. The node is the
+//! forking tree's alone, and stays frozen until something is to be changed, when it is taken over without memory.
+//!
+//! **Who looks something up may be left inside.** He comes by a link, and while he is in the node his tree may share it, part with
+//! it by a copy, and the last tree that has it may take it over and change it. So he loads the slot with Acquire, and
+//! then looks whether the link that he came by names the node even now; if not, he starts again from the root. That is enough:
+//! * If the word is another tree's, his tree had stored another link before: *his tree stores its new link; gives its share up*
+//!   (`fetch_sub`, a release) *-> the last tree finds itself alone* (an acquire) *-> stores the word* (a release) *-> he loads it*.
+//!   Each of these comes before the next, so the second look finds the new link, or a later word. All stores to a
+//!   slot are releases, or swaps of the LOCK bit, which carry them on; taking over changes no value, but for what is known of its use.
+//! * If the link names the node, then the node was his tree's all the time in between: it doesn't come back to a tree that has parted with
+//!   it. New trees alone are given nodes, and nobody looks in them yet; and its memory is another node's only
+//!   after a grace period, which his section holds up. So what he read was his tree's when he read it, whether the
+//!   node was frozen or not.
+//!
+//! He may find it gone as often as somebody has replaced the link, and no more often. The same goes for who locks one slot and
+//! finds it EMPTY, and for who leaves EMPTY slots out (`lock`); who locks a slot looks at the link anyway.
+//!
+//! **Schedules to think of.** A tree is forked while others that share its nodes part with them: the count of trees goes up under
+//! the lock of a link that has the node, so it isn't 0 meanwhile, and one who finds himself alone stays so while he has the lock of his link. The last
+//! two part at once: each copies, and who is the last after all has the pages that the node owned given up by `unshare`; or
+//! one of them comes late, and takes over. A tree ends while another narrows: its values are told before the share goes, and are
+//! told again as owned if it was the last. A locker that comes late into a node that another tree has taken over locks a
+//! slot for a moment; that tree waits for him as for any other, and he waits for nobody before he backs out.
 
 use percpu::Pinned;
 use sync::{

@@ -27,7 +27,8 @@
 //!   node), or by one who has seized it with FROZEN and LOCK (link to value, or to a frozen link); in each case by one
 //!   store or swap, so that it is a value or a whole node at any time (`narrow`, `node`, `guard`, `freeze`).
 //! * I5. A node that is replaced is DEAD in all slots after its place has the new value (`guard`).
-//! * I6. No slot of a shared frozen node changes (`freeze`).
+//! * I6. No slot of a shared frozen node changes; and who looks something up answers only by a slot of a node that his link
+//!   still names (`freeze`).
 //! * I7. Memory for narrowing is there before the first lock; if the list of locks can't grow, all is unlocked and no key's
 //!   value has changed (`reserve`, `record`).
 //!

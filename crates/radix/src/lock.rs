@@ -33,6 +33,11 @@
 //! when the closer comes there. For the same reason one who has a range already doesn't look again when he locks another
 //! behind it, and must not wait (`lock_behind`). A page's fault fills no EMPTY slot, and has no need to look.
 //!
+//! In a leaf a closer that is there to change things (`Mode::Vacate`) leaves out EMPTY slots before its first one only. From there on it
+//! locks all, as one run: if it came back to the node for a second run, it would find the link taken by one who freezes, wait
+//! for him, and he for the slots of the first run. Before its first slot it has nothing in the node, which may be another tree's by
+//! now; so it looks at the link after it has found slots EMPTY (`freeze` says why that is enough).
+//!
 //! **Orderings.** The swap that locks is Acquire and the store that unlocks is Release, so what a page is travels with its
 //! lock. Links are stored with Release and followed with Acquire: a node was filled before anybody is in it.
 

@@ -11,9 +11,9 @@
 //! is locked, and one with a frame of a mapping of an object. Of the object's own pages the child gets none: it
 //! asks the object when it needs them, so that program text is one word for 64 pages, as for pages that nobody has touched.
 //!
-//! **A cut needs no memory.** What it takes away is in slots of its own, or in a frozen node that one tree has (I-F: *a frozen
+//! **A cut needs no memory.** What it takes away is in slots of its own, or in a frozen node that one tree has (*I-F: a frozen
 //! node that several trees have has no frame of an object's mapping*); that is taken over where it is
-//! ([`Mode::Alone`]). I-F holds as a node is shared by forks alone, which look at all its values while it is frozen, and
+//! ([`Mode::Alone`]). *I-F* holds as a node is shared by forks alone, which look at all its values while it is frozen, and
 //! these don't change; and whoever puts a frame in has made the node his tree's own before.
 //!
 //! **Nobody writes to what is frozen.** A block with frozen nodes loses the right to write by one store in the directory of
