@@ -282,7 +282,7 @@ impl Domain {
     }
 
     /// Note that a period is waited for; whoever drives next begins it.
-    fn request(&self, need: Gp) {
+    pub(crate) fn request(&self, need: Gp) {
         // Relaxed: only says that there is something to do, and is read under `driver`. Looked at before it is written,
         // so that no line moves if others want the same.
         if self.wanted.0.load(Ordering::Relaxed) < need.0 {
@@ -292,7 +292,7 @@ impl Domain {
     fn report(&self, seen: &AtomicU64) {
         // Acquire: with the fence after it, partner of `snap`.
         let g = self.gp.0.load(Ordering::Acquire);
-        if seen.load(Ordering::Relaxed) != g {
+        if seen.load(Ordering::Relaxed) != g && !mutant!("rcu-lost-quiescent") {
             // SeqCst [O8]: partner of the fence in `snap`.
             if !mutant!("rcu-no-report-fence") {
                 fence(Ordering::SeqCst);
@@ -329,7 +329,7 @@ impl Domain {
     }
     /// End the period that is open if every CPU has been quiescent, and begin the one that is wanted. Whoever finds
     /// somebody else at it leaves: the next tick makes up for it.
-    fn drive(&self) {
+    pub(crate) fn drive(&self) {
         let Some(_one) = self.driver.0.try_lock() else { return };
         // Relaxed, all but one below: `driver` orders them.
         loop {

@@ -1,0 +1,339 @@
+//! What the user-space domain promises its threads, one thing at a time.
+#![cfg(not(any(loom, shuttle)))]
+
+use std::{
+    cell::Cell,
+    sync::{
+        Arc, Barrier, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rcu::{
+    Ptr, domain,
+    user::{Full, Mode, Stall},
+};
+
+/// Counts its end.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn counted(ends: &Arc<AtomicUsize>) -> Box<Counted> {
+    Box::new(Counted(ends.clone()))
+}
+
+#[test]
+fn a_reader_keeps_what_it_has_found() {
+    domain!(static DOMAIN: Brand);
+    static AT: Ptr<u32, Brand> = Ptr::none();
+    let mut updater = DOMAIN.register();
+    assert!(AT.assign(Box::new(1), &mut ()).is_none());
+    let (found, replaced, left) = (Barrier::new(2), Barrier::new(2), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let reader = DOMAIN.register();
+            let section = reader.read();
+            let value = AT.load(&section).unwrap();
+            found.wait();
+            replaced.wait();
+            thread::sleep(Duration::from_millis(20));
+            assert_eq!(*value, 1);
+            left.store(true, Ordering::SeqCst);
+        });
+        found.wait();
+        let old = AT.assign(Box::new(2), &mut ()).unwrap();
+        replaced.wait();
+        updater.free(old);
+        assert!(left.load(Ordering::SeqCst), "freed before the section ended");
+    });
+}
+
+#[test]
+fn sections_nest_and_end_in_any_order() {
+    domain!(static DOMAIN: Brand);
+    let reader = DOMAIN.register();
+    let (outer, inner) = (reader.read(), reader.read());
+    let need = DOMAIN.snap();
+    drop(outer);
+    assert!(!DOMAIN.poll(need), "the inner section is still open");
+    drop(inner);
+    assert!(DOMAIN.poll(need));
+}
+
+#[test]
+fn a_section_that_begins_later_is_not_waited_for() {
+    domain!(static DOMAIN: Brand);
+    let readers = [DOMAIN.register(), DOMAIN.register()];
+    let first = readers[0].read();
+    let need = DOMAIN.snap();
+    assert!(!DOMAIN.poll(need));
+    let _second = readers[1].read();
+    drop(first);
+    assert!(DOMAIN.poll(need));
+}
+
+#[test]
+fn retired_objects_are_freed_by_whole_bags_and_by_barriers() {
+    domain!(static DOMAIN: Brand);
+    static AT: Ptr<Counted, Brand> = Ptr::none();
+    let ends = Arc::new(AtomicUsize::new(0));
+    let mut reader = DOMAIN.register();
+    for _ in 0..=1000 {
+        AT.assign(counted(&ends), &mut ()).into_iter().for_each(|old| reader.call(old));
+    }
+    let freed = ends.load(Ordering::SeqCst);
+    assert!((1000 - 128..=1000).contains(&freed), "{freed} of 1000 are freed");
+    reader.barrier();
+    assert_eq!(ends.load(Ordering::SeqCst), 1000);
+    assert_eq!((DOMAIN.stats().freed, DOMAIN.stats().waiting), (1000, 0));
+}
+
+#[test]
+fn a_barrier_takes_what_other_threads_have_retired() {
+    domain!(static DOMAIN: Brand);
+    static AT: Ptr<Counted, Brand> = Ptr::none();
+    let ends = Arc::new(AtomicUsize::new(0));
+    let (retired, done) = (Barrier::new(2), Barrier::new(2));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let reader = DOMAIN.register();
+            assert!(AT.assign(counted(&ends), &mut ()).is_none());
+            reader.call(AT.take(&mut ()).unwrap());
+            retired.wait();
+            done.wait();
+        });
+        retired.wait();
+        assert_eq!(ends.load(Ordering::SeqCst), 0);
+        DOMAIN.barrier_unregistered();
+        assert_eq!(ends.load(Ordering::SeqCst), 1);
+        done.wait();
+    });
+}
+
+#[test]
+fn a_thread_that_ends_leaves_what_it_has_retired() {
+    domain!(static DOMAIN: Brand);
+    static AT: Ptr<Counted, Brand> = Ptr::none();
+    let ends = Arc::new(AtomicUsize::new(0));
+    let here = DOMAIN.register();
+    let section = here.read();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let reader = DOMAIN.register();
+            assert!(AT.assign(counted(&ends), &mut ()).is_none());
+            reader.call(AT.take(&mut ()).unwrap());
+        });
+    });
+    assert_eq!(ends.load(Ordering::SeqCst), 0);
+    drop(section);
+    here.flush();
+    assert_eq!(ends.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_panic_ends_the_section() {
+    domain!(static DOMAIN: Brand);
+    let thread = thread::spawn(|| {
+        let reader = DOMAIN.register();
+        let _section = reader.read();
+        panic!("on purpose");
+    });
+    assert!(thread.join().is_err());
+    DOMAIN.register().synchronize();
+}
+
+#[test]
+fn threads_come_and_go_beyond_the_first_slots() {
+    domain!(static DOMAIN: Brand);
+    let barrier = Barrier::new(40);
+    for _ in 0..2 {
+        thread::scope(|scope| {
+            for _ in 0..40 {
+                scope.spawn(|| {
+                    let mut reader = DOMAIN.register();
+                    let section = reader.read();
+                    barrier.wait();
+                    drop(section);
+                    reader.synchronize();
+                });
+            }
+        });
+    }
+}
+
+/// One reader that never leaves, and a writer at full speed.
+#[test]
+fn memory_is_bounded_and_the_report_names_the_reader() {
+    domain!(static DOMAIN: Brand);
+    static AT: Ptr<[u64; 64], Brand> = Ptr::none();
+    static REPORT: Mutex<Option<Stall>> = Mutex::new(None);
+    const LIMIT: usize = 1 << 20;
+    DOMAIN.set_limit(LIMIT);
+    DOMAIN.set_stall(Duration::from_millis(100), |stall| *REPORT.lock().unwrap() = Some(stall.clone()));
+    let (entered, stop, line) = (Barrier::new(2), AtomicBool::new(false), Cell::new(0));
+    thread::scope(|scope| {
+        let (entered, stop) = (&entered, &stop);
+        thread::Builder::new()
+            .name("parked".into())
+            .spawn_scoped(scope, move || {
+                let reader = DOMAIN.register();
+                let _section = reader.read();
+                entered.wait();
+                while !stop.load(Ordering::SeqCst) {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            })
+            .unwrap();
+        line.set(line!() - 7);
+        entered.wait();
+        let writer = scope.spawn(move || {
+            let reader = DOMAIN.register();
+            let mut count = 0;
+            while !stop.load(Ordering::SeqCst) {
+                AT.assign(Box::new([0; 64]), &mut ()).into_iter().for_each(|old| reader.call(old));
+                count += 1;
+            }
+            count
+        });
+        let begun = Instant::now();
+        while REPORT.lock().unwrap().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nothing was reported");
+            thread::sleep(Duration::from_millis(5));
+        }
+        // The writer stands: what waits is the limit and a bag.
+        let waiting = DOMAIN.stats().waiting;
+        assert!((LIMIT..LIMIT + 2 * (64 << 10)).contains(&waiting), "{waiting} bytes wait");
+        assert_eq!(DOMAIN.stats().throttled, 1);
+        // Who won't wait is refused.
+        let here = DOMAIN.register();
+        let old = AT.assign(Box::new([1; 64]), &mut ()).unwrap();
+        let Err(Full(old)) = here.try_call(old) else { panic!("there is no room") };
+        // In a section nobody waits.
+        let section = here.read();
+        here.call(old);
+        drop(section);
+        stop.store(true, Ordering::SeqCst);
+        assert!(writer.join().unwrap() > 1000);
+    });
+    DOMAIN.barrier_unregistered();
+    assert_eq!(DOMAIN.stats().waiting, 0);
+    let report = REPORT.lock().unwrap().take().unwrap();
+    assert!(report.waited >= Duration::from_millis(100));
+    let [parked] = &report.holdouts[..] else { panic!("{report}") };
+    assert_eq!(parked.name, "parked");
+    if cfg!(debug_assertions) {
+        let place = parked.place.unwrap();
+        assert_eq!((place.file(), place.line()), (file!(), line.get()));
+    }
+}
+
+#[test]
+fn both_modes_work() {
+    domain!(static FENCED: Fenced);
+    assert!(FENCED.use_fences());
+    domain!(static BEST: Best);
+    let mut reader = FENCED.register();
+    drop(reader.read());
+    reader.synchronize();
+    assert_eq!((FENCED.mode(), FENCED.stats().periods), (Mode::Fences, 1));
+    BEST.register().synchronize();
+    assert_eq!(BEST.mode(), Mode::best());
+    assert!(!BEST.use_fences(), "it is in use");
+}
+
+/// What is freed retires something else, more than once.
+#[test]
+fn destructors_may_retire() {
+    static NEXT: Ptr<Chain> = Ptr::none();
+    struct Chain(u32, Arc<AtomicUsize>);
+    impl Drop for Chain {
+        fn drop(&mut self) {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            if self.0 > 0 {
+                let next = Box::new(Chain(self.0 - 1, self.1.clone()));
+                NEXT.assign(next, &mut ()).into_iter().for_each(rcu::call);
+                NEXT.take(&mut ()).into_iter().for_each(rcu::call);
+            }
+        }
+    }
+    let ends = Arc::new(AtomicUsize::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            assert!(NEXT.assign(Box::new(Chain(9, ends.clone())), &mut ()).is_none());
+            rcu::call(NEXT.take(&mut ()).unwrap());
+        });
+    });
+    while ends.load(Ordering::SeqCst) < 10 {
+        rcu::barrier().unwrap();
+    }
+}
+
+#[test]
+#[cfg_attr(debug_assertions, should_panic = "in a section")]
+fn waiting_in_a_section_of_the_threads_own_is_refused() {
+    let _section = rcu::read();
+    assert_eq!(rcu::synchronize(), Err(rcu::user::InSection));
+}
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic = "was dropped"]
+fn a_retired_object_that_is_dropped_is_a_mistake() {
+    let at = Ptr::<u8>::new(Box::new(1));
+    drop(at.take(&mut ()));
+}
+
+/// Sections are begun in a signal handler, wherever the signal finds the thread: also between the steps of another section's
+/// beginning.
+#[test]
+fn sections_in_signal_handlers() {
+    static AT: Ptr<[u64; 4]> = Ptr::none();
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn handler(_: libc::c_int) {
+        let section = rcu::read();
+        if let Some(&[first, .., last]) = AT.load(&section) {
+            assert_eq!(first, last);
+            SEEN.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            rcu::register();
+            // SAFETY: the handler reads, and counts.
+            unsafe { libc::signal(libc::SIGUSR1, handler as *const () as libc::sighandler_t) };
+            // SAFETY: no arguments.
+            let this = unsafe { libc::pthread_self() };
+            let ticker = thread::spawn(move || {
+                while SEEN.load(Ordering::Relaxed) < 200 {
+                    // SAFETY: the thread waits for this one.
+                    unsafe { libc::pthread_kill(this, libc::SIGUSR1) };
+                    thread::yield_now();
+                }
+            });
+            while !ticker.is_finished() {
+                let section = rcu::read();
+                if let Some(&[first, .., last]) = AT.load(&section) {
+                    assert_eq!(first, last);
+                }
+            }
+            ticker.join().unwrap();
+        });
+        scope.spawn(|| {
+            let mut n = 0;
+            while !stop.load(Ordering::SeqCst) {
+                n += 1;
+                AT.assign(Box::new([n; 4]), &mut ()).into_iter().for_each(|old| rcu::free(old).unwrap());
+            }
+        });
+        reader.join().unwrap();
+        stop.store(true, Ordering::SeqCst);
+    });
+}
