@@ -9,20 +9,16 @@
 //! native.rs   the benchmark on this host, without a machine
 //! table.rs    the answer at a glance
 //! matrix.rs   another suite: which pairs of operations that commute share nothing
-//! frames.rs   another, which needs no machine: allocators of page frames side by side
-//! bonsai.rs   another of that kind: look-ups in a Bonsai tree and its peers
-//! memory.rs   another: what processes' memory costs in bookkeeping
-//! refcache.rs another: counting references beside an atomic counter, by the clock here and counted in a machine
-//! host.rs     how those three run
+//! alone.rs    suites that run by themselves, on this host
+//! refcache.rs one of them that goes on in a machine: counting references beside an atomic counter
+//! host.rs     how their programs run
 //! ```
 
-mod bonsai;
+mod alone;
 mod cache;
 mod derive;
-mod frames;
 mod host;
 pub mod matrix;
-mod memory;
 mod native;
 pub mod plan;
 mod point;
@@ -48,61 +44,21 @@ use crate::{
 use plan::Sweep;
 use point::Lab;
 
-/// The suites that there are.
-const SUITES: [&str; 6] = [MAPBENCH, MATRIX, FRAMES, MEMORY, BONSAI, REFCACHE];
+/// The suites that run together, in machines.
+const SUITES: [&str; 2] = [MAPBENCH, MATRIX];
 const MAPBENCH: &str = "mapbench";
 const MATRIX: &str = "matrix";
-const FRAMES: &str = "frames";
-const MEMORY: &str = "memory";
-const BONSAI: &str = "bonsai";
-const REFCACHE: &str = "refcache";
 /// Points that are measured at once: an exact machine needs one host thread.
 const WORKERS: usize = 2;
 
 /// Measure what the options say; the exit status.
 pub fn run(options: &Bench) -> Result<u8> {
-    let of_memory = options.shapes.is_some() || options.record.is_some();
-    match options.suites.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        Some((MEMORY, names)) => {
-            refuse_others(options, "of bench, memory takes --shapes, --record, --output and --json only")?;
-            return memory::run(names, options);
-        }
-        _ if of_memory => {
-            return Err(failure(
-                USAGE,
-                "--shapes, --record and --output are about the suite memory: name it first",
-            ));
-        }
-        Some((FRAMES, ids)) => {
-            let takes = "of bench, frames takes --json only; its own options come after --";
-            refuse_others(options, takes)?;
-            return frames::run(ids, options);
-        }
-        Some((BONSAI, [])) => {
-            let takes = "of bench, bonsai takes --json only; its own options come after --";
-            refuse_others(options, takes)?;
-            return bonsai::run(options);
-        }
-        Some((REFCACHE, [])) => return refcache::run(options),
-        _ => {}
-    }
-    if options.suites.iter().any(|suite| suite == BONSAI) {
-        return Err(failure(USAGE, "bonsai is a suite by itself: cargo quire bench bonsai [-- OPTIONS]"));
-    }
-    if options.suites.iter().any(|suite| suite == MEMORY) {
-        return Err(failure(USAGE, "memory is a suite by itself: cargo quire bench memory [SHAPE…]"));
-    }
-    if options.suites.iter().any(|suite| suite == REFCACHE) {
-        return Err(failure(USAGE, "refcache is a suite by itself: cargo quire bench refcache"));
-    }
-    if !options.words.is_empty() || options.suites.iter().any(|suite| suite == FRAMES) {
-        return Err(failure(
-            USAGE,
-            "frames is a suite by itself: cargo quire bench frames [ID…] [-- OPTIONS]",
-        ));
+    if let Some(status) = alone::run(options)? {
+        return Ok(status);
     }
     if let Some(unknown) = options.suites.iter().find(|suite| !SUITES.contains(&suite.as_str())) {
-        return Err(failure(USAGE, format!("no suite {unknown}: there is {}", SUITES.join(", "))));
+        let all: Vec<_> = SUITES.into_iter().chain(alone::ALL.iter().map(|suite| suite.name)).collect();
+        return Err(failure(USAGE, format!("no suite {unknown}: there is {}", all.join(", "))));
     }
     let is_wanted = |suite: &str| options.suites.iter().any(|one| one == suite);
     let of_imbalance = options.pairs.iter().any(|pair| pair.contains(':'));
@@ -137,29 +93,6 @@ pub fn run(options: &Bench) -> Result<u8> {
         all.write(path)?;
     }
     Ok(0)
-}
-
-/// What is about other suites than those that need no machine.
-fn refuse_others(options: &Bench, takes: &'static str) -> Result<()> {
-    let plain = Bench::default();
-    let others = !options.mode.is_empty()
-        || !options.pairs.is_empty()
-        || (options.npages, options.operations, options.vs) != (None, None, None)
-        || (options.quantum, options.seed, options.linux) != (None, None, None)
-        || (&options.cpus, options.accel) != (&plain.cpus, plain.accel)
-        || options.resume
-        || options.steady
-        || options.all
-        || options.pagetable.is_some()
-        || options.plant_shared_counter
-        || options.first_touch
-        || options.processes
-        || options.native
-        || options.suites[0] == MEMORY && !options.words.is_empty();
-    match others {
-        true => Err(failure(USAGE, takes)),
-        false => Ok(()),
-    }
 }
 
 /// A few points that say something, for a report before anything else was measured.

@@ -43,7 +43,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Put(key, value) => {
-                    cache.put(key, Box::new(value), &reader);
+                    cache.put(key, value, &reader);
                     oracle.insert(key, value);
                 }
                 Step::Remove(key) => prop_assert_eq!(cache.remove(&key, &reader), oracle.remove(&key).is_some()),
@@ -64,7 +64,7 @@ fn no_key_is_lost_in_a_resize() {
     const KEYS: u64 = 2000;
     let cache: Cache<u64, u64, Brand, RandomState> = Cache::new(64, RandomState::new());
     let here = DOMAIN.register();
-    (0..KEYS).for_each(|key| cache.put(key, Box::new(key), &here));
+    (0..KEYS).for_each(|key| cache.put(key, key, &here));
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for first in 0..2 {
@@ -83,8 +83,8 @@ fn no_key_is_lost_in_a_resize() {
             let reader = DOMAIN.register();
             for turn in 0.. {
                 let key = turn % KEYS;
-                cache.put(key, Box::new(key + KEYS), &reader);
-                cache.put(KEYS + key, Box::new(0), &reader);
+                cache.put(key, key + KEYS, &reader);
+                cache.put(KEYS + key, 0, &reader);
                 assert!(cache.remove(&(KEYS + key), &reader));
                 if stop.load(Ordering::Relaxed) {
                     break;

@@ -22,7 +22,7 @@ const KEYS: u64 = 10_000;
 fn main() {
     let cache: Cache<u64, String, Caches, RandomState> = Cache::new(1024, RandomState::new());
     let here = CACHES.register();
-    (0..KEYS).for_each(|key| cache.put(key, Box::new(format!("value of {key}")), &here));
+    (0..KEYS).for_each(|key| cache.put(key, format!("value of {key}"), &here));
     let (stop, gets, lost) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let begun = Instant::now();
     let (puts, resizes) = thread::scope(|scope| {
@@ -45,8 +45,8 @@ fn main() {
             let mut puts = 0;
             while !stop.load(Ordering::Relaxed) {
                 let key = puts % KEYS;
-                cache.put(key, Box::new(format!("value {puts} of {key}")), &reader);
-                cache.put(KEYS + key, Box::default(), &reader);
+                cache.put(key, format!("value {puts} of {key}"), &reader);
+                cache.put(KEYS + key, String::new(), &reader);
                 cache.remove(&(KEYS + key), &reader);
                 puts += 1;
             }

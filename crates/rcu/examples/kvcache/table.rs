@@ -7,7 +7,7 @@
 //! **Idea.** An item has two links, of which a table uses one. A resize builds the chains of the new table by the other link, which
 //! nobody reads, and publishes the table with one store: no look-up ever meets a chain that is half of this and half of that.
 //! ```text
-//! put, remove   lock of the bucket; one store links or unlinks; what was there is retired
+//! put, remove   lock of the bucket; one store links, replaces or unlinks an item; what was there is retired
 //! resize        wait until nobody can be reading the other link; all locks; new chains; publish; retire the old table
 //! ```
 //! * **A bucket has one lock**: a lock is chosen by the hash's lowest bits, of which any table uses more.
@@ -56,7 +56,7 @@ struct Table<K, V, D> {
 struct Item<K, V, D> {
     hash: usize,
     key: K,
-    value: Ptr<V, D>,
+    value: V,
     next: [Chain<K, V, D>; 2],
 }
 
@@ -104,7 +104,7 @@ impl<K: Hash + Eq + Send + Sync + 'static, V: Send + Sync + 'static, D: 'static,
         let mut next = table.bucket(hash).load(section);
         while let Some(item) = next {
             if item.hash == hash && item.key == *key {
-                return item.value.load(section);
+                return Some(&item.value);
             }
             next = item.next[table.link].load(section);
         }
@@ -129,28 +129,27 @@ impl<K: Hash + Eq + Send + Sync + 'static, V: Send + Sync + 'static, D: 'static,
         at
     }
     /// Let `value` belong to a key. What did before is freed later.
-    pub fn put(&self, key: K, value: Box<V>, reader: &Reader<'_, D>) {
+    pub fn put(&self, key: K, value: V, reader: &Reader<'_, D>) {
         let hash = self.hash(&key);
         let lock = locked(&self.locks[hash % LOCKS]);
-        let old = {
-            let table = self.current(&lock);
-            let at = self.find(table, hash, &key);
-            match at.peek() {
-                // SAFETY: as in `find`.
-                Some(item) => unsafe { item.as_ref() }.value.assign(value, &mut ()),
-                None => {
-                    let next = [Link::none(), Link::none()];
-                    let item = Box::new(Item { hash, key, value: Ptr::new(value), next });
-                    // SAFETY: a box, that is freed after a period behind its removal.
-                    unsafe { at.publish(Some(NonNull::from(Box::leak(item)))) };
-                    self.len.fetch_add(1, Ordering::Relaxed);
-                    None
-                }
+        let table = self.current(&lock);
+        let at = self.find(table, hash, &key);
+        let new = Box::leak(Box::new(Item { hash, key, value, next: [Link::none(), Link::none()] }));
+        let old = at.peek();
+        // SAFETY: the old one as in `find`: what comes behind it comes behind the new one, which is a box that is freed after a
+        // period behind its removal.
+        unsafe {
+            if let Some(old) = old {
+                new.next[table.link].publish(old.as_ref().next[table.link].peek());
+            } else {
+                self.len.fetch_add(1, Ordering::Relaxed);
             }
-        };
+            at.publish(Some(NonNull::from(new)));
+        }
         // `call` may wait for readers: nobody should wait for that.
         drop(lock);
-        old.into_iter().for_each(|old| reader.call(old));
+        // SAFETY: as in `remove`.
+        old.into_iter().for_each(|old| reader.call(unsafe { Retired::new(old) }));
     }
     /// Let nothing belong to a key; whether something did.
     pub fn remove(&self, key: &K, reader: &Reader<'_, D>) -> bool {

@@ -18,7 +18,7 @@ use super::{
     bag::Bag,
     barrier::heavy,
     lock,
-    slot::{Registry, Slot},
+    slot::{Registry, Slot, advance, first_epoch},
     stall::{Stall, Wait, yield_now},
 };
 
@@ -44,7 +44,7 @@ pub struct Stats {
 
 /// What is behind a domain: at one address for as long as it lives.
 pub(super) struct Core {
-    /// What readers announce: one more than the periods whose barrier has been run.
+    /// What readers announce: moved on in each period, behind its barrier.
     pub(super) epoch: Line<AtomicU64>,
     /// The last period begun, and the last that has ended: at most one apart. Changed by who holds `driver`.
     started: Line<AtomicU64>,
@@ -83,7 +83,7 @@ struct Waiting {
 impl Core {
     pub(super) fn new(fences: bool) -> Self {
         Self {
-            epoch: Line(AtomicU64::new(1)),
+            epoch: Line(AtomicU64::new(first_epoch(fences))),
             started: Line(AtomicU64::new(0)),
             ended: Line(AtomicU64::new(0)),
             driver: Line(SpinLock::new(0)),
@@ -130,8 +130,7 @@ impl Core {
                 // [O5], for the caller of `snap` [O7]: what was unlinked before the period comes before what sections that are not
                 // seen below load; partner: `light` in `enter`.
                 heavy(fences);
-                // Release [O4]: who announces this epoch sees what was unlinked before it. Acquire: the scan comes after.
-                *target = self.epoch.0.fetch_add(1, Ordering::AcqRel) + 1;
+                *target = advance(&self.epoch.0);
             } else if !mutant!("rcu-user-early-end") && self.registry.slots().any(|slot| slot.blocks(*target))
             {
                 return;
@@ -222,7 +221,7 @@ impl Core {
             }
         }
         let _done = Done(slot);
-        while let Some((number, bag)) = self.due() {
+        while let Some((number, mut bag)) = self.due() {
             /// Takes the bag from the list of those that are being freed.
             struct Running<'a>(&'a Core, u64, usize);
             impl Drop for Running<'_> {
@@ -236,6 +235,9 @@ impl Core {
             // put it in, whose bag came here by way of `queue`.
             let freed = unsafe { bag.run() };
             self.freed.fetch_add(freed as u64, Ordering::Relaxed);
+            if let Some(slot) = slot {
+                slot.with_bag(|own| own.reuse(bag));
+            }
         }
     }
     fn due(&self) -> Option<(u64, Bag)> {
@@ -326,14 +328,14 @@ pub(super) mod fork {
 /// Nobody has a reader anymore: free everything.
 impl Drop for Core {
     fn drop(&mut self) {
-        while let Some(Waiting { bag, .. }) = { lock(&self.limbo.0).queue.pop_front() } {
+        while let Some(Waiting { mut bag, .. }) = { lock(&self.limbo.0).queue.pop_front() } {
             // SAFETY: readers borrow the domain, so there are none, and no sections.
             unsafe { bag.run() };
         }
         let mut left = Vec::new();
         self.registry.hold_bags().take(|bag| left.push(bag));
         // SAFETY: as above.
-        left.into_iter().for_each(|bag| _ = unsafe { bag.run() });
+        left.iter_mut().for_each(|bag| _ = unsafe { bag.run() });
     }
 }
 

@@ -5,6 +5,7 @@
 
 use alloc::boxed::Box;
 use core::{
+    hint::cold_path,
     panic::Location,
     ptr,
     sync::atomic::{AtomicPtr as PlainPtr, AtomicU32 as PlainU32},
@@ -23,16 +24,35 @@ use super::{
     lock,
 };
 
-/// Bits of an announcement that count nested sections; the rest is the epoch, of which 52 bits last for centuries.
-const NEST_BITS: u32 = 12;
-const NEST: u64 = (1 << NEST_BITS) - 1;
+/// An announcement: the epoch, of which 52 bits last for centuries; whether readers run fences; how many sections there are
+/// within the first. The epoch is 0 if there is no section. What is frequent is all 0 below the epoch.
+const EPOCH_SHIFT: u32 = 12;
+const FENCES: u64 = 1 << 11;
+const DEPTH: u64 = FENCES - 1;
+
+/// What is announced by who is in no section.
+fn idle(fences: bool) -> u64 {
+    if fences { FENCES } else { 0 }
+}
+
+/// The epoch word of a new domain: what a thread announces for its first section.
+pub(super) fn first_epoch(fences: bool) -> u64 {
+    1 << EPOCH_SHIFT | idle(fences)
+}
+
+/// Move the epoch on; the new one.
+pub(super) fn advance(epoch: &AtomicU64) -> u64 {
+    // Release [O4]: who announces the new epoch sees what was unlinked before; partner: the load in `enter`. Acquire: the scan
+    // comes after.
+    (epoch.fetch_add(1 << EPOCH_SHIFT, Ordering::AcqRel) >> EPOCH_SHIFT) + 1
+}
 /// Slots in the first chunk; each further one has twice as many as the one before.
 const FIRST: usize = if cfg!(loom) { 2 } else { 8 };
 
 /// A registered thread.
 #[repr(align(128))]
 pub(super) struct Slot {
-    /// The epoch in which the thread's open section began, and how many it is in: 0 for none. Written by the thread.
+    /// In which epoch the thread's open section began, and how many it is in. Written by the thread.
     announced: AtomicU64,
     /// Whether the domain's readers run fences.
     fences: bool,
@@ -80,7 +100,7 @@ impl Slot {
             frees: AtomicBool::new(false),
         };
         Self {
-            announced: AtomicU64::new(0),
+            announced: AtomicU64::new(idle(fences)),
             fences,
             owner: AtomicUsize::new(0),
             place: PlainPtr::new(ptr::null_mut()),
@@ -94,40 +114,59 @@ impl Slot {
     #[inline(always)]
     pub(super) fn enter(&self, epoch: &AtomicU64) {
         // Relaxed, here and in `leave`: the thread's own word.
-        let now = self.announced.load(Ordering::Relaxed);
-        let announcement = if now == 0 {
-            // Acquire [O4]: who announces an epoch sees what was unlinked before it; partner: the addition in `drive`.
-            epoch.load(Ordering::Acquire) << NEST_BITS | 1
-        } else {
-            nested(now)
-        };
+        match self.announced.load(Ordering::Relaxed) {
+            0 => {
+                self.announce(Self::current(epoch));
+                light(false);
+            }
+            now => {
+                cold_path();
+                self.announce(if now == FENCES { Self::current(epoch) } else { deeper(now) });
+                // In a handler, too, which may have come between the two for another section.
+                light(now & FENCES != 0);
+            }
+        }
+    }
+    /// [O5]: before the section's loads by `light`; partner: `heavy` in `drive`.
+    #[inline(always)]
+    fn announce(&self, announcement: u64) {
         let order = if mutant!("rcu-user-relaxed-announce") { Ordering::Relaxed } else { Ordering::Release };
         // Release [O4]: who scans may find this in place of the end of the section before, whose loads must come first too;
         // partner: the load in `blocks`.
         self.announced.store(announcement, order);
-        // [O5]: the announcement before the section's loads; partner: `heavy` in `drive`. In a handler, too, which may have
-        // come between the two for another section.
-        light(self.fences);
+    }
+    #[inline(always)]
+    fn current(epoch: &AtomicU64) -> u64 {
+        // Acquire [O4]: who announces an epoch sees what was unlinked before it; partner: the addition in `advance`.
+        epoch.load(Ordering::Acquire)
     }
     /// End a section.
     #[inline(always)]
     pub(super) fn leave(&self) {
         let now = self.announced.load(Ordering::Relaxed);
-        let rest = if now & NEST == 1 { 0 } else { now - 1 };
+        if now & (FENCES | DEPTH) == 0 {
+            self.end(0);
+        } else {
+            cold_path();
+            self.end(if now & DEPTH == 0 { FENCES } else { now - 1 });
+        }
+    }
+    #[inline(always)]
+    fn end(&self, announcement: u64) {
         let order = if mutant!("rcu-user-relaxed-leave") { Ordering::Relaxed } else { Ordering::Release };
         // Release [O6]: the section's loads come before; partner: the load in `blocks`.
-        self.announced.store(rest, order);
+        self.announced.store(announcement, order);
     }
     /// Whether the thread is in a section; asked by itself.
     pub(super) fn is_open(&self) -> bool {
         // Relaxed: its own word.
-        self.announced.load(Ordering::Relaxed) != 0
+        self.announced.load(Ordering::Relaxed) >> EPOCH_SHIFT != 0
     }
     /// Whether the thread is in a section that began before `epoch`.
     pub(super) fn blocks(&self, epoch: u64) -> bool {
         // Acquire [O4, O6]: sections that are over come before what is done then; partners: the stores in `enter` and `leave`.
-        let now = self.announced.load(Ordering::Acquire);
-        now != 0 && now >> NEST_BITS < epoch
+        let announced = self.announced.load(Ordering::Acquire) >> EPOCH_SHIFT;
+        announced != 0 && announced < epoch
     }
     /// Whether the thread is freeing what is due; asked by itself.
     pub(super) fn is_freeing(&self) -> bool {
@@ -186,8 +225,8 @@ impl Slot {
 }
 
 #[cold]
-fn nested(now: u64) -> u64 {
-    assert!(now & NEST != NEST, "sections are nested {NEST} deep");
+fn deeper(now: u64) -> u64 {
+    assert!(now & DEPTH != DEPTH, "sections are nested more than {DEPTH} deep");
     now + 1
 }
 
@@ -291,7 +330,7 @@ impl Bags<'_> {
         // Relaxed: there is one thread.
         let others = self.registry.slots().filter(|slot| slot.owner.load(Ordering::Relaxed) != here);
         for slot in others {
-            slot.announced.store(0, Ordering::Relaxed);
+            slot.announced.store(idle(slot.fences), Ordering::Relaxed);
             slot.own.0.frees.store(false, Ordering::Relaxed);
             slot.give_back();
         }
