@@ -21,8 +21,11 @@ use clap::Parser;
 
 use team::{Record, Scale, host_cpus};
 
+/// What a benchmark does, and says.
+type Run = fn(&Scale) -> Vec<Record>;
+
 /// Which benchmarks there are.
-const BENCHES: [(&str, fn(&Scale) -> Vec<Record>); 4] =
+const BENCHES: [(&str, Run); 4] =
     [("read", read::run), ("update", update::run), ("mix", mix::run), ("map", map::run)];
 
 /// What to measure, and how often.

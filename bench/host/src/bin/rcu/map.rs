@@ -81,7 +81,7 @@ impl Shards {
 /// With each number of threads.
 pub fn run(scale: &Scale) -> Vec<Record> {
     let cache: Cache<u64, u64, Maps, Mixer> = Cache::new(KEYS as usize, Mixer);
-    let shards = Shards([const { () }; SHARDS].map(|()| RwLock::new(HashMap::with_hasher(Mixer))));
+    let shards = Shards(std::array::from_fn(|_| RwLock::new(HashMap::with_hasher(Mixer))));
     let dash: dashmap::DashMap<u64, u64, Mixer> = dashmap::DashMap::with_hasher(Mixer);
     READER.with(|reader| {
         for key in 0..KEYS {
@@ -94,7 +94,7 @@ pub fn run(scale: &Scale) -> Vec<Record> {
     for &threads in &scale.threads {
         for (bench, writes) in [("map_get", 0u32), ("map_get_put_1", 10), ("map_get_put_10", 100)] {
             println!("{bench}, {threads} threads: {KEYS} keys, {} % puts", f64::from(writes) / 10.0);
-            let is_put = |n: u64| n * 1000 >> 31 < u64::from(writes);
+            let is_put = |n: u64| (n * 1000) >> 31 < u64::from(writes);
             let subjects = [
                 Subject::new("rcu table", |_, ops| {
                     READER.with(|reader| {

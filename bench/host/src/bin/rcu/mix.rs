@@ -27,7 +27,7 @@ thread_local! {
 fn is_write(share: u64) -> bool {
     let seed = SEED.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     SEED.set(seed);
-    (seed >> 32) * 1000 >> 32 < share
+    ((seed >> 32) * 1000) >> 32 < share
 }
 
 /// With each number of threads.
