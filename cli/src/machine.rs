@@ -270,7 +270,7 @@ impl Boot {
             line += " places=1";
         }
         if self.plant_shared_counter {
-            line += " plant_shared_counter=1";
+            line += " plant=shared-counter";
         }
         if self.verbose {
             line += " verbose=1";
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(
             boot.line(8),
             "cpus=8 aspace=locked pagetable=shared frames=avl tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 \
-             places=1 plant_shared_counter=1 verbose=1 inject"
+             places=1 plant=shared-counter verbose=1 inject"
         );
     }
 

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A program on the host and its place in the guest.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Program {
     /// The file on the host.
     pub host: PathBuf,

@@ -4,7 +4,7 @@ use alloc::string::{String, ToString};
 
 use frames::AlgoKind;
 
-use crate::{central::Mode, hw::irq::Lock};
+use crate::{central::Mode, hw::irq::Lock, planted::Planted};
 
 /// The options that the kernel knows; others are ignored with a message.
 #[derive(Clone, Default)]
@@ -33,8 +33,8 @@ pub struct Options {
     pub inject: bool,
     /// Write at the end what lies where in memory.
     pub places: bool,
-    /// Share a counter of page faults among all CPUs, to be found by measurements.
-    pub plant_shared_counter: bool,
+    /// A fault to be found by tests and measurements.
+    pub planted: Option<Planted>,
     /// The machine's CPUs take turns: its clock advances by what all of them execute together.
     pub serial_time: bool,
 }
@@ -49,7 +49,10 @@ pub fn init(line: &str) {
         match key {
             "serial_time" => o.serial_time = value == "1",
             "places" => o.places = value == "1",
-            "plant_shared_counter" => o.plant_shared_counter = value == "1",
+            "plant" => match Planted::from_name(value) {
+                None => crate::log!("plant={value} is no fault that can be planted"),
+                planted => o.planted = planted,
+            },
             "inject" => o.inject = value == "1",
             "frames" => match (AlgoKind::from_name(value), Mode::from_name(value)) {
                 (Some(kind), _) => o.frames = Some(kind),

@@ -1,9 +1,40 @@
-//! A negative control for whoever looks for what CPUs share: with `plant_shared_counter=1` on the command line every page
-//! fault also adds one to a word that all CPUs share. A measurement that doesn't show it, at the top, is worth nothing.
+//! Faults to be found: `plant=NAME` on the command line puts one into this kernel, and a measurement or a test that doesn't
+//! show it is worth nothing. `crates/mutants*.txt` have those of the crates; which program must notice one of these is said in
+//! `kernel/mutants.txt`.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::options;
+use crate::{hw::irq, options};
+
+/// What can be planted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Planted {
+    /// Every page fault adds one to a word that all CPUs share.
+    SharedCounter = 1,
+    /// Page faults are resolved with interrupts off.
+    MaskedFaults,
+    /// A heap that shrinks keeps its pages.
+    HeapKeeps,
+    /// A copy to or from user memory that may not go on has nowhere else to go on.
+    CopyUnrepaired,
+    /// A CPU that is copying to or from user memory doesn't flush when it is told to.
+    CopyUnflushed,
+}
+
+impl Planted {
+    /// The one of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "shared-counter" => Self::SharedCounter,
+            "masked-faults" => Self::MaskedFaults,
+            "heap-keeps" => Self::HeapKeeps,
+            "copy-unrepaired" => Self::CopyUnrepaired,
+            "copy-unflushed" => Self::CopyUnflushed,
+            _ => return None,
+        })
+    }
+}
 
 /// A value that has its cache lines to itself, so that nothing else seems to be shared with it.
 #[repr(align(128))]
@@ -11,19 +42,38 @@ struct Alone<T>(T);
 
 /// Page faults, counted as one should not.
 static SHARED_COUNTER: Alone<AtomicU64> = Alone(AtomicU64::new(0));
-static PLANTED: Alone<AtomicBool> = Alone(AtomicBool::new(false));
+/// The number of what is planted, or 0.
+static PLANTED: Alone<AtomicU8> = Alone(AtomicU8::new(0));
 
 /// Plant it if the command line says so. At boot.
 pub fn init() {
     // Relaxed: there is no other CPU yet.
-    PLANTED.0.store(options::get().plant_shared_counter, Ordering::Relaxed);
+    PLANTED.0.store(options::get().planted.map_or(0, |planted| planted as u8), Ordering::Relaxed);
+}
+
+/// Whether this is planted.
+#[inline]
+pub fn is(planted: Planted) -> bool {
+    // Relaxed: written at boot.
+    PLANTED.0.load(Ordering::Relaxed) == planted as u8
 }
 
 /// A page fault has come.
 #[inline]
 pub fn on_fault() {
-    // Relaxed, both: written at boot; and a count that nothing follows from.
-    if PLANTED.0.load(Ordering::Relaxed) {
+    // Relaxed: as above.
+    match PLANTED.0.load(Ordering::Relaxed) {
+        0 => {}
+        other => spoil(other),
+    }
+}
+
+#[cold]
+fn spoil(planted: u8) {
+    if planted == Planted::SharedCounter as u8 {
+        // Relaxed: a count that nothing follows from.
         SHARED_COUNTER.0.fetch_add(1, Ordering::Relaxed);
+    } else if planted == Planted::MaskedFaults as u8 {
+        irq::disable();
     }
 }

@@ -26,7 +26,7 @@ use aspace::{PageTables, Realm};
 use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
-    hw::{cpu, marker, timer},
+    hw::{cpu, irq, marker, timer},
     memory, options, reclaim, sched, task, timers,
 };
 
@@ -49,11 +49,17 @@ fn here() -> Pinned<'static> {
 /// Make it, if there are to be such address spaces. On the boot CPU, before there are others.
 pub fn init() {
     if options::get().radix {
-        let realm: &Realm = Box::leak(Box::new(Realm::new(cpu::count(), memory::frames(), cpu::pause)));
+        let realm: &Realm = Box::leak(Box::new(Realm::new(cpu::count(), memory::frames(), wait)));
         realm.init();
         // Release: partner in `get`.
         REALM.store(core::ptr::from_ref(realm).cast_mut(), Ordering::Release);
     }
+}
+
+/// This CPU waits for a slot, whose holder may be waiting for it to flush.
+fn wait() {
+    assert!(irq::enabled(), "a slot is waited for with interrupts off");
+    cpu::pause();
 }
 
 /// The realm, if there is one.

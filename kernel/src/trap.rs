@@ -11,7 +11,9 @@ use addr::VirtAddr;
 use crate::{
     algo, fault,
     hw::{self, TrapFrame, apic, cpu, irq, marker},
-    oom, panic, realm, reclaim, rseq, sched, shootdown,
+    oom, panic,
+    planted::{self, Planted},
+    realm, reclaim, rseq, sched, shootdown,
     signal::{self, SigInfo, code},
     stats::{self, Counter},
     syscall as calls, task, usercopy,
@@ -67,7 +69,8 @@ fn interrupt(frame: &TrapFrame, vector: u8) {
         }
         apic::VECTOR_FLUSH => {
             apic::eoi();
-            shootdown::on_request();
+            let spared = planted::is(Planted::CopyUnflushed) && usercopy::fixup(frame.rip).is_some();
+            shootdown::on_request(spared);
         }
         apic::VECTOR_SERIAL => {
             hw::serial::on_interrupt();
@@ -84,7 +87,8 @@ fn page_fault(frame: &mut TrapFrame) {
     let at = cpu::read_cr2();
     let access = fault::access(frame.error);
     let user_half = VirtAddr::user(at);
-    let fix = if frame.is_user() { None } else { usercopy::fixup(frame.rip) };
+    let repaired = !frame.is_user() && !planted::is(Planted::CopyUnrepaired);
+    let fix = if repaired { usercopy::fixup(frame.rip) } else { None };
     if !frame.is_user() && (fix.is_none() || user_half.is_none()) {
         if let Some(fix) = fix {
             frame.rip = fix;

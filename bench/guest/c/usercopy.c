@@ -11,8 +11,8 @@
 #include <stdatomic.h>
 #include <sys/uio.h>
 
-#define PAGES 4
-#define OTHERS 16
+#define PAGES 16
+#define OTHERS 24
 #define FOREIGN 0xf0f0f0f0f0f0f0f0UL
 // Far from each other, so that neither comes to lie where the other was.
 #define WINDOW ((void *)0x200000000000UL)
@@ -59,10 +59,10 @@ static void *changer(void *arg)
 {
     (void)arg;
     for (long round = 0; round < rounds; round++) {
-        OK(munmap(window, PAGES * PAGE));
-        // These get the frames that were just given up.
         unsigned long *others = mmap(OTHER, OTHERS * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
         CHECK(others != MAP_FAILED);
+        OK(munmap(window, PAGES * PAGE));
+        // These get the frames that were just given up, before a copy that was going on has ended.
         for (int i = 0; i < OTHERS; i++) others[i * 512] = 7;
         char *again = mmap(window, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
         CHECK(again == window);

@@ -33,6 +33,7 @@ use crate::{
 const NATIVE_LIMIT: Duration = Duration::from_secs(120);
 
 /// One run of a program in the machine.
+#[derive(Clone)]
 pub(super) struct Case {
     pub name: String,
     pub program: Program,

@@ -2,12 +2,12 @@
 //! interleaving and every weak-memory outcome of the protocols; and the longer runs of `crates/*/tests/shuttle*.rs`, whose
 //! schedules are drawn at random.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{cell::RefCell, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 
-use super::{Report, output};
-use crate::{cargo, workspace};
+use super::{Report, output, pool};
+use crate::{cargo, child, workspace};
 
 /// Both name a `cfg`, and the tests that are built under it.
 pub const LOOM: &str = "loom";
@@ -18,10 +18,10 @@ const LIB: &str = "lib";
 const LIMIT: Duration = Duration::from_secs(10 * 60);
 
 pub fn run(report: &mut Report, _full: bool) -> Result<()> {
-    let mut executions = 0;
-    let models = models()?;
-    for (i, (package, test)) in models.iter().enumerate() {
-        report.begin(i, models.len(), &format!("{package} {test}"));
+    let (models, mut executions) = (models()?, 0);
+    let name = |i: usize| format!("{} {}", models[i].0, models[i].1);
+    let explore = |i: usize| {
+        let (package, test) = &models[i];
         let mut command = under(if test.starts_with(SHUTTLE) { SHUTTLE } else { LOOM });
         command.args(["test", "--release", "-p", package]);
         if test == LIB {
@@ -32,10 +32,17 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
         command.args(["--", "--nocapture"]);
         // Models are deep, not wide: one at a time leaves their printed figures whole.
         command.arg("--test-threads=1");
-        executions +=
-            output::cargo_test(report, &format!("{package} {test}"), &mut command, LIMIT)?.executions;
-    }
-    report.remark(format!("{executions} executions explored"));
+        child::lines(&mut command, LIMIT, |_| ())
+    };
+    let shared = RefCell::new(report);
+    pool::in_order(
+        models.len(),
+        |_| 1,
+        explore,
+        |i| shared.borrow().begin(i, models.len(), &name(i)),
+        |i, end| executions += output::count(&mut shared.borrow_mut(), &name(i), &end).executions,
+    )?;
+    shared.into_inner().remark(format!("{executions} executions explored"));
     Ok(())
 }
 

@@ -44,9 +44,7 @@ fn before(text: &str, word: &str) -> u32 {
 /// Run `cargo test` and add its counts to the report; a failure without a failed test (it does not compile, or a test
 /// ended the whole process) counts as one.
 pub fn cargo_test(report: &mut Report, name: &str, command: &mut Command, limit: Duration) -> Result<Counts> {
-    let mut counts = Counts::default();
     let end = child::lines(command, limit, |line| {
-        counts.line(line);
         let line = line.trim();
         if line.starts_with("Compiling") || line.starts_with("Running") || line.starts_with("Doc-tests") {
             report.doing(line);
@@ -54,13 +52,20 @@ pub fn cargo_test(report: &mut Report, name: &str, command: &mut Command, limit:
             report.doing(test);
         }
     })?;
+    Ok(count(report, name, &end))
+}
+
+/// Add the counts of a `cargo test` that has ended to the report, in the same way.
+pub fn count(report: &mut Report, name: &str, end: &Finished) -> Counts {
+    let mut counts = Counts::default();
+    end.text().lines().for_each(|line| counts.line(line));
     report.passed += counts.passed;
     if !end.success() {
         let what = if counts.failures.is_empty() { name.to_owned() } else { counts.failures.join(", ") };
-        report.fail(&what, &format!("{}\n{}", end.ending(), tail(&end)));
+        report.fail(&what, &format!("{}\n{}", end.ending(), tail(end)));
         report.failed += counts.failed.saturating_sub(1);
     }
-    Ok(counts)
+    counts
 }
 
 /// What a failing command's output says about why: the test harness's sections about failures and errors, or, if there

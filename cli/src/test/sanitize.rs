@@ -31,9 +31,11 @@ const MISTAKES: [(&str, &str); 6] = [
     ("store-to-free-frame", "was written while free"),
     ("stack-smash", "sanitizer: a function's frame was overwritten past its variables"),
 ];
+/// A fault that a guest program must lead the kernel into, and what its report must say.
+const COPYING: (&str, &str) = ("copy-unflushed", "was written while free");
 /// Guest programs, by the beginning of their names in the manifest: those that reach much of the kernel, and all those
 /// that try to bring it down.
-const PROGRAMS: [&str; 15] = [
+const PROGRAMS: [&str; 16] = [
     "mapfork",
     "mm",
     "threads",
@@ -48,6 +50,7 @@ const PROGRAMS: [&str; 15] = [
     "storm",
     "inject",
     "oom",
+    "usercopy",
     "fuzz-fail",
 ];
 /// A machine for each of them has at most so many CPUs.
@@ -122,6 +125,15 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
         report.begin(MISTAKES.len() + i, total, &format!("selftest, {cpus} CPUs"));
         kernel_tests::selftest(report, &Machine::new(kernel.clone(), *cpus))?;
     }
+    report.doing(COPYING.0);
+    let copying = guest::c("usercopy", "c/usercopy.c", Toolchain::Musl)?;
+    let limit = u64::from(SLOWER) * 60;
+    let case = Case::alone(COPYING.0.to_owned(), copying, "usercopy", &["300".to_owned()], 4, limit);
+    let case = Case { boot: vec![format!("plant={}", COPYING.0)], ..case };
+    let (_, outcome) = case.check(&case.machine(&kernel))?;
+    let found = outcome.end == End::Panicked && outcome.log.join("\n").contains(COPYING.1);
+    let why = || format!("{:?}, no report of \"{}\"", outcome.end, COPYING.1);
+    report.record(COPYING.0, found.then_some(()).ok_or_else(why));
     let (mut calls, mut most) = (0, (0, 0));
     for (i, case) in cases.iter().enumerate() {
         report.begin(MISTAKES.len() + counts.len() + i, total, &case.name);

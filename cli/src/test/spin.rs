@@ -4,6 +4,7 @@
 //! mutants, `// mutants: NAME NAME`: with each defined (`-DNAME`) the search must find an error.
 
 use std::{
+    cell::RefCell,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -12,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{Report, output};
+use super::{Report, output, pool};
 use crate::{
     child,
     needs::{self, Tool},
@@ -35,10 +36,13 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
         searches.extend(mutants(model)?.into_iter().map(|mutant| (model, Some(mutant))));
     }
     let (mut states, mut caught) = (0, 0);
-    for (i, (model, mutant)) in searches.iter().enumerate() {
-        let name = [name(model), mutant.clone().unwrap_or_default()].join(" ");
-        report.begin(i, searches.len(), name.trim_end());
-        let result = search(model, mutant.as_deref()).and_then(|found| match (mutant, found) {
+    let name = |i: usize| {
+        let (model, mutant) = &searches[i];
+        [name(model), mutant.clone().unwrap_or_default()].join(" ").trim_end().to_owned()
+    };
+    let shared = RefCell::new(report);
+    let mut judge = |i: usize, found: Result<Found>| {
+        let result = found.and_then(|found| match (&searches[i].1, found) {
             (None, Found { errors: 0, states: n }) => {
                 states += n;
                 Ok(())
@@ -50,9 +54,16 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
                 Ok(())
             }
         });
-        report.record(name.trim_end(), result.map_err(|error| format!("{error:#}")));
-    }
-    report.remark(format!("{} models, {states} states, {caught} faults caught", models.len()));
+        shared.borrow_mut().record(&name(i), result.map_err(|error| format!("{error:#}")));
+    };
+    pool::in_order(
+        searches.len(),
+        |_| 1,
+        |i| Ok(search(searches[i].0, searches[i].1.as_deref())),
+        |i| shared.borrow().begin(i, searches.len(), &name(i)),
+        &mut judge,
+    )?;
+    shared.into_inner().remark(format!("{} models, {states} states, {caught} faults caught", models.len()));
     Ok(())
 }
 

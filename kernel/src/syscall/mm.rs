@@ -17,6 +17,7 @@ use super::Args;
 use crate::{
     errno::{Errno, SysResult},
     limits::RLIMIT_DATA,
+    planted::{self, Planted},
     process::Mm,
     stats::{self, Counter},
     task::{self, TaskMm},
@@ -261,7 +262,7 @@ pub fn brk(a: &Args) -> SysResult {
     if new_page < old_page {
         let range = Page::new(new_page).zip(Page::new(old_page)).and_then(|(s, e)| PageRange::new(s, e));
         let Some(range) = range else { return unchanged };
-        if mm.aspace.unmap(range, &ctx).is_err() {
+        if !planted::is(Planted::HeapKeeps) && mm.aspace.unmap(range, &ctx).is_err() {
             return unchanged;
         }
     }
