@@ -177,6 +177,15 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                     (Given::Value(value), None) => value,
                     (given, _) => panic!("{given:?} is not for {:?}", Span::of(first, keys, seen)),
                 };
+                if mutant!("radix-fork-by-parts") && level < Shape::<S>::LEAF {
+                    let (part, parts) = (Shape::<S>::span(level + 1), Shape::<S>::fanout(level + 1));
+                    for i in 0..parts as u64 {
+                        let place = path.slot(first + i * part, level + 1)?;
+                        space.count(value, 1, pin);
+                        place.store(S::part(value, i * part), Ordering::Release);
+                    }
+                    continue;
+                }
                 let place = path.slot(first, level)?;
                 space.count(value, 1, pin);
                 // Release: as in `put` of `guard`.

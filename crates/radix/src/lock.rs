@@ -371,7 +371,12 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             Next::Key(next) => Ok(next),
             Next::Open { slot, seen, first, keep } => {
                 let end = keep.end;
-                self.open(slot, seen, first, keep, reserve).inspect_err(|_| back_out(slot))?;
+                let opened = self.open(slot, seen, first, keep, reserve);
+                opened.inspect_err(|_| {
+                    if !mutant!("radix-lock-left") {
+                        back_out(slot)
+                    }
+                })?;
                 Ok(end)
             }
         }
