@@ -11,7 +11,7 @@
 //! first wins; nobody looks twice, but for those few that cannot wait for an object with a lock held. A page table is a
 //! [`Mirror`] of the tree for the hardware: faults fill it page by page from the tree, and it owns nothing. There is one, or one
 //! for each CPU; the slot says which CPUs may have an entry, and they are the ones to be shot down (`tables`). Mappings that
-//! may go anywhere go to a part of the address space that their CPU has to itself (`arena`), limits are charged without a
+//! may go anywhere go to a part of the address space that their CPU has to itself (`arena`; `large`), limits are charged without a
 //! line in common unless there are any (`totals`), and descriptors are counted by Refcache (`realm`).
 //!
 //! # Protocol
@@ -95,6 +95,7 @@ mod audit;
 mod change;
 mod fault;
 mod fork;
+mod large;
 mod map;
 mod realm;
 mod remap;

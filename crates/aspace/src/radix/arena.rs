@@ -13,6 +13,9 @@
 //! A large request passes gaps that small ones would fill. So requests of each of a few classes of sizes have a place of
 //! their own in the round.
 //!
+//! **Large ranges**, of more than [`LARGE`] pages, would fit into few gaps of an arena. They go to parts of the address
+//! space that all CPUs share (`large`).
+//!
 //! Whoever got a place from here locks it and looks; if others were faster, who asked for that place or whose arena
 //! ended in it, it comes again.
 
@@ -25,25 +28,27 @@ use core::{
 
 use addr::PageRange;
 use percpu::{PerCpu, Pinned};
-use sync::mutant;
+use sync::{SpinLock, mutant};
 
-use super::Radix;
+use super::{Radix, large::Large};
 use crate::MMAP_TOP;
 
 /// Pages of an arena, 1 GiB: what the slots of one cache line stand for in the tree's third level.
 pub(super) const ARENA: u64 = 1 << 18;
+/// What is larger has no place in an arena, 16 MiB.
+pub(super) const LARGE: u64 = 1 << 12;
 /// Arenas there may be, from the top of the address space down; the rest is for those who say where.
 const MOST: u64 = 3 << 15;
-/// A round is paid for when the pages of all arenas, divided by this, were handed out; if there are many addresses for
-/// what is mapped, by the second.
+/// A round is paid for when the pages of all arenas, divided by this and by the smallest request of the class, were handed out;
+/// if there are many addresses for what is mapped, by the second.
 pub(super) const PAID: [u64; 2] = [8, 64];
 /// Ranges that a CPU remembers to have unmapped.
 const FREED: usize = 8;
 /// Where whole arenas end.
 const BASE: u64 = MMAP_TOP & !(ARENA - 1);
 
-/// Requests up to so many pages are of one class, those up to the next of another, and what is larger of the last.
-const CLASSES: [u64; 3] = [1 << 9, 1 << 13, 1 << 15];
+/// Requests up to so many pages are of one class, and what is larger of the last.
+const CLASSES: [u64; 1] = [1 << 9];
 
 /// Where a class of requests is in a CPU's round.
 #[derive(Clone, Copy)]
@@ -92,7 +97,9 @@ impl Arena {
     /// They were not: they are to be looked for in the next arena, or in the first again. False if the round is over, and
     /// less than all pages, divided by `paid`, were handed out in it.
     pub(super) fn go_on(&mut self, n: u64, paid: u64) -> bool {
-        let (enough, ends) = ((self.pages / paid).max(1), self.taken.len());
+        // A round takes about as many looks as the smallest of the class have room in all that there is.
+        let least = CLASSES.iter().rfind(|&&most| n > most).map_or(1, |most| *most);
+        let (enough, ends) = ((self.pages / paid / least).max(1), self.taken.len());
         let cursor = self.cursor(n);
         cursor.arena = cursor.arena.wrapping_add(1);
         if cursor.arena >= ends && cursor.handed >= enough && !mutant!("radix-arena-forgotten") {
@@ -141,41 +148,75 @@ impl Arena {
 /// The arenas of an address space.
 pub(super) struct Arenas {
     mine: PerCpu<RefCell<Arena>>,
-    /// How many were taken, and how many of them by the parent.
+    /// How many were taken, also by the parent, and for what all CPUs share.
     taken: AtomicU64,
-    inherited: AtomicU64,
+    /// How many CPUs have.
+    own: AtomicU64,
+    large: SpinLock<Large>,
 }
 
 impl Arenas {
     pub(super) fn new(cpus: usize) -> Self {
         let mine = PerCpu::new(cpus, |_| RefCell::default());
-        Self { mine, taken: AtomicU64::new(0), inherited: AtomicU64::new(0) }
+        let (taken, own) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { mine, taken, own, large: SpinLock::new(Large::default()) }
     }
     pub(super) fn mine<'p>(&'p self, pin: &'p Pinned<'_>) -> &'p RefCell<Arena> {
         self.mine.get(pin)
     }
-    /// An arena that no CPU has. The first is what is left above the whole ones.
+    /// An arena that no CPU has.
     pub(super) fn take(&self) -> Option<Range<u64>> {
-        // Relaxed: no more than a number of one's own.
-        let i = self.taken.fetch_add(1, Ordering::Relaxed);
-        let end = if i == 0 { MMAP_TOP } else { BASE.checked_sub((i - 1) * ARENA)? };
-        (i < MOST).then(|| BASE - i * ARENA..end)
+        let arena = self.take_row(1)?;
+        // Relaxed: for a rule of thumb.
+        self.own.fetch_add(1, Ordering::Relaxed);
+        Some(arena)
+    }
+    /// The pages of `n` arenas in a row that nobody has. The first of all is what is left above the whole ones.
+    fn take_row(&self, n: u64) -> Option<Range<u64>> {
+        // Relaxed, both: no more than numbers of one's own.
+        let enough = |taken: u64| taken.checked_add(n).filter(|&taken| taken <= MOST);
+        let i = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough).ok()?;
+        let end = if i == 0 { MMAP_TOP } else { BASE - (i - 1) * ARENA };
+        Some(BASE - (i + n - 1) * ARENA..end)
     }
     /// This CPU has unmapped `range`.
     pub(super) fn freed(&self, range: PageRange, pin: &Pinned<'_>) {
-        self.mine(pin).borrow_mut().note(range);
+        if range.len() > LARGE {
+            self.large.lock().note(range);
+        } else {
+            self.mine(pin).borrow_mut().note(range);
+        }
+    }
+    /// `n` pages where `gap(top, lowest, unit)` has found them, the highest of `lowest..top` that are free and begin and end at
+    /// multiples of `unit`, in what all CPUs share. None if there are no more addresses.
+    pub(super) fn large(
+        &self,
+        n: u64,
+        gap: impl Fn(u64, u64, u64) -> Option<PageRange>,
+    ) -> Option<PageRange> {
+        let mut large = self.large.lock();
+        loop {
+            if let Some(found) = large.find(n, &gap) {
+                return Some(found);
+            }
+            // As many as there are again after a while, so that there are few parts, and little is lost between them.
+            let least = n.div_ceil(ARENA) + 1;
+            let row = self.take_row(least.max(large.pages() / ARENA / 4)).or_else(|| self.take_row(least))?;
+            if !large.extend(row) {
+                return None;
+            }
+        }
     }
     /// A child's arenas are others than its parent's.
     pub(super) fn follow(&self, parent: &Arenas) {
-        // Relaxed, all: as above; nobody uses the child.
-        let taken = parent.taken.load(Ordering::Relaxed);
-        self.taken.store(taken, Ordering::Relaxed);
-        self.inherited.store(taken, Ordering::Relaxed);
+        // Relaxed, both: as above; nobody uses the child. What is taken meanwhile is found to be mapped there.
+        self.taken.store(parent.taken.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.large.lock().follow(&parent.large.lock());
     }
-    /// Pages of all arenas of this space.
+    /// Pages of all arenas that CPUs of this space have.
     fn pages(&self) -> u64 {
         // Relaxed: for a rule of thumb.
-        (self.taken.load(Ordering::Relaxed) - self.inherited.load(Ordering::Relaxed)) * ARENA
+        self.own.load(Ordering::Relaxed) * ARENA
     }
 }
 

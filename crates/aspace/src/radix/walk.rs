@@ -12,7 +12,7 @@ use addr::{PageRange, USER_END_PAGE};
 
 use super::{
     Radix,
-    arena::{ARENA, PAID},
+    arena::{LARGE, PAID},
     change::page,
     realm::{Desc, Realm},
     word::Slot,
@@ -141,10 +141,12 @@ impl Radix {
             }
         }
     }
-    /// Free pages of this CPU's arena; for what is too large, or if there are no more arenas, the highest there are.
+    /// Free pages of this CPU's arena, or of what all share if they are many; if there are no more arenas, the highest there
+    /// are.
     fn anywhere(&self, n: u64, section: &Section<'_, Realm>) -> Option<PageRange> {
-        if n > ARENA / 2 {
-            return self.highest_gap(n, section);
+        if n > LARGE {
+            let gap = |top, lowest, unit| self.gap_below(top, lowest, n, unit, section);
+            return self.arenas.large(n, gap).or_else(|| self.highest_gap(n, section));
         }
         let mut arena = self.arenas.mine(section.pin()).borrow_mut();
         loop {
@@ -152,7 +154,7 @@ impl Radix {
                 return Some(again);
             }
             let Range { start, end } = arena.place(n);
-            if let Some(found) = self.gap_below(end, start, n, section) {
+            if let Some(found) = self.gap_below(end, start, n, 1, section) {
                 arena.found(found);
                 return Some(found);
             }
@@ -165,24 +167,34 @@ impl Radix {
         }
     }
     fn highest_gap(&self, n: u64, section: &Section<'_, Realm>) -> Option<PageRange> {
-        let below = |top, lowest| self.gap_below(top, lowest, n, section);
+        let below = |top, lowest| self.gap_below(top, lowest, n, 1, section);
         below(MMAP_TOP, LOWEST).or_else(|| below(USER_END_PAGE.number(), MMAP_TOP))
     }
-    /// The highest `n` free pages of `lowest..top` that are not in the gap below a stack.
-    fn gap_below(&self, top: u64, lowest: u64, n: u64, section: &Section<'_, Realm>) -> Option<PageRange> {
+    /// The highest free pages of `lowest..top` that are not in the gap below a stack, `n` of them, from a multiple of `unit`
+    /// on, and what there is up to the next is free too.
+    ///
+    /// Of a place that isn't free it is the lowest mapped page that says where the next may end. What is below that was seen to
+    /// be free, so with two looks the search goes down by `n` pages at least, whatever there is.
+    fn gap_below(
+        &self,
+        top: u64,
+        lowest: u64,
+        n: u64,
+        unit: u64,
+        section: &Section<'_, Realm>,
+    ) -> Option<PageRange> {
         let above = self.mapped_from(top, KEYS.min(top + STACK_GAP), section);
         let mut end = above.map_or(top, |found| self.clear_of(&found, section).min(top));
-        let mut at = top;
-        while at > lowest {
-            let (slot, found) = self.at(at - 1, section);
-            at = found.first.max(lowest);
-            if slot.is_mapped() {
-                end = self.clear_of(&found, section);
-            } else if end >= at.checked_add(n)? {
-                return Some(pages(end - n, end));
+        loop {
+            let start = (end - end % unit).checked_sub(n.next_multiple_of(unit))?;
+            if start < lowest {
+                return None;
+            }
+            match self.mapped_from(start, end, section) {
+                None => return Some(pages(start, start + n)),
+                Some(found) => end = self.clear_of(&found, section),
             }
         }
-        None
     }
     /// Where a search from below has to stop before what was found.
     fn clear_of(&self, found: &Found, section: &Section<'_, Realm>) -> u64 {
