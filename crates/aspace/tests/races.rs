@@ -553,37 +553,3 @@ fn what_moves_while_its_object_is_cut_is_cut_too() {
         });
     }
 }
-
-#[test]
-fn what_moves_never_goes_to_pages_of_its_own() {
-    // What CPU 1 unmaps, the end of what moves among it, is the highest gap that is large enough.
-    const PAGES: u64 = (1 << 17) + 1;
-    const OLD: u64 = aspace::MMAP_TOP - PAGES - 5;
-    let sim = Sim::new(2, 256);
-    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
-    let turn = Meeting::default();
-    sim.cpus.run(|cpu, ctx| {
-        for round in 0..4000 {
-            let map = |at: u64, pages: u64, mapping| {
-                space.map(Placement::Fixed(page(at)), pages, mapping, &ctx).expect("there is room");
-            };
-            if cpu == CpuId::default() {
-                map(OLD, 10, anonymous(RW));
-                map(OLD + 10, PAGES - 5, anonymous(Prot::READ));
-            }
-            turn.wait(2 * round + 1);
-            if cpu == CpuId::default() {
-                let moved = space.remap(range(OLD, 10), PAGES, RemapTo::MayMove, &ctx);
-                assert!(matches!(moved, Ok(_) | Err(aspace::Error::NoMapping)), "{moved:?}");
-            } else {
-                (0..20 * (round % 50)).for_each(|_| std::hint::spin_loop());
-                assert_eq!(space.unmap(range(OLD + 5, PAGES), &ctx), Ok(()));
-            }
-            turn.wait(2 * round + 2);
-            if cpu == CpuId::default() {
-                assert_eq!(space.unmap(range(OLD - 2 * PAGES, 3 * PAGES + 5), &ctx), Ok(()));
-            }
-        }
-    });
-    sim.cpus.on(0, |ctx| end(sim, &space, &ctx));
-}

@@ -17,6 +17,8 @@
 //! ```
 #![allow(clippy::missing_const_for_thread_local)] // see `CPU`
 
+#[cfg(not(loom))]
+use alloc::boxed::Box;
 use alloc::{sync::Arc, task::Wake, vec::Vec};
 use core::{cell::Cell, task::Waker};
 
@@ -42,6 +44,38 @@ thread_local! {
     static CPU: Cell<Option<CpuId>> = Cell::new(None);
     /// How many pins this thread holds.
     static PINS: Cell<usize> = Cell::new(0);
+}
+
+/// After how many more pins a thread is preempted, and by what.
+#[cfg(not(loom))]
+type Preemption = (usize, Box<dyn FnOnce()>);
+
+#[cfg(not(loom))]
+thread_local! {
+    /// What preempts this thread next.
+    static PREEMPTION: Cell<Option<Preemption>> = Cell::new(None);
+}
+
+/// Let the calling thread run `others` when it is about to be pinned after `pins` more times, as if it was preempted
+/// there. So a test can have something happen at each place, one after the other, where others may come in between.
+#[cfg(not(loom))]
+pub fn preempt_after(pins: usize, others: impl FnOnce() + 'static) {
+    PREEMPTION.set(Some((pins, Box::new(others))));
+}
+
+/// Whether what [`preempt_after`] was given has run. If not, it won't.
+#[cfg(not(loom))]
+pub fn was_preempted() -> bool {
+    PREEMPTION.take().is_none()
+}
+
+#[cfg(not(loom))]
+fn preempt() {
+    match PREEMPTION.take() {
+        Some((0, others)) => others(),
+        Some((pins, others)) => PREEMPTION.set(Some((pins - 1, others))),
+        None => {}
+    }
 }
 
 /// A machine of CPU slots.
@@ -124,6 +158,10 @@ impl Machine {
 unsafe impl Host for Machine {
     fn enter_pinned(&self) -> CpuId {
         let cpu = CPU.with(|c| c.get()).expect("the thread is on no CPU");
+        #[cfg(not(loom))]
+        if PINS.with(|p| p.get()) == 0 {
+            preempt();
+        }
         let pins = PINS.with(|p| p.replace(p.get() + 1));
         if pins == 0 {
             // Acquire: what the last thread did on this CPU comes before; partner of `leave_pinned`.

@@ -7,10 +7,10 @@ mod machine;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use addr::Prot;
-use aspace::{Access, AddressSpace, Error, Limits, Placement};
+use aspace::{Access, AddressSpace, Error, Limits, Placement, RemapTo};
 use machine::{Design, Pages, RW, Sim, anonymous, object, page, range};
 use owned::Use;
-use percpu::{CpuId, CpuSet};
+use percpu::{CpuId, CpuSet, testing};
 
 const BASE: u64 = 0x1000;
 
@@ -216,6 +216,47 @@ fn tables_that_are_shed_come_back_and_translate_no_more() {
         space.shed(&ctx);
     });
     assert_eq!(sim.owned(), [0; Use::COUNT]);
+}
+
+/// A mapping is to grow, and has to move; meanwhile, at each place where that may be, its last pages are unmapped with what lies
+/// behind them, which is the highest gap that is large enough then.
+#[test]
+fn what_moves_never_goes_to_pages_of_its_own() {
+    const UNIT: u64 = 1 << 12;
+    let (mut moved, mut gone) = (0, 0);
+    for pins in 0.. {
+        let sim = Sim::new(2, 256);
+        let preempted = sim.cpus.on(0, |ctx| {
+            let space = sim.space(&ctx);
+            let all = space.map(Placement::Anywhere, 4 * UNIT, anonymous(Prot::READ), &ctx);
+            let edge = all.expect("there is room").start().number() + UNIT;
+            space.map(Placement::Fixed(page(edge - 5)), 10, anonymous(RW), &ctx).expect("there is room");
+            let others = space.clone();
+            testing::preempt_after(pins, move || {
+                let unmap = |ctx: percpu::Unpinned<'_>| others.unmap(range(edge, 2 * UNIT), &ctx);
+                std::thread::scope(|threads| {
+                    let other = threads.spawn(|| sim.cpus.on(1, unmap));
+                    assert_eq!(other.join().expect("it ends"), Ok(()));
+                });
+            });
+            let to = space.remap(range(edge - 5, 10), 2 * UNIT, RemapTo::MayMove, &ctx);
+            let preempted = testing::was_preempted();
+            match to {
+                Ok(_) => moved += 1,
+                Err(error) => {
+                    assert_eq!(error, Error::NoMapping);
+                    gone += 1;
+                }
+            }
+            space.clear(&ctx);
+            assert_eq!(sim.owned(), [0; Use::COUNT]);
+            preempted
+        });
+        if !preempted {
+            break;
+        }
+    }
+    assert!(moved > 0 && gone > 0, "moved {moved} times, gone before {gone} times");
 }
 
 #[test]
