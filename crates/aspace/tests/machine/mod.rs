@@ -79,6 +79,8 @@ pub struct Sim {
     pub flushes: AtomicUsize,
     /// All CPUs that were flushed.
     pub targets: Mutex<CpuSet>,
+    /// Of what, the last time.
+    pub flushed: Mutex<PageRange>,
     /// Called at the start of every flush.
     pub on_flush: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     /// Faults that accesses had.
@@ -126,6 +128,7 @@ impl Sim {
             faults: AtomicUsize::new(0),
             flushes: AtomicUsize::new(0),
             targets: Mutex::default(),
+            flushed: Mutex::default(),
             on_flush: Mutex::new(None),
             freed: AtomicUsize::new(0),
         }));
@@ -266,6 +269,7 @@ fn identity(space: &dyn AddressSpace) -> usize {
 impl Shootdown for Sim {
     fn flush(&self, _: &Pinned<'_>, cpus: &CpuSet, range: PageRange) {
         self.flushes.fetch_add(1, Ordering::Relaxed);
+        *self.flushed.lock().unwrap_or_else(|e| e.into_inner()) = range;
         cpus.iter().for_each(|cpu| self.targets.lock().unwrap_or_else(|e| e.into_inner()).insert(cpu));
         // It may lead to a flush itself.
         let on_flush = self.on_flush.lock().unwrap_or_else(|e| e.into_inner()).clone();

@@ -101,6 +101,45 @@ fn a_right_that_is_given_back_is_there_at_once_unless_the_frame_is_shared() {
     assert_eq!(sim.owned(), [0; Use::COUNT]);
 }
 
+/// D7: an operation flushes once, from the first page that had an entry to the last, however much more it was asked for.
+#[test]
+fn what_was_not_touched_is_flushed_only_between_what_was() {
+    const PAGES: u64 = 1 << 18;
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        sim.enter(&*space, &ctx);
+        let flushed = |touched: &[u64], operation: &dyn Fn(&dyn AddressSpace)| {
+            let at = Placement::Fixed(page(BASE));
+            space.map(at, PAGES, anonymous(RW), &ctx).expect("there is room");
+            for at in touched {
+                assert_eq!(sim.store(&*space, page(BASE + at), 1, &ctx), Ok(()));
+            }
+            let before = sim.flushes.load(Ordering::Relaxed);
+            *sim.flushed.lock().unwrap() = range(0, 0);
+            operation(&*space);
+            let flushed = (sim.flushes.load(Ordering::Relaxed) - before, *sim.flushed.lock().unwrap());
+            assert_eq!(space.unmap(range(BASE, PAGES), &ctx), Ok(()));
+            flushed
+        };
+        let unmap = |space: &dyn AddressSpace| assert_eq!(space.unmap(range(BASE, PAGES), &ctx), Ok(()));
+        let protect = |space: &dyn AddressSpace| {
+            assert_eq!(space.protect(range(BASE, PAGES), Prot::READ, &ctx), Ok(()));
+        };
+        assert_eq!(flushed(&[], &unmap), (0, range(0, 0)));
+        assert_eq!(flushed(&[777], &unmap), (1, range(BASE + 777, 1)));
+        assert_eq!(flushed(&[700, 777, 710], &unmap), (1, range(BASE + 700, 78)));
+        // Of far more than are flushed one by one it is all the same how many.
+        assert_eq!(flushed(&[5, 200_000], &unmap), (1, range(BASE + 5, 199_996)));
+        let part = |space: &dyn AddressSpace| assert_eq!(space.unmap(range(BASE + 701, 99), &ctx), Ok(()));
+        assert_eq!(flushed(&[700, 777, 800], &part), (1, range(BASE + 777, 1)));
+        assert_eq!(flushed(&[64, 4096], &protect), (1, range(BASE + 64, 4033)));
+        sim.leave(&*space, &ctx);
+        space.clear(&ctx);
+        assert_eq!(sim.owned(), [0; Use::COUNT]);
+    });
+}
+
 /// More kinds of mappings than a CPU knows descriptors, twice over, so that known ones make room: all of them go.
 #[test]
 fn descriptors_that_made_room_for_others_die_like_all() {
