@@ -5,6 +5,7 @@
 //! percpu  <-  sync  <-  heap  <-  kernel
 //! percpu  <-  sync  <-  refcache, rcu  <-  radix
 //! percpu  <-  sync  <-  rcu  <-  bonsai
+//! percpu  <-  sync  <-  vmprim
 //! ```
 //! The driver, the tracer and the guest programs use none of these; the driver may use the cost model, which uses nothing.
 //! The programs for the host use them as the kernel does.
@@ -80,6 +81,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["quire-addr", "quire-percpu", "quire-heap", "quire-owned", "quire-tlb", "quire-aspace"],
     ),
     ("quire-tracer", &[]),
+    // What runs on Linux: of the crates it takes the primitives that models replace, and the seeded faults.
+    ("quire-vmprim", &["quire-percpu", "quire-sync"]),
 ];
 
 /// What each package of the workspace says that it depends on, of the workspace's packages.

@@ -1,0 +1,266 @@
+//! The handlers of SIGSEGV and SIGBUS: which faults are ours, and what becomes of the others.
+//!
+//! Ours is a fault that the memory system raised (`si_code` above 0 and not SI_KERNEL), not of an instruction fetch, at an address in a
+//! region. Every other signal goes to the handler that was there before, with the mask and flags it asked for; where there was none, the
+//! default is restored and the access is repeated, so that the process ends, and its core shows, as if we had never been there. Rust's
+//! report of stack overflow is such a handler.
+
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    ffi::{c_int, c_void},
+    sync::{
+        OnceLock,
+        atomic::{AtomicPtr, AtomicU32, Ordering},
+    },
+};
+
+use sync::mutant;
+
+use crate::{
+    access::Kind,
+    error::{Errno, Error},
+    fault::{self, Outcome, Place},
+    sys, table,
+    thread::{self, Block, DEPTH, Inside},
+};
+
+/// The signals that faults arrive as.
+const SIGNALS: [c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
+/// The kernel does not know the address (it is not canonical).
+const SI_KERNEL: c_int = 0x80;
+/// Bytes of stack between a handler and one that it calls, at most.
+const NEAR: usize = 1 << 20;
+/// Bits of the page fault's error code.
+const ERROR_WRITE: i64 = 1 << 1;
+const ERROR_FETCH: i64 = 1 << 4;
+
+/// A handler that was there before, and the one before it.
+struct Chained {
+    action: libc::sigaction,
+    next: *const Chained,
+}
+
+static CHAINS: [AtomicPtr<Chained>; 2] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 2];
+/// Incremented in the child of each fork.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Which process of a line of forks this is.
+pub fn generation() -> u32 {
+    // Relaxed: changed only where there is one thread.
+    FORKS.load(Ordering::Relaxed)
+}
+
+fn chain(signal: c_int) -> Option<&'static AtomicPtr<Chained>> {
+    CHAINS.get(usize::from(signal == libc::SIGBUS))
+}
+
+fn os(op: &'static str) -> Error {
+    Error::Os { op, errno: Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)) }
+}
+
+fn action_of(signal: c_int) -> Result<libc::sigaction, Error> {
+    // SAFETY: zeros are a valid structure, and it is valid for the call.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        match libc::sigaction(signal, std::ptr::null(), &raw mut action) {
+            0 => Ok(action),
+            _ => Err(os("sigaction")),
+        }
+    }
+}
+
+fn is_ours(action: &libc::sigaction) -> bool {
+    action.sa_sigaction == on_signal as *const () as usize
+}
+
+/// Install our handler of a signal, with the present one behind it.
+fn claim(signal: c_int) -> Result<(), Error> {
+    let before = action_of(signal)?;
+    if is_ours(&before) {
+        return Ok(());
+    }
+    if let Some(chain) = chain(signal) {
+        // Acquire and Release, here and in `forward`: who reads a link sees what it links.
+        let next = chain.load(Ordering::Acquire);
+        // Leaked: a handler on another CPU may be about to call it, for ever.
+        chain.store(Box::leak(Box::new(Chained { action: before, next })), Ordering::Release);
+    }
+    // SAFETY: zeros are a valid structure; the handler is one for SA_SIGINFO, and is called with signals in any state.
+    unsafe {
+        let mut ours = std::mem::zeroed::<libc::sigaction>();
+        ours.sa_sigaction = on_signal as *const () as usize;
+        ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+        match libc::sigaction(signal, &raw const ours, std::ptr::null_mut()) {
+            0 => Ok(()),
+            _ => Err(os("sigaction")),
+        }
+    }
+}
+
+extern "C" fn before_fork() {
+    table::lock_updates();
+}
+extern "C" fn after_fork_in_parent() {
+    table::unlock_updates();
+}
+extern "C" fn after_fork_in_child() {
+    table::forget_all();
+    thread::forget_other_threads();
+    // Relaxed: one thread.
+    FORKS.fetch_add(1, Ordering::Relaxed);
+    table::unlock_updates();
+}
+
+/// Install the handlers if they never were; say so if somebody has replaced them since.
+pub fn install() -> Result<(), Error> {
+    static INSTALLED: OnceLock<Result<(), Error>> = OnceLock::new();
+    let mut first = false;
+    INSTALLED
+        .get_or_init(|| {
+            first = true;
+            // The variable that names a seeded fault is read here, not in a handler.
+            let _ = mutant!("");
+            // SAFETY: the three functions may be called at any fork.
+            unsafe {
+                libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child))
+            };
+            SIGNALS.into_iter().try_for_each(claim)
+        })
+        .clone()?;
+    for signal in SIGNALS {
+        if !first && !is_ours(&action_of(signal)?) {
+            return Err(Error::HandlerReplaced { signal });
+        }
+    }
+    Ok(())
+}
+
+/// Install the library's signal handlers again, in front of those that have replaced them. Faults that are no region's go on to these.
+///
+/// # Errors
+/// [`Error::Os`] if the kernel refuses.
+pub fn claim_signals() -> Result<(), Error> {
+    SIGNALS.into_iter().try_for_each(claim)
+}
+
+/// What the kernel calls.
+unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the location is this thread's own.
+    let errno = unsafe { libc::__errno_location().read() };
+    // SAFETY: the kernel passes both, valid for the handler's time; nothing else refers to them.
+    let (code, address, frame) =
+        unsafe { ((*info).si_code, (*info).si_addr() as usize, &mut *context.cast::<libc::ucontext_t>()) };
+    let inside = Inside::enter(Some(&frame.uc_stack));
+    let registers = &mut frame.uc_mcontext.gregs;
+    let register = |at: c_int| registers.get(at as usize).copied().unwrap_or(0);
+    let (error, pc) = (register(libc::REG_ERR), register(libc::REG_RIP) as usize);
+    let mut outcome = Outcome::Forward;
+    if code > 0 && code != SI_KERNEL && error & ERROR_FETCH == 0 {
+        let kind = if error & ERROR_WRITE != 0 { Kind::Write } else { Kind::Read };
+        outcome = ours(inside.block, address, Place { kind, pc, signal });
+    }
+    match outcome {
+        Outcome::Resume { .. } => {}
+        Outcome::Divert(to) => {
+            if let Some(place) = registers.get_mut(libc::REG_RIP as usize) {
+                *place = to as i64;
+            }
+        }
+        Outcome::Forward => {
+            let block = inside.block;
+            // A handler that was there before may call us, as the one before it; or leave by a jump, and never return here. In the
+            // first case we are called below the place of the last call. Relaxed, all: this thread's own.
+            let here = std::ptr::from_ref(&outcome) as usize;
+            let last = block.forward_at.load(Ordering::Relaxed);
+            let nested = here < last && last.wrapping_sub(here) < NEAR;
+            let nth = if nested { block.forwards.load(Ordering::Relaxed).wrapping_add(1) } else { 0 };
+            block.forward_at.store(here, Ordering::Relaxed);
+            block.forwards.store(nth, Ordering::Relaxed);
+            // SAFETY: what the kernel passed is passed on.
+            unsafe { forward(nth, signal, code, info, context) };
+            block.forward_at.store(if nested { last } else { 0 }, Ordering::Relaxed);
+            block.forwards.store(nth.saturating_sub(1), Ordering::Relaxed);
+        }
+    }
+    drop(inside);
+    // SAFETY: see above.
+    unsafe { libc::__errno_location().write(errno) };
+}
+
+/// Resolve a fault at `address` if a region is there.
+#[inline]
+fn ours(block: &'static Block, address: usize, place: Place) -> Outcome {
+    // Relaxed, all: this thread's own; updaters look at the frames alone.
+    let depth = block.depth.load(Ordering::Relaxed);
+    let Some(held) = block.frames.get(depth) else {
+        // Every frame is in use: is this a fifth fault, or none of ours?
+        sys::die(&["vmprim: handlers faulted ", sys::Digits::new(DEPTH, 10).as_str(), " deep\n"]);
+    };
+    let Some(region) = table::find(address, block, held) else { return Outcome::Forward };
+    let (page, offset) = region.page_of(address);
+    held.page.store(page.0, Ordering::Relaxed);
+    block.depth.store(depth.wrapping_add(1), Ordering::Relaxed);
+    let outcome = fault::resolve(region, block, page, offset, place);
+    block.depth.store(depth, Ordering::Relaxed);
+    // Release: an updater that sees it may free the region; all uses come first. Pairs with its SeqCst load.
+    held.region.store(0, Ordering::Release);
+    outcome
+}
+
+/// Hand a signal on to the `nth` handler that was there before ours.
+///
+/// # Safety
+/// `info` and `context` are what the kernel passed.
+unsafe fn forward(nth: usize, signal: c_int, code: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let mut link: *const Chained = match chain(signal) {
+        // Acquire: pairs with Release in `claim`.
+        Some(chain) if !mutant!("vmprim-no-chaining") => chain.load(Ordering::Acquire),
+        _ => std::ptr::null(),
+    };
+    for _ in 0..nth {
+        // SAFETY: links live for ever.
+        link = unsafe { link.as_ref() }.map_or(std::ptr::null(), |chained| chained.next);
+    }
+    // SAFETY: links live for ever.
+    let before = unsafe { link.as_ref() }.map(|chained| &chained.action);
+    let sent = code <= 0;
+    match before {
+        Some(action) if action.sa_sigaction != libc::SIG_DFL && action.sa_sigaction != libc::SIG_IGN => {
+            // SAFETY: the sets are valid for the calls; the handler is called as it asked to be.
+            unsafe {
+                let mut mask = action.sa_mask;
+                let mut old = std::mem::zeroed::<libc::sigset_t>();
+                if action.sa_flags & libc::SA_NODEFER == 0 {
+                    libc::sigaddset(&raw mut mask, signal);
+                }
+                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const mask, &raw mut old);
+                if action.sa_flags & libc::SA_SIGINFO != 0 {
+                    let handler = std::mem::transmute::<
+                        usize,
+                        unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void),
+                    >(action.sa_sigaction);
+                    handler(signal, info, context);
+                } else {
+                    let handler =
+                        std::mem::transmute::<usize, unsafe extern "C" fn(c_int)>(action.sa_sigaction);
+                    handler(signal);
+                }
+                libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old, std::ptr::null_mut());
+            }
+        }
+        Some(action) if action.sa_sigaction == libc::SIG_IGN && sent => {}
+        _ => {
+            // SAFETY: zeros and SIG_DFL are a valid action; a signal that was sent is sent again, as the access that
+            // would raise it does not repeat it.
+            unsafe {
+                let mut default = std::mem::zeroed::<libc::sigaction>();
+                default.sa_sigaction = libc::SIG_DFL;
+                libc::sigaction(signal, &raw const default, std::ptr::null_mut());
+                if sent || code == SI_KERNEL {
+                    libc::raise(signal);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! What the library knows of each thread: a block that its signal handler finds without thread-local storage.
+//!
+//! Thread-local storage of a shared object may be allocated at first use, which a signal handler must not do. Instead:
+//!
+//! - An *attached* thread has an alternate stack of ours, and the kernel says in the signal's frame which alternate stack that is: the
+//!   block's address stands at the stack's low end, beside a number drawn at the start of the process.
+//! - Any other thread borrows a block of a pool for the time of its handler, and finds it again by its thread number when a handler
+//!   faults in turn.
+//!
+//! Blocks are in one list that only grows and are used again, never freed; so whoever walks the list needs no lock.
+//!
+//! A block holds what the thread is *inside* of: the table it looks into (`hazard`), and for each nested fault the region and page. An
+//! updater that has taken a table or region out of reach waits until no block names it:
+//!
+//! ```text
+//! handler: hazard = t = TABLE;  if TABLE != t again      updater: TABLE = new
+//!          frames[depth] = region found in t;                     wait until no hazard == old; free the old table
+//!          hazard = none                                          wait until no frame == region; free the region
+//! ```
+//! With all four accesses sequentially consistent, either the handler's second look sees the new table, or the updater sees the hazard.
+//! The region is named before the hazard is dropped, and the updater looks in that order too.
+
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    cell::RefCell,
+    sync::{
+        OnceLock,
+        atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use crate::{
+    error::{Errno, Error},
+    sys,
+    table::Table,
+};
+
+/// Faults inside of handlers of faults, at most.
+pub const DEPTH: usize = 4;
+/// Blocks made at first, for threads that never attach.
+const POOL: usize = 32;
+
+/// A page that a fault of this thread is about.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// The region's address; 0 for none.
+    pub region: AtomicUsize,
+    pub page: AtomicUsize,
+}
+
+/// What a thread is inside of. Written by its thread; read by updaters of tables.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Block {
+    /// The thread's number; 0 if the block is free.
+    owner: AtomicU32,
+    /// The table that the thread looks into.
+    pub hazard: AtomicPtr<Table>,
+    pub depth: AtomicUsize,
+    pub frames: [Held; DEPTH],
+    /// What a thread that calls deferred handlers is resolving for another.
+    pub serves: Held,
+    /// Where the last fault that needed nothing was, and how many there were in a row.
+    pub again_pc: AtomicUsize,
+    pub again_at: AtomicUsize,
+    pub again: AtomicUsize,
+    /// How many of the handlers that were there before ours are running, and where on the stack the last was called.
+    pub forwards: AtomicUsize,
+    pub forward_at: AtomicUsize,
+    /// 1 if the thread is attached.
+    attached: AtomicUsize,
+    next: AtomicPtr<Block>,
+}
+
+static ALL: AtomicPtr<Block> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Every block there is.
+pub fn blocks() -> impl Iterator<Item = &'static Block> {
+    // Acquire: pairs with Release in `add`; the block is whole.
+    let mut next = ALL.load(Ordering::Acquire);
+    std::iter::from_fn(move || {
+        // SAFETY: blocks in the list live for ever.
+        let block = unsafe { next.as_ref() }?;
+        // Relaxed: set before the block was published, and not changed.
+        next = block.next.load(Ordering::Relaxed);
+        Some(block)
+    })
+}
+
+fn add(owner: u32) -> &'static Block {
+    let block = Box::leak(Box::new(Block { owner: AtomicU32::new(owner), ..Block::default() }));
+    // Relaxed: the exchange says whether it was current.
+    let mut first = ALL.load(Ordering::Relaxed);
+    loop {
+        block.next.store(first, Ordering::Relaxed);
+        // Release: pairs with Acquire in `blocks`.
+        match ALL.compare_exchange(first, block, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => return block,
+            Err(other) => first = other,
+        }
+    }
+}
+
+/// The block of this thread by its number, else a free one, claimed.
+fn claim() -> Option<&'static Block> {
+    let me = sys::gettid();
+    // Relaxed: only this thread sets its own number.
+    blocks().find(|block| block.owner.load(Ordering::Relaxed) == me).or_else(|| {
+        blocks().find(|block| {
+            // Acquire: pairs with Release in `release`; the last owner's frames are empty.
+            block.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        })
+    })
+}
+
+/// A block for as long as a handler runs.
+#[derive(Debug)]
+pub struct Inside {
+    pub block: &'static Block,
+    borrowed: bool,
+}
+
+impl Inside {
+    /// This thread's block: of its alternate stack if the signal was delivered with one of ours in place.
+    #[inline]
+    pub fn enter(stack: Option<&libc::stack_t>) -> Self {
+        if let Some(block) = stack.and_then(block_of_stack) {
+            return Self { block, borrowed: false };
+        }
+        loop {
+            if let Some(block) = claim() {
+                // Relaxed: this thread's own.
+                return Self {
+                    block,
+                    borrowed: block.depth.load(Ordering::Relaxed) == 0 && !attached(block),
+                };
+            }
+            // All of the pool is in handlers of other threads.
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        // Relaxed: this thread's own.
+        if self.borrowed && self.block.depth.load(Ordering::Relaxed) == 0 {
+            // Release: pairs with Acquire in `claim`.
+            self.block.owner.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// What stands at the low end of our alternate stacks.
+#[repr(C)]
+struct Head {
+    magic: u64,
+    own_address: usize,
+    block: *const Block,
+}
+
+fn magic() -> u64 {
+    static MAGIC: AtomicU64 = AtomicU64::new(0);
+    // Relaxed, both: any thread's draw will do, and the exchange makes it one.
+    match MAGIC.load(Ordering::Relaxed) {
+        0 => {
+            let mut drawn = 0_u64;
+            // SAFETY: the buffer is valid for its eight bytes.
+            unsafe { libc::getrandom(std::ptr::from_mut(&mut drawn).cast(), 8, libc::GRND_NONBLOCK) };
+            let drawn = drawn | 1;
+            MAGIC
+                .compare_exchange(0, drawn, Ordering::Relaxed, Ordering::Relaxed)
+                .map_or_else(|one| one, |_| drawn)
+        }
+        drawn => drawn,
+    }
+}
+
+/// Bytes of an alternate stack: for the kernel's frame, whatever the CPU's registers take, and for handlers four deep.
+fn stack_size() -> usize {
+    static SIZE: AtomicUsize = AtomicUsize::new(0);
+    // Relaxed, both: every thread computes the same.
+    match SIZE.load(Ordering::Relaxed) {
+        0 => {
+            // SAFETY: it reads the auxiliary vector.
+            let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
+            let size = frame.saturating_add(32 << 10).max(64 << 10).next_power_of_two();
+            SIZE.store(size, Ordering::Relaxed);
+            size
+        }
+        size => size,
+    }
+}
+
+fn block_of_stack(stack: &libc::stack_t) -> Option<&'static Block> {
+    if stack.ss_flags & libc::SS_DISABLE != 0 || stack.ss_size != stack_size() {
+        return None;
+    }
+    let head = stack.ss_sp.cast::<Head>();
+    let here = std::ptr::from_ref(&head) as usize;
+    // The stack that we are on is mapped; any other might not be.
+    if here.wrapping_sub(stack.ss_sp as usize) >= stack.ss_size {
+        return None;
+    }
+    // SAFETY: the low end of the stack that this function runs on.
+    let head = unsafe { head.read() };
+    // SAFETY: only our stacks say the number and their own address; the block lives for ever.
+    (head.magic == magic() && head.own_address == stack.ss_sp as usize).then(|| unsafe { &*head.block })
+}
+
+/// An attached thread's alternate stack.
+struct Stack {
+    mapping: sys::Mapping,
+    base: usize,
+    block: &'static Block,
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        let mut now = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
+        // SAFETY: the structures are valid for the calls; ours is the one disabled.
+        unsafe {
+            libc::sigaltstack(std::ptr::null(), &raw mut now);
+            if now.ss_sp as usize == self.base {
+                now.ss_flags = libc::SS_DISABLE;
+                libc::sigaltstack(&raw const now, std::ptr::null_mut());
+            }
+        }
+        debug_assert!(self.mapping.len > stack_size());
+        // Relaxed: this thread's own.
+        self.block.attached.store(0, Ordering::Relaxed);
+        // Release: pairs with Acquire in `claim`.
+        self.block.owner.store(0, Ordering::Release);
+    }
+}
+
+thread_local! {
+    static STACK: RefCell<Option<Stack>> = const { RefCell::new(None) };
+}
+
+/// Whether the block is of an attached thread; asked by that thread.
+fn attached(block: &Block) -> bool {
+    // Relaxed: this thread's own mark.
+    block.attached.load(Ordering::Relaxed) != 0
+}
+
+/// Prepare this thread for faults: both signals unblocked, and an alternate stack that is large enough. Threads that were not
+/// attached work too, with a look-up by thread number at each fault, unless they block the signals. Attaching again does nothing.
+///
+/// # Errors
+/// [`Error::Os`] if there is no memory for the stack.
+pub fn attach() -> Result<(), Error> {
+    static POOLED: OnceLock<()> = OnceLock::new();
+    POOLED.get_or_init(|| {
+        for _ in 0..POOL {
+            add(0);
+        }
+    });
+    unblock();
+    STACK
+        .try_with(|slot| {
+            let mut slot = slot.borrow_mut();
+            if slot.is_none() {
+                *slot = Some(new_stack().map_err(|errno| Error::Os { op: "alternate stack", errno })?);
+            }
+            Ok(())
+        })
+        // The thread is ending: what it does now is done without.
+        .unwrap_or(Ok(()))
+}
+
+fn new_stack() -> Result<Stack, Errno> {
+    let size = stack_size();
+    let flags = libc::MAP_PRIVATE | libc::MAP_STACK | libc::MAP_NORESERVE;
+    let mapping = sys::Mapping::new(size.saturating_add(sys::BASE), libc::PROT_NONE, flags, None)?;
+    let base = mapping.address.wrapping_add(sys::BASE);
+    // SAFETY: the mapping is ours; its lowest page stays as a guard.
+    unsafe { sys::mprotect(base, size, libc::PROT_READ | libc::PROT_WRITE)? };
+    let block = claim().unwrap_or_else(|| add(sys::gettid()));
+    block.attached.store(1, Ordering::Relaxed);
+    let head = Head { magic: magic(), own_address: base, block };
+    // SAFETY: the mapping is ours, writable now, and a page's start is aligned.
+    unsafe { (base as *mut Head).write(head) };
+    let stack = libc::stack_t { ss_sp: base as *mut _, ss_flags: 0, ss_size: size };
+    // SAFETY: the memory stays mapped until the stack is disabled again, in `drop`.
+    if unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) } != 0 {
+        return Err(Errno(libc::EPERM));
+    }
+    Ok(Stack { mapping, base, block })
+}
+
+/// A blocked signal that an access raises ends the process.
+fn unblock() {
+    // SAFETY: the set is valid for the calls.
+    unsafe {
+        let mut both = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut both);
+        libc::sigaddset(&raw mut both, libc::SIGSEGV);
+        libc::sigaddset(&raw mut both, libc::SIGBUS);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const both, std::ptr::null_mut());
+    }
+}
+
+/// A thread of std's that is attached first.
+///
+/// # Errors
+/// Those of [`std::thread::Builder::spawn`].
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<T>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // Without memory for a stack the thread works unattached.
+        let _ = attach();
+        body()
+    })
+}
+
+/// In the child of a fork: there is one thread, and it is inside of nothing.
+pub fn forget_other_threads() {
+    let me = STACK
+        .try_with(|slot| slot.try_borrow().ok().and_then(|s| s.as_ref().map(|s| s.block)))
+        .ok()
+        .flatten();
+    for block in blocks() {
+        let owner = if me.is_some_and(|me| std::ptr::eq(me, block)) { sys::gettid() } else { 0 };
+        // Relaxed: no other thread is there.
+        block.owner.store(owner, Ordering::Relaxed);
+        block.hazard.store(std::ptr::null_mut(), Ordering::Relaxed);
+        block.depth.store(0, Ordering::Relaxed);
+        block.frames.iter().for_each(|frame| frame.region.store(0, Ordering::Relaxed));
+        block.serves.region.store(0, Ordering::Relaxed);
+    }
+}
