@@ -144,14 +144,62 @@ pub fn claim_signals() -> Result<(), Error> {
     SIGNALS.into_iter().try_for_each(claim)
 }
 
+/// What the kernel passed.
+struct Passed {
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut c_void,
+    inside: Inside,
+    /// The stack to register.
+    stack: Option<libc::stack_t>,
+}
+
 /// What the kernel calls.
 unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the location is this thread's own.
     let errno = unsafe { libc::__errno_location().read() };
+    // SAFETY: the kernel passes it, valid for the handler's time.
+    let came_on = unsafe { (*context.cast::<libc::ucontext_t>()).uc_stack };
+    let inside = Inside::enter(Some(&came_on));
+    let stack = inside.roomier(&came_on);
+    let mut passed = Passed { signal, info, context, inside, stack };
+    match stack {
+        // SAFETY: what the kernel passed.
+        None => unsafe { on_any_stack(&raw mut passed) },
+        Some(stack) => {
+            let top = (stack.ss_sp as usize).wrapping_add(stack.ss_size);
+            // SAFETY: the block's stack is nobody else's now; its top is aligned as a call wants it, and r12 keeps ours.
+            unsafe {
+                std::arch::asm!(
+                    "mov r12, rsp",
+                    "mov rsp, {top}",
+                    "call {body}",
+                    "mov rsp, r12",
+                    top = in(reg) top,
+                    body = sym on_any_stack,
+                    in("rdi") &raw mut passed,
+                    out("r12") _,
+                    clobber_abi("C"),
+                );
+            }
+        }
+    }
+    drop(passed);
+    // SAFETY: see above.
+    unsafe { libc::__errno_location().write(errno) };
+}
+
+/// The rest of the handler.
+unsafe extern "C" fn on_any_stack(passed: *mut Passed) {
+    // SAFETY: the caller's, and nothing else uses it meanwhile.
+    let Passed { signal, info, context, ref inside, stack } = *unsafe { &mut *passed };
+    if let Some(stack) = stack {
+        // SAFETY: the structure is valid for the call. The stack registered before is not the one that this runs on.
+        unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) };
+    }
     // SAFETY: the kernel passes both, valid for the handler's time; nothing else refers to them.
     let (code, address, frame) =
         unsafe { ((*info).si_code, (*info).si_addr() as usize, &mut *context.cast::<libc::ucontext_t>()) };
-    let inside = Inside::enter(Some(&frame.uc_stack));
     let registers = &mut frame.uc_mcontext.gregs;
     let register = |at: c_int| registers.get(at as usize).copied().unwrap_or(0);
     let (error, pc) = (register(libc::REG_ERR), register(libc::REG_RIP) as usize);
@@ -183,9 +231,6 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, contex
             block.forwards.store(nth.saturating_sub(1), Ordering::Relaxed);
         }
     }
-    drop(inside);
-    // SAFETY: see above.
-    unsafe { libc::__errno_location().write(errno) };
 }
 
 /// Resolve a fault at `address` if a region is there.

@@ -96,8 +96,15 @@ fn resolve_locked(
         }
     }
     loop {
-        let fault =
-            Fault { page, offset, kind, level, wanted: place.kind.needs(), region: region.id, pc: place.pc };
+        let fault = Fault {
+            page,
+            offset,
+            kind,
+            level,
+            wanted: region.least(place.kind),
+            region: region.id,
+            pc: place.pc,
+        };
         match region.ask(block, &fault, place.pc == 0) {
             Resolution::Grant(to) => match grant(region, group, &fault, to) {
                 Ok(()) => {
@@ -157,6 +164,8 @@ fn repeats(block: &Block, pc: usize, page: PageNo, offset: usize) -> usize {
 
 /// Raise the page of a fault, locked, to `to`.
 fn grant(region: &Inner, group: &Group, fault: &Fault, to: Access) -> Result<(), Stop> {
+    // Where there is no Read, what may be read may be written.
+    let to = if region.has_read || to == Access::None { to } else { Access::ReadWrite };
     if to < fault.wanted {
         report(
             region,
@@ -263,6 +272,11 @@ fn hint(region: &Inner) -> &'static str {
 }
 
 impl Inner {
+    /// The least level that the backend has with which an access goes through.
+    fn least(&self, kind: Kind) -> Access {
+        if self.has_read { kind.needs() } else { Access::ReadWrite }
+    }
+
     /// Ask the region's handlers. In a thread that is not the faulting one, deferred handlers are called directly.
     pub fn ask(&self, block: &Block, fault: &Fault, direct: bool) -> Resolution {
         if let Some(inline) = &self.inline {

@@ -67,7 +67,7 @@ impl Region {
     pub fn pin(&self, pages: impl Into<PageRange>, level: Access) -> Result<Pin<'_>, Error> {
         let (range, inner) = (pages.into(), self.inner());
         inner.check_range(range)?;
-        let level = level.max(Access::Read);
+        let level = if inner.has_read { level.max(Access::Read) } else { Access::ReadWrite };
         for (done, page) in (range.start.0..range.end()).enumerate() {
             if let Err(error) = inner.pin(PageNo(page), level) {
                 inner.unpin(PageRange { start: range.start, count: done });

@@ -192,6 +192,10 @@ impl Drop for Inner {
         if self.check_process().is_err() {
             // The parent's mappings were not copied; what is there now is somebody else's.
             std::mem::forget((self.view.take(), self.alias.take()));
+        } else if self.view.is_none() && self.splits {
+            // The program's own memory, which it gets back open. Userfaultfd opens it when its descriptor goes.
+            // SAFETY: the program gave the memory to us, until now.
+            let _ = unsafe { sys::mprotect(self.base, self.len, libc::PROT_READ | libc::PROT_WRITE) };
         }
     }
 }

@@ -4,8 +4,10 @@
 //!
 //! - An *attached* thread has an alternate stack of ours, and the kernel says in the signal's frame which alternate stack that is: the
 //!   block's address stands at the stack's low end, beside a number drawn at the start of the process.
-//! - Any other thread borrows a block of a pool for the time of its handler, and finds it again by its thread number when a handler
-//!   faults in turn.
+//! - Any other thread borrows a block of a pool for the time of its handler. If it came on an alternate stack of somebody else's, which may
+//!   have no more than 8 KiB, its handler goes on on the block's stack, registered meanwhile; so that a fault of the handler finds the
+//!   block there too. The return from the signal registers the old stack again. A thread without an alternate stack finds its block again
+//!   by its thread number.
 //!
 //! Blocks are in one list that only grows and are used again, never freed; so whoever walks the list needs no lock.
 //!
@@ -70,6 +72,8 @@ pub struct Block {
     pub forward_at: AtomicUsize,
     /// 1 if the thread is attached.
     attached: AtomicUsize,
+    /// Where the block's stack starts, or 0 if it has none yet.
+    stack: AtomicUsize,
     next: AtomicPtr<Block>,
 }
 
@@ -139,6 +143,26 @@ impl Inside {
             // All of the pool is in handlers of other threads.
             std::thread::yield_now();
         }
+    }
+}
+
+impl Inside {
+    /// The block's stack, to go on on if the one that the signal came on is another's.
+    #[inline]
+    pub fn roomier(&self, stack: &libc::stack_t) -> Option<libc::stack_t> {
+        if !self.borrowed || stack.ss_flags & libc::SS_DISABLE != 0 || stack.ss_size >= stack_size() {
+            return None;
+        }
+        // Relaxed, all: the block is this thread's now.
+        let mut base = self.block.stack.load(Ordering::Relaxed);
+        if base == 0 {
+            let (mapping, new) = map_stack(self.block).ok()?;
+            // It stays with the block, for ever.
+            std::mem::forget(mapping);
+            self.block.stack.store(new, Ordering::Relaxed);
+            base = new;
+        }
+        Some(libc::stack_t { ss_sp: base as *mut _, ss_flags: 0, ss_size: stack_size() })
     }
 }
 
@@ -270,18 +294,26 @@ pub fn attach() -> Result<(), Error> {
         .unwrap_or(Ok(()))
 }
 
-fn new_stack() -> Result<Stack, Errno> {
+/// A stack with its head, above a guard page; where it starts.
+fn map_stack(block: &'static Block) -> Result<(sys::Mapping, usize), Errno> {
     let size = stack_size();
     let flags = libc::MAP_PRIVATE | libc::MAP_STACK | libc::MAP_NORESERVE;
     let mapping = sys::Mapping::new(size.saturating_add(sys::BASE), libc::PROT_NONE, flags, None)?;
     let base = mapping.address.wrapping_add(sys::BASE);
     // SAFETY: the mapping is ours; its lowest page stays as a guard.
     unsafe { sys::mprotect(base, size, libc::PROT_READ | libc::PROT_WRITE)? };
-    let block = claim().unwrap_or_else(|| add(sys::gettid()));
-    block.attached.store(1, Ordering::Relaxed);
     let head = Head { magic: magic(), own_address: base, block };
     // SAFETY: the mapping is ours, writable now, and a page's start is aligned.
     unsafe { (base as *mut Head).write(head) };
+    Ok((mapping, base))
+}
+
+fn new_stack() -> Result<Stack, Errno> {
+    let block = claim().unwrap_or_else(|| add(sys::gettid()));
+    let (mapping, base) = map_stack(block)?;
+    // Relaxed: this thread's own.
+    block.attached.store(1, Ordering::Relaxed);
+    let size = stack_size();
     let stack = libc::stack_t { ss_sp: base as *mut _, ss_flags: 0, ss_size: size };
     // SAFETY: the memory stays mapped until the stack is disabled again, in `drop`.
     if unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) } != 0 {

@@ -1,0 +1,721 @@
+//! What goes wrong around handlers: each situation in a process of its own, with the ending it must have.
+#![cfg(not(any(loom, shuttle)))]
+
+mod common;
+
+use std::{
+    io::Write,
+    os::fd::AsRawFd,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use common::{PAGE, ends_by, in_child, succeeds, ways};
+use vmprim::{
+    Access, Backend, Backing, Error, Kind, Needs, OnFail, PageNo, PageSet, Region, Resolution, inline,
+};
+
+/// A region whose handler is `f`.
+macro_rules! region {
+    ($pages:expr, $level:expr, $f:expr) => {{
+        // SAFETY: each handler of these tests keeps the rules, but for the one that its test is about.
+        let handler = unsafe { inline($f) };
+        Region::builder($pages * PAGE)
+            .need(Needs::NONE_LEVEL)
+            .initial($level)
+            .inline(handler)
+            .build()
+            .unwrap()
+    }};
+}
+
+fn read(at: usize) -> u8 {
+    // SAFETY: each test says what is there.
+    unsafe { (at as *const u8).read_volatile() }
+}
+
+#[test]
+fn a_handler_that_touches_the_page_it_holds_is_told() {
+    let output = in_child("a_handler_that_touches_the_page_it_holds_is_told", || {
+        static BASE: AtomicUsize = AtomicUsize::new(0);
+        let region = region!(2, Access::None, |_: &_, _: &_| {
+            read(BASE.load(Ordering::Relaxed));
+            Resolution::Grant(Access::Read)
+        });
+        BASE.store(region.base() as usize, Ordering::Relaxed);
+        read(region.base() as usize);
+    });
+    ends_by(&output, libc::SIGABRT, "a handler touched the page that it holds");
+}
+
+/// A chain of regions: the handler of each touches the next.
+fn chain(depth: usize) {
+    static BASES: [AtomicUsize; 6] = [const { AtomicUsize::new(0) }; 6];
+    let regions: Vec<_> = (0..depth)
+        .map(|i| {
+            let region =
+                region!(1, Access::None, move |fault: &vmprim::Fault, safe: &vmprim::SignalSafe<'_>| {
+                    assert_eq!(safe.depth(), i + 1);
+                    let next = BASES.get(i + 1).map_or(0, |next| next.load(Ordering::Relaxed));
+                    if next != 0 {
+                        read(next);
+                    }
+                    Resolution::Grant(fault.wanted)
+                });
+            BASES[i].store(region.base() as usize, Ordering::Relaxed);
+            region
+        })
+        .collect();
+    // Attached, and not: both have to find their way back.
+    std::thread::scope(|scope| {
+        scope.spawn(|| read(regions[0].base() as usize + 7));
+    });
+    for region in &regions {
+        assert_eq!(region.level(PageNo(0)), Some(Access::Read));
+        region.protect(PageNo(0), Access::None).unwrap();
+    }
+    read(regions[0].base() as usize + 7);
+    BASES.iter().for_each(|base| base.store(0, Ordering::Relaxed));
+}
+
+#[test]
+fn handlers_may_fault_four_deep_and_no_deeper() {
+    let output = in_child("handlers_may_fault_four_deep_and_no_deeper", || {
+        chain(2);
+        chain(4);
+        eprintln!("four went well");
+        chain(5);
+    });
+    ends_by(&output, libc::SIGABRT, "handlers faulted 4 deep");
+    assert!(common::text(&output).contains("four went well"));
+}
+
+#[test]
+fn a_deferred_handler_that_touches_the_page_it_resolves_is_told() {
+    let output = in_child("a_deferred_handler_that_touches_the_page_it_resolves_is_told", || {
+        static BASE: AtomicUsize = AtomicUsize::new(0);
+        let region = Region::builder(PAGE)
+            .need(Needs::NONE_LEVEL)
+            .initial(Access::None)
+            .deferred(
+                |_: &vmprim::Fault, _: Option<vmprim::PageAlias<'_>>| {
+                    read(BASE.load(Ordering::Relaxed));
+                    Resolution::Grant(Access::Read)
+                },
+                2,
+            )
+            .build()
+            .unwrap();
+        BASE.store(region.base() as usize, Ordering::Relaxed);
+        read(region.base() as usize);
+    });
+    ends_by(&output, libc::SIGABRT, "a deferred handler touched the page that it resolves");
+}
+
+#[test]
+fn a_handler_that_grants_too_little_is_told() {
+    let output = in_child("a_handler_that_grants_too_little_is_told", || {
+        let region = region!(1, Access::None, |_: &_, _: &_| Resolution::Grant(Access::Read));
+        read(region.base() as usize);
+        region.view::<u8>().unwrap().set(0, 1);
+    });
+    ends_by(&output, libc::SIGABRT, "page 0, write");
+}
+
+#[test]
+fn attaching_unblocks_the_signals_and_a_missing_alternate_stack_is_no_harm() {
+    let output = in_child("attaching_unblocks_the_signals_and_a_missing_alternate_stack_is_no_harm", || {
+        let region = region!(4, Access::None, |fault: &vmprim::Fault, _: &_| Resolution::Grant(fault.wanted));
+        let base = region.base() as usize;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // SAFETY: the structures are valid for the calls.
+                unsafe {
+                    let mut all = std::mem::zeroed();
+                    libc::sigfillset(&mut all);
+                    libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
+                }
+                vmprim::attach().unwrap();
+                read(base);
+            });
+            scope.spawn(|| {
+                let none =
+                    libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+                // SAFETY: see above.
+                unsafe { libc::sigaltstack(&none, std::ptr::null_mut()) };
+                read(base + PAGE);
+            });
+        });
+    });
+    succeeds(&output);
+}
+
+#[test]
+fn a_replaced_handler_is_found_and_can_be_chained() {
+    let output = in_child("a_replaced_handler_is_found_and_can_be_chained", || {
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+        static BEFORE: OnceLock<usize> = OnceLock::new();
+        /// Counts, and calls whom it replaced, as well-behaved handlers do.
+        unsafe extern "C" fn newcomer(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+            if CALLS.fetch_add(1, Ordering::SeqCst) > 3 {
+                // SAFETY: it ends the process.
+                unsafe { libc::_exit(7) };
+            }
+            // SAFETY: a handler of this kind.
+            let before: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+                unsafe { std::mem::transmute(*BEFORE.get().unwrap()) };
+            before(signal, info, context);
+        }
+        let make = || Region::builder(PAGE).backend(Backend::Signal).initial(Access::None).build();
+        let region = make().unwrap();
+        // SAFETY: a valid action.
+        unsafe {
+            let mut old = std::mem::zeroed::<libc::sigaction>();
+            let mut new = std::mem::zeroed::<libc::sigaction>();
+            new.sa_sigaction = newcomer as *const () as usize;
+            new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+            libc::sigaction(libc::SIGSEGV, std::ptr::null(), &mut old);
+            BEFORE.set(old.sa_sigaction).unwrap();
+            libc::sigaction(libc::SIGSEGV, &new, std::ptr::null_mut());
+        }
+        assert_eq!(make().unwrap_err(), Error::HandlerReplaced { signal: libc::SIGSEGV });
+        // The newcomer calls us: faults are still resolved.
+        read(region.base() as usize);
+        assert_eq!(CALLS.load(Ordering::SeqCst), 1);
+        vmprim::claim_signals().unwrap();
+        region.protect(PageNo(0), Access::None).unwrap();
+        read(region.base() as usize);
+        assert_eq!(CALLS.load(Ordering::SeqCst), 1, "ours comes first again");
+        make().unwrap();
+        // Nobody's: the newcomer is asked, asks us, and we ask whoever was there before both.
+        read(16);
+    });
+    ends_by(&output, libc::SIGSEGV, "");
+}
+
+#[test]
+fn a_handler_that_was_there_first_gets_what_is_not_ours() {
+    let output = in_child("a_handler_that_was_there_first_gets_what_is_not_ours", || {
+        static JUMPS: AtomicUsize = AtomicUsize::new(0);
+        /// Skips the two-byte instruction below.
+        unsafe extern "C" fn first(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+            // SAFETY: what the kernel passed.
+            unsafe {
+                assert_eq!((signal, (*info).si_addr() as usize), (libc::SIGSEGV, 64));
+                let context = &mut *context.cast::<libc::ucontext_t>();
+                context.uc_mcontext.gregs[libc::REG_RIP as usize] += 2;
+            }
+            JUMPS.fetch_add(1, Ordering::SeqCst);
+        }
+        // SAFETY: a valid action.
+        unsafe {
+            let mut new = std::mem::zeroed::<libc::sigaction>();
+            new.sa_sigaction = first as *const () as usize;
+            new.sa_flags = libc::SA_SIGINFO;
+            libc::sigaction(libc::SIGSEGV, &new, std::ptr::null_mut());
+        }
+        let region = region!(1, Access::None, |fault: &vmprim::Fault, _: &_| Resolution::Grant(fault.wanted));
+        for _ in 0..3 {
+            // SAFETY: the handler skips the load.
+            unsafe { std::arch::asm!("mov al, [rcx]", in("rcx") 64, out("al") _) };
+        }
+        read(region.base() as usize);
+        assert_eq!(JUMPS.load(Ordering::SeqCst), 3);
+    });
+    succeeds(&output);
+}
+
+#[test]
+fn stray_faults_end_the_process_as_if_we_were_not_there() {
+    let build = || region!(1, Access::None, |fault: &vmprim::Fault, _: &_| Resolution::Grant(fault.wanted));
+    let name = "stray_faults_end_the_process_as_if_we_were_not_there";
+    let how = std::env::var("VMPRIM_HOW").unwrap_or_default();
+    let scenario = || {
+        let _region = build();
+        match how.as_str() {
+            "null" => drop(read(8)),
+            "non-canonical" => drop(read(0x8000_0000_0000_0000)),
+            // Rust's handler, which is behind ours, lets the first pass.
+            "kill" => (0..2).for_each(|_| drop(unsafe { libc::raise(libc::SIGBUS) })),
+            "overflow" => drop(overflow(1)),
+            "overflow in a thread" => {
+                let deep = || {
+                    vmprim::attach().unwrap();
+                    overflow(1)
+                };
+                drop(std::thread::spawn(deep).join());
+            }
+            _ => unreachable!("no such scenario"),
+        }
+    };
+    let run = |how| common::in_child_with(name, &[("VMPRIM_HOW", how)], scenario);
+    ends_by(&run("null"), libc::SIGSEGV, "");
+    ends_by(&run("non-canonical"), libc::SIGSEGV, "");
+    ends_by(&run("kill"), libc::SIGBUS, "");
+    ends_by(&run("overflow"), libc::SIGABRT, "has overflowed its stack");
+    ends_by(&run("overflow in a thread"), libc::SIGABRT, "has overflowed its stack");
+}
+
+#[allow(unconditional_recursion)]
+fn overflow(n: u64) -> u64 {
+    let many = std::hint::black_box([n; 200]);
+    overflow(n + 1) + many[n as usize % 200]
+}
+
+#[test]
+fn a_forked_child_has_no_regions_and_may_make_its_own() {
+    for way in ways() {
+        let region = way.builder(4).need(Needs::DIRTY).build().unwrap();
+        let view = region.view::<u64>().unwrap();
+        view.set(3, 17);
+        let child = |body: &dyn Fn()| {
+            // SAFETY: the child calls nothing that another thread may have locked, but what allocates little.
+            match unsafe { libc::fork() } {
+                0 => {
+                    body();
+                    // SAFETY: it ends the child.
+                    unsafe { libc::_exit(0) }
+                }
+                child => {
+                    let mut status = 0;
+                    // SAFETY: the status is valid for the call.
+                    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                    status
+                }
+            }
+        };
+        let plain = child(&|| {
+            // SAFETY: it ends the child if it hangs, and keeps cores away.
+            unsafe { libc::alarm(20) };
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: see above.
+            unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) };
+            view.set(3, 99);
+        });
+        assert_eq!(libc::WTERMSIG(plain), libc::SIGSEGV, "{way:?}: a write of the child's went somewhere");
+        let refused = child(&|| {
+            let mut set = PageSet::new();
+            let all = [
+                region.protect(0..4, Access::Read).err(),
+                region.unprotect(0..4, Access::ReadWrite).err(),
+                region.take_dirty(0..4, &mut set).err(),
+                region.pin(0..1, Access::Read).err(),
+            ];
+            let forked = all.iter().flatten().all(|error| *error == Error::Forked);
+            // SAFETY: it ends the child.
+            unsafe { libc::_exit(if forked { 0 } else { 3 }) };
+        });
+        assert_eq!(refused, 0, "{way:?}");
+        let own = child(&|| {
+            let own = way.builder(4).initial(*way.levels().last().unwrap()).build().unwrap();
+            own.view::<u64>().unwrap().set(9, 9);
+        });
+        assert_eq!(own, 0, "{way:?}");
+        let mut set = PageSet::new();
+        region.take_dirty(0..4, &mut set).unwrap();
+        assert!(
+            set.contains(PageNo(0)) && view.get(3) == Some(17),
+            "{way:?}: the parent's region has changed"
+        );
+        assert!(std::process::Command::new("/bin/true").status().unwrap().success());
+    }
+}
+
+/// What a system call does with a protected page, by backend; and with a pinned one.
+#[test]
+fn system_calls_into_protected_pages() {
+    for way in ways() {
+        let region = way.builder(4).need(Needs::DIRTY).build().unwrap();
+        let level = if way.has_none { Access::None } else { *way.levels().last().unwrap() };
+        region.view::<u8>().unwrap().set(PAGE, 1);
+        let mut set = PageSet::new();
+        region.take_dirty(0..4, &mut set).unwrap();
+        region.protect(0..4, level).unwrap();
+        set.clear();
+        region.take_dirty(0..4, &mut set).unwrap();
+        set.clear();
+        let mut ends = [0; 2];
+        // SAFETY: the array holds both.
+        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+        let read_in = || {
+            // SAFETY: eight bytes each; the kernel checks the second address.
+            unsafe {
+                libc::write(ends[1], b"kernel\0\0".as_ptr().cast(), 8);
+                libc::read(ends[0], region.base().wrapping_add(PAGE).cast(), 8)
+            }
+        };
+        let wrote = read_in();
+        let goes_through = !way.is_in_thread() || way.tracks && !way.memfd;
+        // As root the descriptor is told of the kernel's faults too.
+        let is_root = std::fs::File::open("/dev/userfaultfd").is_ok();
+        if way.is_in_thread() || is_root {
+            assert_eq!(wrote, if goes_through { 8 } else { -1 }, "{way:?}");
+        }
+        if wrote != 8 {
+            // SAFETY: a buffer of eight bytes.
+            unsafe { libc::read(ends[0], [0_u8; 8].as_mut_ptr().cast(), 8) };
+        } else {
+            region.take_dirty(0..4, &mut set).unwrap();
+            assert!(set.contains(PageNo(1)), "{way:?}: a write of the kernel's is not in the set");
+            region.protect(0..4, level).unwrap();
+            set.clear();
+        }
+        let pin = region.pin(1..2, Access::ReadWrite).unwrap();
+        assert_eq!(read_in(), 8, "{way:?}");
+        assert!(matches!(region.protect(0..4, level), Err(Error::Pinned { page: PageNo(1) })), "{way:?}");
+        assert!(!region.try_evict(&[PageNo(1)], level).unwrap().contains(PageNo(1)));
+        region.take_dirty(0..4, &mut set).unwrap();
+        assert!(set.contains(PageNo(1)), "{way:?}: a pinned page is not in the set");
+        drop(pin);
+        set.clear();
+        region.take_dirty(0..4, &mut set).unwrap();
+        assert!(set.contains(PageNo(1)), "{way:?}: what a device may have written last is not in the set");
+        region.protect(0..4, level).unwrap();
+        assert_eq!(region.view::<u8>().unwrap().get(PAGE), Some(b'k'));
+        // SAFETY: ours.
+        ends.iter().for_each(|&end| drop(unsafe { libc::close(end) }));
+    }
+}
+
+#[test]
+fn mappings_run_out_with_an_error_and_not_in_a_handler() {
+    let output = in_child("mappings_run_out_with_an_error_and_not_in_a_handler", || {
+        let region = Region::builder(100_000 * PAGE).backend(Backend::Signal).build().unwrap();
+        let refused =
+            (0..50_000).find_map(|i| region.protect(PageNo(2 * i), Access::Read).err().map(|e| (i, e)));
+        let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+        let limit: usize = limit.trim().parse().unwrap();
+        match refused {
+            Some((at, Error::VmaBudget { used, limit: said })) => {
+                assert!(said == limit && used <= limit && used > limit / 2, "{used} of {said}");
+                assert!(at * 2 > limit / 2);
+            }
+            None if limit > 110_000 => {}
+            other => panic!("{other:?}"),
+        }
+        // The pages that are closed open again, and one call for all of them needs no mapping.
+        region.view::<u64>().unwrap().set(0, 1);
+        region.protect(0..100_000, Access::None).unwrap();
+        region.unprotect(0..100_000, Access::ReadWrite).unwrap();
+        if vmprim::Region::builder(PAGE).backend(Backend::UffdView).build().is_ok() {
+            let region = Region::builder(100_000 * PAGE).backend(Backend::UffdView).build().unwrap();
+            (0..50_000).for_each(|i| region.protect(PageNo(2 * i), Access::Read).unwrap());
+        }
+    });
+    succeeds(&output);
+}
+
+/// Where mappings are nearly used up, the handler is offered the neighbours.
+#[test]
+fn neighbours_are_offered_when_mappings_are_short() {
+    let output = in_child("neighbours_are_offered_when_mappings_are_short", || {
+        static OFFERS: AtomicUsize = AtomicUsize::new(0);
+        // SAFETY: it counts and answers.
+        let handler = unsafe {
+            inline(|fault, _| {
+                if fault.kind == Kind::Speculative {
+                    OFFERS.fetch_add(1, Ordering::Relaxed);
+                }
+                Resolution::Grant(fault.wanted)
+            })
+        };
+        let region = Region::builder(100_000 * PAGE)
+            .backend(Backend::Signal)
+            .initial(Access::None)
+            .inline(handler)
+            .build()
+            .unwrap();
+        let view = region.view::<u8>().unwrap();
+        for page in 0..33_000 {
+            view.get(page * 3 * PAGE);
+        }
+        assert!(OFFERS.load(Ordering::Relaxed) > 0);
+    });
+    succeeds(&output);
+}
+
+#[test]
+fn what_others_do_to_the_view_loses_neither_traps_nor_data() {
+    for way in ways().into_iter().filter(|way| way.memfd) {
+        let traps = Arc::new(AtomicUsize::new(0));
+        let counts = traps.clone();
+        // SAFETY: it counts and answers.
+        let handler = unsafe {
+            inline(move |fault, _| {
+                counts.fetch_add(1, Ordering::Relaxed);
+                Resolution::Grant(fault.wanted)
+            })
+        };
+        let region = way.builder(8).inline(handler).build().unwrap();
+        let view = region.view::<u64>().unwrap();
+        (0..8).for_each(|page| drop(view.set(page * PAGE / 8, page as u64 + 1)));
+        if way.has_read {
+            region.protect(0..2, Access::Read).unwrap();
+        }
+        region.protect(2..4, Access::None).unwrap();
+        for advice in [libc::MADV_PAGEOUT, libc::MADV_COLD, libc::MADV_DONTNEED] {
+            // SAFETY: a shared mapping: its contents are the file's and stay.
+            unsafe { libc::madvise(region.base().cast(), 8 * PAGE, advice) };
+            (4..8).for_each(|page| assert_eq!(view.get(page * PAGE / 8), Some(page as u64 + 1), "{way:?}"));
+            (4..8).for_each(|page| drop(view.set(page * PAGE / 8, page as u64 + 1)));
+            assert_eq!(traps.load(Ordering::Relaxed), 0, "{way:?}, advice {advice}: an open page trapped");
+        }
+        if way.has_read {
+            (0..2).for_each(|page| assert_eq!(view.get(page * PAGE / 8), Some(page as u64 + 1), "{way:?}"));
+            assert_eq!(traps.swap(0, Ordering::Relaxed), 0, "{way:?}");
+            view.set(0, 9);
+            assert_eq!(traps.swap(0, Ordering::Relaxed), 1, "{way:?}: a store got through");
+        }
+        assert_eq!(view.get(2 * PAGE / 8), Some(3), "{way:?}");
+        assert_eq!(traps.load(Ordering::Relaxed), 1, "{way:?}: a load got through");
+    }
+}
+
+#[test]
+fn a_punched_hole_is_asked_about() {
+    for way in ways().into_iter().filter(|way| way.memfd && way.backend != Backend::Signal) {
+        let missing = Arc::new(AtomicUsize::new(0));
+        let counts = missing.clone();
+        // SAFETY: it counts, fills the page through the alias, and answers.
+        let handler = unsafe {
+            inline(move |fault, safe| {
+                if fault.kind == Kind::Missing {
+                    counts.fetch_add(1, Ordering::Relaxed);
+                    safe.alias(fault.page).expect("an alias").fill(0xee);
+                }
+                Resolution::Grant(fault.wanted)
+            })
+        };
+        let region = way.builder(4).inline(handler).build().unwrap();
+        let view = region.view::<u8>().unwrap();
+        (0..4).for_each(|page| drop(view.set(page * PAGE, 5)));
+        region.protect(PageNo(2), Access::None).unwrap();
+        let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let file = region.file().unwrap().as_raw_fd();
+        // SAFETY: the region's own file.
+        assert_eq!(unsafe { libc::fallocate(file, punch, PAGE as i64, 2 * PAGE as i64) }, 0);
+        let found = [0, 1, 2, 3].map(|page| view.get(page * PAGE).unwrap());
+        assert_eq!(found, [5, 0xee, 0xee, 5], "{way:?}");
+        assert_eq!(missing.load(Ordering::Relaxed), 2, "{way:?}");
+    }
+}
+
+#[test]
+fn a_file_that_ends_early_is_an_error_and_no_zeros() {
+    let build = |on_fail| {
+        let path = std::env::temp_dir().join(format!("vmprim-{}", std::process::id()));
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        file.write_all(&[7; 3 * PAGE]).unwrap();
+        let backing = Backing::File { file: file.try_clone().unwrap(), offset: 0, shared: true };
+        let region = Region::builder(3 * PAGE)
+            .backing(backing)
+            .need(Needs::READ_LEVEL)
+            .initial(Access::None)
+            .on_fail(on_fail)
+            .build()
+            .unwrap();
+        std::fs::remove_file(path).unwrap();
+        (file, region)
+    };
+    let output = in_child("a_file_that_ends_early_is_an_error_and_no_zeros", || {
+        let (file, region) = build(OnFail::Abort);
+        assert_eq!(read(region.base() as usize + PAGE), 7);
+        file.set_len(PAGE as u64).unwrap();
+        read(region.base() as usize + PAGE);
+    });
+    ends_by(&output, libc::SIGABRT, "page 1, missing");
+}
+
+#[test]
+fn a_poisoned_region_goes_on_and_says_so() {
+    for way in ways().into_iter().filter(|way| way.has_none) {
+        // SAFETY: it answers.
+        let handler = unsafe { inline(|_, _| Resolution::Fail(42)) };
+        let region =
+            way.builder(2).initial(Access::None).inline(handler).on_fail(OnFail::Poison).build().unwrap();
+        assert_eq!(region.check(), Ok(()));
+        assert_eq!(region.view::<u8>().unwrap().get(5), Some(0));
+        assert_eq!(region.check(), Err(Error::Poisoned { code: 42 }), "{way:?}");
+    }
+}
+
+/// An access across two pages of which a handler keeps only two open needs both at once.
+#[test]
+fn an_unaligned_store_over_two_pages_completes() {
+    for way in ways().into_iter().filter(|way| way.has_none && way.is_in_thread()) {
+        // SAFETY: it evicts and answers. The page that was granted last stays.
+        let handler = unsafe {
+            inline(|fault, safe| {
+                let last = PageNo(fault.page.0 ^ 1);
+                let others: [PageNo; 4] = [0, 1, 2, 3].map(PageNo);
+                let evicted = others.iter().filter(|&&page| page != fault.page && page != last);
+                evicted.for_each(|&page| drop(safe.try_evict(&[page], Access::None)));
+                Resolution::Grant(Access::ReadWrite)
+            })
+        };
+        let region = way.builder(4).initial(Access::None).inline(handler).build().unwrap();
+        for round in 0..50_u64 {
+            for page in [0, 2] {
+                let at = region.base().wrapping_add((page + 1) * PAGE - 3).cast::<u64>();
+                // SAFETY: in the region.
+                unsafe { at.write_unaligned(round) };
+                // SAFETY: see above.
+                assert_eq!(unsafe { at.read_unaligned() }, round);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_timer_inside_of_handlers_and_diverted_accesses_leave_pages_free() {
+    let output = in_child("a_timer_inside_of_handlers_and_diverted_accesses_leave_pages_free", || {
+        static TICKS: AtomicUsize = AtomicUsize::new(0);
+        static OTHER: AtomicUsize = AtomicUsize::new(0);
+        /// Faults in turn, on whatever stack it comes.
+        extern "C" fn tick(_: i32) {
+            TICKS.fetch_add(1, Ordering::Relaxed);
+            read(OTHER.load(Ordering::Relaxed));
+        }
+        for way in ways() {
+            if !way.has_none {
+                continue;
+            }
+            let turn = AtomicUsize::new(0);
+            // SAFETY: it counts and answers.
+            let handler = unsafe {
+                inline(move |fault, _| match turn.fetch_add(1, Ordering::Relaxed) % 3 {
+                    0 if fault.pc != 0 => Resolution::Divert,
+                    _ => Resolution::Grant(fault.wanted),
+                })
+            };
+            let region = way.builder(2).inline(handler).build().unwrap();
+            let other = way.builder(1).initial(Access::None).build().unwrap();
+            OTHER.store(other.base() as usize, Ordering::Relaxed);
+            let every = libc::timeval { tv_sec: 0, tv_usec: 150 };
+            let timer = libc::itimerval { it_interval: every, it_value: every };
+            // SAFETY: valid structures; the handler does what a handler may.
+            unsafe {
+                let mut action = std::mem::zeroed::<libc::sigaction>();
+                action.sa_sigaction = tick as *const () as usize;
+                action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+                libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut());
+                libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut());
+            }
+            let (mut diverted, mut through) = (0, 0);
+            let at = region.base().cast::<u64>();
+            for n in 0..3000 {
+                region.protect(0..2, Access::None).unwrap();
+                // A signal handler must not touch a page that the code it interrupts is protecting: it would wait for itself.
+                // SAFETY: valid structures.
+                unsafe {
+                    let mut alarm = std::mem::zeroed();
+                    libc::sigemptyset(&mut alarm);
+                    libc::sigaddset(&mut alarm, libc::SIGALRM);
+                    libc::pthread_sigmask(libc::SIG_BLOCK, &alarm, std::ptr::null_mut());
+                    other.protect(0..1, Access::None).unwrap();
+                    libc::pthread_sigmask(libc::SIG_UNBLOCK, &alarm, std::ptr::null_mut());
+                }
+                // SAFETY: in the region.
+                let value = unsafe { vmprim::fault_or!(load at, else { u64::MAX }) };
+                if value == u64::MAX {
+                    diverted += 1
+                } else {
+                    through += 1
+                }
+                // Free: it can be raised, and stored to.
+                region.unprotect(PageNo(0), Access::ReadWrite).unwrap();
+                region.view::<u64>().unwrap().set(0, n);
+            }
+            // SAFETY: a valid structure.
+            unsafe {
+                libc::setitimer(libc::ITIMER_REAL, &std::mem::zeroed(), std::ptr::null_mut());
+            }
+            assert!(
+                through > 500 && (diverted > 500 || !way.is_in_thread()),
+                "{way:?}: {diverted} {through}"
+            );
+        }
+        assert!(TICKS.load(Ordering::Relaxed) > 20);
+    });
+    succeeds(&output);
+}
+
+#[test]
+fn vector_registers_live_across_a_trap_and_prefetches_do_not_trap() {
+    for way in ways().into_iter().filter(|way| way.has_none) {
+        let traps = Arc::new(AtomicUsize::new(0));
+        let counts = traps.clone();
+        // SAFETY: it counts, uses vector registers, and answers.
+        let handler = unsafe {
+            inline(move |fault, _| {
+                counts.fetch_add(1, Ordering::Relaxed);
+                std::arch::asm!("vpxor ymm7, ymm7, ymm7", "vpcmpeqd ymm8, ymm8, ymm8", out("ymm7") _, out("ymm8") _);
+                Resolution::Grant(fault.wanted)
+            })
+        };
+        if !std::arch::is_x86_feature_detected!("avx2") {
+            return;
+        }
+        let region = way.builder(1).initial(Access::None).inline(handler).build().unwrap();
+        let at = region.base();
+        for _ in 0..100 {
+            // SAFETY: a hint.
+            unsafe { std::arch::asm!("prefetcht0 [{at}]", at = in(reg) at) };
+        }
+        assert_eq!((traps.load(Ordering::Relaxed), region.level(PageNo(0))), (0, Some(Access::None)));
+        let before: [u64; 8] = std::array::from_fn(|i| 0x0101 * (i as u64 + 3));
+        let mut after = [0_u64; 8];
+        // SAFETY: the buffers hold 64 bytes; the load traps, and is let through.
+        unsafe {
+            std::arch::asm!(
+                "vmovdqu ymm7, [{before}]",
+                "vmovdqu ymm8, [{before} + 32]",
+                "mov al, [{at}]",
+                "vmovdqu [{after}], ymm7",
+                "vmovdqu [{after} + 32], ymm8",
+                before = in(reg) before.as_ptr(),
+                after = in(reg) after.as_mut_ptr(),
+                at = in(reg) at,
+                out("al") _, out("ymm7") _, out("ymm8") _,
+            );
+        }
+        assert_eq!((before, traps.load(Ordering::Relaxed)), (after, 1), "{way:?}");
+    }
+}
+
+#[test]
+fn adopted_memory_is_given_back_open() {
+    let len = 8 * PAGE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: no fixed address.
+    let at =
+        unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    for backend in [Backend::Signal, Backend::UffdWp, Backend::AsyncDirty] {
+        // SAFETY: our own mapping.
+        let builder = unsafe { Region::builder(len).adopt(at.cast()) }.backend(backend);
+        let region = match builder.build() {
+            Ok(region) => region,
+            Err(Error::Unsupported { .. }) if backend != Backend::Signal => continue,
+            Err(error) => panic!("{error}"),
+        };
+        let view = region.view::<u8>().unwrap();
+        view.set(2 * PAGE, 3);
+        if backend != Backend::AsyncDirty {
+            region.protect(0..8, Access::Read).unwrap();
+        }
+        assert_eq!(view.get(2 * PAGE), Some(3));
+        drop(region);
+        // SAFETY: our own mapping.
+        unsafe { at.cast::<u8>().add(3 * PAGE).write_volatile(9) };
+    }
+    // SAFETY: nobody uses it.
+    unsafe { libc::munmap(at, len) };
+}
