@@ -196,10 +196,10 @@ pub struct Test {
 #[derive(Args)]
 pub struct Bench {
     /// Suites of benchmarks, of mapbench and matrix [default: mapbench]; or refcache; or bonsai; or frames, followed by ids of
-    /// its workloads; or rcu, followed by names of its benchmarks; or memory, followed by names of shapes
+    /// its workloads; or rcu or vmprim, followed by names of their benchmarks; or memory, followed by names of shapes
     #[arg(value_name = "SUITE")]
     pub suites: Vec<String>,
-    /// Of the suites frames, rcu and bonsai: their own options, after --; -- --help lists them
+    /// Of the suites frames, rcu, bonsai and vmprim: their own options, after --; -- --help lists them
     #[arg(value_name = "OPTION", last = true)]
     pub words: Vec<OsString>,
     /// Numbers of virtual CPUs, each with as many threads; matrix has two

@@ -21,7 +21,10 @@ fn mistakes_are_a_line() {
         (&["memory", "--record", "self"], "self"),
         (&["memory", "--output", "x"], "--record"),
         (&["memory", "--record", "1", "--json", "x"], "--json"),
-        (&["nothing"], "no suite nothing: there is mapbench, matrix, bonsai, frames, memory, rcu, refcache"),
+        (
+            &["nothing"],
+            "no suite nothing: there is mapbench, matrix, bonsai, frames, memory, rcu, refcache, vmprim",
+        ),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_quire")).arg("bench").args(words).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();

@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, AtomicU32, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     thread::JoinHandle,
 };
@@ -42,11 +42,11 @@ pub struct Futex;
 
 impl Sleep for Futex {
     #[cfg(not(any(loom, shuttle)))]
-    fn wait(&self, word: &AtomicU32, seen: u32) {
+    fn wait(&self, word: &sync::primitive::AtomicU32, seen: u32) {
         sys::futex_wait(std::ptr::from_ref(word), seen, None);
     }
     #[cfg(not(any(loom, shuttle)))]
-    fn wake(&self, word: &AtomicU32) {
+    fn wake(&self, word: &sync::primitive::AtomicU32) {
         sys::futex_wake(std::ptr::from_ref(word), i32::MAX);
     }
     // Under a model the lock is explored with a sleep of the model's own; regions are only compiled.

@@ -18,29 +18,42 @@ pub struct Alone {
     follows: &'static str,
     /// The options of `bench` that it takes.
     takes: &'static str,
+    /// The package and the program that it is.
+    pub program: (&'static str, &'static str),
     /// Run it, with the words that follow its name; its exit status.
     run: fn(&Alone, &[String], &Bench) -> Result<u8>,
 }
 
 const OWN: &str = "--json only; its own options come after --";
 
-/// Allocators of page frames, look-ups of regions, read-copy-update, references, and what processes' memory costs in bookkeeping.
-pub const ALL: [Alone; 5] = [
-    Alone { name: "bonsai", follows: " [-- OPTIONS]", takes: OWN, run: side_by_side },
-    Alone { name: "frames", follows: " [ID…] [-- OPTIONS]", takes: OWN, run: side_by_side },
+const HOST: &str = "quire-bench-host";
+
+/// A suite whose program takes the words after its name, and options of its own.
+const fn own(name: &'static str, follows: &'static str, program: (&'static str, &'static str)) -> Alone {
+    Alone { name, follows, takes: OWN, program, run: side_by_side }
+}
+
+/// Look-ups of regions, allocators of page frames, what processes' memory costs in bookkeeping, read-copy-update, references,
+/// user-level memory primitives.
+pub const ALL: [Alone; 6] = [
+    own("bonsai", " [-- OPTIONS]", (HOST, "bonsai")),
+    own("frames", " [ID…] [-- OPTIONS]", (HOST, "frames")),
     Alone {
         name: "memory",
         follows: " [SHAPE…]",
         takes: "--shapes, --record, --output and --json only",
+        program: ("quire-bench-memory", "memory"),
         run: memory,
     },
-    Alone { name: "rcu", follows: " [BENCH…] [-- OPTIONS]", takes: OWN, run: side_by_side },
+    own("rcu", " [BENCH…] [-- OPTIONS]", (HOST, "rcu")),
     Alone {
         name: refcache::NAME,
         follows: "",
         takes: "--cpus, --operations, --quantum, --seed, --all, --resume, --native and --json only",
+        program: (HOST, refcache::NAME),
         run: refcache::run,
     },
+    own("vmprim", " [ROW…] [-- OPTIONS]", ("quire-bench-vmprim", "vmprim-bench")),
 ];
 
 /// Run the suite of this kind that is wanted; its exit status, or `None` if none is.
@@ -69,7 +82,10 @@ pub fn run(options: &Bench) -> Result<Option<u8>> {
     }
     if !options.words.is_empty() {
         let names: Vec<_> = ALL.iter().filter(|suite| suite.takes == OWN).map(|suite| suite.name).collect();
-        return Err(failure(USAGE, format!("options after -- are of one of the suites {}", names.join(", "))));
+        return Err(failure(
+            USAGE,
+            format!("options after -- are of one of the suites {}", names.join(", ")),
+        ));
     }
     Ok(None)
 }
@@ -113,13 +129,13 @@ fn of_machines(options: &Bench) -> bool {
         || options.native
 }
 
-/// A program of `bench/host` that sets Quire's mechanisms beside their peers.
+/// A program that sets Quire's mechanisms beside their peers.
 fn side_by_side(suite: &Alone, names: &[String], options: &Bench) -> Result<u8> {
     suite.refuse(of_machines(options))?;
     if suite.name == "bonsai" {
         suite.refuse_names(names)?;
     }
-    host::run("quire-bench-host", suite.name, |command| {
+    host::run(suite.program, |command| {
         command.args(names);
         add_path(command, "--json", options.json.as_ref());
         command.args(&options.words);
@@ -129,7 +145,7 @@ fn side_by_side(suite: &Alone, names: &[String], options: &Bench) -> Result<u8> 
 /// What processes' memory costs in bookkeeping (`bench/memory`).
 fn memory(suite: &Alone, names: &[String], options: &Bench) -> Result<u8> {
     suite.refuse(of_machines(options) || !options.words.is_empty())?;
-    host::run("quire-bench-memory", suite.name, |command| {
+    host::run(suite.program, |command| {
         command.args(names);
         add_path(command, "--shapes", options.shapes.as_ref());
         add_path(command, "--output", options.output.as_ref());

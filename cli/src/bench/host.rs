@@ -17,7 +17,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(4 * 60 * 60);
 
 /// Run `program` of `package` with the words that `add` adds; its exit status.
-pub fn run(package: &str, program: &str, add: impl FnOnce(&mut Command)) -> Result<u8> {
+pub fn run((package, program): (&str, &str), add: impl FnOnce(&mut Command)) -> Result<u8> {
     let target = workspace::target("host");
     let mut command = cargo::command(target.clone());
     command.args(["build", "--release", "-p", package, "--bin", program]);

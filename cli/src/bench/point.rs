@@ -79,7 +79,11 @@ impl Lab {
         };
         Ok(Self {
             suite,
-            program: if suite == super::refcache::NAME { guest::of_host(suite)? } else { guest::rust("mapbench")? },
+            program: if suite == super::refcache::NAME {
+                guest::of_host(suite)?
+            } else {
+                guest::rust("mapbench")?
+            },
             kernel: kernel::build(Build::Ordinary)?,
             linux: wanted
                 .into_iter()

@@ -32,7 +32,7 @@ pub fn run(suite: &Alone, names: &[String], options: &Bench) -> Result<u8> {
     suite.refuse_names(names)?;
     let host = machine::host_cpus();
     let threads: Vec<_> = [1, 2].into_iter().filter(|n| *n <= host).map(|n| n.to_string()).collect();
-    let status = host::run("quire-bench-host", NAME, |command| {
+    let status = host::run(suite.program, |command| {
         command.arg(threads.join(","));
     })?;
     if status != 0 || options.native {

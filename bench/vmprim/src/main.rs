@@ -1,0 +1,201 @@
+//! The table of Appel and Li (ASPLOS 1991) on this host, for each backend that works here, beside C that makes the same calls by hand.
+//!
+//! ```text
+//! cells.rs    one cell: a region, an order of pages, a time
+//! twin.rs     the same cell by C (c/twin.c)
+//! shown.rs    the table, and the records for machines
+//! ```
+//! A figure is the median over runs of the median over rounds; the least and greatest run stand beside it. Runs of the library and of C
+//! alternate, so that what else the machine does meets both.
+
+mod cells;
+mod shown;
+mod twin;
+
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+use cells::{Cell, Row};
+use shown::Figure;
+
+/// What to vary instead of printing the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Sweep {
+    /// Pages of the region: 1024 to 262144
+    Pages,
+    /// Threads: 1 to twice the CPUs, each on pages of its own, and all on the same
+    Threads,
+    /// The protection unit: 4 KiB to 256 KiB, in as many pages
+    Unit,
+}
+
+/// Options.
+#[derive(Debug, Parser)]
+#[command(name = "vmprim", about = "Virtual-memory primitives on this host, in nanoseconds and in additions")]
+struct Options {
+    /// Rows [default: all that work here]
+    #[arg(value_name = "ROW")]
+    rows: Vec<String>,
+    /// Pages of the region
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..=1 << 18))]
+    pages: u32,
+    /// Runs; a figure is their median
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Rounds of a run
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Of the order of pages
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Vary one thing instead
+    #[arg(long)]
+    sweep: Option<Sweep>,
+    /// Write the results to a file
+    #[arg(long, value_name = "FILE")]
+    json: Option<std::path::PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("vmprim: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The rows that were asked for and work here; why the others are left out is said.
+fn rows(options: &Options) -> Result<Vec<Row>, String> {
+    let unknown = options.rows.iter().find(|name| !Row::ALL.iter().any(|row| row.name() == **name));
+    if let Some(unknown) = unknown {
+        let names: Vec<_> = Row::ALL.iter().map(|row| row.name()).collect();
+        return Err(format!("no row {unknown}: there is {}", names.join(", ")));
+    }
+    let wanted = |row: &Row| options.rows.is_empty() || options.rows.iter().any(|name| name == row.name());
+    let mut rows = Vec::new();
+    for row in Row::ALL.into_iter().filter(wanted) {
+        match row.region(16) {
+            Ok(_) => rows.push(row),
+            Err(error) => eprintln!("{} is left out: {error}", row.name()),
+        }
+    }
+    Ok(rows)
+}
+
+/// The process measures on one CPU, before others where it may. A run that hangs ends.
+fn settle(alone: bool) {
+    // SAFETY: valid structures; the calls touch nothing else.
+    unsafe {
+        libc::alarm(60);
+        if !alone {
+            return;
+        }
+        let mut one = std::mem::zeroed::<libc::cpu_set_t>();
+        let cpu = libc::sched_getcpu();
+        libc::CPU_SET(usize::try_from(cpu).unwrap_or(0), &mut one);
+        libc::sched_setaffinity(0, size_of_val(&one), &one);
+    }
+}
+
+/// Real-time priority for this thread alone; whether it was given.
+fn before_others(on: bool) -> bool {
+    let (policy, priority) = if on { (libc::SCHED_FIFO, 10) } else { (libc::SCHED_OTHER, 0) };
+    let parameter = libc::sched_param { sched_priority: priority };
+    // SAFETY: a valid structure.
+    unsafe { libc::sched_setscheduler(0, policy, &parameter) == 0 }
+}
+
+fn run(options: &Options) -> Result<(), String> {
+    let rows = rows(options)?;
+    let figures = match options.sweep {
+        None => table(options, &rows)?,
+        Some(sweep) => vary(options, &rows, sweep)?,
+    };
+    if let Some(path) = &options.json {
+        std::fs::write(path, shown::json(&figures, options.seed))
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn table(options: &Options, rows: &[Row]) -> Result<Vec<Figure>, String> {
+    let has_priority = before_others(true);
+    if !has_priority {
+        eprintln!("no real-time priority: figures are those of a process among others");
+    }
+    let add = cells::add();
+    before_others(false);
+    let mut figures = Vec::new();
+    for &row in rows {
+        for cell in Cell::ALL.into_iter().filter(|&cell| row.has(cell)) {
+            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+            for run in 0..options.runs {
+                settle(row.is_in_thread());
+                let seed = options.seed + u64::from(run);
+                before_others(row.is_in_thread());
+                let measured = cells::measure(row, cell, options.pages as usize, 4096, options.rounds, seed);
+                before_others(false);
+                ours.push(measured?);
+                theirs.extend(twin::measure(row, cell, options.pages, options.rounds, seed)?);
+            }
+            let mut figure = Figure::new(row, cell, options.pages, ours);
+            figure.twin = (!theirs.is_empty()).then(|| shown::median(&mut theirs));
+            figures.push(figure);
+        }
+    }
+    print!("{}", shown::table(&figures, rows, add, options));
+    for figure in &mut figures {
+        figure.adds = Some(figure.ns / add);
+    }
+    Ok(figures)
+}
+
+fn vary(options: &Options, rows: &[Row], sweep: Sweep) -> Result<Vec<Figure>, String> {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let points: Vec<usize> = match sweep {
+        Sweep::Pages => vec![1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18],
+        Sweep::Unit => vec![4, 16, 64, 256],
+        Sweep::Threads => (0..).map(|i| 1 << i).take_while(|&n| n <= 2 * cpus).collect(),
+    };
+    let mut figures = Vec::new();
+    let runs = options.runs.min(3);
+    let cells: &[(&str, bool)] = match sweep {
+        Sweep::Threads => &[("disjoint", false), ("equal", true)],
+        _ => &[("", false)],
+    };
+    for &row in rows.iter().filter(|row| row.has(Cell::ProtN)) {
+        for &(what, same) in cells {
+            for &point in &points {
+                let mut found = Vec::new();
+                for run in 0..runs {
+                    settle(sweep != Sweep::Threads && row.is_in_thread());
+                    let seed = options.seed + u64::from(run);
+                    let rounds = if point >= 1 << 16 { 1 } else { options.rounds };
+                    found.push(match sweep {
+                        Sweep::Pages => cells::measure(row, Cell::ProtN, point, 4096, rounds, seed)?,
+                        Sweep::Unit => {
+                            let pages = options.pages.min(1024) as usize;
+                            cells::measure(row, Cell::ProtN, pages, point << 10, rounds, seed)?
+                        }
+                        Sweep::Threads => {
+                            cells::threads(row, options.pages as usize, point, same, rounds, seed)?
+                        }
+                    });
+                }
+                let mut figure = Figure::new(row, Cell::ProtN, options.pages, found);
+                figure.variant = match sweep {
+                    Sweep::Pages => format!("{point} pages"),
+                    Sweep::Unit => format!("unit {point} KiB"),
+                    Sweep::Threads => format!("{point} threads, {what} pages"),
+                };
+                println!("{}", figure.line());
+                figures.push(figure);
+            }
+        }
+    }
+    Ok(figures)
+}
