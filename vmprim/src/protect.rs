@@ -245,9 +245,12 @@ impl Inner {
             Access::Read => [(Access::None, none), (Access::Read, 0)],
             Access::ReadWrite => [(Access::None, none), (Access::Read, read)],
         };
-        if to == Access::ReadWrite && !self.tracks && !mutant!("vmprim-dirty-not-noted") {
-            // Before the kernel opens them. Relaxed: `take_dirty` looks again under the locks.
-            group.soft_dirty.fetch_or(below[0].1 | below[1].1, Ordering::Relaxed);
+        // Relaxed: `take_dirty` looks again under the locks.
+        let note = || group.soft_dirty.fetch_or(below[0].1 | below[1].1, Ordering::Relaxed);
+        let notes = to == Access::ReadWrite && !self.tracks && !mutant!("vmprim-dirty-not-noted");
+        if notes && !mutant!("vmprim-dirty-noted-late") {
+            // Before the kernel opens them.
+            note();
         }
         for (from, pages) in below {
             if self.creates && from == Access::None && pages != 0 {
@@ -259,12 +262,13 @@ impl Inner {
                 group.born.fetch_or(unborn, Ordering::Relaxed);
             }
             for run in runs(at, pages) {
-                if mutant!("vmprim-level-first") {
-                    self.set_level(at, mask_of(run), to);
-                }
                 self.mechanism.raise(self.span(run), from, to)?;
                 self.set_level(at, mask_of(run), to);
             }
+        }
+        if notes && mutant!("vmprim-dirty-noted-late") {
+            std::thread::sleep(std::time::Duration::from_micros(300));
+            note();
         }
         Ok(())
     }

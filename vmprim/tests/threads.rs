@@ -137,6 +137,38 @@ fn a_copy_of_dirty_pages_becomes_the_memory() {
     }
 }
 
+/// A page that another thread's fault has opened was noted before: whoever writes it and then takes the set finds it there.
+#[test]
+fn a_write_that_ended_is_in_the_next_set() {
+    for way in ways() {
+        let region = way.builder(2).need(Needs::DIRTY).build().unwrap();
+        let barrier = std::sync::Barrier::new(2);
+        const ROUNDS: usize = 200;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let view = region.view::<u64>().unwrap();
+                for _ in 0..ROUNDS {
+                    barrier.wait();
+                    view.set(1, 1);
+                    barrier.wait();
+                }
+            });
+            let view = region.view::<u64>().unwrap();
+            let mut dirty = PageSet::new();
+            for round in 0..ROUNDS {
+                region.take_dirty(0..2, &mut dirty).unwrap();
+                dirty.clear();
+                barrier.wait();
+                (0..round % 7 * 300).for_each(|_| std::hint::spin_loop());
+                view.set(2, 2);
+                region.take_dirty(0..2, &mut dirty).unwrap();
+                assert!(dirty.contains(PageNo(0)), "{way:?}, round {round}");
+                barrier.wait();
+            }
+        });
+    }
+}
+
 #[test]
 fn eight_threads_that_fault_on_a_page_have_one_handler() {
     for way in ways().into_iter().filter(|way| way.has_read) {

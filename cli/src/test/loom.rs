@@ -1,4 +1,4 @@
-//! The loom models, `crates/*/tests/loom*.rs`, and those of a crate's own insides, `crates/*/src/loom.rs`: every
+//! The loom models, `crates/*/tests/loom*.rs` and vmprim's, and those of a crate's own insides, `crates/*/src/loom.rs`: every
 //! interleaving and every weak-memory outcome of the protocols; and the longer runs of `crates/*/tests/shuttle*.rs`, whose
 //! schedules are drawn at random.
 
@@ -57,15 +57,15 @@ pub fn under(cfg: &str) -> Command {
 fn models() -> Result<Vec<(String, String)>> {
     let crates = workspace::root().join("crates");
     let mut found = Vec::new();
-    for folder in
-        std::fs::read_dir(&crates).with_context(|| format!("cannot read {}", crates.display()))?.flatten()
-    {
-        let package = format!("quire-{}", folder.file_name().to_string_lossy());
-        if folder.path().join("src").join("loom.rs").exists() {
+    let mechanisms =
+        std::fs::read_dir(&crates).with_context(|| format!("cannot read {}", crates.display()))?.flatten();
+    for folder in mechanisms.map(|entry| entry.path()).chain([workspace::root().join("vmprim")]) {
+        let package = format!("quire-{}", folder.file_name().unwrap_or_default().to_string_lossy());
+        if folder.join("src").join("loom.rs").exists() {
             found.push((package.clone(), LIB.to_owned()));
         }
         // A crate without tests has no models of other kinds.
-        for file in std::fs::read_dir(folder.path().join("tests")).into_iter().flatten().flatten() {
+        for file in std::fs::read_dir(folder.join("tests")).into_iter().flatten().flatten() {
             let path = file.path();
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             if (stem.starts_with(LOOM) || stem.starts_with(SHUTTLE))
