@@ -33,8 +33,8 @@ pub enum Kind {
     Read,
     /// A store that the page's level forbids.
     Write,
-    /// The page had a frame and has lost it (a punched hole, a truncated file): a grant gives it one of zeros, unless the
-    /// handler fills it through the alias first.
+    /// The page had a frame and has lost it (a punched hole, a truncated file): a grant gives it one of zeros,
+    /// unless the handler fills it through the alias first.
     Missing,
     /// `pin` asks for the page; nothing has touched it.
     Pin,

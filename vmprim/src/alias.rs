@@ -82,8 +82,8 @@ impl<'r> Alias<'r> {
     pub fn read_into(&self, offset: usize, to: &mut [u8]) -> Result<(), Error> {
         let from = self.at(offset, to.len())?;
         compiler_fence(Ordering::SeqCst);
-        // SAFETY: both are valid for the length and do not overlap, since Rust's slices are not in regions; racing bytes are
-        // any bytes.
+        // SAFETY: both are valid for the length and do not overlap, since Rust's slices are not in regions; racing
+        // bytes are any bytes.
         unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
         compiler_fence(Ordering::SeqCst);
         Ok(())
@@ -164,7 +164,8 @@ impl PageAlias<'_> {
 
 /// The region as values of `T`, through the view: accesses trap as the pages' levels say.
 ///
-/// Values are copied by volatile accesses; no reference into the view is given out, because a level may change under it.
+/// Values are copied by volatile accesses; no reference into the view is given out, because a level may change
+/// under it.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'r, T> {
     pub(crate) base: *mut T,

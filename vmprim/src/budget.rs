@@ -1,8 +1,8 @@
 //! How many mappings the process has, where levels use them up: an estimate that is cheap, and a count now and then.
 //!
-//! Each change of levels adds the number of neighbours that came to differ. Changes at the border of two groups of pages may race and be
-//! off by one; mappings that others make are not seen. So before a refusal the mappings are counted in `/proc/self/maps`, and the estimate
-//! begins there again.
+//! Each change of levels adds the number of neighbours that came to differ. Changes at the border of two groups of
+//! pages may race and be off by one; mappings that others make are not seen. So before a refusal the mappings are
+//! counted in `/proc/self/maps`, and the estimate begins there again.
 
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 

@@ -1,8 +1,8 @@
 //! Building a region: memory, backend, handlers.
 //!
-//! A backend is chosen by what it can give on any kernel (`gives`), and then by whether it works here (`probe.rs`). Where the program names none,
-//! the order is: the kernel's own tracking if only dirty sets are asked for; then what splits no mapping and signals the faulting thread;
-//! then `mprotect`; then threads that read faults.
+//! A backend is chosen by what it can give on any kernel (`gives`), and then by whether it works here (`probe.rs`).
+//! Where the program names none, the order is: the kernel's own tracking if only dirty sets are asked for; then
+//! what splits no mapping and signals the faulting thread; then `mprotect`; then threads that read faults.
 
 use std::{
     fs::File,
@@ -74,8 +74,8 @@ impl std::fmt::Debug for Builder {
 }
 
 impl Region {
-    /// A region of `len` bytes, a multiple of the page. Unless more is said: pages of 4096 bytes at ReadWrite, the memory and the backend that meet
-    /// the needs best, and faults granted what they want.
+    /// A region of `len` bytes, a multiple of the page. Unless more is said: pages of 4096 bytes at ReadWrite, the
+    /// memory and the backend that meet the needs best, and faults granted what they want.
     pub fn builder(len: usize) -> Builder {
         Builder {
             len,
@@ -134,8 +134,8 @@ impl Builder {
         self.backing = Some(backing);
         self
     }
-    /// Take over memory of the program's own instead: private and anonymous, `len` bytes from `base`, both whole pages. When the region ends, the
-    /// memory is readable and writable again and stays.
+    /// Take over memory of the program's own instead: private and anonymous, `len` bytes from `base`, both whole
+    /// pages. When the region ends, the memory is readable and writable again and stays.
     ///
     /// # Safety
     /// The bytes are mapped so, are nobody else's to protect, and stay mapped as long as the region lives.

@@ -1,8 +1,10 @@
-//! Deferred handlers: the faulting thread puts a node on its stack into a lock-free list and sleeps; a worker answers.
+//! Deferred handlers: the faulting thread puts a node on its stack into a lock-free list and sleeps; a worker
+//! answers.
 //!
-//! The faulting thread keeps the page's lock meanwhile and acts on the answer itself. So a worker needs no lock of a page, and all that
-//! became of the fault is in one place. A worker takes the whole list at once, so there is no pop that could be fooled by a node that left
-//! and came back; what it does not answer itself, others find in a queue behind a lock of std, which no signal handler ever takes.
+//! The faulting thread keeps the page's lock meanwhile and acts on the answer itself. So a worker needs no lock of
+//! a page, and all that became of the fault is in one place. A worker takes the whole list at once, so there is no
+//! pop that could be fooled by a node that left and came back; what it does not answer itself, others find in a
+//! queue behind a lock of std, which no signal handler ever takes.
 //!
 //! ```text
 //! fault:  push node; tickets += 1; wake one worker; sleep until node.done

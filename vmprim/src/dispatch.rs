@@ -1,9 +1,10 @@
 //! The handlers of SIGSEGV and SIGBUS: which faults are ours, and what becomes of the others.
 //!
-//! Ours is a fault that the memory system raised (`si_code` above 0 and not SI_KERNEL), not of an instruction fetch, at an address in a
-//! region. Every other signal goes to the handler that was there before, with the mask and flags it asked for; where there was none, the
-//! default is restored and the access is repeated, so that the process ends, and its core shows, as if we had never been there. Rust's
-//! report of stack overflow is such a handler.
+//! Ours is a fault that the memory system raised (`si_code` above 0 and not SI_KERNEL), not of an instruction
+//! fetch, at an address in a region. Every other signal goes to the handler that was there before, with the mask
+//! and flags it asked for; where there was none, the default is restored and the access is repeated, so that the
+//! process ends, and its core shows, as if we had never been there. Rust's report of stack overflow is such a
+//! handler.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -86,7 +87,8 @@ fn claim(signal: c_int) -> Result<(), Error> {
         // Leaked: a handler on another CPU may be about to call it, for ever.
         chain.store(Box::leak(Box::new(Chained { action: before, next })), Ordering::Release);
     }
-    // SAFETY: zeros are a valid structure; the handler is one for SA_SIGINFO, and is called with signals in any state.
+    // SAFETY: zeros are a valid structure; the handler is one for SA_SIGINFO, and is called with signals in any
+    // state.
     unsafe {
         let mut ours = std::mem::zeroed::<libc::sigaction>();
         ours.sa_sigaction = on_signal as *const () as usize;
@@ -136,7 +138,8 @@ pub fn install() -> Result<(), Error> {
     Ok(())
 }
 
-/// Install the library's signal handlers again, in front of those that have replaced them. Faults that are no region's go on to these.
+/// Install the library's signal handlers again, in front of those that have replaced them. Faults that are no
+/// region's go on to these.
 ///
 /// # Errors
 /// [`Error::Os`] if the kernel refuses.
@@ -168,7 +171,8 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, contex
         None => unsafe { on_any_stack(&raw mut passed) },
         Some(stack) => {
             let top = (stack.ss_sp as usize).wrapping_add(stack.ss_size);
-            // SAFETY: the block's stack is nobody else's now; its top is aligned as a call wants it, and r12 keeps ours.
+            // SAFETY: the block's stack is nobody else's now; its top is aligned as a call wants it, and r12 keeps
+            // ours.
             unsafe {
                 std::arch::asm!(
                     "mov r12, rsp",
@@ -217,8 +221,9 @@ unsafe extern "C" fn on_any_stack(passed: *mut Passed) {
         }
         Outcome::Forward => {
             let block = inside.block;
-            // A handler that was there before may call us, as the one before it; or leave by a jump, and never return here. In the
-            // first case we are called below the place of the last call. Relaxed, all: this thread's own.
+            // A handler that was there before may call us, as the one before it; or leave by a jump, and never
+            // return here. In the first case we are called below the place of the last call. Relaxed, all: this
+            // thread's own.
             let here = std::ptr::from_ref(&outcome) as usize;
             let last = block.forward_at.load(Ordering::Relaxed);
             let nested = here < last && last.wrapping_sub(here) < NEAR;

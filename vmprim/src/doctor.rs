@@ -10,7 +10,8 @@ use crate::{
 /// What works here, and why the rest does not.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Backend, the memory it was tried on, whether system calls into protected pages were asked for, and how it went.
+    /// Backend, the memory it was tried on, whether system calls into protected pages were asked for, and how it
+    /// went.
     pub backends: Vec<(Backend, &'static str, bool, Result<(), Reason>)>,
     /// Guard pages without mappings.
     pub guards: Result<(), Reason>,

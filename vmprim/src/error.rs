@@ -14,7 +14,8 @@ pub enum Backend {
     Signal,
     /// Write protection by userfaultfd of anonymous memory, delivered as SIGBUS: Read and ReadWrite.
     UffdWp,
-    /// Minor faults and write protection by userfaultfd of a memfd, delivered as SIGBUS: all levels, no mapping is split.
+    /// Minor faults and write protection by userfaultfd of a memfd, delivered as SIGBUS: all levels, no mapping is
+    /// split.
     UffdView,
     /// Userfaultfd with faults read from its descriptor by this many threads: system calls into protected pages wait
     /// for the handler.
@@ -22,7 +23,8 @@ pub enum Backend {
         /// Threads that read faults and call handlers.
         threads: usize,
     },
-    /// The kernel resolves first writes by itself and reports them when asked: None and ReadWrite, DIRTY without traps.
+    /// The kernel resolves first writes by itself and reports them when asked: None and ReadWrite, DIRTY without
+    /// traps.
     AsyncDirty,
 }
 

@@ -8,9 +8,10 @@
 //!     the kernel says that there is no frame: ask again, as Missing; then give it one, and raise
 //! unlock
 //! ```
-//! A thread in a handler holds the lock of the page it faulted on, and waits for no other: neighbours that a handler grants or evicts
-//! besides are only tried. So waits form no cycle. Two mistakes would wait for ever and are found instead: a handler that touches the page
-//! it holds, and a deferred one that touches the page it resolves for another thread.
+//! A thread in a handler holds the lock of the page it faulted on, and waits for no other: neighbours that a
+//! handler grants or evicts besides are only tried. So waits form no cycle. Two mistakes would wait for ever and
+//! are found instead: a handler that touches the page it holds, and a deferred one that touches the page it
+//! resolves for another thread.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -289,7 +290,8 @@ impl Inner {
             Some(queue) if direct => queue.call(self, block, fault),
             Some(queue) => queue.hand_over(fault),
             None if self.inline.is_some() => Resolution::Defer,
-            // Without handlers a region is for its dirty sets; but zeros where there was data must not pass in silence.
+            // Without handlers a region is for its dirty sets; but zeros where there was data must not pass in
+            // silence.
             None if fault.kind == Kind::Missing => Resolution::Fail(libc::EIO),
             None => Resolution::Grant(fault.wanted),
         }
@@ -312,7 +314,8 @@ impl Inner {
         group.unlock(got, &Futex);
     }
 
-    /// Where mappings are nearly used up, offer the handler the neighbours of a page just raised, so that mappings merge.
+    /// Where mappings are nearly used up, offer the handler the neighbours of a page just raised, so that mappings
+    /// merge.
     fn speculate(&self, block: &Block, fault: &Fault, to: Access) {
         if !self.splits || fault.kind == Kind::Pin || !budget::is_near() {
             return;

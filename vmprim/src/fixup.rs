@@ -1,12 +1,12 @@
 //! Where a thread goes on whose access is diverted: a table that the linker gathers.
 //!
-//! [`fault_or!`](crate::fault_or) writes a pair of self-relative distances into the section `vmp_fix`: to the instruction that may fault,
-//! and to where it goes on.
+//! [`fault_or!`](crate::fault_or) writes a pair of self-relative distances into the section `vmp_fix`: to the
+//! instruction that may fault, and to where it goes on.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-// A pair that no instruction matches: the section exists even in a program without others, so that its bounds do. R: nothing refers to
-// entries by name, and the linker must keep them.
+// A pair that no instruction matches: the section exists even in a program without others, so that its bounds do.
+// R: nothing refers to entries by name, and the linker must keep them.
 std::arch::global_asm!(".pushsection vmp_fix, \"aR\"", ".long 0, 0", ".popsection");
 
 unsafe extern "C" {
@@ -30,8 +30,9 @@ pub fn target(pc: usize) -> Option<usize> {
     None
 }
 
-/// One access that goes on elsewhere if a handler answers `Divert`: `fault_or!(store p, x, else { … })` stores the `u64` `x` at `p`, and
-/// `fault_or!(load p, else { … })` is the `u64` at `p`. The block must leave: by `return`, `break`, or as a value of the load.
+/// One access that goes on elsewhere if a handler answers `Divert`: `fault_or!(store p, x, else { … })` stores the
+/// `u64` `x` at `p`, and `fault_or!(load p, else { … })` is the `u64` at `p`. The block must leave: by `return`,
+/// `break`, or as a value of the load.
 ///
 /// The pointer must be valid for the access, or in a region whose handler diverts.
 ///
@@ -66,7 +67,8 @@ macro_rules! fault_or {
     (load $at:expr, else $slow:block) => {'done: {
         let at: *const u64 = $at;
         let mut value = 0_u64;
-        // Through the stack, since a block with a way out may have no output register. A push that faults has not moved the stack.
+        // Through the stack, since a block with a way out may have no output register. A push that faults has not
+        // moved the stack.
         ::core::arch::asm!(
             "2: push qword ptr [{at}]",
             "pop qword ptr [{to}]",

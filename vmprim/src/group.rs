@@ -1,12 +1,12 @@
 //! The state of 32 pages, and the lock of each.
 //!
-//! **Claim.** At most one thread acts on a page at a time; one that finds it taken sleeps and is not forgotten; and who takes
-//! it sees all that the last holder did.
+//! **Claim.** At most one thread acts on a page at a time; one that finds it taken sleeps and is not forgotten; and
+//! who takes it sees all that the last holder did.
 //!
-//! **Idea.** A page's lock is one bit, BUSY, of a word that 32 pages share, so that whole groups are taken and released
-//! with one read-modify-write each. Whoever must wait sets the page's WAIT bit in the *same* word: the read-modify-write that sets
-//! it also says whether BUSY is still set, and the one that clears BUSY also says whether somebody waits. Waiters sleep on
-//! `seq`, which a release that saw WAIT increments:
+//! **Idea.** A page's lock is one bit, BUSY, of a word that 32 pages share, so that whole groups are taken and
+//! released with one read-modify-write each. Whoever must wait sets the page's WAIT bit in the *same* word: the
+//! read-modify-write that sets it also says whether BUSY is still set, and the one that clears BUSY also says
+//! whether somebody waits. Waiters sleep on `seq`, which a release that saw WAIT increments:
 //!
 //! ```text
 //! lock(p):    loop: s = seq                             // before BUSY is looked at: a later release changes it
@@ -16,13 +16,13 @@
 //!             if old had WAIT p: seq += 1; wake all
 //! ```
 //!
-//! Sleeping on the lock word itself would not do: it changes for 31 other pages, and between the look and the sleep the bit may be
-//! released and taken again with WAIT gone. A WAIT bit that is set just after the release stays until the next one, which wakes nobody
-//! for nothing.
+//! Sleeping on the lock word itself would not do: it changes for 31 other pages, and between the look and the sleep
+//! the bit may be released and taken again with WAIT gone. A WAIT bit that is set just after the release stays
+//! until the next one, which wakes nobody for nothing.
 //!
-//! **Levels.** Two bits a page in one word, changed by xor by the holder of the page's BUSY bit, so that changes of other pages'
-//! levels are not lost. The old word, which xor returns, also says exactly how many neighbours within the group differ
-//! before and after: that is what mappings cost where each run of one level is a mapping.
+//! **Levels.** Two bits a page in one word, changed by xor by the holder of the page's BUSY bit, so that changes of
+//! other pages' levels are not lost. The old word, which xor returns, also says exactly how many neighbours within
+//! the group differ before and after: that is what mappings cost where each run of one level is a mapping.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -100,13 +100,13 @@ impl Group {
         mask & !(old as u32)
     }
 
-    /// Take all pages of `mask`, in ascending order where some must be waited for. `waits` is called with a page's index
-    /// before sleeping on it.
+    /// Take all pages of `mask`, in ascending order where some must be waited for. `waits` is called with a page's
+    /// index before sleeping on it.
     pub fn lock(&self, mask: u32, sleep: &impl Sleep, waits: impl Fn(u32)) {
         let mut want = mask;
         loop {
-            // Acquire: pairs with the Release increment in `unlock`, so that a value read after it goes with a lock word
-            // that is as new; read before BUSY is looked at, see above.
+            // Acquire: pairs with the Release increment in `unlock`, so that a value read after it goes with a lock
+            // word that is as new; read before BUSY is looked at, see above.
             let seen = self.seq.load(Ordering::Acquire);
             let missing = want & !self.try_lock(want);
             if missing == 0 {
@@ -169,12 +169,13 @@ impl Group {
         [mask & !read & !write, read, write]
     }
 
-    /// Set the level of the pages of `mask`, which the caller holds; by how much the number of neighbours in the group that
-    /// differ has grown.
+    /// Set the level of the pages of `mask`, which the caller holds; by how much the number of neighbours in the
+    /// group that differ has grown.
     #[inline]
     pub fn set_level(&self, mask: u32, level: Access) -> i32 {
         let mine = spread(mask);
-        // Relaxed, both: only holders change these bits, and the lock orders holders. The xor leaves other pages' bits alone.
+        // Relaxed, both: only holders change these bits, and the lock orders holders. The xor leaves other pages'
+        // bits alone.
         let change = (self.level.load(Ordering::Relaxed) ^ (level as u64 * 0x5555_5555_5555_5555)) & mine;
         let old = self.level.fetch_xor(change, Ordering::Relaxed);
         borders(old ^ change).wrapping_sub(borders(old))

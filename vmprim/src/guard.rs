@@ -1,7 +1,7 @@
 //! Guard pages that are no mappings: `MADV_GUARD_INSTALL`, from Linux 6.13.
 //!
-//! A guarded page traps at any access like one that was never mapped, but costs an entry in the page table and no mapping, so there may be
-//! millions. It has no level: it is for the ends of things, not for regions.
+//! A guarded page traps at any access like one that was never mapped, but costs an entry in the page table and no
+//! mapping, so there may be millions. It has no level: it is for the ends of things, not for regions.
 
 use std::sync::OnceLock;
 

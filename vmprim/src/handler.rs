@@ -42,8 +42,8 @@ pub struct Fault {
 pub enum Resolution {
     /// Raise the page to this level, at least what is wanted, and repeat the access.
     Grant(Access),
-    /// Raise these pages, among them the one that faulted; others that are in use elsewhere, or in another group of 32, may be left
-    /// as they are.
+    /// Raise these pages, among them the one that faulted; others that are in use elsewhere, or in another group of
+    /// 32, may be left as they are.
     GrantRange(PageRange, Access),
     /// Repeat the access as it is: somebody else sees to it.
     Retry,
@@ -130,7 +130,8 @@ impl SignalSafe<'_> {
         self.region.level(page)
     }
 
-    /// Lower those of `pages` that are above `to`, idle and not pinned; how many were lowered. The page that faulted is not idle.
+    /// Lower those of `pages` that are above `to`, idle and not pinned; how many were lowered. The page that
+    /// faulted is not idle.
     pub fn try_evict(&self, pages: &[PageNo], to: Access) -> usize {
         self.region.try_lower(pages, to, &mut |_| ()).unwrap_or(0)
     }

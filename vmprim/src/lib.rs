@@ -1,5 +1,5 @@
-//! Virtual-memory primitives for user programs: the six of Appel and Li, "Virtual Memory Primitives for User Programs" (ASPLOS 1991), on
-//! stock Linux, x86-64.
+//! Virtual-memory primitives for user programs: the six of Appel and Li, "Virtual Memory Primitives for User
+//! Programs" (ASPLOS 1991), on stock Linux, x86-64.
 //!
 //! | primitive | here | meaning |
 //! | --- | --- | --- |
@@ -10,11 +10,13 @@
 //! | DIRTY | [`Region::take_dirty`] | which pages were written since the last time; read, cleared and re-armed as one step |
 //! | MAP2 | [`Region::alias`] | a second mapping of the same frames, always writable |
 //!
-//! **Claim.** One interface over every mechanism that the kernel has for this, at the cost of the best one that is there.
+//! **Claim.** One interface over every mechanism that the kernel has for this, at the cost of the best one that is
+//! there.
 //!
-//! **Idea.** A [`Region`] has a *view*, whose pages have levels (`None < Read < ReadWrite`), and, backed by a file, an *alias*, which has
-//! none. What the kernel must be told is behind one seam ([`Backend`]). What the library itself knows, a level and a lock a page, is the same
-//! for all, and it is the truth: outside of a page's lock the kernel may be stricter than the level, never looser.
+//! **Idea.** A [`Region`] has a *view*, whose pages have levels (`None < Read < ReadWrite`), and, backed by a file,
+//! an *alias*, which has none. What the kernel must be told is behind one seam ([`Backend`]). What the library
+//! itself knows, a level and a lock a page, is the same for all, and it is the truth: outside of a page's lock the
+//! kernel may be stricter than the level, never looser.
 //!
 //! - *Exclusion*: whoever acts on a page (a handler, `protect`, `take_dirty`, an eviction) holds its lock.
 //! - *Raising*: contents through the alias, then the kernel, then the level, then the lock's release.

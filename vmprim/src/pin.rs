@@ -44,8 +44,9 @@ impl Drop for Pin<'_> {
 }
 
 impl Region {
-    /// Pin pages at `level` or above: handlers are asked for those below, with [`Kind::Pin`]. Until the result is dropped, the pages may be handed to
-    /// system calls and devices; nothing lowers them, and dirty sets report those that are open for writing.
+    /// Pin pages at `level` or above: handlers are asked for those below, with [`Kind::Pin`]. Until the result is
+    /// dropped, the pages may be handed to system calls and devices; nothing lowers them, and dirty sets report
+    /// those that are open for writing.
     ///
     /// # Errors
     /// - [`Error::Range`] or [`Error::Lacks`].

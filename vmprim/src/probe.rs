@@ -1,8 +1,8 @@
 //! Whether a backend works here: found out by using it on a small region, once a process.
 //!
-//! What a kernel answers to a call is not believed. Each probe builds a region of four pages, with the library's own handlers, and checks that
-//! forbidden accesses trap where they should, that grants let them through, that neighbours are left alone, and that dirty sets say what was
-//! written.
+//! What a kernel answers to a call is not believed. Each probe builds a region of four pages, with the library's
+//! own handlers, and checks that forbidden accesses trap where they should, that grants let them through, that
+//! neighbours are left alone, and that dirty sets say what was written.
 
 use std::sync::{
     Arc, OnceLock,

@@ -1,11 +1,13 @@
 //! PROT1, PROTN and UNPROT outside of handlers, DIRTY, and eviction.
 //!
-//! Lowering: lock the pages, have the kernel lower them, which returns when no thread can complete an access above, store the level, unlock.
-//! Pages are taken in ascending order, and batches of them share one call of the kernel where they are neighbours.
+//! Lowering: lock the pages, have the kernel lower them, which returns when no thread can complete an access above,
+//! store the level, unlock. Pages are taken in ascending order, and batches of them share one call of the kernel
+//! where they are neighbours.
 //!
-//! The dirty set of a mechanism that does not track writes: a page is noted as written *before* the kernel opens it for writing. A set
-//! takes the notes of pages that it holds, and lowers these pages to Read. A write that ended before the call began was to an open page,
-//! so its note was there; one that begins after it returned finds the page closed, so it is noted anew.
+//! The dirty set of a mechanism that does not track writes: a page is noted as written *before* the kernel opens it
+//! for writing. A set takes the notes of pages that it holds, and lowers these pages to Read. A write that ended
+//! before the call began was to an open page, so its note was there; one that begins after it returned finds the
+//! page closed, so it is noted anew.
 
 use sync::{mutant, primitive::Ordering};
 
@@ -237,7 +239,8 @@ impl Inner {
         Ok(count)
     }
 
-    /// Raise the pages of `mask` in a group, which the caller holds, to `to`; pages above stay. Safe in a signal handler.
+    /// Raise the pages of `mask` in a group, which the caller holds, to `to`; pages above stay. Safe in a signal
+    /// handler.
     pub fn raise(&self, group: &Group, at: usize, mask: u32, to: Access) -> Result<(), Stop> {
         let [none, read, _] = group.by_level(mask);
         let below = match to {
@@ -310,7 +313,8 @@ impl Inner {
         let mut batch = Batch::<64>::new(self, Access::Read);
         for (at, mask) in groups(range) {
             let Some(group) = self.groups.get(at) else { break };
-            // Relaxed: a write that ended before the call was noted before its thread went on, so the note is seen here.
+            // Relaxed: a write that ended before the call was noted before its thread went on, so the note is seen
+            // here.
             let noted = group.soft_dirty.load(Ordering::Relaxed) & mask;
             let pinned = group.pinned.load(Ordering::Relaxed) & mask;
             if noted == 0 && pinned == 0 {
@@ -338,8 +342,8 @@ const fn mask_of(run: PageRange) -> u32 {
 }
 
 impl Region {
-    /// PROT1 and PROTN: lower pages to `to`; pages at or below it stay. On return, no thread of the process can complete an access
-    /// above the level.
+    /// PROT1 and PROTN: lower pages to `to`; pages at or below it stay. On return, no thread of the process can
+    /// complete an access above the level.
     ///
     /// # Errors
     /// - [`Error::Range`] for pages outside of the region.
@@ -438,14 +442,16 @@ impl Region {
         Ok(())
     }
 
-    /// DIRTY: put into `out` the pages of a range that were written since they were last taken, and begin anew for these, as one step.
+    /// DIRTY: put into `out` the pages of a range that were written since they were last taken, and begin anew for
+    /// these, as one step.
     ///
-    /// A write that ended before the call began is in this set or an earlier one; a write that begins after it returned is in a later one; one
-    /// at the same time is in at least one of them. Pages that were not written may be in it.
+    /// A write that ended before the call began is in this set or an earlier one; a write that begins after it
+    /// returned is in a later one; one at the same time is in at least one of them. Pages that were not written may
+    /// be in it.
     ///
     /// # Errors
-    /// [`Error::Range`], [`Error::Lacks`] if the region was not built to need [`Needs::DIRTY`] and its backend has none, or
-    /// [`Error::Os`].
+    /// [`Error::Range`], [`Error::Lacks`] if the region was not built to need [`Needs::DIRTY`] and its backend has
+    /// none, or [`Error::Os`].
     ///
     /// ```
     /// use vmprim::{Needs, PageNo, PageSet, Region};
@@ -470,7 +476,8 @@ impl Region {
         self.inner().take_dirty(range, out).map_err(|errno| Error::Os { op: "take_dirty", errno })
     }
 
-    /// Lower those of `pages` that no fault is using, that are not pinned, and that are above `to`; which were lowered.
+    /// Lower those of `pages` that no fault is using, that are not pinned, and that are above `to`; which were
+    /// lowered.
     ///
     /// # Errors
     /// [`Error::Lacks`] or [`Error::Os`].

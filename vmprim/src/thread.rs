@@ -1,26 +1,29 @@
 //! What the library knows of each thread: a block that its signal handler finds without thread-local storage.
 //!
-//! Thread-local storage of a shared object may be allocated at first use, which a signal handler must not do. Instead:
+//! Thread-local storage of a shared object may be allocated at first use, which a signal handler must not do.
+//! Instead:
 //!
-//! - An *attached* thread has an alternate stack of ours, and the kernel says in the signal's frame which alternate stack that is: the
-//!   block's address stands at the stack's low end, beside a number drawn at the start of the process.
-//! - Any other thread borrows a block of a pool for the time of its handler. If it came on an alternate stack of somebody else's, which may
-//!   have no more than 8 KiB, its handler goes on on the block's stack, registered meanwhile; so that a fault of the handler finds the
-//!   block there too. The return from the signal registers the old stack again. A thread without an alternate stack finds its block again
-//!   by its thread number.
+//! - An *attached* thread has an alternate stack of ours, and the kernel says in the signal's frame which alternate
+//!   stack that is: the block's address stands at the stack's low end, beside a number drawn at the start of the
+//!   process.
+//! - Any other thread borrows a block of a pool for the time of its handler. If it came on an alternate stack of
+//!   somebody else's, which may have no more than 8 KiB, its handler goes on on the block's stack, registered
+//!   meanwhile; so that a fault of the handler finds the block there too. The return from the signal registers the
+//!   old stack again. A thread without an alternate stack finds its block again by its thread number.
 //!
 //! Blocks are in one list that only grows and are used again, never freed; so whoever walks the list needs no lock.
 //!
-//! A block holds what the thread is *inside* of: the table it looks into (`hazard`), and for each nested fault the region and page. An
-//! updater that has taken a table or region out of reach waits until no block names it:
+//! A block holds what the thread is *inside* of: the table it looks into (`hazard`), and for each nested fault the
+//! region and page. An updater that has taken a table or region out of reach waits until no block names it:
 //!
 //! ```text
 //! handler: hazard = t = TABLE;  if TABLE != t again      updater: TABLE = new
 //!          frames[depth] = region found in t;                     wait until no hazard == old; free the old table
 //!          hazard = none                                          wait until no frame == region; free the region
 //! ```
-//! With all four accesses sequentially consistent, either the handler's second look sees the new table, or the updater sees the hazard.
-//! The region is named before the hazard is dropped, and the updater looks in that order too.
+//! With all four accesses sequentially consistent, either the handler's second look sees the new table, or the
+//! updater sees the hazard. The region is named before the hazard is dropped, and the updater looks in that order
+//! too.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -201,7 +204,8 @@ fn magic() -> u64 {
     }
 }
 
-/// Bytes of an alternate stack: for the kernel's frame, whatever the CPU's registers take, and for handlers four deep.
+/// Bytes of an alternate stack: for the kernel's frame, whatever the CPU's registers take, and for handlers four
+/// deep.
 fn stack_size() -> usize {
     static SIZE: AtomicUsize = AtomicUsize::new(0);
     // Relaxed, both: every thread computes the same.
@@ -269,8 +273,9 @@ fn attached(block: &Block) -> bool {
     block.attached.load(Ordering::Relaxed) != 0
 }
 
-/// Prepare this thread for faults: both signals unblocked, and an alternate stack that is large enough. Threads that were not
-/// attached work too, with a look-up by thread number at each fault, unless they block the signals. Attaching again does nothing.
+/// Prepare this thread for faults: both signals unblocked, and an alternate stack that is large enough. Threads
+/// that were not attached work too, with a look-up by thread number at each fault, unless they block the signals.
+/// Attaching again does nothing.
 ///
 /// # Errors
 /// [`Error::Os`] if there is no memory for the stack.

@@ -1,8 +1,8 @@
 //! Numbers and structures of the Linux interface that this crate calls, for x86-64.
 //!
-//! They are written out here because headers of distributions are years older than kernels. An ioctl's number says how
-//! large its argument is: each is computed from the structure, so the two cannot disagree, and a test compares the result with
-//! the number that kernels publish.
+//! They are written out here because headers of distributions are years older than kernels. An ioctl's number says
+//! how large its argument is: each is computed from the structure, so the two cannot disagree, and a test compares
+//! the result with the number that kernels publish.
 
 use std::ffi::{c_int, c_ulong};
 

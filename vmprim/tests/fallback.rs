@@ -1,4 +1,5 @@
-//! Where the kernel refuses: another backend is taken, or the refusal says which step, what the kernel answered, and what to set.
+//! Where the kernel refuses: another backend is taken, or the refusal says which step, what the kernel answered,
+//! and what to set.
 #![cfg(not(any(loom, shuttle)))]
 
 mod common;
@@ -103,7 +104,8 @@ fn without_privileges_the_backends_of_user_mode_work() {
             if was_root {
                 assert_eq!(libc::setgid(65_534), 0);
                 assert_eq!(libc::setuid(65_534), 0);
-                // A process that changed its user is not dumpable, and may not read its own pagemap until it is again.
+                // A process that changed its user is not dumpable, and may not read its own pagemap until it is
+                // again.
                 libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
             }
         }
@@ -167,7 +169,8 @@ fn a_backend_can_be_named_from_outside() {
 
 #[test]
 fn what_no_backend_gives_at_once_is_said() {
-    // The kernel's tracking has no level Read, and the rest of what has it can't let system calls through on a private file.
+    // The kernel's tracking has no level Read, and the rest of what has it can't let system calls through on a
+    // private file.
     let file = std::fs::File::open("/proc/self/exe").unwrap();
     let error = Region::builder(PAGE)
         .backing(vmprim::Backing::File { file, offset: 0, shared: false })

@@ -613,7 +613,8 @@ fn a_timer_inside_of_handlers_and_diverted_accesses_leave_pages_free() {
             let at = region.base().cast::<u64>();
             for n in 0..3000 {
                 region.protect(0..2, Access::None).unwrap();
-                // A signal handler must not touch a page that the code it interrupts is protecting: it would wait for itself.
+                // A signal handler must not touch a page that the code it interrupts is protecting: it would wait
+                // for itself.
                 // SAFETY: valid structures.
                 unsafe {
                     let mut alarm = std::mem::zeroed();

@@ -1,4 +1,5 @@
-//! Threads that race: nothing gets through a closed page, no write is lost from dirty sets, and a fault that many take is handled once.
+//! Threads that race: nothing gets through a closed page, no write is lost from dirty sets, and a fault that many
+//! take is handled once.
 #![cfg(not(any(loom, shuttle)))]
 
 mod common;
@@ -23,7 +24,8 @@ fn no_access_above_the_level_completes_once_protect_has_returned() {
             if level == Access::ReadWrite {
                 continue;
             }
-            // Odd while the page is closed for sure. The gate is shut from before the call: the handler lets nobody through.
+            // Odd while the page is closed for sure. The gate is shut from before the call: the handler lets nobody
+            // through.
             let epoch = AtomicU32::new(0);
             let gate = Arc::new(AtomicU32::new(0));
             let of_handler = gate.clone();
@@ -137,7 +139,8 @@ fn a_copy_of_dirty_pages_becomes_the_memory() {
     }
 }
 
-/// A page that another thread's fault has opened was noted before: whoever writes it and then takes the set finds it there.
+/// A page that another thread's fault has opened was noted before: whoever writes it and then takes the set finds
+/// it there.
 #[test]
 fn a_write_that_ended_is_in_the_next_set() {
     for way in ways() {

@@ -314,7 +314,8 @@ pub fn measure(
     Ok(median(&mut found))
 }
 
-/// Nanoseconds of PROTN+TRAP+UNPROT of a page and thread, with several threads on pages of their own or all on the same.
+/// Nanoseconds of PROTN+TRAP+UNPROT of a page and thread, with several threads on pages of their own or all on the
+/// same.
 pub fn threads(
     row: Row,
     pages: usize,

@@ -1,12 +1,13 @@
-//! The table of Appel and Li (ASPLOS 1991) on this host, for each backend that works here, beside C that makes the same calls by hand.
+//! The table of Appel and Li (ASPLOS 1991) on this host, for each backend that works here, beside C that makes the
+//! same calls by hand.
 //!
 //! ```text
 //! cells.rs    one cell: a region, an order of pages, a time
 //! twin.rs     the same cell by C (c/twin.c)
 //! shown.rs    the table, and the records for machines
 //! ```
-//! A figure is the median over runs of the median over rounds; the least and greatest run stand beside it. Runs of the library and of C
-//! alternate, so that what else the machine does meets both.
+//! A figure is the median over runs of the median over rounds; the least and greatest run stand beside it. Runs of
+//! the library and of C alternate, so that what else the machine does meets both.
 
 mod cells;
 mod shown;

@@ -1,7 +1,7 @@
 //! What the kernel does for a region: the seam between the library and each backend.
 //!
-//! A mechanism knows bytes and levels, no pages' locks: callers hold BUSY of all pages of a span, and store the level themselves. What
-//! another kernel offers becomes one more implementation.
+//! A mechanism knows bytes and levels, no pages' locks: callers hold BUSY of all pages of a span, and store the
+//! level themselves. What another kernel offers becomes one more implementation.
 
 mod open;
 pub mod signal;
@@ -38,7 +38,8 @@ pub trait Mechanism: Send + Sync + std::fmt::Debug {
     /// Raise a span, all of it at `from`, to `to`.
     fn raise(&self, span: Span, from: Access, to: Access) -> Result<(), Stop>;
 
-    /// Lower each of the spans, whose pages are above `to`, to `to`. When it returns no thread can complete an access above it.
+    /// Lower each of the spans, whose pages are above `to`, to `to`. When it returns no thread can complete an
+    /// access above it.
     fn lower(&self, spans: &[Span], to: Access) -> Result<(), Errno>;
 
     /// Make a span allow what its level says, though the kernel may be stricter.
@@ -59,8 +60,8 @@ pub trait Mechanism: Send + Sync + std::fmt::Debug {
         false
     }
 
-    /// Of a mechanism that tracks: call `found` for each run of pages that were written since the last scan, and begin
-    /// anew for these, as one step a page.
+    /// Of a mechanism that tracks: call `found` for each run of pages that were written since the last scan, and
+    /// begin anew for these, as one step a page.
     fn scan(&self, _span: Span, _found: &mut dyn FnMut(Span)) -> Result<(), Errno> {
         Ok(())
     }

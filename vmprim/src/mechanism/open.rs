@@ -1,4 +1,5 @@
-//! A backend's mechanism for a mapping: what is opened, asked for and registered; each refusal with its step and a hint.
+//! A backend's mechanism for a mapping: what is opened, asked for and registered; each refusal with its step and a
+//! hint.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 

@@ -1,7 +1,7 @@
 //! `mprotect` and SIGSEGV: on every kernel, for every backing.
 //!
-//! Neighbouring pages of one level are one mapping of the kernel's, so a page that differs from both neighbours costs two more. The
-//! process may have `vm.max_map_count` of them; the region counts (`budget.rs`).
+//! Neighbouring pages of one level are one mapping of the kernel's, so a page that differs from both neighbours
+//! costs two more. The process may have `vm.max_map_count` of them; the region counts (`budget.rs`).
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

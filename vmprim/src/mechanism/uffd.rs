@@ -6,14 +6,15 @@
 //! | Read | entry with the WP bit | entry with the WP bit | - |
 //! | ReadWrite | entry without | entry without | entry with the WP bit (not written yet) or without |
 //!
-//! - The frames of a view belong to the memfd: dropping the view's entries keeps them, and an access then is a minor fault (the frame
-//!   is there, the entry is not), or a missing one if the file has a hole. `CONTINUE` installs an entry for the frame, with the WP bit or
-//!   without, and answers EFAULT for a hole.
+//! - The frames of a view belong to the memfd: dropping the view's entries keeps them, and an access then is a
+//!   minor fault (the frame is there, the entry is not), or a missing one if the file has a hole. `CONTINUE`
+//!   installs an entry for the frame, with the WP bit or without, and answers EFAULT for a hole.
 //! - A zap leaves the WP bit behind as a marker; `CONTINUE` replaces it, so from None to ReadWrite is one trap.
 //! - Delivered as SIGBUS in the faulting thread, nobody sleeps in the kernel and nobody need be woken (`DONTWAKE`).
-//! - With WP_ASYNC the kernel clears the WP bit itself at the first write, and `PAGEMAP_SCAN` finds entries without it and sets it
-//!   again, as one step an entry under the page table's lock: no write between look and re-arming is lost. An absent entry
-//!   without a marker counts as written: dropping a page's entry and then scanning finds the writes before the drop.
+//! - With WP_ASYNC the kernel clears the WP bit itself at the first write, and `PAGEMAP_SCAN` finds entries without
+//!   it and sets it again, as one step an entry under the page table's lock: no write between look and re-arming is
+//!   lost. An absent entry without a marker counts as written: dropping a page's entry and then scanning finds the
+//!   writes before the drop.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -92,7 +93,8 @@ impl Uffd {
                 Ok(_) => return Ok(()),
                 Err(Errno(libc::EAGAIN)) => at = at.wrapping_add(done),
                 Err(Errno(libc::EEXIST)) => {
-                    // There is an entry: somebody was first, or the level was lowered in the table only. It gets the right bit.
+                    // There is an entry: somebody was first, or the level was lowered in the table only. It gets
+                    // the right bit.
                     let one = Span { offset: at, len: sys::BASE };
                     self.write_protect(one, write_protected).map_err(Stop::Os)?;
                     self.wake(one);

@@ -1,4 +1,5 @@
-//! What the tests share: the ways a region can be made here, random numbers that a seed repeats, and scenarios that end a process.
+//! What the tests share: the ways a region can be made here, random numbers that a seed repeats, and scenarios that
+//! end a process.
 #![allow(dead_code, reason = "each test uses some of it")]
 
 use std::{
@@ -90,8 +91,8 @@ impl Random {
     }
 }
 
-/// Run `scenario` in a process of its own, which is this test again; how it ended. Returns nothing in that process only if the scenario
-/// returned, and then not at all: it exits with 0.
+/// Run `scenario` in a process of its own, which is this test again; how it ended. Returns nothing in that process
+/// only if the scenario returned, and then not at all: it exits with 0.
 pub fn in_child(test: &str, scenario: impl FnOnce()) -> Output {
     in_child_with(test, &[], scenario)
 }
