@@ -84,6 +84,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // What runs on Linux: of the crates it takes the primitives that models replace, and the seeded faults.
     ("quire-vmprim", &["quire-percpu", "quire-sync"]),
     ("quire-bench-vmprim", &["quire-vmprim"]),
+    ("quire-fence", &["quire-vmprim"]),
 ];
 
 /// What each package of the workspace says that it depends on, of the workspace's packages.

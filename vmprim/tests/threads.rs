@@ -54,7 +54,10 @@ fn no_access_above_the_level_completes_once_protect_has_returned() {
                                 view.set(PAGE / 8 + 3, 1);
                             }
                             let after = epoch.load(Ordering::SeqCst);
-                            assert!(before != after || before % 2 == 0, "{way:?}: got through a closed page");
+                            assert!(
+                                before != after || before.is_multiple_of(2),
+                                "{way:?}: got through a closed page"
+                            );
                             passed.fetch_add(1, Ordering::Relaxed);
                         }
                     });
@@ -131,9 +134,9 @@ fn a_copy_of_dirty_pages_becomes_the_memory() {
         });
         take();
         let view = region.view::<u64>().unwrap();
-        for i in 0..copy.len() {
+        for (i, &word) in copy.iter().enumerate() {
             let page = i * 8 / PAGE;
-            assert_eq!(Some(copy[i]), view.get(i), "{way:?}: a write to page {page} was never reported");
+            assert_eq!(Some(word), view.get(i), "{way:?}: a write to page {page} was never reported");
         }
         assert!(sets > 5, "{way:?}: {sets} sets");
     }

@@ -101,6 +101,11 @@ impl Row {
         matches!(self, Self::SignalMemfd | Self::ViewRead | Self::ViewNone)
     }
 
+    /// Each run of pages of one level is a mapping.
+    pub fn splits(self) -> bool {
+        matches!(self, Self::SignalAnon | Self::SignalMemfd)
+    }
+
     /// Faults are handled in the thread that faults.
     pub fn is_in_thread(self) -> bool {
         self != Self::Thread

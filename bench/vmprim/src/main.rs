@@ -143,8 +143,10 @@ fn table(options: &Options, rows: &[Row]) -> Result<Vec<Figure>, String> {
                 ours.push(measured?);
                 theirs.extend(twin::measure(row, cell, options.pages, options.rounds, seed)?);
             }
+            // Each run beside the one of C that followed it.
+            let mut ratios: Vec<_> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
             let mut figure = Figure::new(row, cell, options.pages, ours);
-            figure.twin = (!theirs.is_empty()).then(|| shown::median(&mut theirs));
+            figure.to_c = (!ratios.is_empty()).then(|| cells::median(&mut ratios));
             figures.push(figure);
         }
     }
@@ -171,11 +173,20 @@ fn vary(options: &Options, rows: &[Row], sweep: Sweep) -> Result<Vec<Figure>, St
     for &row in rows.iter().filter(|row| row.has(Cell::ProtN)) {
         for &(what, same) in cells {
             for &point in &points {
+                if sweep == Sweep::Pages && row.splits() && point > 1 << 16 {
+                    println!(
+                        "{:28} {point} pages in random order need more mappings than there may be",
+                        row.label()
+                    );
+                    continue;
+                }
                 let mut found = Vec::new();
                 for run in 0..runs {
                     settle(sweep != Sweep::Threads && row.is_in_thread());
                     let seed = options.seed + u64::from(run);
                     let rounds = if point >= 1 << 16 { 1 } else { options.rounds };
+                    // Threads have the priority of the one that starts them.
+                    before_others(row.is_in_thread());
                     found.push(match sweep {
                         Sweep::Pages => cells::measure(row, Cell::ProtN, point, 4096, rounds, seed)?,
                         Sweep::Unit => {
@@ -186,6 +197,7 @@ fn vary(options: &Options, rows: &[Row], sweep: Sweep) -> Result<Vec<Figure>, St
                             cells::threads(row, options.pages as usize, point, same, rounds, seed)?
                         }
                     });
+                    before_others(false);
                 }
                 let mut figure = Figure::new(row, Cell::ProtN, options.pages, found);
                 figure.variant = match sweep {

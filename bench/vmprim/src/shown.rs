@@ -4,10 +4,9 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-pub use crate::cells::median;
 use crate::{
     Options,
-    cells::{Cell, Row},
+    cells::{Cell, Row, median},
 };
 
 /// What was measured of a cell.
@@ -21,8 +20,8 @@ pub struct Figure {
     pub least: f64,
     pub greatest: f64,
     pub runs: usize,
-    /// By C.
-    pub twin: Option<f64>,
+    /// Of the time that C took: the median over runs.
+    pub to_c: Option<f64>,
     pub adds: Option<f64>,
     /// What a sweep varied.
     pub variant: String,
@@ -33,7 +32,7 @@ impl Figure {
         let ns = median(&mut runs);
         let (least, greatest) = (runs.first().copied().unwrap_or(0.0), runs.last().copied().unwrap_or(0.0));
         let variant = String::new();
-        Self { row, cell, pages, ns, least, greatest, runs: runs.len(), twin: None, adds: None, variant }
+        Self { row, cell, pages, ns, least, greatest, runs: runs.len(), to_c: None, adds: None, variant }
     }
 
     /// A line of a sweep.
@@ -85,8 +84,8 @@ pub fn table(figures: &[Figure], rows: &[Row], add: f64, options: &Options) -> S
         let _ = write!(text, "\n{:28}", row.label());
         for (cell, _) in HEADS {
             let shown = find(figures, row, cell).map_or("-".into(), |figure| {
-                let twin = figure.twin.map_or("-".into(), |twin| format!("{:.2}", figure.ns / twin));
-                format!("{:.0}; {twin}", figure.ns / add)
+                let to_c = figure.to_c.map_or("-".into(), |ratio| format!("{ratio:.2}"));
+                format!("{:.0}; {to_c}", figure.ns / add)
             });
             let _ = write!(text, "{shown:>26}");
         }
@@ -129,8 +128,8 @@ pub fn json(figures: &[Figure], seed: u64) -> String {
         if let Some(adds) = figure.adds {
             add(mode, "adds", adds, "additions", None);
         }
-        if let Some(twin) = figure.twin {
-            add(mode, "ratio_to_c", figure.ns / twin, "ratio", None);
+        if let Some(ratio) = figure.to_c {
+            add(mode, "ratio_to_c", ratio, "ratio", None);
         }
         let plain = figure.variant.is_empty();
         if let Some(signal) = find(figures, Row::SignalAnon, figure.cell).filter(|_| plain) {

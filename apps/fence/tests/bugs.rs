@@ -1,0 +1,174 @@
+//! Bugs that are planted must be found, in the right object; programs without any must run.
+
+use std::{
+    alloc::{Layout, alloc, dealloc, realloc},
+    collections::{BTreeMap, HashMap},
+    os::unix::process::ExitStatusExt,
+    process::{Command, Stdio},
+};
+
+#[global_allocator]
+static HEAP: fence::FenceAlloc = fence::FenceAlloc::new();
+
+const BUG: &str = "FENCE_TEST_BUG";
+const SIZES: [usize; 7] = [1, 7, 16, 100, 4090, 4096, 5001];
+
+/// Name, and what must be said of an object of `size` bytes.
+const BUGS: [(&str, &str); 10] = [
+    ("read one past", "fence: read 0 bytes past the end of an object of SIZE bytes"),
+    ("write one past", "fence: write 0 bytes past the end of an object of SIZE bytes"),
+    ("write far past", "fence: write 99 bytes past the end of an object of SIZE bytes"),
+    ("copy past", "past the end of an object of SIZE bytes"),
+    ("read far before", "bytes before the start of an object of SIZE bytes"),
+    ("write just before", "fence: free, and bytes before the start were written: an object of SIZE bytes"),
+    ("read after free", "fence: read after free: an object of SIZE bytes"),
+    ("write after free", "fence: write after free: an object of SIZE bytes"),
+    ("free twice", "fence: free of what was freed: an object of SIZE bytes"),
+    ("free the middle", "fence: free of what is not an object: an object of SIZE bytes"),
+];
+
+/// Load a byte.
+///
+/// # Safety
+/// None: the loads of these tests are the bugs.
+unsafe fn look(at: *const u8) {
+    // SAFETY: see above.
+    std::hint::black_box(unsafe { at.read_volatile() });
+}
+
+/// The bug, on an object of `size` bytes.
+fn commit(bug: &str, size: usize) {
+    let layout = Layout::from_size_align(size, 1).unwrap();
+    // SAFETY: not at all; that is what is tested.
+    unsafe {
+        let at = alloc(layout);
+        at.write_bytes(1, size);
+        match bug {
+            "read one past" => look(at.add(size)),
+            "write one past" => at.add(size).write_volatile(1),
+            "write far past" => at.add(size + 99).write_volatile(1),
+            "copy past" => {
+                let from = [2_u8; 64];
+                std::ptr::copy_nonoverlapping(from.as_ptr(), at.add(size), std::hint::black_box(64));
+            }
+            "read far before" => {
+                let pages = size.div_ceil(4096) * 4096;
+                look(at.wrapping_sub(pages - size + 1));
+            }
+            "write just before" => {
+                at.wrapping_sub(1).write_volatile(1);
+                dealloc(at, layout);
+            }
+            "read after free" => {
+                dealloc(at, layout);
+                look(at);
+            }
+            "write after free" => {
+                dealloc(at, layout);
+                at.write_volatile(1);
+            }
+            "free twice" => {
+                dealloc(at, layout);
+                dealloc(at, layout);
+            }
+            "free the middle" => dealloc(at.wrapping_add(1), layout),
+            "shrink" => {
+                let smaller = realloc(at, layout, size / 2);
+                std::hint::black_box(smaller);
+                look(at.add(size - 1));
+            }
+            "tail" => {
+                let layout = Layout::from_size_align(13, 8).unwrap();
+                let at = alloc(layout);
+                at.add(14).write_volatile(1);
+                dealloc(at, layout);
+            }
+            _ => unreachable!("no such bug"),
+        }
+    }
+}
+
+/// Run this test again, with the bug; what it said.
+fn run(bug: &str, size: usize) -> (Option<i32>, String) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "every_planted_bug_is_found", "--nocapture", "--test-threads=1"])
+        .env(BUG, format!("{bug}/{size}"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    (output.status.signal(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    if let Ok(planted) = std::env::var(BUG) {
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a valid structure.
+        unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) };
+        let (bug, size) = planted.split_once('/').unwrap();
+        commit(bug, size.parse().unwrap());
+        return;
+    }
+    let mut found = 0;
+    let mut look = |bug: &str, size: usize, what: &str| {
+        let (signal, said) = run(bug, size);
+        let what = what.replace("SIZE", &size.to_string());
+        assert!(
+            signal == Some(libc::SIGSEGV) || signal == Some(libc::SIGABRT),
+            "{bug} of {size}: {signal:?}\n{said}"
+        );
+        assert!(said.contains(&what), "{bug} of {size} says not {what:?} but:\n{said}");
+        found += 1;
+    };
+    for (bug, what) in BUGS {
+        for size in SIZES {
+            // An object that fills its pages has no bytes of its slot before it: the store runs into the guard.
+            let fills = size.is_multiple_of(4096) && bug == "write just before";
+            look(bug, size, if fills { "fence: write 1 bytes before the start" } else { what });
+        }
+    }
+    look("shrink", 100, "fence: read after free: an object of 100 bytes");
+    look("tail", 13, "fence: free, and bytes past the end were written: an object of 13 bytes");
+    println!("{found} planted bugs, all found");
+    assert_eq!(found, 72);
+}
+
+#[test]
+fn programs_without_bugs_run() {
+    let words: Vec<String> = (0..3000).map(|i| format!("word {}", i * 7919 % 1000)).collect();
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    words.iter().for_each(|word| *counts.entry(word).or_default() += 1);
+    let sorted: BTreeMap<_, _> = counts.iter().collect();
+    assert_eq!((sorted.len(), sorted.values().copied().sum::<usize>()), (1000, 3000));
+    let big: Vec<u64> = (0..300_000).collect();
+    assert_eq!(big.iter().sum::<u64>(), 299_999 * 150_000);
+    std::thread::scope(|scope| {
+        for t in 0..4_usize {
+            scope.spawn(move || {
+                let mut kept = Vec::new();
+                for i in 0..2000_usize {
+                    let mut one = vec![t as u8; 1 + i * 37 % 9000];
+                    one.push(1);
+                    one.shrink_to_fit();
+                    assert!(one[..one.len() - 1].iter().all(|&byte| byte == t as u8));
+                    if i % 5 == 0 {
+                        kept.push(one);
+                    }
+                }
+                kept
+            });
+        }
+    });
+}
+
+/// More than `mprotect` could guard with the usual limit of mappings.
+#[test]
+fn sixty_thousand_objects_live_at_once() {
+    if vmprim::guard::works().is_err() {
+        return;
+    }
+    let objects: Vec<Box<u64>> = (0..60_000).map(Box::new).collect();
+    let mappings = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    assert!(objects.iter().zip(0..).all(|(object, i)| **object == i));
+    assert!(mappings < 500, "{mappings} mappings");
+}
