@@ -6,7 +6,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{PAGE, Random, Way, ways};
-use vmprim::{Access, Kind, PageNo, PageSet, Resolution, inline};
+use vmprim::{Access, Kind, PageNo, PageSet, PageSize, Resolution, inline};
 
 const PAGES: usize = 64;
 const STEPS: usize = 4000;
@@ -24,7 +24,7 @@ struct Page {
 type Trap = (usize, Kind, Access);
 
 /// The traps of a run, for the comparison of backends with the same levels.
-fn script(way: &Way, seed: u64) -> Vec<Trap> {
+fn script(way: &Way, seed: u64, unit: usize) -> Vec<Trap> {
     let traps: Arc<Mutex<Vec<Trap>>> = Arc::default();
     let seen = traps.clone();
     // SAFETY: the lock is of this test, nobody holds it while a page is touched, and the vector has room enough.
@@ -35,7 +35,8 @@ fn script(way: &Way, seed: u64) -> Vec<Trap> {
         })
     };
     traps.lock().unwrap().reserve(2 * STEPS);
-    let region = way.builder(PAGES).inline(handler).build().unwrap();
+    let builder = way.builder(PAGES * unit / PAGE).page(PageSize::kib(unit >> 10));
+    let region = builder.inline(handler).build().unwrap();
     let view = region.view::<u64>().unwrap();
     let mut random = Random(seed);
     let open = Page { level: Access::ReadWrite, value: 0, written: false, maybe: true };
@@ -62,8 +63,8 @@ fn script(way: &Way, seed: u64) -> Vec<Trap> {
         let count = 1 + random.below((PAGES - first).min(most));
         let levels = way.levels();
         let level = levels[random.below(levels.len())];
-        let at = first * PAGE / 8 + random.below(PAGE / 8);
-        let stamped = first * PAGE / 8 + 7;
+        let at = first * unit / 8 + random.below(unit / 8);
+        let stamped = (first + 1) * unit / 8 - 7;
         let context = || format!("{way:?}, seed {seed}, step {step}");
         match random.below(16) {
             0..=2 => {
@@ -152,7 +153,7 @@ fn script(way: &Way, seed: u64) -> Vec<Trap> {
 fn each_backend_is_what_the_model_says() {
     for way in ways() {
         for seed in 1..=6 {
-            let traps = script(&way, seed);
+            let traps = script(&way, seed, PAGE);
             assert!(
                 traps.len() > if way.has_none || way.has_read { STEPS / 20 } else { 0 }
                     || way.levels().len() == 1
@@ -162,10 +163,18 @@ fn each_backend_is_what_the_model_says() {
 }
 
 #[test]
+fn larger_units_are_the_same() {
+    for way in ways() {
+        let traps = script(&way, 9, 4 * PAGE);
+        assert_eq!(traps, script(&way, 9, 16 * PAGE), "{way:?}");
+    }
+}
+
+#[test]
 fn backends_of_the_same_levels_trap_alike() {
     let full: Vec<_> = ways().into_iter().filter(|way| way.has_none && way.has_read).collect();
     for way in &full[1..] {
-        assert_eq!(script(way, 77), script(&full[0], 77), "{way:?} and {:?}", full[0]);
+        assert_eq!(script(way, 77, PAGE), script(&full[0], 77, PAGE), "{way:?} and {:?}", full[0]);
     }
     assert!(full.len() >= 2);
 }

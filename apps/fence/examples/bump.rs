@@ -12,6 +12,13 @@ struct Compared {
     next: *mut u8,
 }
 
+impl Drop for Compared {
+    // Beside the other, which brings its end back.
+    fn drop(&mut self) {
+        black_box(self.next);
+    }
+}
+
 impl Compared {
     #[inline(always)]
     fn alloc(&mut self, size: usize, header: u64) -> Option<*mut u64> {
@@ -30,14 +37,14 @@ fn main() {
     let mut bump = fence::Bump::new(LEN, 4096).expect("memory");
     let mut memory = vec![0_u64; LEN / 8];
     let low = memory.as_mut_ptr().cast::<u8>();
-    let mut compared = Compared { low, next: low.wrapping_add(LEN) };
     let mut times: [Vec<f64>; 2] = Default::default();
     for _ in 0..15 {
         let (mut n, mut m) = (0_usize, 0_usize);
         let start = Instant::now();
         for _ in 0..ROUNDS / 10 {
             bump.reset();
-            while let Some(at) = bump.alloc(black_box(32), 7) {
+            let mut cursor = bump.cursor();
+            while let Some(at) = cursor.alloc(black_box(32), 7) {
                 black_box(at);
                 n += 1;
             }
@@ -45,7 +52,7 @@ fn main() {
         times[0].push(start.elapsed().as_nanos() as f64 / n as f64);
         let start = Instant::now();
         for _ in 0..ROUNDS / 10 {
-            compared.next = low.wrapping_add(LEN);
+            let mut compared = Compared { low, next: low.wrapping_add(LEN) };
             while let Some(at) = compared.alloc(black_box(32), 7) {
                 black_box(at);
                 m += 1;

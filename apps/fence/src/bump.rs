@@ -51,16 +51,16 @@ impl Bump {
         Ok(Self { region, guard, next })
     }
 
-    /// Take `size` bytes (at least 8, a multiple of 8, at most the largest) and store `header` in the first word;
-    /// nothing if the area is used up.
+    /// Take `size` bytes as [`Cursor::alloc`] does.
     #[inline(always)]
     pub fn alloc(&mut self, size: usize, header: u64) -> Option<*mut u64> {
-        debug_assert!(size >= 8 && size.is_multiple_of(8) && size <= self.guard, "{size} bytes");
-        let at = self.next.wrapping_sub(size);
-        // SAFETY: above the guard's start, by the size's limit: in the area, or in the guard, whose handler diverts.
-        unsafe { fault_or!(store at.cast(), header, else { return None }) };
-        self.next = at;
-        Some(at.cast())
+        self.cursor().alloc(size, header)
+    }
+
+    /// The area's end as a value, which a loop can keep in a register.
+    #[inline(always)]
+    pub fn cursor(&mut self) -> Cursor<'_> {
+        Cursor { next: self.next, bump: self }
     }
 
     /// Take everything back: what was handed out must not be used any more.
@@ -71,5 +71,33 @@ impl Bump {
     /// Bytes that are left.
     pub fn room(&self) -> usize {
         self.next as usize - self.region.base() as usize - self.guard
+    }
+}
+
+/// Takes objects from an area; the area is up to date when it is dropped.
+#[derive(Debug)]
+pub struct Cursor<'b> {
+    next: *mut u8,
+    bump: &'b mut Bump,
+}
+
+impl Cursor<'_> {
+    /// Take `size` bytes (at least 8, a multiple of 8, at most the largest) and store `header` in the first word;
+    /// nothing if the area is used up.
+    #[inline(always)]
+    pub fn alloc(&mut self, size: usize, header: u64) -> Option<*mut u64> {
+        debug_assert!(size >= 8 && size.is_multiple_of(8) && size <= self.bump.guard, "{size} bytes");
+        let at = self.next.wrapping_sub(size);
+        // SAFETY: above the guard's start, by the size's limit: in the area, or in the guard, whose handler diverts.
+        unsafe { fault_or!(store at.cast(), header, else { return None }) };
+        self.next = at;
+        Some(at.cast())
+    }
+}
+
+impl Drop for Cursor<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.bump.next = self.next;
     }
 }

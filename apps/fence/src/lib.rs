@@ -24,4 +24,4 @@ mod report;
 mod slots;
 
 pub use alloc::FenceAlloc;
-pub use bump::Bump;
+pub use bump::{Bump, Cursor};
