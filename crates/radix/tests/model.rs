@@ -207,7 +207,7 @@ impl<F: Form> Sim<F> {
                     return Ok(Given::Nothing);
                 }
                 // Some of the nodes are copied at once.
-                if span.frozen && (span.first ^ keys.start) / span.keys % 3 == 0 {
+                if span.frozen && ((span.first ^ keys.start) / span.keys).is_multiple_of(3) {
                     values.zip(theirs).for_each(|(value, theirs)| *theirs = value);
                     return Ok(Given::Slots);
                 }
