@@ -32,6 +32,7 @@ use addr::{PAGE_SIZE, PhysAddr};
 use frames::HUGE_ORDER;
 use heap::{Class, Heap};
 use owned::{OwnedRun, Use};
+use percpu::Line;
 use talc::{DefaultBinning, base::Talc, source::Manual};
 
 use crate::{
@@ -48,8 +49,8 @@ use crate::{
 /// The part of memory that the heap may fill with what can be refused.
 const PART: usize = 4;
 
-/// Bytes that the heap has in slabs, and has handed out of runs, redzones included.
-static USED: AtomicUsize = AtomicUsize::new(0);
+/// Bytes that the heap has in slabs, and has handed out of runs, redzones included. Apart from what all CPUs only read.
+static USED: Line<AtomicUsize> = Line(AtomicUsize::new(0));
 /// How many may be before memory counts as short; see the module.
 static SHARE: AtomicUsize = AtomicUsize::new(0);
 
@@ -58,8 +59,8 @@ fn count(more: usize, less: usize) {
     // Relaxed: written at boot.
     let share = SHARE.load(Ordering::Relaxed);
     // SeqCst: who comes last to `set_strained`, a locked operation too, has seen what the other did before it.
-    let was = USED.fetch_add(more.wrapping_sub(less), Ordering::SeqCst);
-    let is_over = || USED.load(Ordering::SeqCst) > share;
+    let was = USED.0.fetch_add(more.wrapping_sub(less), Ordering::SeqCst);
+    let is_over = || USED.0.load(Ordering::SeqCst) > share;
     let now = was.wrapping_add(more).wrapping_sub(less);
     if (was > share) == (now > share) {
         return;

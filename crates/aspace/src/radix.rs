@@ -59,6 +59,9 @@
 //!   after the flush, as its last other owner would take the frame for its own and write it.
 //! * **"Only share" against fork.** Shares of a private frame are made by fork alone, which has the slot locked; so what a
 //!   fault finds unshared stays so until it unlocks.
+//! * **Rights that are given back.** Under the page's lock the entry in the table that this CPU fills gets what a fault would
+//!   give it, if it is there: I2 holds for it as for a fault's, and a frame that is shared stays read-only. Fork, which alone
+//!   makes it shared, has the slot locked too. Entries in other CPUs' tables are only lowered, and raised by their faults.
 //! * **An object's page against everything.** Objects may sleep, so they are asked with no lock held, and a reference to the
 //!   descriptor is kept instead. Then the slot must still have that descriptor and no frame, else the page that was given
 //!   goes back and the fault begins anew. If it was unmapped meanwhile and mapped again just like before, the page is as good
