@@ -172,3 +172,22 @@ fn bags_are_taken_whole() {
         assert_eq!(sim.ends.load(Ordering::Relaxed), 1);
     });
 }
+
+/// What a call has left in the bag is on its way to limbo, by the next call, when another thread waits for it.
+#[test]
+fn a_barrier_waits_for_bags_on_their_way() {
+    explore("user: a barrier, and a bag on its way", Some(2), || {
+        let (sim, called) = (Sim::new(), Arc::new(AtomicUsize::new(0)));
+        let seen = called.clone();
+        let owner = spawn(&sim, move |sim| {
+            let reader = sim.domain.register();
+            reader.call(sim.retire());
+            called.store(1, Ordering::Release);
+            reader.call(sim.retire());
+        });
+        let before = seen.load(Ordering::Acquire);
+        sim.domain.barrier_unregistered();
+        assert!(sim.ends.load(Ordering::Relaxed) >= before, "a barrier has not waited");
+        join(owner);
+    });
+}

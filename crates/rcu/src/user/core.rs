@@ -162,8 +162,9 @@ impl Core {
         }
     }
 
-    /// Let what is in the bag wait for a period.
-    fn queue(&self, bag: Bag) -> Gp {
+    /// Let what is in the bag wait for a period. A thread's own bag is queued while the thread is at it: so `barrier` finds what it
+    /// holds in one place or the other.
+    pub(super) fn queue(&self, bag: Bag) -> Gp {
         let need = self.snap();
         // Relaxed, here and in `run`: a count.
         self.waiting.0.fetch_add(bag.bytes(), Ordering::Relaxed);
@@ -173,9 +174,9 @@ impl Core {
         limbo.queue.push_back(Waiting { number, need, bag });
         need
     }
-    /// The same, and free what is due. If there is too much, and the caller is in no section, wait until there isn't.
-    pub(super) fn hand_over(&self, bag: Bag, may_wait: bool, slot: Option<&Slot>) {
-        let need = self.queue(bag);
+    /// After a bag was queued for `need`: free what is due. If there is too much, and the caller is in no section, wait until there
+    /// isn't.
+    pub(super) fn settle(&self, need: Gp, may_wait: bool, slot: Option<&Slot>) {
         self.drive(need);
         self.run(slot);
         if !self.is_full() || !may_wait {

@@ -29,7 +29,7 @@
 //!   acquires; `ended` hands that on (O9). R's loads come before x is freed.
 //!
 //! **Retiring.** `call` puts the object into the thread's own bag. A full bag is stamped, by `snap`, and queued in the domain's
-//! limbo; then its thread drives, and frees what is due. Waiting bytes are bounded: beyond the [limit](Domain::set_limit) a
+//! limbo before anybody else gets at the bag; then its thread drives, and frees what is due. Waiting bytes are bounded: beyond the [limit](Domain::set_limit) a
 //! `call` outside sections waits. So there is at most the limit and a bag for each thread, plus what is retired within sections.
 //!
 //! **Threads.** A thread that ends leaves what it has retired to others, and a panic ends sections as it unwinds. In a child of

@@ -2,6 +2,8 @@
 
 use core::{fmt, marker::PhantomData, panic::Location};
 
+use sync::mutant;
+
 use super::{
     Domain,
     bag::Deferred,
@@ -72,9 +74,23 @@ impl<D> fmt::Debug for Guard<'_, D> {
 impl Core {
     /// Free the object after a grace period: the calling thread's part.
     pub(super) fn call<T: Send + Sync + 'static, D>(&self, slot: &Slot, retired: Retired<T, D>) {
-        if let Some(bag) = slot.put(Deferred::new(retired.into_raw())) {
-            self.hand_over(bag, !slot.is_open() && !slot.is_freeing(), Some(slot));
+        self.put(slot, retired, !slot.is_open() && !slot.is_freeing());
+    }
+    fn put<T: Send + Sync + 'static, D>(&self, slot: &Slot, retired: Retired<T, D>, may_wait: bool) {
+        let item = Deferred::new(retired.into_raw());
+        let late = mutant!("rcu-user-late-queue");
+        let (queued, full) = slot.with_bag(|bag| {
+            bag.put(item);
+            let full = bag.is_full().then(|| bag.take());
+            if late { (None, full) } else { (full.map(|bag| self.queue(bag)), None) }
+        });
+        if let Some(need) = queued.or_else(|| full.map(|bag| self.queue(bag))) {
+            self.settle(need, may_wait, Some(slot));
         }
+    }
+    /// Queue the thread's bag, if there is something in it.
+    fn hand_over(&self, slot: &Slot) -> Option<Gp> {
+        slot.with_bag(|bag| (!bag.is_empty()).then(|| self.queue(bag.take())))
     }
 }
 
@@ -108,9 +124,7 @@ impl<'d, D: 'static> Reader<'d, D> {
     /// As [`Self::call`], but never waits: the object is given back if more waits than the domain allows.
     pub fn try_call<T: Send + Sync + 'static>(&self, retired: Retired<T, D>) -> Result<(), Full<T, D>> {
         if self.core.relieve(self.slot) {
-            if let Some(bag) = self.slot.put(Deferred::new(retired.into_raw())) {
-                self.core.hand_over(bag, false, Some(self.slot));
-            }
+            self.core.put(self.slot, retired, false);
             Ok(())
         } else {
             Err(Full(retired))
@@ -118,13 +132,8 @@ impl<'d, D: 'static> Reader<'d, D> {
     }
     /// Hand over what this thread has retired, and free what is due. For a thread that pauses.
     pub fn flush(&self) {
-        let bag = self.slot.with_bag(|bag| bag.take());
-        if bag.is_empty() {
-            self.core.drive(self.core.snap());
-            self.core.run(Some(self.slot));
-        } else {
-            self.core.hand_over(bag, false, Some(self.slot));
-        }
+        let need = self.core.hand_over(self.slot).unwrap_or_else(|| self.core.snap());
+        self.core.settle(need, false, Some(self.slot));
     }
     /// Wait until everything is freed that any thread has retired by now. Not in a destructor of such an object (it panics).
     pub fn barrier(&mut self) {
@@ -145,9 +154,8 @@ impl<'d, D: 'static> Reader<'d, D> {
 /// What the thread has retired is left to others. If a section is open, as its guard was forgotten, it stays open.
 impl<D: 'static> Drop for Reader<'_, D> {
     fn drop(&mut self) {
-        let bag = self.slot.with_bag(|bag| bag.take());
-        if !bag.is_empty() {
-            self.core.hand_over(bag, false, Some(self.slot));
+        if let Some(need) = self.core.hand_over(self.slot) {
+            self.core.settle(need, false, Some(self.slot));
         }
         if !self.slot.is_open() {
             self.slot.give_back();

@@ -19,7 +19,7 @@ use sync::{
 };
 
 use super::{
-    bag::{Bag, Deferred},
+    bag::Bag,
     barrier::{heavy, light},
     lock,
 };
@@ -204,18 +204,11 @@ impl Slot {
                 spin_loop();
             }
         }
-        // SAFETY: whoever else wants the bag waits for `busy`; and this isn't reentered, as `f` only puts into the bag.
+        // SAFETY: whoever else wants the bag waits for `busy`; and this isn't reentered: `f` frees nothing.
         let result = own.bag.with_mut(|bag| f(unsafe { &mut *bag }));
         // Release: partner: the load in `wait`.
         own.busy.store(false, Ordering::Release);
         result
-    }
-    /// Put an object into the thread's bag, which is given if it is full now.
-    pub(super) fn put(&self, item: Deferred) -> Option<Bag> {
-        self.with_bag(|bag| {
-            bag.put(item);
-            bag.is_full().then(|| bag.take())
-        })
     }
     /// Let another thread have it. What it has retired has been taken out, and no section is open.
     pub(super) fn give_back(&self) {
