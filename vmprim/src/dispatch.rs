@@ -1,6 +1,6 @@
 //! The handlers of SIGSEGV and SIGBUS: which faults are ours, and what becomes of the others.
 //!
-//! Ours is a fault that the memory system raised (`si_code` above 0 and not SI_KERNEL), not of an instruction
+//! Ours is a fault that the memory system raised (by its `si_code`), not of an instruction
 //! fetch, at an address in a region. Every other signal goes to the handler that was there before, with the mask
 //! and flags it asked for; where there was none, the default is restored and the access is repeated, so that the
 //! process ends, and its core shows, as if we had never been there. Rust's report of stack overflow is such a
@@ -30,6 +30,10 @@ use crate::{
 const SIGNALS: [c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 /// The kernel does not know the address (it is not canonical).
 const SI_KERNEL: c_int = 0x80;
+/// The codes of faults that levels, or missing frames, raise. Others are of other things: broken memory, protection keys.
+const SEGV_MAPERR: c_int = 1;
+const SEGV_ACCERR: c_int = 2;
+const BUS_ADRERR: c_int = 2;
 /// Bytes of stack between a handler and one that it calls, at most.
 const NEAR: usize = 1 << 20;
 /// Bits of the page fault's error code.
@@ -208,7 +212,11 @@ unsafe extern "C" fn on_any_stack(passed: *mut Passed) {
     let register = |at: c_int| registers.get(at as usize).copied().unwrap_or(0);
     let (error, pc) = (register(libc::REG_ERR), register(libc::REG_RIP) as usize);
     let mut outcome = Outcome::Forward;
-    if code > 0 && code != SI_KERNEL && error & ERROR_FETCH == 0 {
+    let of_memory = match signal {
+        libc::SIGBUS => code == BUS_ADRERR,
+        _ => code == SEGV_MAPERR || code == SEGV_ACCERR,
+    };
+    if of_memory && error & ERROR_FETCH == 0 {
         let kind = if error & ERROR_WRITE != 0 { Kind::Write } else { Kind::Read };
         outcome = ours(inside.block, address, Place { kind, pc, signal });
     }

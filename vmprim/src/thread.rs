@@ -73,6 +73,8 @@ pub struct Block {
     /// How many of the handlers that were there before ours are running, and where on the stack the last was called.
     pub forwards: AtomicUsize,
     pub forward_at: AtomicUsize,
+    /// How many handlers of a thread that is not attached are running on it: the last gives it back.
+    entries: AtomicUsize,
     /// 1 if the thread is attached.
     attached: AtomicUsize,
     /// Where the block's stack starts, or 0 if it has none yet.
@@ -138,10 +140,8 @@ impl Inside {
         loop {
             if let Some(block) = claim() {
                 // Relaxed: this thread's own.
-                return Self {
-                    block,
-                    borrowed: block.depth.load(Ordering::Relaxed) == 0 && !attached(block),
-                };
+                block.entries.fetch_add(1, Ordering::Relaxed);
+                return Self { block, borrowed: !attached(block) };
             }
             // All of the pool is in handlers of other threads.
             std::thread::yield_now();
@@ -172,7 +172,7 @@ impl Inside {
 impl Drop for Inside {
     fn drop(&mut self) {
         // Relaxed: this thread's own.
-        if self.borrowed && self.block.depth.load(Ordering::Relaxed) == 0 {
+        if self.borrowed && self.block.entries.fetch_sub(1, Ordering::Relaxed) == 1 {
             // Release: pairs with Acquire in `claim`.
             self.block.owner.store(0, Ordering::Release);
         }
@@ -258,6 +258,7 @@ impl Drop for Stack {
         debug_assert!(self.mapping.len > stack_size());
         // Relaxed: this thread's own.
         self.block.attached.store(0, Ordering::Relaxed);
+        self.block.entries.store(0, Ordering::Relaxed);
         // Release: pairs with Acquire in `claim`.
         self.block.owner.store(0, Ordering::Release);
     }
@@ -366,6 +367,10 @@ pub fn forget_other_threads() {
         block.owner.store(owner, Ordering::Relaxed);
         block.hazard.store(std::ptr::null_mut(), Ordering::Relaxed);
         block.depth.store(0, Ordering::Relaxed);
+        block.entries.store(0, Ordering::Relaxed);
+        if owner == 0 {
+            block.attached.store(0, Ordering::Relaxed);
+        }
         block.frames.iter().for_each(|frame| frame.region.store(0, Ordering::Relaxed));
         block.serves.region.store(0, Ordering::Relaxed);
     }

@@ -227,6 +227,53 @@ fn a_handler_that_was_there_first_gets_what_is_not_ours() {
     succeeds(&output);
 }
 
+/// The handler that was there first touches a region, on threads that have no alternate stack and were not attached.
+#[test]
+fn a_chained_handler_may_touch_a_region() {
+    let output = in_child("a_chained_handler_may_touch_a_region", || {
+        static REGION: AtomicUsize = AtomicUsize::new(0);
+        /// Reads a page that is closed, and skips the two-byte instruction below.
+        unsafe extern "C" fn first(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+            read(REGION.load(Ordering::Relaxed));
+            // SAFETY: what the kernel passed.
+            unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] += 2 };
+        }
+        // SAFETY: a valid action.
+        unsafe {
+            let mut new = std::mem::zeroed::<libc::sigaction>();
+            new.sa_sigaction = first as *const () as usize;
+            new.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER | libc::SA_ONSTACK;
+            libc::sigaction(libc::SIGSEGV, &new, std::ptr::null_mut());
+        }
+        for way in ways().into_iter().filter(|way| way.has_none) {
+            let region = way.builder(1).initial(Access::None).build().unwrap();
+            REGION.store(region.base() as usize, Ordering::Relaxed);
+            std::thread::scope(|scope| {
+                for bare in [true, true, false] {
+                    let region = &region;
+                    scope.spawn(move || {
+                        let none = libc::stack_t {
+                            ss_sp: std::ptr::null_mut(),
+                            ss_flags: libc::SS_DISABLE,
+                            ss_size: 0,
+                        };
+                        if bare {
+                            // SAFETY: a valid structure.
+                            unsafe { libc::sigaltstack(&none, std::ptr::null_mut()) };
+                        }
+                        for _ in 0..500 {
+                            region.protect(PageNo(0), Access::None).unwrap();
+                            // SAFETY: the handler skips the load.
+                            unsafe { std::arch::asm!("mov al, [rcx]", in("rcx") 64, out("al") _) };
+                        }
+                    });
+                }
+            });
+        }
+    });
+    succeeds(&output);
+}
+
 #[test]
 fn stray_faults_end_the_process_as_if_we_were_not_there() {
     let build = || region!(1, Access::None, |fault: &vmprim::Fault, _: &_| Resolution::Grant(fault.wanted));
