@@ -372,7 +372,7 @@ impl Region {
     /// assert_eq!((view.get(3 << 12), traps.load(Ordering::Relaxed)), (Some(2), 1));
     ///
     /// region.protect(0..8, Access::Read)?; // PROTN
-    /// (0..8).for_each(|page| drop(view.set(page << 12, 3)));
+    /// (0..8).for_each(|page| _ = view.set(page << 12, 3));
     /// assert_eq!(traps.load(Ordering::Relaxed), 9);
     /// # Ok::<(), vmprim::Error>(())
     /// ```

@@ -98,6 +98,7 @@ fn without_userfaultfd_everything_still_works() {
 #[test]
 fn without_privileges_the_backends_of_user_mode_work() {
     let output = in_child("without_privileges_the_backends_of_user_mode_work", || {
+        // SAFETY: it touches no memory.
         let was_root = unsafe { libc::getuid() } == 0;
         // SAFETY: they touch no memory; a process that is not root has nothing to drop.
         unsafe {

@@ -282,11 +282,16 @@ fn stray_faults_end_the_process_as_if_we_were_not_there() {
     let scenario = || {
         let _region = build();
         match how.as_str() {
-            "null" => drop(read(8)),
-            "non-canonical" => drop(read(0x8000_0000_0000_0000)),
+            "null" => _ = read(8),
+            "non-canonical" => _ = read(0x8000_0000_0000_0000),
             // Rust's handler, which is behind ours, lets the first pass.
-            "kill" => (0..2).for_each(|_| drop(unsafe { libc::raise(libc::SIGBUS) })),
-            "overflow" => drop(overflow(1)),
+            "kill" => {
+                for _ in 0..2 {
+                    // SAFETY: it ends the process.
+                    unsafe { libc::raise(libc::SIGBUS) };
+                }
+            }
+            "overflow" => _ = overflow(1),
             "overflow in a thread" => {
                 let deep = || {
                     vmprim::attach().unwrap();
@@ -389,7 +394,7 @@ fn system_calls_into_protected_pages() {
         let read_in = || {
             // SAFETY: eight bytes each; the kernel checks the second address.
             unsafe {
-                libc::write(ends[1], b"kernel\0\0".as_ptr().cast(), 8);
+                libc::write(ends[1], b"kernel, ".as_ptr().cast(), 8);
                 libc::read(ends[0], region.base().wrapping_add(PAGE).cast(), 8)
             }
         };
@@ -422,7 +427,7 @@ fn system_calls_into_protected_pages() {
         region.protect(0..4, level).unwrap();
         assert_eq!(region.view::<u8>().unwrap().get(PAGE), Some(b'k'));
         // SAFETY: ours.
-        ends.iter().for_each(|&end| drop(unsafe { libc::close(end) }));
+        ends.iter().for_each(|&end| _ = unsafe { libc::close(end) });
     }
 }
 
@@ -497,7 +502,7 @@ fn what_others_do_to_the_view_loses_neither_traps_nor_data() {
         };
         let region = way.builder(8).inline(handler).build().unwrap();
         let view = region.view::<u64>().unwrap();
-        (0..8).for_each(|page| drop(view.set(page * PAGE / 8, page as u64 + 1)));
+        (0..8).for_each(|page| _ = view.set(page * PAGE / 8, page as u64 + 1));
         if way.has_read {
             region.protect(0..2, Access::Read).unwrap();
         }
@@ -506,7 +511,7 @@ fn what_others_do_to_the_view_loses_neither_traps_nor_data() {
             // SAFETY: a shared mapping: its contents are the file's and stay.
             unsafe { libc::madvise(region.base().cast(), 8 * PAGE, advice) };
             (4..8).for_each(|page| assert_eq!(view.get(page * PAGE / 8), Some(page as u64 + 1), "{way:?}"));
-            (4..8).for_each(|page| drop(view.set(page * PAGE / 8, page as u64 + 1)));
+            (4..8).for_each(|page| _ = view.set(page * PAGE / 8, page as u64 + 1));
             assert_eq!(traps.load(Ordering::Relaxed), 0, "{way:?}, advice {advice}: an open page trapped");
         }
         if way.has_read {
@@ -537,7 +542,7 @@ fn a_punched_hole_is_asked_about() {
         };
         let region = way.builder(4).inline(handler).build().unwrap();
         let view = region.view::<u8>().unwrap();
-        (0..4).for_each(|page| drop(view.set(page * PAGE, 5)));
+        (0..4).for_each(|page| _ = view.set(page * PAGE, 5));
         region.protect(PageNo(2), Access::None).unwrap();
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let file = region.file().unwrap().as_raw_fd();
@@ -604,7 +609,7 @@ fn an_unaligned_store_over_two_pages_completes() {
                 let last = PageNo(fault.page.0 ^ 1);
                 let others: [PageNo; 4] = [0, 1, 2, 3].map(PageNo);
                 let evicted = others.iter().filter(|&&page| page != fault.page && page != last);
-                evicted.for_each(|&page| drop(safe.try_evict(&[page], Access::None)));
+                evicted.for_each(|&page| _ = safe.try_evict(&[page], Access::None));
                 Resolution::Grant(Access::ReadWrite)
             })
         };

@@ -144,8 +144,8 @@ impl FenceAlloc {
             report::free("free of what was freed", place);
         }
         let before = BEFORE.min(offset);
-        // SAFETY: in the slot, which is open until it is closed below.
         let is_whole = |from: usize, to: usize| {
+            // SAFETY: in the slot, which is open until it is closed below.
             (from..to).all(|at| unsafe { (at as *const u8).read_volatile() } == PATTERN)
         };
         if !is_whole(at + size, place.start() + place.len()) {
@@ -169,7 +169,7 @@ impl FenceAlloc {
 unsafe impl GlobalAlloc for FenceAlloc {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // Relaxed: a count of no consequence.
-        let nth = self.every > 1 && self.count.fetch_add(1, Ordering::Relaxed) % self.every != 0;
+        let nth = self.every > 1 && !self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.every);
         let placed = if nth { None } else { self.place(layout) };
         // SAFETY: as the caller says.
         placed.unwrap_or_else(|| unsafe { System.alloc(layout) })
