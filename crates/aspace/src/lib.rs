@@ -58,13 +58,16 @@
 
 extern crate alloc;
 
+mod leaves;
 mod locked;
 mod mappers;
 mod mapping;
 pub mod model;
 pub mod page;
+mod plan;
 mod policy;
 mod radix;
+mod retired;
 mod rules;
 
 use alloc::sync::Arc;

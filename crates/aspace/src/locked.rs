@@ -80,9 +80,8 @@
 //! Frames taken out, and tables unlinked, belong to the operation's [`Gather`] from the instant they are out of the
 //! table; it frees them after the flush, when the lock is released already (in rounds, under the lock, if they are
 //! very many). A frame that was never in a table is freed at once. The root outlives everything, since CPUs may run
-//! the space lazily: `clear` hands it to `retired`, and it is freed by `clear` or by the last `deactivate`, whichever
-//! comes later. Both do *own step; fence(SeqCst); look for the other's*, so at least one of them sees that both are
-//! done, and the lock around `retired` lets only one of them take it.
+//! the space lazily: `clear` hands it to [`Retired`], and it is freed by `clear` or by the last `deactivate`, whichever
+//! comes later.
 //!
 //! # Memory that runs out
 //! Frames fail cleanly: a fault returns `NoMemory`, fork gives back all it made, remap makes the tables it needs
@@ -98,22 +97,23 @@ use alloc::sync::{Arc, Weak};
 use core::{fmt, mem::offset_of, ops::Range, ptr};
 
 use addr::{Frame, Page, PageRange, Prot, VirtAddr};
-use owned::{OwnedFrame, Use};
+use owned::OwnedFrame;
 use pagetable::{Full, PageTable, USER_PAGES, Which, use_of};
 use percpu::{AtomicCpuSet, CpuSet, MAX_CPUS, Pinned, Unpinned};
 use sync::{
-    RwLock, SpinLock, mutant,
-    primitive::{AtomicBool, AtomicU64, Ordering, fence},
+    RwLock, mutant,
+    primitive::{AtomicU64, Ordering},
     probe,
 };
 use tlb::Gather;
 
-use self::remap::Remap;
 use crate::{
-    Access, AddressSpace, Advice, Audited, Backing, Error, Fault, Flags, LOWEST, Limits, Lock, Machine,
-    Mapper, Mappers, Mapping, MappingInfo, Mappings, Place, Placement, Policy, RemapTo, Resident, STACK_GAP,
-    Seen, Totals, Unmoved, Usage, page,
-    rules::{check, dictated, relock, user},
+    Access, AddressSpace, Advice, Audited, Backing, Error, Fault, Flags, Limits, Lock, Machine, Mapper,
+    Mappers, Mapping, MappingInfo, Mappings, Place, Placement, Policy, RemapTo, Seen, Unmoved, Usage, leaves,
+    page,
+    plan::{NewMapping, Remap, growth, in_parts, lockable, part_of},
+    retired::Retired,
+    rules::{check, relock, user},
 };
 
 /// An address space under one reader-writer lock.
@@ -123,9 +123,7 @@ pub struct Locked {
     /// CPUs that may have translations of this space cached.
     active: AtomicCpuSet,
     space: RwLock<Space>,
-    /// Set by `clear`, when the root is in `retired`.
-    cleared: AtomicBool,
-    retired: SpinLock<Option<OwnedFrame>>,
+    retired: Retired,
 }
 
 struct Space {
@@ -168,8 +166,7 @@ impl Locked {
                 resident: AtomicU64::new(0),
                 peak_resident: AtomicU64::new(0),
             }),
-            cleared: AtomicBool::new(false),
-            retired: SpinLock::new(None),
+            retired: Retired::new(),
         }))
     }
     fn gather<'a>(&self, ctx: &Unpinned<'a>) -> Gather<'a> {
@@ -217,13 +214,7 @@ impl Locked {
     }
     /// Free the root if the space is cleared and no CPU has it in CR3.
     fn free_root(&self, pin: &Pinned<'_>) {
-        // SeqCst: our own step (cleared, or left) before, the other's after; partner: the same fence on the other side.
-        fence(Ordering::SeqCst);
-        // Acquire: with the flag, see `retired` filled; the lock would do that too.
-        if self.cleared.load(Ordering::Acquire)
-            && self.active.snapshot().is_empty()
-            && let Some(root) = self.retired.lock().take()
-        {
+        if let Some(root) = self.retired.take_unused(&self.active) {
             self.machine.frames.free(pin, root);
         }
     }
@@ -247,48 +238,31 @@ impl AddressSpace for Locked {
         &self,
         at: Placement,
         pages: u64,
-        mut mapping: Mapping,
+        mapping: Mapping,
         limits: &Limits,
         ctx: &Unpinned<'_>,
     ) -> Result<(PageRange, bool), Error> {
         check(&mapping, pages)?;
         // Exclude.
         let mut space = self.space.write(ctx);
-        mapping.flags |= space.future.flags();
-        let range = space.mappings.place(at, pages).ok_or(Error::NoRoom)?;
-        dictated(at, range)?;
-        let free = space.mappings.is_free(range);
-        if matches!(at, Placement::FixedNoReplace(_)) && !free {
-            return Err(Error::Exists);
-        }
-        let now = space.mappings.totals();
-        limits.admit(
-            &Totals { locked: now.locked, ..space.mappings.totals_without(range) },
-            &mapping,
-            pages,
-        )?;
+        let future = space.future;
+        let mut new = NewMapping::plan(&mut space.mappings, future, at, pages, mapping, limits)?;
         if self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
-        if !space.mappings.announce(&mapping, pages) {
+        if !space.mappings.announce(&new.mapping, pages) {
             return Err(Error::Sealed);
         }
         // Take what was there, and make it unreachable, before the new mapping can be filled.
         let mut gather = self.gather(ctx);
-        if !free {
-            self.evict(&mut space, range, &mut gather, ctx);
+        if !new.free {
+            self.evict(&mut space, new.range, &mut gather, ctx);
             self.flush(&mut gather, &ctx.pin());
         }
-        let (locked, droppable) =
-            (mapping.flags.contains(Flags::LOCKED), mapping.flags.contains(Flags::DROPPABLE));
-        // As on Linux, droppable memory counts and is brought in as if it were to be locked, and then it isn't.
-        let bring_in = locked && (droppable || !mapping.flags.contains(Flags::ON_FAULT));
-        if droppable {
-            mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT);
-        }
-        space.mappings.insert(range, mapping);
+        new.settle();
+        space.mappings.insert(new.range, new.mapping);
         drop(space);
-        Ok((range, bring_in))
+        Ok((new.range, new.bring_in))
     }
 
     fn unmap(&self, range: PageRange, ctx: &Unpinned<'_>) -> Result<(), Error> {
@@ -324,20 +298,11 @@ impl AddressSpace for Locked {
         if space.mappings.punches(range) && self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
-        let part_of = |area: PageRange, mapping: &Mapping| match &mapping.backing {
-            // A mapping may begin before the range.
-            Backing::Object { object, page } if mapping.shared && object.identity() == identity => {
-                let part = area.intersect(range)?;
-                let shown = page + (part.start().number() - area.start().number());
-                (part.start().number() - range.start().number() == shown).then_some(part)
-            }
-            _ => None,
-        };
         // Take; flush; release; free.
         let mut gather = self.gather(ctx);
         let (mut next, mut any) = (Some(range.start()), false);
         while let Some((area, mapping)) = next.and_then(|at| space.mappings.find_from(at)) {
-            let part = part_of(area, mapping);
+            let part = part_of(area, mapping, range, identity);
             next = Some(area.end()).filter(|&end| end < range.end());
             if let Some(part) = part {
                 any = true;
@@ -372,15 +337,10 @@ impl AddressSpace for Locked {
         // Exclude.
         let mut space = self.space.write(ctx);
         let mut gather = self.gather(ctx);
-        let RemapTo::Fixed(target) = to else {
+        // Several mappings move one by one, and what lies between them stays.
+        let Some(target) = in_parts(&space.mappings, old, new_pages, to) else {
             return self.remap_one(&mut space, old, new_pages, to, keep, limits, &mut gather, ctx);
         };
-        // Several mappings move one by one, and what lies between them stays.
-        let first = space.mappings.find(old.start()).map(|(area, _)| area);
-        let one = first.is_none_or(|area| area.contains_range(old));
-        if one || old.len() != new_pages {
-            return self.remap_one(&mut space, old, new_pages, to, keep, limits, &mut gather, ctx);
-        }
         Remap::check_target(old, new_pages, target)?;
         let mut rest = old;
         while let Some((area, _)) = space.mappings.find_from(rest.start()) {
@@ -439,13 +399,7 @@ impl AddressSpace for Locked {
             return Err(Error::Invalid);
         }
         let mut space = self.space.write(ctx);
-        // Pages that are locked already count once.
-        let wanted = space.mappings.totals_without(range).locked.saturating_add(range.len());
-        if lock != Lock::Off && wanted > limits.locked {
-            return Err(Error::LockLimit);
-        }
-        let end = space.mappings.holes(range).next().map_or(range.end(), |hole| hole.start());
-        let reach = PageRange::new(range.start(), end).unwrap_or_default();
+        let reach = lockable(&space.mappings, range, lock, limits)?;
         if space.mappings.splits(reach) > 0 && self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
@@ -475,33 +429,13 @@ impl AddressSpace for Locked {
     }
 
     fn grow(&self, va: VirtAddr, limits: &Limits, ctx: &Unpinned<'_>) -> Result<(), Error> {
-        let at = va.page();
         // Exclude.
         let mut space = self.space.write(ctx);
-        let (area, mapping) = space.mappings.find_from(at).ok_or(Error::NoMapping)?;
-        if area.start() <= at {
-            return Ok(());
-        }
-        if !mapping.is_stack() || at.number() < LOWEST {
-            return Err(Error::NoMapping);
-        }
-        // A mapping that nobody can use may be near, and so may a stack.
-        if let Some((below, other)) = space.mappings.find_below(area.start())
-            && !other.is_stack()
-            && !other.prot.is_empty()
-            && at.number() - below.end().number() < STACK_GAP
-        {
-            return Err(Error::NoMapping);
-        }
-        let added = area.start().number() - at.number();
-        if area.len().saturating_add(added) > limits.stack {
-            return Err(Error::Limit);
-        }
-        limits.admit(space.mappings.totals(), mapping, added)?;
+        let Some(top) = growth(&space.mappings, va, limits)? else { return Ok(()) };
         if self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
-        space.mappings.grow_down(area.start(), at);
+        space.mappings.grow_down(top, va.page());
         Ok(())
     }
 
@@ -606,9 +540,7 @@ impl AddressSpace for Locked {
         }
         self.flush(&mut gather, &ctx.pin());
         if let Some(root) = space.table.retire() {
-            *self.retired.lock() = Some(root);
-            // Release: `retired` before the flag; partner: the load in `free_root`.
-            self.cleared.store(true, Ordering::Release);
+            self.retired.put(root);
         }
         drop(space);
         self.free_root(&ctx.pin());
@@ -616,8 +548,7 @@ impl AddressSpace for Locked {
 
     fn activate(&self, pin: &Pinned<'_>) -> Frame {
         tlb::join(&self.active, pin);
-        // Relaxed: only a check of the caller's duty.
-        debug_assert!(!self.cleared.load(Ordering::Relaxed), "a cleared address space was activated");
+        debug_assert!(!self.retired.is_cleared(), "a cleared address space was activated");
         self.root
     }
     fn deactivate(&self, pin: &Pinned<'_>) {
@@ -637,22 +568,9 @@ impl AddressSpace for Locked {
             let _pin = ctx.pin();
             for (leaf, part) in space.table.leaves(part) {
                 for page in part {
-                    let entry = leaf.peek(page);
-                    if entry.is_empty() {
-                        continue;
+                    if let Some(resident) = page::resident(leaf.peek(page), self.machine.frames) {
+                        f(Seen::Page(page, resident));
                     }
-                    let usage = use_of(entry);
-                    let frame = usage.map(|_| entry.frame());
-                    f(Seen::Page(
-                        page,
-                        Resident {
-                            frame,
-                            usage: usage.unwrap_or(Use::Anonymous),
-                            sharers: frame.map_or(0, |frame| self.machine.frames.sharers(frame)),
-                            accessed: entry.is_accessed(),
-                            dirty: entry.is_dirty(),
-                        },
-                    ));
                 }
             }
         }
@@ -682,12 +600,7 @@ impl AddressSpace for Locked {
     fn shared_page(&self, page: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)> {
         let space = self.space.read(ctx);
         let (range, mapping) = space.mappings.find(page)?;
-        match &mapping.backing {
-            Backing::Object { object, page: first } if mapping.shared => {
-                Some((object.identity(), first + (page.number() - range.start().number())))
-            }
-            _ => None,
-        }
+        mapping.shared_page(page.number() - range.start().number())
     }
     fn peak_resident(&self, ctx: &Unpinned<'_>) -> u64 {
         let space = self.space.read(ctx);
@@ -726,27 +639,13 @@ impl Locked {
     ) -> bool {
         let frames = self.machine.frames;
         let pin = ctx.pin();
-        let leaf = space.table.lock_leaf(at);
-        let Some(leaf) =
-            leaf.filter(|leaf| use_of(leaf.peek(at)).is_some() && leaf.peek(at).frame() == old.frame())
-        else {
+        let leaf = space.table.lock_leaf(at).filter(|leaf| leaves::still_has(leaf, at, &old));
+        let Some(leaf) = leaf else {
             frames.free(&pin, new);
             frames.free(&pin, old);
             return false;
         };
-        // Read-only; flush; then writable. The old frame's shares go after the flush.
-        if leaf.peek(at).is_present()
-            && !mutant!("cow-no-flush")
-            && let Some(single) = PageRange::single(at)
-        {
-            gather.add_range(single);
-        }
-        if let Some(replaced) = leaf.replace(at, new, rights.difference(Prot::WRITE)) {
-            gather.take(replaced);
-        }
-        gather.take(old);
-        self.flush(gather, &pin);
-        leaf.protect(at, rights);
+        leaves::replace(&leaf, at, old, new, rights, gather, |gather| self.flush(gather, &pin));
         true
     }
 }
@@ -757,18 +656,8 @@ impl Mapper for Locked {
         let space = self.space.write(ctx);
         let mut gather = self.gather(ctx);
         let which = if copies { Which::Frames } else { Which::Objects };
-        for (area, mapping) in space.mappings.iter() {
-            let Some((_, first)) = mapping.object_page(0) else { continue };
-            if !mapping.mappers().is_some_and(|m| core::ptr::eq(m, of)) {
-                continue;
-            }
-            let (from, to) = (pages.start.max(first), pages.end.min(first.saturating_add(area.len())));
-            if from < to
-                && let Some(start) = area.start().checked_add(from - first)
-                && let Some(part) = PageRange::with_len(start, to - from)
-            {
-                self.take(&space, part, which, &mut gather, ctx);
-            }
+        for part in space.mappings.showing(of, pages) {
+            self.take(&space, part, which, &mut gather, ctx);
         }
         if mutant!("cut-no-flush") {
             gather.flush(&ctx.pin(), self.machine.shootdown, &AtomicCpuSet::new());
@@ -778,8 +667,7 @@ impl Mapper for Locked {
     }
     fn count(&self, of: &Mappers, ctx: &Unpinned<'_>) -> u64 {
         let space = self.space.read(ctx);
-        let shows = |mapping: &Mapping| mapping.mappers().is_some_and(|m| core::ptr::eq(m, of));
-        space.mappings.iter().filter(|(_, mapping)| shows(mapping)).count() as u64
+        space.mappings.iter().filter(|(_, mapping)| mapping.shows(of)).count() as u64
     }
 }
 

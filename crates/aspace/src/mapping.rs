@@ -7,7 +7,7 @@ use alloc::{
     sync::{Arc, Weak},
     vec::Vec,
 };
-use core::fmt;
+use core::{fmt, ops::Range};
 
 use addr::{Page, PageRange, Prot};
 use owned::{Memory, OwnedFrame};
@@ -233,6 +233,15 @@ impl Mapping {
             Backing::Anonymous => None,
         }
     }
+    /// Whether it shows the object whose mappers are `of`.
+    pub fn shows(&self, of: &Mappers) -> bool {
+        self.mappers().is_some_and(|mappers| core::ptr::eq(mappers, of))
+    }
+    /// What the page `offset` pages into the mapping shows of which object, if it is shared.
+    pub fn shared_page(&self, offset: u64) -> Option<((u64, u64), u64)> {
+        let (object, page) = self.object_page(offset).filter(|_| self.shared)?;
+        Some((object.identity(), page))
+    }
     /// The object's page that the page `offset` pages into the mapping shows.
     pub fn object_page(&self, offset: u64) -> Option<(&Arc<dyn Object>, u64)> {
         match &self.backing {
@@ -421,6 +430,15 @@ impl Mappings {
         let start = self.areas.range(..hole.start()).next_back().map_or(Page::default(), |(_, a)| a.end);
         let end = self.areas.range(hole.end()..).next().map_or(page(pagetable::USER_PAGES), |(&s, _)| s);
         range(start, end)
+    }
+    /// The pages that show `pages` of the object whose mappers are `of`.
+    pub fn showing(&self, of: &Mappers, pages: Range<u64>) -> impl Iterator<Item = PageRange> {
+        self.iter().filter(move |(_, mapping)| mapping.shows(of)).filter_map(move |(area, mapping)| {
+            let (_, first) = mapping.object_page(0)?;
+            let (from, to) = (pages.start.max(first), pages.end.min(first.saturating_add(area.len())));
+            let part = PageRange::with_len(area.start().checked_add(from - first)?, to.checked_sub(from)?)?;
+            (!part.is_empty()).then_some(part)
+        })
     }
     /// The lowest mapping that ends after `page`.
     pub fn find_from(&self, page: Page) -> Option<(PageRange, &Mapping)> {

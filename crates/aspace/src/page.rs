@@ -7,7 +7,7 @@
 
 use alloc::sync::Arc;
 
-use addr::{Frame, PAGE_BYTES, Page, Prot};
+use addr::{Frame, PAGE_BYTES, Page, Prot, Pte};
 use frames::{Fill, Req};
 use owned::{Memory, OwnedFrame, Use};
 use percpu::{Pinned, Unpinned};
@@ -16,7 +16,7 @@ use sync::{
     primitive::{AtomicU64, Ordering},
 };
 
-use crate::{Access, Backing, Fault, Mapping, Object, ObjectError, Place, Policy};
+use crate::{Access, Backing, Fault, Mapping, Object, ObjectError, Place, Policy, Resident};
 
 /// A frame for `usage`, at `place`, its bytes zero if `zeroed` and else unspecified. Every frame of user memory comes from
 /// here: those of mappings, and those of the objects that are mapped.
@@ -94,6 +94,22 @@ pub fn rights(mapping: &Mapping, frame: Frame, frames: &Memory) -> Prot {
     let all = hardware(mapping.prot);
     let copy_first = !mapping.shared && frames.is_shared(frame) && !mutant!("cow-sole-owner-wrong");
     if copy_first { all.difference(Prot::WRITE) } else { all }
+}
+
+/// What a page's entry in a page table says of it; `None` if that is empty.
+pub(crate) fn resident(entry: Pte, frames: &Memory) -> Option<Resident> {
+    if entry.is_empty() {
+        return None;
+    }
+    let usage = pagetable::use_of(entry);
+    let frame = usage.map(|_| entry.frame());
+    Some(Resident {
+        frame,
+        usage: usage.unwrap_or(Use::Anonymous),
+        sharers: frame.map_or(0, |frame| frames.sharers(frame)),
+        accessed: entry.is_accessed(),
+        dirty: entry.is_dirty(),
+    })
 }
 
 /// The rights that x86-64 gives for `prot`: whatever may be used at all may be read.

@@ -1,13 +1,11 @@
 //! What advice does: to frames and entries under the leaves' locks, to mappings under the space's.
 
 use addr::PageRange;
-use pagetable::{Full, Which};
 use percpu::Unpinned;
-use sync::mutant;
 use tlb::Gather;
 
 use super::{Locked, Space};
-use crate::{Backing, Error, Flags, Policy, Said};
+use crate::{Backing, Error, Flags, Policy, Said, leaves};
 
 impl Locked {
     /// DontNeed: the frames of `part` go, leaf by leaf; the lock of each is held over its flush.
@@ -19,23 +17,7 @@ impl Locked {
         ctx: &Unpinned<'_>,
     ) {
         let pin = ctx.pin();
-        let mut taken = 0;
-        for (leaf, part) in space.table.leaves(part) {
-            let mut rest = Some(part);
-            while let Some(r) = rest {
-                rest = match leaf.take_range(r, Which::Frames, gather, &mut taken) {
-                    Ok(()) => None,
-                    Err(Full(at)) => {
-                        self.flush(gather, &pin);
-                        gather.release(&pin);
-                        PageRange::new(at, part.end())
-                    }
-                };
-            }
-            self.flush(gather, &pin);
-            drop(leaf);
-            gather.release(&pin);
-        }
+        let taken = leaves::discard(space.table.leaves(part), gather, &pin, |g| self.flush(g, &pin));
         space.lost(taken);
     }
     /// Guards on every page of `part`, leaf by leaf; the lock of each is held over its flush.
@@ -51,25 +33,7 @@ impl Locked {
         while at < part.end() {
             let leaf = space.table.lock_leaf_or_make(self.machine.frames, &pin, at).ok_or(Error::NoMemory)?;
             let served = PageRange::new(at, leaf.end().min(part.end())).unwrap_or_default();
-            let mut taken = 0;
-            for page in served {
-                if gather.room() == 0 {
-                    self.flush(gather, &pin);
-                    gather.release(&pin);
-                }
-                if let Some((frame, present)) = leaf.guard(page) {
-                    if let (true, Some(single)) =
-                        (present && !mutant!("guard-no-flush"), PageRange::single(page))
-                    {
-                        gather.add_range(single);
-                    }
-                    gather.take(frame);
-                    taken += 1;
-                }
-            }
-            self.flush(gather, &pin);
-            drop(leaf);
-            gather.release(&pin);
+            let taken = leaves::guard(leaf, served, gather, &pin, |gather| self.flush(gather, &pin));
             space.lost(taken);
             at = served.end();
         }

@@ -2,15 +2,13 @@
 
 use alloc::sync::Arc;
 
-use addr::{Frame, Page, PageRange, Prot};
-use owned::Use;
-use pagetable::use_of;
+use addr::{Frame, Page};
 use percpu::Unpinned;
 use sync::mutant;
 use tlb::Gather;
 
 use super::{Locked, Space};
-use crate::{AddressSpace, Error, Flags, Place, Unmoved, page};
+use crate::{AddressSpace, Error, Flags, Place, Unmoved, leaves, page};
 
 impl Locked {
     /// See [`AddressSpace::move_page`](crate::AddressSpace::move_page).
@@ -26,28 +24,12 @@ impl Locked {
         let space = self.space.read(ctx);
         let (_, mapping) = space.mappings.find(at).ok_or(Unmoved::NoMapping)?;
         let mut gather = self.gather(ctx);
-        // One more share, then no right to store: a fault finds the frame shared, so it copies rather than give the right
-        // back, and the frame stays as it is while it is copied here.
         let old = {
             let pin = ctx.pin();
             let leaf = space.table.lock_leaf(at).ok_or(Unmoved::Empty)?;
-            let entry = leaf.peek(at);
-            match use_of(entry) {
-                _ if entry.is_guard() => return Err(Unmoved::NoMapping),
-                None => return Err(Unmoved::Empty),
-                Some(_) if wanted(entry.frame()) => return Ok(()),
-                Some(Use::Anonymous) if frames.is_shared(entry.frame()) => return Err(Unmoved::Shared),
-                Some(Use::Anonymous) => {}
-                Some(_) => return Err(Unmoved::Object),
-            }
-            let old = leaf.share(at, frames).ok_or(Unmoved::Empty)?;
-            if leaf.protect(at, page::rights(mapping, old.frame(), frames))
-                && !mutant!("move-no-flush")
-                && let Some(single) = PageRange::single(at)
-            {
-                gather.add_range(single);
-            }
+            let old = leaves::hold_still(&leaf, at, mapping, wanted, frames, &mut gather)?;
             self.flush(&mut gather, &pin);
+            let Some(old) = old else { return Ok(()) };
             old
         };
         let pin = ctx.pin();
@@ -110,29 +92,11 @@ impl Locked {
         let pin = ctx.pin();
         let skipped = Flags::DONT_FORK | Flags::WIPE_ON_FORK;
         for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.intersects(skipped)) {
-            let rights = page::hardware(mapping.prot).difference(Prot::WRITE);
             for (from, part) in parent.table.leaves(area) {
-                let copied = |page| {
-                    let entry = from.peek(page);
-                    entry.is_guard() || !mapping.shared && !entry.is_empty()
-                };
-                if !part.iter().any(copied) {
-                    continue;
-                }
-                let Some(to) = into.table.lock_leaf_or_make(frames, &pin, part.start()) else { return false };
-                for page in part.iter().filter(|&page| copied(page)) {
-                    let Some(share) = from.share(page, frames) else {
-                        let _ = to.guard(page);
-                        continue;
-                    };
-                    to.insert(page, share, rights);
-                    into.gained(1);
-                    if from.protect(page, rights)
-                        && !mutant!("fork-no-flush")
-                        && let Some(single) = PageRange::single(page)
-                    {
-                        gather.add_range(single);
-                    }
+                let to = || into.table.lock_leaf_or_make(frames, &pin, part.start());
+                match leaves::share(&from, part, mapping, frames, gather, to) {
+                    Some(gained) => into.gained(gained),
+                    None => return false,
                 }
             }
         }
