@@ -28,10 +28,14 @@
 //! entry without a frame that keeps frames out; it moves with `relocate`, and goes when everything is taken.
 #![no_std]
 
+extern crate alloc;
+
+mod concurrent;
 #[cfg(all(test, loom))]
 mod loom;
 mod mirror;
 
+pub use concurrent::{Concurrent, Hold, Unlinked, Unmade};
 pub use mirror::{Entry, Mirror};
 
 use addr::{DirectMap, Frame, Page, PageRange, Prot, Pte};
@@ -234,8 +238,18 @@ impl PageTable {
     /// Move every entry of `from` by the same distance, so that the first page goes to `to`, with the rights that
     /// `rights` says for its frame. The caller has made the leaf tables at the destination, whose entries are empty,
     /// and has taken all rights of `from` and flushed; the two ranges don't overlap.
-    pub fn relocate(&mut self, from: PageRange, to: Page, mut rights: impl FnMut(Frame) -> Prot) {
-        for (source, part) in self.leaves(from) {
+    pub fn relocate(&mut self, from: PageRange, to: Page, rights: impl FnMut(Frame) -> Prot) {
+        self.move_entries(self.leaves(from), from, to, rights);
+    }
+    /// The same, with the leaf tables that exist under `from`. Nobody else uses entries of either range.
+    fn move_entries<'t>(
+        &'t self,
+        leaves: impl Iterator<Item = (Leaf<'t>, PageRange)>,
+        from: PageRange,
+        to: Page,
+        mut rights: impl FnMut(Frame) -> Prot,
+    ) {
+        for (source, part) in leaves {
             for page in part {
                 let entry = source.peek(page);
                 if entry.is_empty() {
@@ -259,9 +273,9 @@ impl PageTable {
                     debug_assert!(false, "no table where an entry is to be moved");
                     continue;
                 };
-                // Relaxed: the entry is not present and `&mut self` keeps software out, so nobody else writes it.
+                // Relaxed: the entry is not present and software is kept out, so nobody else writes it.
                 source.entry(page).store(0, Ordering::Relaxed);
-                // Release: as in `Leaf::insert`. The destination's lock is not needed: `&mut self`.
+                // Release: as in `Leaf::insert`. The destination's lock is not needed, as nobody else uses the entry.
                 let old = slot.swap(moved, Ordering::Release);
                 debug_assert!(old == 0, "an entry was moved onto another");
             }
@@ -401,6 +415,10 @@ impl<'t> Leaf<'t> {
     /// lower power of two in model checks.
     fn lock(directory: &'t AtomicU64, entries: &'t [AtomicU64], page: Page) -> Self {
         BitLock::lock(directory, Pte::LOCK);
+        Self::locked(directory, entries, page)
+    }
+    /// The same, which the caller has locked.
+    fn locked(directory: &'t AtomicU64, entries: &'t [AtomicU64], page: Page) -> Self {
         let first = Page::new(page.number() & !(span(1) - 1)).unwrap_or(page);
         Self { directory, entries, first }
     }
