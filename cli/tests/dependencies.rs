@@ -38,6 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "quire-sync",
             "quire-refcache",
             "quire-rcu",
+            "quire-bonsai",
             "quire-radix",
             "quire-frames",
             "quire-owned",

@@ -10,15 +10,20 @@ use tlb::Gather;
 
 use crate::{Mapping, Unmoved, page};
 
-/// The frames under `leaves` go, leaf by leaf; the lock of each is held over its flush. How many.
+/// The frames under `leaves` go, leaf by leaf; the lock of each is held over its flush. How many. `unflushed`: entries may
+/// have lost their last right, and who has lowered them has not flushed yet, so their frames go no sooner than others.
 pub(crate) fn discard<'l>(
     leaves: impl Iterator<Item = (Leaf<'l>, PageRange)>,
+    unflushed: bool,
     gather: &mut Gather<'_>,
     pin: &Pinned<'_>,
     mut flush: impl FnMut(&mut Gather<'_>),
 ) -> u64 {
     let mut taken = 0;
     for (leaf, part) in leaves {
+        let lowered = |&page: &Page| use_of(leaf.peek(page)).is_some() && !leaf.peek(page).is_present();
+        let lowered = part.iter().filter(lowered).filter(|_| unflushed).filter_map(PageRange::single);
+        lowered.for_each(|single| gather.add_range(single));
         let mut rest = Some(part);
         while let Some(r) = rest {
             rest = match leaf.take_range(r, Which::Frames, gather, &mut taken) {

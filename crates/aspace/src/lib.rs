@@ -58,6 +58,7 @@
 
 extern crate alloc;
 
+mod bonsai;
 mod leaves;
 mod locked;
 mod mappers;
@@ -78,6 +79,7 @@ use owned::{Memory, Use};
 use percpu::{CpuSet, Pinned, Unpinned};
 use tlb::Shootdown;
 
+pub use bonsai::{Bonsai, Exclude};
 pub use frames::Place;
 pub use locked::Locked;
 pub use mappers::{Mapper, Mappers};

@@ -98,7 +98,7 @@ use core::{fmt, mem::offset_of, ops::Range, ptr};
 
 use addr::{Frame, Page, PageRange, Prot, VirtAddr};
 use owned::OwnedFrame;
-use pagetable::{Full, PageTable, USER_PAGES, Which, use_of};
+use pagetable::{Full, PageTable, Which, use_of};
 use percpu::{AtomicCpuSet, CpuSet, MAX_CPUS, Pinned, Unpinned};
 use sync::{
     RwLock, mutant,
@@ -535,9 +535,7 @@ impl AddressSpace for Locked {
     fn clear(&self, ctx: &Unpinned<'_>) {
         let mut space = self.space.write(ctx);
         let mut gather = self.gather(ctx);
-        if let Some(everything) = Page::new(USER_PAGES).and_then(|end| PageRange::new(Page::default(), end)) {
-            self.evict(&mut space, everything, &mut gather, ctx);
-        }
+        self.evict(&mut space, Mappings::everywhere(), &mut gather, ctx);
         self.flush(&mut gather, &ctx.pin());
         if let Some(root) = space.table.retire() {
             self.retired.put(root);
@@ -656,7 +654,7 @@ impl Mapper for Locked {
         let space = self.space.write(ctx);
         let mut gather = self.gather(ctx);
         let which = if copies { Which::Frames } else { Which::Objects };
-        for part in space.mappings.showing(of, pages) {
+        for part in space.mappings.showing(of, pages, Mappings::everywhere()) {
             self.take(&space, part, which, &mut gather, ctx);
         }
         if mutant!("cut-no-flush") {

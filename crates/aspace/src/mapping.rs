@@ -400,7 +400,7 @@ impl Mappings {
         self.areas.iter().map(|(&start, area)| (range(start, area.end), &area.mapping))
     }
     /// The mappings that hold a page of `within`, each whole, ascending.
-    pub fn overlapping(&self, within: PageRange) -> impl Iterator<Item = (PageRange, &Mapping)> {
+    pub fn overlapping(&self, within: PageRange) -> impl DoubleEndedIterator<Item = (PageRange, &Mapping)> {
         let first = self.find(within.start()).map_or(within.start(), |(r, _)| r.start());
         let upto = within.end().max(first);
         self.areas.range(first..upto).map(|(&start, area)| (range(start, area.end), &area.mapping))
@@ -431,14 +431,26 @@ impl Mappings {
         let end = self.areas.range(hole.end()..).next().map_or(page(pagetable::USER_PAGES), |(&s, _)| s);
         range(start, end)
     }
-    /// The pages that show `pages` of the object whose mappers are `of`.
-    pub fn showing(&self, of: &Mappers, pages: Range<u64>) -> impl Iterator<Item = PageRange> {
-        self.iter().filter(move |(_, mapping)| mapping.shows(of)).filter_map(move |(area, mapping)| {
-            let (_, first) = mapping.object_page(0)?;
-            let (from, to) = (pages.start.max(first), pages.end.min(first.saturating_add(area.len())));
-            let part = PageRange::with_len(area.start().checked_add(from - first)?, to.checked_sub(from)?)?;
-            (!part.is_empty()).then_some(part)
-        })
+    /// The pages that show `pages` of the object whose mappers are `of`, of the mappings that hold a page of `within`.
+    pub fn showing(
+        &self,
+        of: &Mappers,
+        pages: Range<u64>,
+        within: PageRange,
+    ) -> impl Iterator<Item = PageRange> {
+        self.overlapping(within).filter(move |(_, mapping)| mapping.shows(of)).filter_map(
+            move |(area, mapping)| {
+                let (_, first) = mapping.object_page(0)?;
+                let (from, to) = (pages.start.max(first), pages.end.min(first.saturating_add(area.len())));
+                let part =
+                    PageRange::with_len(area.start().checked_add(from - first)?, to.checked_sub(from)?)?;
+                (!part.is_empty()).then_some(part)
+            },
+        )
+    }
+    /// All pages that a space can have.
+    pub fn everywhere() -> PageRange {
+        range(Page::default(), page(pagetable::USER_PAGES))
     }
     /// The lowest mapping that ends after `page`.
     pub fn find_from(&self, page: Page) -> Option<(PageRange, &Mapping)> {

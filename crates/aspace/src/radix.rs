@@ -105,7 +105,7 @@ mod remap;
 mod report;
 mod rights;
 mod tables;
-mod totals;
+pub(crate) mod totals;
 mod walk;
 mod word;
 
@@ -127,6 +127,7 @@ use sync::{
 };
 use tlb::Gather;
 
+pub(crate) use self::realm::{Buried, try_box};
 use self::{
     arena::Arenas,
     change::{Change, page},

@@ -17,7 +17,7 @@ impl Locked {
         ctx: &Unpinned<'_>,
     ) {
         let pin = ctx.pin();
-        let taken = leaves::discard(space.table.leaves(part), gather, &pin, |g| self.flush(g, &pin));
+        let taken = leaves::discard(space.table.leaves(part), false, gather, &pin, |g| self.flush(g, &pin));
         space.lost(taken);
     }
     /// Guards on every page of `part`, leaf by leaf; the lock of each is held over its flush.

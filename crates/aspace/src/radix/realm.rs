@@ -138,6 +138,37 @@ impl Grave {
     }
 }
 
+/// Where a mapping goes that nobody can find any more; made with it.
+pub(crate) struct Buried {
+    mapping: Option<Mapping>,
+    next: Option<Box<Buried>>,
+}
+
+impl Linked for Buried {
+    fn next(&mut self) -> &mut Option<Box<Self>> {
+        &mut self.next
+    }
+}
+
+impl Buried {
+    /// `None` if there is no memory.
+    pub(crate) fn new() -> Option<Box<Self>> {
+        try_box(Self { mapping: None, next: None })
+    }
+}
+
+/// A box, unless there is no memory.
+pub(crate) fn try_box<T>(value: T) -> Option<Box<T>> {
+    assert!(size_of::<T>() > 0);
+    // SAFETY: the type has a size.
+    let memory = NonNull::new(unsafe { alloc::alloc::alloc(Layout::new::<T>()) }.cast::<T>())?;
+    // SAFETY: the memory is for one of these, and nobody else's; boxes have theirs from the same allocator.
+    unsafe {
+        memory.write(value);
+        Some(Box::from_raw(memory.as_ptr()))
+    }
+}
+
 /// Things that wait for somebody to come by. As long as there are none, looking writes nothing, and the line is shared.
 #[repr(align(128))]
 struct Waiting<T> {
@@ -195,7 +226,7 @@ struct Numbers {
     fresh: u32,
 }
 
-/// The surroundings of all [`Radix`](super::Radix) address spaces of a machine. It lives for ever.
+/// The surroundings of all [`Radix`](super::Radix) and [`Bonsai`](crate::Bonsai) address spaces of a machine. It lives for ever.
 pub struct Realm {
     refs: Domain<WAYS>,
     rcu: rcu::kernel::Domain,
@@ -209,6 +240,8 @@ pub struct Realm {
     /// Those of spaces that are no more.
     trees: Waiting<Grave>,
     frames: &'static Memory,
+    /// What faults of [`Bonsai`](crate::Bonsai) spaces could find, and can't any more.
+    mappings: Waiting<Buried>,
     relax: fn(),
 }
 
@@ -230,6 +263,7 @@ impl Realm {
             dead: Waiting::new(),
             trees: Waiting::new(),
             frames,
+            mappings: Waiting::new(),
             relax,
         }
     }
@@ -295,12 +329,12 @@ impl Realm {
     /// Whether there is nothing left to collect, as far as CPUs have [ticked](Self::tick) since they did something. If there
     /// is, some ticks of all CPUs that aren't idle, and then [`Self::reap`], give memory back.
     pub fn is_quiet(&self) -> bool {
-        self.refs.is_quiet() && !self.rcu.has_orphans() && self.trees.is_empty() && self.dead.is_empty()
+        self.refs.is_quiet() && !self.rcu.has_orphans() && self.trees.is_empty() && !self.has_dead()
     }
     /// Whether [`Self::reap`] has something to do.
     #[inline]
     pub fn has_dead(&self) -> bool {
-        !self.dead.is_empty()
+        !self.dead.is_empty() || !self.mappings.is_empty()
     }
     /// Drop what descriptors named that are no more. May sleep.
     #[inline]
@@ -311,12 +345,13 @@ impl Realm {
     }
     #[cold]
     fn drop_dead(&self, ctx: &Unpinned<'_>) {
-        let dead = {
+        let (dead, mappings) = {
             let _pin = ctx.pin();
-            self.dead.take()
+            (self.dead.take(), self.mappings.take())
         };
         // One may sleep.
         dead.for_each(drop);
+        mappings.for_each(drop);
     }
     /// Give back the memory for nodes that this CPU keeps.
     pub fn trim(&self, pin: &Pinned<'_>) {
@@ -326,6 +361,15 @@ impl Realm {
     pub(super) fn bury(&self, tree: Tree<Realm>, mut grave: Box<Grave>) {
         grave.tree = Some(tree);
         self.trees.push(grave);
+    }
+    /// Drop, by a thread that may sleep, what a mapping names.
+    pub(crate) fn bury_mapping(&self, mapping: Mapping, mut grave: Box<Buried>) {
+        grave.mapping = Some(mapping);
+        self.mappings.push(grave);
+    }
+    /// Whose sections delay what is retired.
+    pub(crate) fn sections(&self) -> &rcu::kernel::Domain {
+        &self.rcu
     }
     /// Memory for nodes, this CPU's.
     pub(super) fn reserve<'p>(&'p self, pin: &'p Pinned<'_>) -> &'p RefCell<Reserve<Realm>> {

@@ -35,7 +35,7 @@ struct Part {
     seen: [AtomicI64; 2],
 }
 
-pub(super) struct Counts {
+pub(crate) struct Counts {
     parts: PerCpu<Part>,
     limiting: SpinLock<()>,
     peak: AtomicU64,
@@ -61,7 +61,7 @@ impl Kinds {
 
 /// How much an operation adds and takes away: by kind, and pages that have a frame.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Difference {
+pub(crate) struct Difference {
     counts: [i64; COUNTS],
     /// Which of them were touched.
     touched: u8,
@@ -82,7 +82,7 @@ impl Difference {
     }
     /// `pages` pages more have a frame.
     #[inline]
-    pub(super) fn resident(&mut self, pages: i64) {
+    pub(crate) fn resident(&mut self, pages: i64) {
         self.touched |= 1 << RESIDENT;
         self.counts[RESIDENT] += pages;
     }
@@ -108,7 +108,7 @@ pub(super) fn binds(limits: &Limits, mapping: &Mapping) -> bool {
 }
 
 impl Counts {
-    pub(super) fn new(cpus: usize) -> Self {
+    pub(crate) fn new(cpus: usize) -> Self {
         Self {
             parts: PerCpu::new(cpus, |_| Part::default()),
             limiting: SpinLock::new(()),
@@ -117,7 +117,7 @@ impl Counts {
         }
     }
     #[inline]
-    pub(super) fn add(&self, change: &Difference, pin: &Pinned<'_>) {
+    pub(crate) fn add(&self, change: &Difference, pin: &Pinned<'_>) {
         let part = self.parts.get(pin);
         each(change.touched, |i| part.counts[i].store(part.counts[i].load(OWN) + change.counts[i], OWN));
         for (seen, count) in part.seen.iter().zip([PAGES, RESIDENT]) {
@@ -129,7 +129,7 @@ impl Counts {
     }
     /// One page more has a frame.
     #[inline]
-    pub(super) fn one_resident(&self, pin: &Pinned<'_>) {
+    pub(crate) fn one_resident(&self, pin: &Pinned<'_>) {
         let part = self.parts.get(pin);
         let (count, seen) = (&part.counts[RESIDENT], &part.seen[1]);
         let now = count.load(OWN) + 1;
@@ -160,7 +160,7 @@ impl Counts {
         Ok(())
     }
     /// The totals, and how many pages have a frame; of which the largest are kept.
-    pub(super) fn look(&self) -> (Totals, u64) {
+    pub(crate) fn look(&self) -> (Totals, u64) {
         let mut sums = [0; COUNTS];
         for part in self.parts.iter() {
             sums.iter_mut().zip(&part.counts).for_each(|(sum, count)| *sum += count.load(OWN));
@@ -172,7 +172,7 @@ impl Counts {
         (Totals { pages, peak: self.peak.load(OWN), data, stack, code, locked, shared }, resident)
     }
     /// The most pages that had a frame.
-    pub(super) fn peak_resident(&self) -> u64 {
+    pub(crate) fn peak_resident(&self) -> u64 {
         self.look();
         self.peak_resident.load(OWN)
     }

@@ -27,8 +27,8 @@ use std::{
 
 use addr::{Frame, Page, PageRange, Prot};
 use aspace::{
-    Access, AddressSpace, Backing, Error, Fault, Locked, Machine, Mappers, Mapping, Object, ObjectError,
-    PageTables, Policy, Radix, Realm,
+    Access, AddressSpace, Backing, Bonsai, Error, Exclude, Fault, Locked, Machine, Mappers, Mapping, Object,
+    ObjectError, PageTables, Policy, Radix, Realm,
 };
 use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{CpuId, CpuSet, Pinned, Unpinned, testing::Machine as Cpus};
@@ -46,6 +46,7 @@ pub enum Design {
     Radix,
     /// With one for each CPU.
     RadixPerCpu,
+    Bonsai,
 }
 
 /// The design of this program.
@@ -53,10 +54,13 @@ pub const fn design() -> Design {
     match env!("CARGO_CRATE_NAME").as_bytes() {
         b"radix" => Design::Radix,
         b"radix_percpu" => Design::RadixPerCpu,
+        b"bonsai" => Design::Bonsai,
         _ => Design::Locked,
     }
 }
 
+/// So often all CPUs tick until what is retired is free: begin a period, end it, and free.
+const PERIODS: usize = 12;
 /// Accesses after which a CPU does its regular work.
 const TICK: u32 = 16;
 /// Of so many frames that are given back, one is looked for in all page tables that CPUs have loaded.
@@ -186,6 +190,7 @@ impl Sim {
             Design::Locked => Locked::new(self.machine(), ctx)?,
             Design::Radix => Radix::new(self.machine(), self.realm, PageTables::Shared, ctx)?,
             Design::RadixPerCpu => Radix::new(self.machine(), self.realm, PageTables::PerCpu, ctx)?,
+            Design::Bonsai => Bonsai::new(self.machine(), self.realm, Exclude::Rcu, ctx)?,
         })
     }
     /// A CPU's regular work.
@@ -193,8 +198,17 @@ impl Sim {
         self.realm.tick(&mut ctx.pin());
         self.realm.reap(ctx);
     }
+    /// All sections that are open now have ended, and what waits for that is free. The caller holds no pin.
+    fn settle(&self) {
+        if design() == Design::Bonsai {
+            let all = || self.cpus.ids().for_each(|cpu| self.cpus.on(cpu.index(), |ctx| self.tick(&ctx)));
+            // The caller may stand on a CPU already.
+            std::thread::scope(|s| s.spawn(|| (0..PERIODS).for_each(|_| all())).join()).expect("CPUs tick");
+        }
+    }
     /// Frames that somebody owns.
     pub fn owned(&self) -> [u64; Use::COUNT] {
+        self.settle();
         let s = self.frames.stats();
         assert_eq!(s.free + s.cached + s.owned.iter().sum::<u64>(), s.total, "frames were lost: {s:?}");
         s.owned

@@ -1,0 +1,282 @@
+//! The page fault: without any lock but that of the page's leaf table; and, if that does not get anywhere, with the list of
+//! mappings locked for reading.
+
+use core::sync::atomic::Ordering;
+
+use addr::{Page, Prot};
+use owned::OwnedFrame;
+use pagetable::{Leaf, Unmade, use_of};
+use percpu::{Pinned, Unpinned};
+use sync::mutant;
+
+use super::{Bonsai, Exclude, index, index::Within};
+use crate::{Access, Backing, Fault, Mapping, Policy, leaves, page};
+
+/// So often a fault looks the page up anew before it locks the list.
+const TRIES: u32 = 3;
+
+/// What the list says when nobody has looked the mapping up in the tree.
+const LISTED: u64 = 0;
+
+/// A mapping, as a fault has found it.
+struct Seen<'a> {
+    mapping: &'a Mapping,
+    /// Pages from the mapping's start.
+    offset: u64,
+    /// By what number the tree knows it; [`LISTED`] if it was found in the list.
+    id: u64,
+}
+
+/// The frame of an object's page, asked for while nothing was locked.
+struct Spare {
+    frame: OwnedFrame,
+    rights: Prot,
+    /// Of which mapping.
+    id: u64,
+}
+
+/// What a fault comes to.
+enum Step {
+    Done,
+    /// Somebody else was at it: look again.
+    Again,
+    /// The page is one of an object's, which is asked without locks.
+    Ask,
+    /// What only the list can decide.
+    Slow(Fault),
+}
+
+impl Bonsai {
+    pub(super) fn resolve(
+        &self,
+        policy: &Policy,
+        at: Page,
+        access: Access,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Fault> {
+        let mut spare = None;
+        let fast = match self.exclude {
+            Exclude::Stock => Ok(false),
+            _ => self.resolve_fast(policy, at, access, &mut spare, ctx),
+        };
+        let result = match fast {
+            Ok(false) => self.resolve_listed(policy, at, access, &mut spare, ctx),
+            done => done.map(drop),
+        };
+        self.drop_spare(&mut spare, &ctx.pin());
+        result
+    }
+
+    /// False if the list has to be asked. Refuses nothing by itself (B1), but an object may.
+    fn resolve_fast(
+        &self,
+        policy: &Policy,
+        at: Page,
+        access: Access,
+        spare: &mut Option<Spare>,
+        ctx: &Unpinned<'_>,
+    ) -> Result<bool, Fault> {
+        let _shared = (self.exclude == Exclude::FaultLock).then(|| self.faults.0.read(ctx));
+        for _ in 0..TRIES {
+            let asked = {
+                let looking = (self.exclude == Exclude::Hybrid).then(|| self.faults.0.read(ctx));
+                let pin = ctx.pin();
+                let section = self.realm.sections().read(&pin);
+                let Some((region, area)) = self.index.read(&section).covering(index::key(at)) else {
+                    return Ok(false);
+                };
+                drop(looking);
+                let _within = Within::new(area, self.exclude);
+                let alive = || !area.is_dead() || mutant!("bonsai-dead-unseen");
+                let offset = at.number() - index::pages(region).start().number();
+                let seen = Seen { mapping: &area.mapping, offset, id: area.id };
+                if !access.allowed_by(seen.mapping.prot) {
+                    return Ok(false);
+                }
+                match self.step(&seen, &alive, policy, at, access, spare, &pin, ctx) {
+                    Step::Done => return Ok(true),
+                    Step::Slow(_) => return Ok(false),
+                    Step::Again => None,
+                    // Who sleeps holds no section: the mapping is copied.
+                    Step::Ask => Some((seen.mapping.clone(), offset, area.id)),
+                }
+            };
+            if let Some((mapping, offset, id)) = asked {
+                let seen = Seen { mapping: &mapping, offset, id };
+                if let Err(fault) = self.ask(&seen, policy, access, spare, ctx) {
+                    // That is the answer, if it was the one to be asked.
+                    return if self.shows(at, id, ctx) { Err(fault) } else { Ok(false) };
+                }
+            }
+        }
+        Ok(false)
+    }
+    /// Whether `at` is still what mapping `id` shows.
+    fn shows(&self, at: Page, id: u64, ctx: &Unpinned<'_>) -> bool {
+        let pin = ctx.pin();
+        let section = self.realm.sections().read(&pin);
+        let found = self.index.read(&section).covering(index::key(at));
+        found.is_some_and(|(_, area)| area.id == id && !area.is_dead())
+    }
+
+    /// With the list locked, so that it does not change and tables stay. Other faults go on.
+    fn resolve_listed(
+        &self,
+        policy: &Policy,
+        at: Page,
+        access: Access,
+        spare: &mut Option<Spare>,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Fault> {
+        let maps = self.maps.0.read(ctx);
+        let (area, mapping) = maps.mappings.find(at).ok_or(Fault::NoMapping)?;
+        if !access.allowed_by(mapping.prot) {
+            return Err(Fault::Denied);
+        }
+        let seen = Seen { mapping, offset: at.number() - area.start().number(), id: LISTED };
+        loop {
+            match self.step(&seen, &|| true, policy, at, access, spare, &ctx.pin(), ctx) {
+                Step::Done => return Ok(()),
+                Step::Slow(fault) => return Err(fault),
+                Step::Again => {}
+                Step::Ask => self.ask(&seen, policy, access, spare, ctx)?,
+            }
+        }
+    }
+
+    fn drop_spare(&self, spare: &mut Option<Spare>, pin: &Pinned<'_>) {
+        spare.take().into_iter().for_each(|spare| self.machine.frames.free(pin, spare.frame));
+    }
+
+    /// Ask the object for the frame. May sleep.
+    fn ask(
+        &self,
+        seen: &Seen<'_>,
+        policy: &Policy,
+        access: Access,
+        spare: &mut Option<Spare>,
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Fault> {
+        self.drop_spare(spare, &ctx.pin());
+        let object = seen.mapping.object_page(seen.offset).ok_or(Fault::BeyondObject)?;
+        let policy = seen.mapping.policy.get().or(*policy);
+        let (frame, rights) =
+            page::of_object(seen.mapping, object, &policy, access, self.machine.frames, ctx)?;
+        *spare = Some(Spare { frame, rights, id: seen.id });
+        Ok(())
+    }
+
+    /// What can be done without sleeping, while the mapping that was seen is `alive`. In a section, or with the list locked.
+    #[allow(clippy::too_many_arguments, reason = "a page, an access, what was found, and who asks")]
+    fn step(
+        &self,
+        seen: &Seen<'_>,
+        alive: &impl Fn() -> bool,
+        policy: &Policy,
+        at: Page,
+        access: Access,
+        spare: &mut Option<Spare>,
+        pin: &Pinned<'_>,
+        ctx: &Unpinned<'_>,
+    ) -> Step {
+        let (frames, mapping) = (self.machine.frames, seen.mapping);
+        let entry = self.table.peek(at);
+        if entry.is_guard() {
+            return Step::Slow(Fault::Guard);
+        }
+        if entry.is_empty() {
+            let mine = match spare.take_if(|spare| spare.id == seen.id) {
+                Some(spare) => spare,
+                None if matches!(mapping.backing, Backing::Object { .. }) => return Step::Ask,
+                None => {
+                    let policy = mapping.policy.get().or(*policy);
+                    match page::ensure(mapping, &policy, at, seen.offset, None, access, frames, ctx) {
+                        Ok((frame, rights)) => Spare { frame, rights, id: seen.id },
+                        Err(fault) => return Step::Slow(fault),
+                    }
+                }
+            };
+            return self.fill(mine, alive, at, pin);
+        }
+        let Some(leaf) = self.table.lock_leaf(at) else { return Step::Again };
+        let entry = leaf.peek(at);
+        if !alive() || use_of(entry).is_none() {
+            return Step::Again;
+        }
+        if access.allowed_by(entry.prot()) {
+            return Step::Done;
+        }
+        let rights = page::rights(mapping, entry.frame(), frames);
+        if access.allowed_by(rights) {
+            // An entry that grants more than it should is about to be lowered, and flushed, by who has changed the mapping.
+            if !rights.contains(entry.prot()) {
+                return Step::Slow(Fault::Denied);
+            }
+            leaf.protect(at, rights);
+            return Step::Done;
+        }
+        // Acquire: flushed before the gate is open; partner: the store in `fork`. That it is seen closed in time is by the
+        // leaf's lock.
+        if self.fork_gate.load(Ordering::Acquire) % 2 == 1 && !mutant!("bonsai-gate-open") {
+            return Step::Slow(Fault::Denied);
+        }
+        // The copy needs the old frame to stay: one more share.
+        let Some(old) = leaf.share(at, frames) else { return Step::Again };
+        drop(leaf);
+        let policy = mapping.policy.get().or(*policy);
+        match page::ensure(mapping, &policy, at, seen.offset, Some(&old), access, frames, ctx) {
+            Ok((new, rights)) => match self.replace(at, old, new, rights, alive, ctx) {
+                true => Step::Done,
+                false => Step::Again,
+            },
+            Err(fault) => {
+                frames.free(pin, old);
+                Step::Slow(fault)
+            }
+        }
+    }
+
+    /// Put in the frame for a page that had none.
+    fn fill(&self, mine: Spare, alive: &impl Fn() -> bool, at: Page, pin: &Pinned<'_>) -> Step {
+        let frames = self.machine.frames;
+        let made = self.table.lock_leaf_or_make(frames, pin, at, alive);
+        let fits = |leaf: &Leaf<'_>| alive() && (leaf.peek(at).is_empty() || mutant!("leaf-race-lost"));
+        match made {
+            Ok(leaf) if fits(&leaf) => {
+                leaf.insert(at, mine.frame, mine.rights);
+                drop(leaf);
+                self.counts.one_resident(pin);
+                Step::Done
+            }
+            other => {
+                let short = matches!(other, Err(Unmade::NoMemory));
+                drop(other);
+                frames.free(pin, mine.frame);
+                if short { Step::Slow(Fault::NoMemory) } else { Step::Again }
+            }
+        }
+    }
+
+    /// Put `new`, a copy of `old`, in its place at `at`, with `rights`. False if something else is there by now, or nobody is
+    /// `alive` to have it; `old` and `new` are given back then.
+    pub(super) fn replace(
+        &self,
+        at: Page,
+        old: OwnedFrame,
+        new: OwnedFrame,
+        rights: Prot,
+        alive: impl Fn() -> bool,
+        ctx: &Unpinned<'_>,
+    ) -> bool {
+        let (frames, pin) = (self.machine.frames, ctx.pin());
+        let mut taken = self.taken(ctx);
+        let leaf = self.table.lock_leaf(at);
+        let Some(leaf) = leaf.filter(|leaf| alive() && leaves::still_has(leaf, at, &old)) else {
+            frames.free(&pin, new);
+            frames.free(&pin, old);
+            return false;
+        };
+        leaves::replace(&leaf, at, old, new, rights, &mut taken.gather, |gather| self.flush(gather, &pin));
+        true
+    }
+}

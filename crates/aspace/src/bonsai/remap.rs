@@ -1,0 +1,100 @@
+//! Moving, growing and shrinking a mapping: first a plan, then what changes, which can't fail.
+
+use addr::{Page, PageRange, Prot};
+use pagetable::Which;
+use percpu::Unpinned;
+use sync::mutant;
+
+use super::{Bonsai, Maps, Taken};
+use crate::{Error, Limits, Lock, RemapTo, page, plan::Remap, rules::relock};
+
+impl Bonsai {
+    /// One mapping of `remap_within`, with the list locked.
+    #[allow(clippy::too_many_arguments, reason = "the operation's own arguments, and what it holds")]
+    pub(super) fn remap_one(
+        &self,
+        maps: &mut Maps,
+        old: PageRange,
+        new_pages: u64,
+        to: RemapTo,
+        keep: bool,
+        limits: &Limits,
+        taken: &mut Taken<'_>,
+        ctx: &Unpinned<'_>,
+    ) -> Result<Page, Error> {
+        let plan = Remap::plan(&mut maps.mappings, old, new_pages, to, keep, limits)?;
+        if plan.needs_memory(&maps.mappings) && self.machine.frames.low() {
+            return Err(Error::NoMemory);
+        }
+        // Make the tables at the destination: after this nothing fails.
+        let Remap { keep: kept, source, target, ref mapping, .. } = plan;
+        if let (Some(target), false) = (target, kept.is_empty())
+            && !self.make_tables(kept, target.start(), ctx)
+        {
+            let holes = core::iter::successors(maps.mappings.holes(target).next(), |last| {
+                PageRange::new(last.end(), target.end()).and_then(|rest| maps.mappings.holes(rest).next())
+            });
+            holes.for_each(|hole| self.detach(maps, hole, taken, ctx));
+            self.close(taken, ctx);
+            return Err(Error::NoMemory);
+        }
+        // Take what is cut off, and what was at the destination.
+        if let Some(tail) = plan.cut {
+            self.evict(maps, tail, taken, ctx);
+        }
+        let Some(target) = target else {
+            if let Some(grown) = plan.grown {
+                let tail = mapping.advanced(grown.start().number() - source.number());
+                // It is more of a mapping that there is: nothing can forbid it.
+                let _ = maps.mappings.announce(&tail, grown.len());
+                maps.mappings.insert(grown, tail);
+                self.publish(maps, grown, ctx);
+            }
+            self.close(taken, ctx);
+            return Ok(old.start());
+        };
+        // Its tables stay: they are in use again in a moment.
+        maps.mappings.remove(target);
+        self.publish(maps, target, ctx);
+        self.take(target, Which::All, taken, ctx);
+        // Faults find neither place from here on. The source loses all rights; flush; then the entries move.
+        let hidden = if mutant!("bonsai-source-found") { kept } else { self.hide(kept, ctx) };
+        if let Some(lost) = self.table.protect(kept, |_| Prot::empty()) {
+            taken.gather.add_range(lost);
+        }
+        self.close(taken, ctx);
+        let moved = mapping.advanced(old.start().number() - source.number());
+        self.table.relocate(kept, target.start(), |frame| page::rights(&moved, frame, self.machine.frames));
+        if keep {
+            // All of the old mapping, as Linux does (`dontunmap_complete`).
+            let old = maps.mappings.find(kept.start()).map_or(kept, |(area, _)| area);
+            maps.mappings.update(old, |mapping| relock(mapping, Lock::Off));
+        }
+        // As above.
+        let _ = maps.mappings.announce(&moved, target.len());
+        maps.mappings.insert(target, moved);
+        if !keep && !kept.is_empty() {
+            self.evict(maps, kept, taken, ctx);
+            self.close(taken, ctx);
+        }
+        self.publish(maps, hidden, ctx);
+        self.publish(maps, target, ctx);
+        Ok(target.start())
+    }
+    /// Make the leaf tables that the entries of `from` need when they move to `to`. False if there is no memory.
+    fn make_tables(&self, from: PageRange, to: Page, ctx: &Unpinned<'_>) -> bool {
+        let pin = ctx.pin();
+        let make = |at| self.table.lock_leaf_or_make(self.machine.frames, &pin, at, || true).is_ok();
+        self.table.leaves(from).all(|(leaf, part)| {
+            let used = |page: &Page| !leaf.peek(*page).is_empty();
+            let (Some(first), Some(last)) = (part.iter().find(used), part.iter().filter(used).last()) else {
+                return true;
+            };
+            drop(leaf);
+            // A leaf table's worth of entries goes into two at most.
+            [first, last]
+                .into_iter()
+                .all(|page| to.checked_add(page.number() - from.start().number()).is_some_and(make))
+        })
+    }
+}

@@ -1,0 +1,142 @@
+//! What was taken out of the page table: frames until the flush, tables until the flush and the end of all sections in
+//! which they may be walked.
+
+use alloc::boxed::Box;
+use core::{mem, ptr::NonNull};
+
+use addr::PageRange;
+use owned::{Memory, OwnedFrame};
+use pagetable::{Full, Unlinked, Which};
+use percpu::{Pinned, Unpinned};
+use rcu::{Head, Retired};
+use sync::mutant;
+use tlb::Gather;
+
+use super::{Bonsai, Maps};
+use crate::radix::{totals::Difference, try_box};
+
+/// What an operation has taken out.
+pub(super) struct Taken<'f> {
+    pub(super) gather: Gather<'f>,
+    pub(super) tables: Unlinked,
+}
+
+/// Tables that wait for the end of sections.
+#[repr(C)]
+pub(super) struct Waiting {
+    head: Head,
+    tables: Unlinked,
+    root: Option<OwnedFrame>,
+    frames: &'static Memory,
+}
+
+impl Waiting {
+    pub(super) fn new(frames: &'static Memory) -> Option<Box<Self>> {
+        try_box(Self { head: Head::new(), tables: Unlinked::default(), root: None, frames })
+    }
+}
+
+/// # Safety
+/// `head` is that of a [`Waiting`], whose tables are in use nowhere.
+unsafe fn free(head: NonNull<Head>, pin: &Pinned<'_>) {
+    // SAFETY: the caller's promise; it was made by `Box`, and the head is the first field of a `repr(C)` structure.
+    let mut waiting = unsafe { Box::from_raw(head.cast::<Waiting>().as_ptr()) };
+    let frames = waiting.frames;
+    // SAFETY: the caller's promise.
+    unsafe { waiting.tables.free(frames, pin) };
+    waiting.root.take().into_iter().for_each(|root| frames.free(pin, root));
+}
+
+impl Bonsai {
+    pub(super) fn taken<'a>(&self, ctx: &Unpinned<'a>) -> Taken<'a> {
+        Taken { gather: Gather::new(self.machine.frames, *ctx), tables: Unlinked::default() }
+    }
+    /// Nobody translates by what the gather was told of when this returns.
+    pub(super) fn flush(&self, gather: &mut Gather<'_>, pin: &Pinned<'_>) {
+        gather.flush(pin, self.machine.shootdown, &self.active.0);
+    }
+    /// Flush, and hand over the tables. Frames go when `taken` is dropped.
+    pub(super) fn close(&self, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
+        let pin = ctx.pin();
+        if mutant!("bonsai-table-early") {
+            // SAFETY: none; that this is wrong is what is to be found.
+            unsafe { taken.tables.free(self.machine.frames, &pin) };
+        }
+        self.flush(&mut taken.gather, &pin);
+        if taken.tables.is_empty() {
+            return;
+        }
+        let tables = mem::take(&mut taken.tables);
+        match Waiting::new(self.machine.frames) {
+            Some(mut waiting) => {
+                waiting.tables = tables;
+                self.retire(waiting, &pin);
+            }
+            None => {
+                drop(pin);
+                self.realm.sections().synchronize(ctx);
+                let mut tables = tables;
+                // SAFETY: they were flushed, and then all sections have ended.
+                unsafe { tables.free(self.machine.frames, &ctx.pin()) };
+            }
+        }
+    }
+    fn retire(&self, waiting: Box<Waiting>, pin: &Pinned<'_>) {
+        let head = NonNull::from(Box::leak(waiting)).cast::<Head>();
+        // SAFETY: what is named there was unlinked by this thread, or by who has cleared the space, and flushed; `free` is for
+        // this type, and the pointer is to all of it.
+        self.realm.sections().call(pin, unsafe { Retired::new(head, free) });
+    }
+    /// The same when there is no more room: what was taken goes too.
+    fn round(&self, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
+        self.close(taken, ctx);
+        taken.gather.release(&ctx.pin());
+    }
+    /// Free the root if the space is cleared and no CPU has it in CR3, after all sections.
+    pub(super) fn free_root(&self, pin: &Pinned<'_>) {
+        if let Some(root) = self.retired.take_unused(&self.active.0)
+            && let Some(mut waiting) = self.grave.lock().take()
+        {
+            waiting.root = Some(root);
+            self.retire(waiting, pin);
+        }
+    }
+    /// Unmap `range`: the mappings, the entries and the tables that serve nothing else. To be [closed](Self::close).
+    pub(super) fn evict(&self, maps: &mut Maps, range: PageRange, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
+        maps.mappings.remove(range);
+        // Dead before an entry is touched (B2).
+        self.publish(maps, range, ctx);
+        self.take(range, Which::All, taken, ctx);
+        self.detach(maps, range, taken, ctx);
+    }
+    /// Unlink the tables that serve pages of `range` and none that is mapped.
+    pub(super) fn detach(&self, maps: &Maps, range: PageRange, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
+        let gap = maps.mappings.gap_around(range);
+        while self.table.detach(range, gap, &mut taken.tables, &mut taken.gather).is_err() {
+            self.round(taken, ctx);
+        }
+    }
+    /// Take the entries `which` of `range`.
+    pub(super) fn take(&self, range: PageRange, which: Which, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
+        let mut rest = Some(range);
+        let mut frames = 0;
+        while let Some(r) = rest {
+            rest = match self.table.take(r, which, &mut taken.gather, &mut frames) {
+                Ok(()) => None,
+                Err(Full(at)) => {
+                    self.round(taken, ctx);
+                    PageRange::new(at, range.end())
+                }
+            };
+        }
+        self.resident(-(frames as i64), ctx);
+    }
+    /// So many pages more have a frame.
+    pub(super) fn resident(&self, pages: i64, ctx: &Unpinned<'_>) {
+        if pages != 0 {
+            let mut change = Difference::default();
+            change.resident(pages);
+            self.counts.add(&change, &ctx.pin());
+        }
+    }
+}
