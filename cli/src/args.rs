@@ -323,6 +323,8 @@ pub enum Vs {
 pub enum AspaceChoice {
     /// Each that the kernel has
     All,
+    /// A Bonsai tree that faults read without a lock
+    Bonsai,
     /// One reader-writer lock
     Locked,
     /// A radix tree with a lock in each slot
@@ -351,6 +353,8 @@ pub struct Doctor {
 /// Designs of the address space that the kernel has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Aspace {
+    /// A Bonsai tree that faults read without a lock
+    Bonsai,
     /// One reader-writer lock
     Locked,
     /// A radix tree with a lock in each slot
@@ -361,6 +365,7 @@ impl Aspace {
     /// The name that the kernel knows it by.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Bonsai => "bonsai",
             Self::Locked => "locked",
             Self::Radix => "radix",
         }
@@ -689,7 +694,7 @@ mod tests {
         assert!(mistake(&["--mem", "lots"]).ends_with("say a size as in 512M or 2G, at least 64M"));
         assert_eq!(
             mistake(&["--aspace", "tree"]),
-            "invalid value 'tree' for '--aspace <NAME>': there is locked, radix"
+            "invalid value 'tree' for '--aspace <NAME>': there is bonsai, locked, radix"
         );
         assert!(mistake(&["--frames", "lifo"]).ends_with("there is row, avl, buddy, slab, global, served"));
         assert!(mistake(&["--accel", "fast"]).ends_with("there is auto, kvm, tcg, exact"));

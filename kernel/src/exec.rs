@@ -7,7 +7,7 @@ use alloc::{borrow::ToOwned, sync::Arc, vec, vec::Vec};
 use core::sync::atomic::Ordering;
 
 use addr::{PAGE_SIZE, Page, Prot, USER_END};
-use aspace::{AddressSpace, Error, Flags, Label, Locked, Machine, Mapping, Placement, Radix};
+use aspace::{AddressSpace, Bonsai, Error, Flags, Label, Locked, Machine, Mapping, Placement, Radix};
 use linux_raw_sys::{auxvec, general as abi};
 
 use crate::{
@@ -16,7 +16,9 @@ use crate::{
     file::{self, Claim, FsInfo},
     hw::{self, TrapFrame},
     limits::RLIMIT_STACK,
-    memory, places,
+    memory,
+    options::{self, Design},
+    places,
     process::{self, Brk, Mm, Process, Status},
     realm, sched, shootdown,
     task::{self, Task},
@@ -152,7 +154,11 @@ pub fn new_space() -> Result<Arc<dyn AddressSpace>, Errno> {
         kernel_root: Some(hw::paging::kernel_root()),
     };
     let ctx = &task::unpinned();
+    let options = options::get();
     let space: Result<Arc<dyn AddressSpace>, Error> = match realm::get() {
+        Some(realm) if options.design == Design::Bonsai => {
+            Bonsai::new(machine, realm, options.exclude, ctx).map(|space| space as _)
+        }
         Some(realm) => Radix::new(machine, realm, realm::tables(), ctx).map(|space| space as _),
         None => Locked::new(machine, ctx).map(|space| space as _),
     };

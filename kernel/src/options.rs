@@ -2,9 +2,22 @@
 
 use alloc::string::{String, ToString};
 
+use aspace::Exclude;
 use frames::AlgoKind;
 
 use crate::{central::Mode, hw::irq::Lock, planted::Planted};
+
+/// What address spaces are.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub enum Design {
+    /// Radix trees.
+    #[default]
+    Radix,
+    /// Bonsai trees.
+    Bonsai,
+    /// Lists with a lock.
+    Locked,
+}
 
 /// The options that the kernel knows; others are ignored with a message.
 #[derive(Clone, Default)]
@@ -19,8 +32,10 @@ pub struct Options {
     pub cols: u16,
     /// Run the kernel's own tests instead of a program: `all`, or a name.
     pub selftest: Option<String>,
-    /// Whether address spaces are radix trees.
-    pub radix: bool,
+    /// What address spaces are.
+    pub design: Design,
+    /// What page faults exclude in a Bonsai tree.
+    pub exclude: Exclude,
     /// Whether their CPUs share one page table.
     pub shared_table: bool,
     /// The algorithm that hands out frames, if not rows.
@@ -43,7 +58,7 @@ static OPTIONS: Lock<Option<Options>> = Lock::new(None);
 
 /// Read the command line, once.
 pub fn init(line: &str) {
-    let mut o = Options { rows: 24, cols: 80, radix: true, ..Options::default() };
+    let mut o = Options { rows: 24, cols: 80, ..Options::default() };
     for word in line.split_ascii_whitespace() {
         let (key, value) = word.split_once('=').unwrap_or((word, "1"));
         match key {
@@ -68,9 +83,14 @@ pub fn init(line: &str) {
                 _ => crate::log!("pagetable={value} is neither shared nor percpu; using percpu"),
             },
             "aspace" => match value {
-                "radix" => o.radix = true,
-                "locked" => o.radix = false,
+                "radix" => o.design = Design::Radix,
+                "bonsai" => o.design = Design::Bonsai,
+                "locked" => o.design = Design::Locked,
                 _ => crate::log!("aspace={value} is not in this image; using radix"),
+            },
+            "exclude" => match Exclude::from_name(value) {
+                Some(exclude) => o.exclude = exclude,
+                None => crate::log!("exclude={value} is not known; using rcu"),
             },
             "rows" => o.rows = value.parse().unwrap_or(o.rows),
             "cols" => o.cols = value.parse().unwrap_or(o.cols),

@@ -1,4 +1,4 @@
-//! What address spaces in radix trees need of each CPU: to hand on, now and then, what it holds back of reference counts, to
+//! What address spaces in radix and Bonsai trees need of each CPU: to hand on, now and then, what it holds back of reference counts, to
 //! say that it is in no section, and to free what has waited long enough. Of all this there is nothing if the command line says
 //! `aspace=locked`.
 //!
@@ -27,7 +27,9 @@ use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
     hw::{cpu, irq, marker, timer},
-    memory, options, reclaim, sched, task, timers,
+    memory,
+    options::{self, Design},
+    reclaim, sched, task, timers,
 };
 
 /// How often a CPU does its regular work, and how long it may nap, in ns.
@@ -48,7 +50,7 @@ fn here() -> Pinned<'static> {
 
 /// Make it, if there are to be such address spaces. On the boot CPU, before there are others.
 pub fn init() {
-    if options::get().radix {
+    if options::get().design != Design::Locked {
         let realm: &Realm = Box::leak(Box::new(Realm::new(cpu::count(), memory::frames(), wait)));
         realm.init();
         // Release: partner in `get`.

@@ -280,7 +280,8 @@ pub fn systems(options: &Bench) -> Result<Vec<Target>> {
 impl AspaceChoice {
     fn designs(self) -> &'static [Aspace] {
         match self {
-            Self::All => &[Aspace::Locked, Aspace::Radix],
+            Self::All => &[Aspace::Locked, Aspace::Bonsai, Aspace::Radix],
+            Self::Bonsai => &[Aspace::Bonsai],
             Self::Locked => &[Aspace::Locked],
             Self::Radix => &[Aspace::Radix],
         }

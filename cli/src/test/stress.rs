@@ -24,7 +24,7 @@ const FULL_HALF: Duration = Duration::from_secs(15 * 60);
 /// What building the tests, or one run in a machine, may take beyond that.
 const SLACK: Duration = Duration::from_secs(15 * 60);
 /// The test programs of `aspace`: a design each.
-const DESIGNS: [&str; 3] = ["concurrent", "radix", "radix_percpu"];
+const DESIGNS: [&str; 4] = ["concurrent", "bonsai", "radix", "radix_percpu"];
 /// CPUs of a machine, and how its address spaces have page tables.
 const MACHINES: [(u32, &str); 6] =
     [(2, "percpu"), (4, "shared"), (8, "percpu"), (2, "shared"), (4, "percpu"), (8, "shared")];

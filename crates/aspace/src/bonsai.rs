@@ -25,11 +25,11 @@
 //! | find, shared_page | no; shared if nothing is found | look-up | no | no |
 //! | mappings, usage | shared | no | no | no |
 //!
-//! **Lock order**: `maps` (sleeps) > an object's own locks (may sleep) > the tree's writer lock, or one table above the leaves
-//! > one leaf lock (fork takes the parent's and then the child's, which nobody else knows yet) > the frame allocator's. An
-//! object is asked for a page by who is in no section, and, if it was the tree that told of it, has no lock either. Spinning
-//! locks are taken pinned, with interrupts on, so that a CPU that waits for a leaf lock still answers the shootdown its
-//! holder waits for. No section sleeps.
+//! **Lock order**: `maps` (sleeps), then an object's own locks (may sleep), then the tree's writer lock or one table above the
+//! leaves, then one leaf lock (fork takes the parent's and then the child's, which nobody else knows yet), then the frame
+//! allocator's. An object is asked for a page by who is in no section, and, if it was the tree that told of it, has no lock
+//! either. Spinning locks are taken pinned, with interrupts on, so that a CPU that waits for a leaf lock still answers the
+//! shootdown its holder waits for. No section sleeps.
 //!
 //! # Invariants
 //! * **B1** *(no refusal without the lock)* What finds no live mapping, a guard, or a mapping that does not allow what is asked,
@@ -130,6 +130,20 @@ pub enum Exclude {
     /// Nothing.
     #[default]
     Rcu,
+}
+
+impl Exclude {
+    /// The one that `name` names on a command line.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "stock" => Self::Stock,
+            "fault-lock" => Self::FaultLock,
+            "hybrid" => Self::Hybrid,
+            "per-mapping" => Self::PerMapping,
+            "rcu" => Self::Rcu,
+            _ => return None,
+        })
+    }
 }
 
 /// See the module.

@@ -24,8 +24,7 @@
 //! it is about to skip an absent entry, once, before it looks at that for good. Of the two sections one is the first: either
 //! the walk sees the link, or the fault sees that it comes too late.
 //!
-//! **Lock order**: table above > leaf table. A table above is locked for a moment, and only [`Concurrent::hold`] takes a
-//! leaf's lock, or none, meanwhile.
+//! **Lock order**: none: a table above is locked for a moment, or by [`Concurrent::hold`], and no other lock is taken meanwhile.
 
 use core::{fmt, mem::ManuallyDrop};
 
