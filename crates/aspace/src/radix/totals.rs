@@ -16,7 +16,7 @@
 
 use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use percpu::{PerCpu, Pinned};
+use percpu::{Line, PerCpu, Pinned};
 use sync::SpinLock;
 
 use crate::{Error, Limits, Mapping, Totals};
@@ -37,9 +37,9 @@ struct Part {
 
 pub(crate) struct Counts {
     parts: PerCpu<Part>,
-    limiting: SpinLock<()>,
-    peak: AtomicU64,
-    peak_resident: AtomicU64,
+    limiting: Line<SpinLock<()>>,
+    /// The most pages, and the most that had a frame; on lines of their own, since faults read what is beside them.
+    peaks: Line<[AtomicU64; 2]>,
 }
 
 // Relaxed, all of this module: a CPU's part is written by who is pinned to it; what calls have returned before is seen by
@@ -111,9 +111,8 @@ impl Counts {
     pub(crate) fn new(cpus: usize) -> Self {
         Self {
             parts: PerCpu::new(cpus, |_| Part::default()),
-            limiting: SpinLock::new(()),
-            peak: AtomicU64::new(0),
-            peak_resident: AtomicU64::new(0),
+            limiting: Line(SpinLock::new(())),
+            peaks: Line::default(),
         }
     }
     #[inline]
@@ -152,7 +151,7 @@ impl Counts {
         pin: &Pinned<'_>,
         admit: impl FnOnce(&Totals) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let _one = bind.then(|| self.limiting.lock());
+        let _one = bind.then(|| self.limiting.0.lock());
         if bind {
             admit(&self.look().0)?;
         }
@@ -167,13 +166,14 @@ impl Counts {
         }
         // Parts are read one after the other, so a sum may be off while others change them; never below zero for long.
         let [pages, data, stack, code, locked, shared, resident] = sums.map(|sum| sum.max(0) as u64);
-        self.peak.fetch_max(pages, OWN);
-        self.peak_resident.fetch_max(resident, OWN);
-        (Totals { pages, peak: self.peak.load(OWN), data, stack, code, locked, shared }, resident)
+        let [peak, peak_resident] = &self.peaks.0;
+        peak.fetch_max(pages, OWN);
+        peak_resident.fetch_max(resident, OWN);
+        (Totals { pages, peak: peak.load(OWN), data, stack, code, locked, shared }, resident)
     }
     /// The most pages that had a frame.
     pub(crate) fn peak_resident(&self) -> u64 {
         self.look();
-        self.peak_resident.load(OWN)
+        self.peaks.0[1].load(OWN)
     }
 }
