@@ -2,6 +2,7 @@
 #![cfg(not(loom))]
 #![allow(clippy::duplicate_mod, reason = "each of the programs has the machine as a module")]
 
+mod bonsai_only;
 #[path = "concurrent.rs"]
 mod concurrent;
 #[path = "defects.rs"]

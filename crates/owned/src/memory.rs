@@ -44,7 +44,14 @@ pub struct Memory {
     /// Who is told of every run that nobody owns any more, before anybody else can have it.
     #[cfg(feature = "testing")]
     watcher: std::sync::OnceLock<Watcher>,
+    /// Who is told before a frame is looked for.
+    #[cfg(feature = "testing")]
+    asked: std::sync::OnceLock<AskWatcher>,
 }
+
+/// See [`Memory::watch_asking`].
+#[cfg(feature = "testing")]
+pub type AskWatcher = std::boxed::Box<dyn Fn(Use) + Send + Sync>;
 
 /// See [`Memory::watch`].
 #[cfg(feature = "testing")]
@@ -123,6 +130,8 @@ impl Memory {
             central: Once(UnsafeCell::new(None)),
             #[cfg(feature = "testing")]
             watcher: std::sync::OnceLock::new(),
+            #[cfg(feature = "testing")]
+            asked: std::sync::OnceLock::new(),
         }
     }
 
@@ -131,6 +140,13 @@ impl Memory {
     #[cfg(feature = "testing")]
     pub fn watch(&self, watcher: Watcher) {
         assert!(self.watcher.set(watcher).is_ok(), "there is a watcher");
+    }
+
+    /// Call `watcher` with the use for which frames are asked for, by who asks, before they are looked for: what others do
+    /// meanwhile comes between two steps of who asks. To be called once at most.
+    #[cfg(feature = "testing")]
+    pub fn watch_asking(&self, watcher: AskWatcher) {
+        assert!(self.asked.set(watcher).is_ok(), "there is a watcher");
     }
 
     /// Whether `frame` is owned by `usage`; always so if it isn't [kept](Marks::KEPT) who owns what.
@@ -214,6 +230,8 @@ impl Memory {
     /// A run for `usage`, counted and marked.
     #[inline]
     fn take(&self, pin: &Pinned<'_>, usage: Use, req: Req) -> Result<Run, AllocError> {
+        #[cfg(feature = "testing")]
+        self.asked.get().inspect(|watcher| watcher(usage));
         if self.flags() & FAILING != 0 && self.must_fail() {
             return Err(AllocError::Short { node: frames::Node::FIRST, need: 1 << req.order });
         }

@@ -63,6 +63,10 @@ impl Bonsai {
             unsafe { taken.tables.free(self.machine.frames, &pin) };
         }
         self.flush(&mut taken.gather, &pin);
+        if mutant!("bonsai-no-grace") {
+            // SAFETY: none, as above.
+            unsafe { taken.tables.free(self.machine.frames, &pin) };
+        }
         if taken.tables.is_empty() {
             return;
         }

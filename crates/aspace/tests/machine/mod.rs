@@ -89,6 +89,8 @@ pub struct Sim {
     pub on_flush: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     /// Faults that accesses had.
     pub faults: AtomicUsize,
+    /// Called, once, when a frame is asked for that is for this use.
+    pub on_asking: Mutex<Option<(Use, Box<dyn FnOnce() + Send>)>>,
     /// Frames that were given back.
     freed: AtomicUsize,
 }
@@ -134,12 +136,19 @@ impl Sim {
             targets: Mutex::default(),
             flushed: Mutex::default(),
             on_flush: Mutex::new(None),
+            on_asking: Mutex::new(None),
             freed: AtomicUsize::new(0),
         }));
         sim.frames.watch(Box::new(|first, order, _| {
             (first.number()..first.number() + (1 << order))
                 .filter_map(Frame::new)
                 .for_each(|frame| sim.given_back(frame));
+        }));
+        sim.frames.watch_asking(Box::new(|usage| {
+            let mut waits = sim.on_asking.lock().unwrap_or_else(|e| e.into_inner());
+            let once = waits.take_if(|(wanted, _)| *wanted == usage);
+            drop(waits);
+            once.into_iter().for_each(|(_, f)| f());
         }));
         sim
     }

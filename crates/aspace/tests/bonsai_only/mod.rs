@@ -1,0 +1,349 @@
+//! What the Bonsai tree's address space promises beyond others, and its races, each brought about on purpose: a CPU is stopped
+//! where it asks for a frame, in the middle of a fault, or where it begins to flush, and others go on.
+
+#[path = "../machine/mod.rs"]
+mod machine;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    time::Duration,
+};
+
+use addr::Prot;
+use aspace::{Access, AddressSpace, Advice, Bonsai, Error, Exclude, Fault, Placement, RemapTo};
+use machine::{RW, Random, Sim, anonymous, page, range};
+use owned::Use;
+use percpu::Unpinned;
+
+const BASE: u64 = 0x1000;
+/// A page in another leaf table, of the same directory.
+const OTHER: u64 = BASE + 512;
+/// As long as others get to do what they should not get done.
+const MOMENT: Duration = Duration::from_millis(200);
+/// As long as others get to do what they must get done.
+const LONG: Duration = Duration::from_secs(20);
+
+fn map(space: &dyn AddressSpace, at: u64, pages: u64, ctx: &Unpinned<'_>) {
+    let at = Placement::Fixed(page(at));
+    space.map(at, pages, anonymous(RW), ctx).expect("there is room");
+}
+
+/// A space that CPU 0 runs, with a page at [`BASE`] and two behind it, and one at [`OTHER`].
+fn two_leaves(sim: &'static Sim) -> Arc<dyn AddressSpace> {
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        map(&*space, BASE, 3, &ctx);
+        map(&*space, OTHER, 1, &ctx);
+        sim.enter(&*space, &ctx);
+        space
+    })
+}
+
+fn end(sim: &'static Sim, space: &dyn AddressSpace) {
+    sim.cpus.on(0, |ctx| {
+        sim.leave(space, &ctx);
+        space.clear(&ctx);
+    });
+    assert_eq!(sim.owned(), [0; Use::COUNT], "frames were not given back");
+}
+
+/// Two ways between a CPU that stops and one that goes on.
+struct Stop {
+    stopped: Mutex<Receiver<()>>,
+    done: Mutex<Sender<()>>,
+}
+
+impl Stop {
+    /// What the CPU that stops has to call, and the rest.
+    fn new(patience: Duration) -> (impl Fn() + Send, Self) {
+        let ((stopped, sees), (done, goes_on)) = (channel(), channel());
+        let stop = move || {
+            if stopped.send(()).is_ok() {
+                let _ = goes_on.recv_timeout(patience);
+            }
+        };
+        (stop, Self { stopped: Mutex::new(sees), done: Mutex::new(done) })
+    }
+    /// Do `f` while the other CPU is stopped.
+    fn meanwhile<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.stopped.lock().unwrap().recv_timeout(LONG).expect("the other CPU stops");
+        let result = f();
+        let _ = self.done.lock().unwrap().send(());
+        result
+    }
+}
+
+/// CPU 0 stores to page `at`. While it asks for a frame for `usage`, CPU 1 does `meanwhile`.
+fn in_the_middle_of_a_fault(
+    sim: &'static Sim,
+    space: &dyn AddressSpace,
+    at: u64,
+    usage: Use,
+    meanwhile: impl Fn(&Unpinned<'_>) + Sync,
+) -> Result<(), Fault> {
+    let answer = Mutex::new(None);
+    let (stop, other) = Stop::new(LONG);
+    *sim.on_asking.lock().unwrap() = Some((usage, Box::new(stop)));
+    sim.cpus.run(|cpu, ctx| {
+        if cpu.index() == 0 {
+            *answer.lock().unwrap() = Some(sim.store(space, page(at), 7, &ctx));
+        } else if cpu.index() == 1 {
+            other.meanwhile(|| meanwhile(&ctx));
+        }
+    });
+    answer.into_inner().unwrap().expect("there is an answer")
+}
+
+#[test]
+fn r3_a_page_that_is_unmapped_during_a_fault_stays_empty() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    // So that there is a table, and that it stays.
+    sim.cpus.on(0, |ctx| assert_eq!(sim.store(&*space, page(BASE + 1), 1, &ctx), Ok(())));
+    let answer = in_the_middle_of_a_fault(sim, &*space, BASE, Use::Anonymous, |ctx| {
+        assert_eq!(space.unmap(range(BASE, 1), ctx), Ok(()));
+    });
+    assert_eq!(answer, Err(Fault::NoMapping));
+    sim.cpus.on(0, |ctx| assert_eq!(sim.frame_of(&*space, page(BASE), &ctx), None));
+    end(sim, &*space);
+}
+
+#[test]
+fn r4_no_table_is_made_for_what_was_unmapped_during_the_fault() {
+    for usage in [Use::Anonymous, Use::PageTable] {
+        let sim = Sim::new(2, 256);
+        let space = two_leaves(sim);
+        let answer = in_the_middle_of_a_fault(sim, &*space, BASE, usage, |ctx| {
+            assert_eq!(space.unmap(range(BASE, 3), ctx), Ok(()));
+        });
+        assert_eq!(answer, Err(Fault::NoMapping));
+        let tables = sim.cpus.on(0, |ctx| space.usage(&ctx).table_pages);
+        // One that was linked before the other CPU began stays, until something near it is unmapped.
+        assert!(tables == 1 || usage == Use::PageTable, "{tables} tables for nothing");
+        end(sim, &*space);
+    }
+}
+
+#[test]
+fn r6_a_table_stays_allocated_while_a_fault_walks_it() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    sim.cpus.on(0, |ctx| assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(())));
+    let tables = || sim.frames.stats().owned[Use::PageTable as usize];
+    assert_eq!(tables(), 4);
+    // Between the directory and the leaf that it does not have yet.
+    let answer = in_the_middle_of_a_fault(sim, &*space, OTHER, Use::PageTable, |ctx| {
+        assert_eq!(space.unmap(range(BASE, 600), ctx), Ok(()));
+        (0..32).for_each(|_| sim.tick(ctx));
+        assert_eq!(tables(), 4, "a table was freed while a fault walks it");
+    });
+    assert_eq!(answer, Err(Fault::NoMapping));
+    let tables = sim.owned()[Use::PageTable as usize];
+    assert_eq!(tables, 1, "tables are left");
+    end(sim, &*space);
+}
+
+#[test]
+fn r8_a_page_that_is_protected_during_a_fault_is_not_writable() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    let answer = in_the_middle_of_a_fault(sim, &*space, BASE, Use::Anonymous, |ctx| {
+        assert_eq!(space.protect(range(BASE, 2), Prot::READ, ctx), Ok(()));
+    });
+    assert_eq!(answer, Err(Fault::Denied));
+    sim.cpus.on(0, |ctx| {
+        assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(0));
+        sim.audit(&*space, range(BASE, 2), &ctx);
+    });
+    end(sim, &*space);
+}
+
+/// CPU 0 does `operation`. While it begins its first flush CPU 1 does `other`, which must not be done before the flush is.
+fn waits_for_the_flush(
+    sim: &'static Sim,
+    operation: impl Fn(&Unpinned<'_>) + Sync,
+    other: impl Fn(&Unpinned<'_>) + Sync,
+) {
+    let (stop, rest) = Stop::new(MOMENT);
+    let early = Arc::new(AtomicBool::new(false));
+    let (first, too_early) = (AtomicBool::new(true), early.clone());
+    let done = Arc::new(AtomicBool::new(false));
+    let seen = done.clone();
+    *sim.on_flush.lock().unwrap() = Some(Box::new(move || {
+        if first.swap(false, Ordering::SeqCst) {
+            stop();
+            too_early.store(seen.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+    }));
+    sim.cpus.run(|cpu, ctx| match cpu.index() {
+        0 => operation(&ctx),
+        1 => rest.meanwhile(|| {
+            other(&ctx);
+            done.store(true, Ordering::SeqCst);
+        }),
+        _ => {}
+    });
+    *sim.on_flush.lock().unwrap() = None;
+    assert!(!early.load(Ordering::SeqCst), "it was not waited for the flush");
+}
+
+#[test]
+fn r17_what_replaces_a_mapping_is_not_found_before_the_flush() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    sim.cpus.on(0, |ctx| assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(())));
+    waits_for_the_flush(
+        sim,
+        |ctx| map(&*space, BASE, 3, ctx),
+        |ctx| {
+            sim.enter(&*space, ctx);
+            assert_eq!(sim.load(&*space, page(BASE), ctx), Ok(0));
+            sim.leave(&*space, ctx);
+        },
+    );
+    end(sim, &*space);
+}
+
+#[test]
+fn r18_what_moves_is_found_nowhere_before_the_flush() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    sim.cpus.on(0, |ctx| assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(())));
+    waits_for_the_flush(
+        sim,
+        |ctx| {
+            let to = page(BASE + 100);
+            assert_eq!(space.remap(range(BASE, 3), 3, RemapTo::Fixed(to), ctx), Ok(to));
+        },
+        |ctx| {
+            sim.enter(&*space, ctx);
+            assert_eq!(sim.load(&*space, page(BASE), ctx), Err(Fault::NoMapping));
+            assert_eq!(sim.load(&*space, page(BASE + 100), ctx), Ok(1));
+            sim.leave(&*space, ctx);
+        },
+    );
+    end(sim, &*space);
+}
+
+#[test]
+fn r13_no_store_is_lost_that_comes_between_fork_and_its_flush() {
+    let sim = Sim::new(3, 256);
+    let space = two_leaves(sim);
+    for cpu in [1, 2] {
+        sim.cpus.on(cpu, |ctx| sim.enter(&*space, &ctx));
+    }
+    sim.cpus.on(2, |ctx| assert_eq!(sim.store(&*space, page(BASE), 2, &ctx), Ok(())));
+    let child = Mutex::new(None);
+    let (stop_fork, fork) = Stop::new(LONG);
+    let (copying, copied) = channel::<()>();
+    let (copying, copied) = (Mutex::new(copying), Mutex::new(copied));
+    *sim.on_flush.lock().unwrap() = Some(Box::new(move || stop_fork()));
+    sim.cpus.run(|cpu, ctx| match cpu.index() {
+        0 => *child.lock().unwrap() = Some(space.fork(&ctx).expect("there is memory")),
+        1 => {
+            copied.lock().unwrap().recv_timeout(LONG).expect("fork is at its flush");
+            assert_eq!(space.fault(page(BASE).base(), Access::Write, &ctx), Ok(()));
+        }
+        _ => fork.meanwhile(|| {
+            copying.lock().unwrap().send(()).expect("CPU 1 waits");
+            std::thread::sleep(MOMENT);
+            // With a translation from before the fork, which is not flushed yet.
+            assert_eq!(sim.store(&*space, page(BASE), 3, &ctx), Ok(()));
+        }),
+    });
+    *sim.on_flush.lock().unwrap() = None;
+    sim.cpus.on(0, |ctx| {
+        assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(3), "a store is lost");
+        child.lock().unwrap().take().expect("it was made").clear(&ctx);
+    });
+    for cpu in [1, 2] {
+        sim.cpus.on(cpu, |ctx| sim.leave(&*space, &ctx));
+    }
+    end(sim, &*space);
+}
+
+#[test]
+fn r19_contents_that_are_given_up_go_after_the_flush_of_who_has_protected_them() {
+    let sim = Sim::new(3, 256);
+    let space = two_leaves(sim);
+    sim.cpus.on(2, |ctx| {
+        sim.enter(&*space, &ctx);
+        assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(()));
+    });
+    let (stop, rest) = Stop::new(MOMENT);
+    *sim.on_flush.lock().unwrap() = Some(Box::new(move || stop()));
+    sim.cpus.run(|cpu, ctx| match cpu.index() {
+        0 => assert_eq!(space.protect(range(BASE, 1), Prot::empty(), &ctx), Ok(())),
+        // The checker sees whether a CPU still has the frame when it goes.
+        1 => rest.meanwhile(|| assert_eq!(space.advise(range(BASE, 1), Advice::DontNeed, &ctx), Ok(()))),
+        _ => {}
+    });
+    *sim.on_flush.lock().unwrap() = None;
+    sim.cpus.on(2, |ctx| sim.leave(&*space, &ctx));
+    end(sim, &*space);
+}
+
+#[test]
+fn faults_go_on_while_mappings_change() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    sim.cpus.on(0, |ctx| assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(())));
+    let (stop, rest) = Stop::new(LONG);
+    let done = Arc::new(AtomicBool::new(false));
+    let seen = done.clone();
+    *sim.on_flush.lock().unwrap() = Some(Box::new(move || {
+        stop();
+        assert!(seen.load(Ordering::SeqCst), "a fault has waited for an unmapping of other pages");
+    }));
+    sim.cpus.run(|cpu, ctx| match cpu.index() {
+        0 => assert_eq!(space.unmap(range(BASE, 1), &ctx), Ok(())),
+        _ => rest.meanwhile(|| {
+            // A page of what stays of the mapping, and one of another.
+            assert_eq!(space.fault(page(BASE + 1).base(), Access::Write, &ctx), Ok(()));
+            assert_eq!(space.fault(page(OTHER).base(), Access::Write, &ctx), Ok(()));
+            done.store(true, Ordering::SeqCst);
+        }),
+    });
+    *sim.on_flush.lock().unwrap() = None;
+    end(sim, &*space);
+}
+
+/// One CPU's `steps` on pages that all use.
+fn storm(sim: &'static Sim, space: &dyn AddressSpace, random: &mut Random, steps: u64, ctx: &Unpinned<'_>) {
+    sim.enter(space, ctx);
+    for stamp in 0..steps {
+        let (at, pages) = (BASE + random.below(12), 1 + random.below(4));
+        match random.below(8) {
+            0 => map(space, at, pages, ctx),
+            1 => assert_eq!(space.unmap(range(at, pages), ctx), Ok(())),
+            2 => {
+                let prot = random.pick(&[RW, Prot::READ, Prot::empty()]);
+                let answer = space.protect(range(at, pages), prot, ctx);
+                assert!(matches!(answer, Ok(()) | Err(Error::NoMapping)), "{answer:?}");
+            }
+            3 => drop(space.advise(range(at, pages), Advice::DontNeed, ctx)),
+            4 => drop(sim.load(space, page(at), ctx)),
+            _ => drop(sim.store(space, page(at), stamp, ctx)),
+        }
+        sim.stir(range(BASE, 16), |n| random.below(n));
+        sim.audit(space, range(BASE + random.below(12), 4), ctx);
+    }
+    sim.leave(space, ctx);
+}
+
+#[test]
+fn all_that_faults_may_exclude_is_right() {
+    let all = [Exclude::Stock, Exclude::FaultLock, Exclude::Hybrid, Exclude::PerMapping, Exclude::Rcu];
+    for exclude in all {
+        let sim = Sim::new(4, 512);
+        let space = sim.cpus.on(0, |ctx| Bonsai::new(sim.machine(), sim.realm, exclude, &ctx));
+        let space = space.expect("there is memory");
+        sim.cpus.run(|cpu, ctx| storm(sim, &*space, &mut Random::new(1, cpu.index()), 600, &ctx));
+        sim.cpus.on(0, |ctx| space.clear(&ctx));
+        assert_eq!(sim.owned(), [0; Use::COUNT], "{exclude:?}: frames were not given back");
+    }
+}
