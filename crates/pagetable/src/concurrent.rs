@@ -24,7 +24,11 @@
 //! it is about to skip an absent entry, once, before it looks at that for good. Of the two sections one is the first: either
 //! the walk sees the link, or the fault sees that it comes too late.
 //!
-//! **Lock order**: none: a table above is locked for a moment, or by [`Concurrent::hold`], and no other lock is taken meanwhile.
+//! **Lock order**: of one page table no two locks are held at once.
+
+#[cfg(all(test, loom))]
+#[path = "concurrent_loom.rs"]
+mod model;
 
 use core::{fmt, mem::ManuallyDrop};
 
@@ -220,10 +224,7 @@ impl Concurrent {
                 let fresh = spare.take().or_else(|| frames.alloc_zeroed(pin, Use::PageTable));
                 *spare = Some(fresh.ok_or(Unmade::NoMemory)?);
                 let Some(above) = self.hold_table(named_by) else { return Ok(None) };
-                if !alive() && !mutant!("table-linked-dead") {
-                    return Err(Unmade::Dead);
-                }
-                link = link_under(&above, slot, spare);
+                link = link_under(&above, slot, spare, alive)?;
             }
             if level == 1 {
                 return Ok(self.lock(slot, page));
@@ -301,16 +302,7 @@ impl Concurrent {
                 // No further than the range goes.
                 let wanted = (end.number() - first).div_ceil(span(level)).min(entries.len() as u64) as usize;
                 let entries = entries.get(..wanted)?;
-                let found = || first_link(entries);
-                let seen = match found() {
-                    Some((0, slot, link)) => Some((0, slot, link)),
-                    _ if mutant!("walk-out-of-order") => found(),
-                    _ => {
-                        // Somebody may be about to link one.
-                        drop(self.hold_table(named_by));
-                        found()
-                    }
-                };
+                let seen = first_link_in_order(entries, || drop(self.hold_table(named_by)));
                 let Some((absent, slot, link)) = seen else {
                     *at = Page::new(first + entries.len() as u64 * span(level)).unwrap_or(end);
                     continue 'from_root;
@@ -411,11 +403,31 @@ fn first_link(entries: &[AtomicU64]) -> Option<(usize, &AtomicU64, Pte)> {
     links.enumerate().find(|(_, (_, link))| link.is_present()).map(|(n, (slot, link))| (n, slot, link))
 }
 
-/// Put the spare table into `slot`, of the table that is held, unless another CPU was faster; what is there.
-fn link_under(_above: &Held<'_>, slot: &AtomicU64, spare: &mut Option<OwnedFrame>) -> Pte {
+/// The same, and none is missed that was linked by who has not seen what was done before the call: `pass` locks and unlocks
+/// the table that the entries are of.
+fn first_link_in_order(entries: &[AtomicU64], pass: impl FnOnce()) -> Option<(usize, &AtomicU64, Pte)> {
+    let seen = first_link(entries);
+    if matches!(seen, Some((0, ..))) || mutant!("walk-out-of-order") {
+        return seen;
+    }
+    pass();
+    first_link(entries)
+}
+
+/// Put the spare table into `slot`, of the table that is held, unless another CPU was faster; what is there. `Dead` if the
+/// caller is not `alive`.
+fn link_under(
+    _above: &Held<'_>,
+    slot: &AtomicU64,
+    spare: &mut Option<OwnedFrame>,
+    alive: impl Fn() -> bool,
+) -> Result<Pte, Unmade> {
+    if !alive() && !mutant!("table-linked-dead") {
+        return Err(Unmade::Dead);
+    }
     // Relaxed: the lock orders it after the other CPU's store.
     let there = Pte::from_bits(slot.load(Ordering::Relaxed));
-    match spare.take_if(|_| !there.is_present()) {
+    Ok(match spare.take_if(|_| !there.is_present()) {
         Some(fresh) => {
             let link = Pte::table(fresh.into_raw());
             // Release: the zeroed table before the link to it; partner: the Acquire loads of walks.
@@ -423,5 +435,5 @@ fn link_under(_above: &Held<'_>, slot: &AtomicU64, spare: &mut Option<OwnedFrame
             link
         }
         None => there,
-    }
+    })
 }

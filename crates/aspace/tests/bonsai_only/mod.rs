@@ -162,6 +162,24 @@ fn r8_a_page_that_is_protected_during_a_fault_is_not_writable() {
     end(sim, &*space);
 }
 
+#[test]
+fn r7_a_table_goes_after_the_flush_also_if_no_page_of_it_was_there() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    sim.cpus.on(1, |ctx| sim.enter(&*space, &ctx));
+    sim.cpus.on(0, |ctx| {
+        assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(()));
+        assert_eq!(space.advise(range(BASE, 3), Advice::DontNeed, &ctx), Ok(()));
+        // CPU 1 walks, finds nothing, and keeps in mind where the tables are.
+        sim.stir(range(BASE, 1), |n| n - 1);
+        assert_eq!(space.unmap(range(BASE, 3), &ctx), Ok(()));
+    });
+    // The checker looks at what is freed here.
+    assert_eq!(sim.owned()[Use::PageTable as usize], 3);
+    sim.cpus.on(1, |ctx| sim.leave(&*space, &ctx));
+    end(sim, &*space);
+}
+
 /// CPU 0 does `operation`. While it begins its first flush CPU 1 does `other`, which must not be done before the flush is.
 fn waits_for_the_flush(
     sim: &'static Sim,
@@ -189,6 +207,19 @@ fn waits_for_the_flush(
     });
     *sim.on_flush.lock().unwrap() = None;
     assert!(!early.load(Ordering::SeqCst), "it was not waited for the flush");
+}
+
+#[test]
+fn r8_the_old_protection_is_not_found_while_entries_change() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    sim.cpus.on(0, |ctx| assert_eq!(sim.store(&*space, page(BASE + 1), 1, &ctx), Ok(())));
+    waits_for_the_flush(
+        sim,
+        |ctx| assert_eq!(space.protect(range(BASE, 3), Prot::READ, ctx), Ok(())),
+        |ctx| assert_eq!(space.fault(page(BASE).base(), Access::Write, ctx), Err(Fault::Denied)),
+    );
+    end(sim, &*space);
 }
 
 #[test]
