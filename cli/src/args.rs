@@ -99,6 +99,9 @@ pub struct Run {
     /// With the radix design: page tables of an address space [default: percpu]
     #[arg(long, value_name = "percpu|shared")]
     pub pagetable: Option<PageTables>,
+    /// With the Bonsai design: what page faults wait for [default: rcu, nothing]
+    #[arg(long, value_name = "stock|fault-lock|hybrid|per-mapping|rcu")]
+    pub exclude: Option<Exclude>,
     /// The algorithm that hands out page frames [default: row]
     #[arg(long, value_name = "row|avl|buddy|slab|global|served")]
     pub frames: Option<FrameAlgo>,
@@ -234,6 +237,9 @@ pub struct Bench {
     /// With the radix design: page tables of an address space [default: percpu]
     #[arg(long, value_name = "percpu|shared")]
     pub pagetable: Option<PageTables>,
+    /// With the Bonsai design: what page faults wait for [default: rcu, nothing]
+    #[arg(long, value_name = "stock|fault-lock|hybrid|per-mapping|rcu")]
+    pub exclude: Option<Exclude>,
     /// Quire's algorithm that hands out page frames [default: row]
     #[arg(long, value_name = "row|avl|buddy|slab|global|served")]
     pub frames: Option<FrameAlgo>,
@@ -293,6 +299,7 @@ impl Default for Bench {
             linux: None,
             aspace: AspaceChoice::Locked,
             pagetable: None,
+            exclude: None,
             frames: None,
             accel: Accel::Exact,
             quantum: None,
@@ -368,6 +375,34 @@ impl Aspace {
             Self::Bonsai => "bonsai",
             Self::Locked => "locked",
             Self::Radix => "radix",
+        }
+    }
+}
+
+/// What page faults wait for in a Bonsai address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Exclude {
+    /// Whoever changes mappings: one reader-writer lock
+    Stock,
+    /// A second lock, held from the first change of the tree to the end of the flush
+    FaultLock,
+    /// A second lock, held while the tree is changed
+    Hybrid,
+    /// Nobody, but who changes a mapping waits for its faults
+    PerMapping,
+    /// Nobody
+    Rcu,
+}
+
+impl Exclude {
+    /// The name that the kernel knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stock => "stock",
+            Self::FaultLock => "fault-lock",
+            Self::Hybrid => "hybrid",
+            Self::PerMapping => "per-mapping",
+            Self::Rcu => "rcu",
         }
     }
 }

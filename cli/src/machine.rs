@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    args::{Accel, Aspace, FrameAlgo, PageTables},
+    args::{Accel, Aspace, Exclude, FrameAlgo, PageTables},
     exact::Exact,
     failure::{USAGE, failure},
     linux,
@@ -208,6 +208,8 @@ pub struct Boot {
     pub aspace: Option<Aspace>,
     /// How many page tables radix address spaces have, if not as by default.
     pub pagetable: Option<PageTables>,
+    /// What page faults of Bonsai address spaces wait for, if not as by default.
+    pub exclude: Option<Exclude>,
     /// Quire's algorithm for page frames, if not its default.
     pub frames: Option<FrameAlgo>,
     /// Send the counters at the end.
@@ -255,6 +257,9 @@ impl Boot {
         if let Some(tables) = tables {
             // Writing to a String cannot fail, here and below.
             let _ = write!(line, " pagetable={}", tables.name());
+        }
+        if let Some(exclude) = self.exclude {
+            let _ = write!(line, " exclude={}", exclude.name());
         }
         if let Some(algo) = self.frames {
             let _ = write!(line, " frames={}", algo.name());
@@ -307,6 +312,7 @@ mod tests {
         let boot = Boot {
             aspace: Some(Aspace::Locked),
             pagetable: Some(PageTables::Shared),
+            exclude: Some(Exclude::FaultLock),
             frames: Some(FrameAlgo::Avl),
             stats: true,
             terminals: vec![0, 2],
@@ -321,8 +327,8 @@ mod tests {
         };
         assert_eq!(
             boot.line(8),
-            "cpus=8 aspace=locked pagetable=shared frames=avl tty=0,2 rows=24 cols=80 stats=1 selftest=all serial_time=1 \
-             places=1 plant=shared-counter verbose=1 inject"
+            "cpus=8 aspace=locked pagetable=shared exclude=fault-lock frames=avl tty=0,2 rows=24 cols=80 stats=1 selftest=all \
+             serial_time=1 places=1 plant=shared-counter verbose=1 inject"
         );
     }
 

@@ -103,6 +103,7 @@ pub fn execute(options: &Run) -> Result<Ran> {
     let boot = Boot {
         aspace: Some(options.aspace),
         pagetable: options.pagetable,
+        exclude: options.exclude,
         frames: options.frames,
         stats: options.stats.is_some(),
         terminals: if talks { terminal::standard_files() } else { Vec::new() },

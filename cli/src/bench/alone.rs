@@ -123,6 +123,7 @@ fn of_machines(options: &Bench) -> bool {
         || options.steady
         || options.all
         || options.pagetable.is_some()
+        || options.exclude.is_some()
         || options.plant_shared_counter
         || options.first_touch
         || options.processes

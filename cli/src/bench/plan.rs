@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    args::{Accel, Aspace, AspaceChoice, Bench, FrameAlgo, Linux, PageTables, Vs},
+    args::{Accel, Aspace, AspaceChoice, Bench, Exclude, FrameAlgo, Linux, PageTables, Vs},
     failure::{USAGE, failure},
 };
 
@@ -88,6 +88,8 @@ pub struct Sweep {
     pub processes: bool,
     /// With the planted conflict; Quire alone has it.
     pub planted: bool,
+    /// What page faults wait for, if said; the Bonsai design alone has it.
+    pub exclude: Option<Exclude>,
     /// The algorithm for page frames, if said; Quire alone has it.
     pub frames: Option<FrameAlgo>,
     /// The tables of an address space, if said; Quire's radix design alone has a choice.
@@ -125,6 +127,7 @@ impl Sweep {
         ];
         let mut told: Vec<_> =
             words.iter().filter(|(is, _)| *is).map(|(_, word)| (*word).to_owned()).collect();
+        told.extend(self.exclude.map(|exclude| format!("--exclude {}", exclude.name())));
         told.extend(self.frames.map(frames_variant));
         told.extend(self.tables.map(|tables| format!("--pagetable {}", tables.name())));
         told.extend(self.pairs.as_ref().map(|pairs| format!("--pairs {pairs}")));
@@ -188,6 +191,7 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
                 first_touch: options.first_touch,
                 processes: options.processes,
                 planted: options.plant_shared_counter && matches!(system, Target::Quire(_)),
+                exclude: options.exclude.filter(|_| *system == Target::Quire(Aspace::Bonsai)),
                 frames: options.frames.filter(|_| matches!(system, Target::Quire(_))),
                 tables: options.pagetable.filter(|_| matches!(system, Target::Quire(_))),
                 pairs: (!of_imbalance.is_empty()).then(|| of_imbalance.join(",")),

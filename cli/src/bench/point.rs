@@ -216,6 +216,7 @@ fn once(lab: &Lab, sweep: &Sweep, cpus: u32, words: &[String]) -> Result<Measure
     // What lies where is said after the end, so it costs nothing that is counted.
     let boot = Boot {
         aspace,
+        exclude: sweep.exclude,
         frames: sweep.frames,
         pagetable: sweep.tables,
         places: lab.is_exact(),

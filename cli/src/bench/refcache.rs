@@ -26,6 +26,7 @@ pub fn run(suite: &Alone, names: &[String], options: &Bench) -> Result<u8> {
         || (options.steady, options.processes, options.first_touch) != (false, false, false)
         || (options.plant_shared_counter, options.pagetable.is_some()) != (false, false)
         || options.frames.is_some()
+        || options.exclude.is_some()
         || !options.pairs.is_empty()
         || !options.words.is_empty();
     suite.refuse(others)?;

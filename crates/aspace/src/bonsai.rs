@@ -539,6 +539,9 @@ impl AddressSpace for Bonsai {
     fn audit(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&Audited)) {
         // Exclude others that change mappings, and for each page those that change its entry.
         let maps = self.maps.0.write(ctx);
+        if self.retired.is_cleared() {
+            return;
+        }
         for at in range {
             let _pin = ctx.pin();
             let hold = self.table.hold(at);
@@ -576,7 +579,9 @@ impl AddressSpace for Bonsai {
     }
     fn usage(&self, ctx: &Unpinned<'_>) -> Usage {
         let maps = self.maps.0.read(ctx);
-        let (resident_pages, table_pages) = self.table.census();
+        // The root is freed some time after the end.
+        let cleared = self.retired.is_cleared();
+        let (resident_pages, table_pages) = if cleared { (0, 0) } else { self.table.census() };
         Usage {
             mapped_pages: maps.mappings.totals().pages,
             mappings: maps.mappings.len() as u64,

@@ -129,6 +129,7 @@ impl Bonsai {
             *ids += 1;
             Area::entry(*ids, mapping, self.realm)
         };
+        self.realm.retires(&pin);
         let around = self.concerned(mappings, around, &tree);
         let Some(all) = region(around) else { return };
         // Pieces, the last first.
@@ -196,6 +197,7 @@ impl Bonsai {
         let _alone = (self.exclude == Exclude::Hybrid).then(|| self.faults.0.write(ctx));
         let pin = ctx.pin();
         let mut tree = self.index.write(&pin);
+        self.realm.retires(&pin);
         let mut hidden = range;
         let Some(all) = region(range) else { return range };
         while let Some((span, _)) = tree.first_in(all) {

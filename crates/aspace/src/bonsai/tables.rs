@@ -87,6 +87,7 @@ impl Bonsai {
     }
     fn retire(&self, waiting: Box<Waiting>, pin: &Pinned<'_>) {
         let head = NonNull::from(Box::leak(waiting)).cast::<Head>();
+        self.realm.retires(pin);
         // SAFETY: what is named there was unlinked by this thread, or by who has cleared the space, and flushed; `free` is for
         // this type, and the pointer is to all of it.
         self.realm.sections().call(pin, unsafe { Retired::new(head, free) });

@@ -371,6 +371,10 @@ impl Realm {
     pub(crate) fn sections(&self) -> &rcu::kernel::Domain {
         &self.rcu
     }
+    /// This CPU has retired something: it is not [quiet](Self::is_quiet) until that is free.
+    pub(crate) fn retires(&self, pin: &Pinned<'_>) {
+        self.refs.unpark(pin);
+    }
     /// Memory for nodes, this CPU's.
     pub(super) fn reserve<'p>(&'p self, pin: &'p Pinned<'_>) -> &'p RefCell<Reserve<Realm>> {
         self.reserves.get(pin)

@@ -129,6 +129,21 @@ fn r4_no_table_is_made_for_what_was_unmapped_during_the_fault() {
 }
 
 #[test]
+fn r5_a_page_that_is_filled_during_a_fault_keeps_that_frame() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    let answer = in_the_middle_of_a_fault(sim, &*space, BASE, Use::Anonymous, |ctx| {
+        sim.enter(&*space, ctx);
+        assert_eq!(sim.store(&*space, page(BASE), 8, ctx), Ok(()));
+        sim.leave(&*space, ctx);
+    });
+    assert_eq!(answer, Ok(()));
+    assert_eq!(sim.owned()[Use::Anonymous as usize], 1, "a page has two frames");
+    sim.cpus.on(0, |ctx| assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(7)));
+    end(sim, &*space);
+}
+
+#[test]
 fn r6_a_table_stays_allocated_while_a_fault_walks_it() {
     let sim = Sim::new(2, 256);
     let space = two_leaves(sim);
@@ -191,7 +206,7 @@ fn waits_for_the_flush(
     let (first, too_early) = (AtomicBool::new(true), early.clone());
     let done = Arc::new(AtomicBool::new(false));
     let seen = done.clone();
-    *sim.on_flush.lock().unwrap() = Some(Box::new(move || {
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
         if first.swap(false, Ordering::SeqCst) {
             stop();
             too_early.store(seen.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -272,7 +287,7 @@ fn r13_no_store_is_lost_that_comes_between_fork_and_its_flush() {
     let (stop_fork, fork) = Stop::new(LONG);
     let (copying, copied) = channel::<()>();
     let (copying, copied) = (Mutex::new(copying), Mutex::new(copied));
-    *sim.on_flush.lock().unwrap() = Some(Box::new(move || stop_fork()));
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || stop_fork()));
     sim.cpus.run(|cpu, ctx| match cpu.index() {
         0 => *child.lock().unwrap() = Some(space.fork(&ctx).expect("there is memory")),
         1 => {
@@ -306,7 +321,7 @@ fn r19_contents_that_are_given_up_go_after_the_flush_of_who_has_protected_them()
         assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(()));
     });
     let (stop, rest) = Stop::new(MOMENT);
-    *sim.on_flush.lock().unwrap() = Some(Box::new(move || stop()));
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || stop()));
     sim.cpus.run(|cpu, ctx| match cpu.index() {
         0 => assert_eq!(space.protect(range(BASE, 1), Prot::empty(), &ctx), Ok(())),
         // The checker sees whether a CPU still has the frame when it goes.
@@ -326,7 +341,7 @@ fn faults_go_on_while_mappings_change() {
     let (stop, rest) = Stop::new(LONG);
     let done = Arc::new(AtomicBool::new(false));
     let seen = done.clone();
-    *sim.on_flush.lock().unwrap() = Some(Box::new(move || {
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
         stop();
         assert!(seen.load(Ordering::SeqCst), "a fault has waited for an unmapping of other pages");
     }));
