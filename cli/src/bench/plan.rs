@@ -217,6 +217,7 @@ pub fn of_subjects(subjects: &[&str], operations: u32, cpus: &[u32]) -> Vec<Swee
         first_touch: false,
         processes: false,
         planted: false,
+        exclude: None,
         frames: None,
         tables: None,
         pairs: None,

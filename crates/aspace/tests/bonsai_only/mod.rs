@@ -59,11 +59,12 @@ struct Stop {
 
 impl Stop {
     /// What the CPU that stops has to call, and the rest.
-    fn new(patience: Duration) -> (impl Fn() + Send, Self) {
+    fn new(patience: Duration) -> (impl Fn() + Send + Sync, Self) {
         let ((stopped, sees), (done, goes_on)) = (channel(), channel());
+        let goes_on = Mutex::new(goes_on);
         let stop = move || {
             if stopped.send(()).is_ok() {
-                let _ = goes_on.recv_timeout(patience);
+                let _ = goes_on.lock().unwrap().recv_timeout(patience);
             }
         };
         (stop, Self { stopped: Mutex::new(sees), done: Mutex::new(done) })
@@ -287,7 +288,7 @@ fn r13_no_store_is_lost_that_comes_between_fork_and_its_flush() {
     let (stop_fork, fork) = Stop::new(LONG);
     let (copying, copied) = channel::<()>();
     let (copying, copied) = (Mutex::new(copying), Mutex::new(copied));
-    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || stop_fork()));
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(stop_fork));
     sim.cpus.run(|cpu, ctx| match cpu.index() {
         0 => *child.lock().unwrap() = Some(space.fork(&ctx).expect("there is memory")),
         1 => {
@@ -321,7 +322,7 @@ fn r19_contents_that_are_given_up_go_after_the_flush_of_who_has_protected_them()
         assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(()));
     });
     let (stop, rest) = Stop::new(MOMENT);
-    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || stop()));
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(stop));
     sim.cpus.run(|cpu, ctx| match cpu.index() {
         0 => assert_eq!(space.protect(range(BASE, 1), Prot::empty(), &ctx), Ok(())),
         // The checker sees whether a CPU still has the frame when it goes.

@@ -73,6 +73,9 @@ thread_local! {
     static ACCESSES: Cell<u32> = const { Cell::new(0) };
 }
 
+/// What is called once.
+type Call = Box<dyn FnOnce() + Send>;
+
 /// The machine. It lives for ever, since address spaces keep references to it.
 pub struct Sim {
     pub cpus: Cpus,
@@ -90,7 +93,7 @@ pub struct Sim {
     /// Faults that accesses had.
     pub faults: AtomicUsize,
     /// Called, once, when a frame is asked for that is for this use.
-    pub on_asking: Mutex<Option<(Use, Box<dyn FnOnce() + Send>)>>,
+    pub on_asking: Mutex<Option<(Use, Call)>>,
     /// Frames that were given back.
     freed: AtomicUsize,
 }
