@@ -20,7 +20,7 @@ use crate::{
     group::{Group, PAGES},
     handler::{DeferredHandler, InlineHandler},
     mechanism::{self, Ground, Span, signal},
-    probe,
+    pool, probe,
     region::{Inner, OnFail, Region, RegionId},
     sys::{self, Mapping},
     thread,
@@ -63,6 +63,7 @@ pub struct Builder {
     inline: Option<Box<dyn InlineHandler>>,
     deferred: Option<Box<dyn DeferredHandler>>,
     workers: usize,
+    pool: usize,
     on_fail: OnFail,
     pub(crate) probing: bool,
 }
@@ -89,6 +90,7 @@ impl Region {
             inline: None,
             deferred: None,
             workers: 1,
+            pool: 0,
             on_fail: OnFail::Abort,
             probing: false,
         }
@@ -172,6 +174,11 @@ impl Builder {
     pub fn deferred(mut self, handler: impl DeferredHandler + 'static, workers: usize) -> Self {
         self.deferred = Some(Box::new(handler));
         self.workers = workers.max(1);
+        self
+    }
+    /// So many buffers of a page each, which handlers may take.
+    pub fn pool(mut self, buffers: usize) -> Self {
+        self.pool = buffers;
         self
     }
     /// What becomes of a fault that cannot be resolved.
@@ -347,6 +354,10 @@ impl Builder {
         if mechanism.splits() {
             budget::recount();
         }
+        let pool = match self.pool {
+            0 => None,
+            count => Some(pool::Pool::new(count, self.page.0).map_err(os("mmap"))?),
+        };
         static IDS: AtomicU64 = AtomicU64::new(1);
         let can = gives(backend, memory).map_err(Failed::Open)?;
         let threads = match backend {
@@ -375,6 +386,7 @@ impl Builder {
             probing: self.probing,
             generation: dispatch::generation(),
             pins: Mutex::default(),
+            pool,
             alias,
             view,
             file: file.map(|(fd, _)| fd),

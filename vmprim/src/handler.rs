@@ -136,6 +136,11 @@ impl SignalSafe<'_> {
         self.region.try_lower(pages, to, &mut |_| ()).unwrap_or(0)
     }
 
+    /// A free buffer of the region's pool; it is given back when it is dropped.
+    pub fn take_buffer(&self) -> Option<crate::Buffer<'_>> {
+        self.region.take_buffer()
+    }
+
     /// Sleep while `word` is `seen`, at most for `limit`; may return early.
     pub fn park(&self, word: &AtomicU32, seen: u32, limit: Duration) {
         sys::futex_wait(word, seen, Some(limit));

@@ -33,6 +33,7 @@
 //! fault.rs                 TRAP and UNPROT
 //! protect.rs pin.rs        PROT1, PROTN, UNPROT, DIRTY, eviction; pages for system calls
 //! alias.rs                 MAP2 and views
+//! pool.rs                  buffers for inline handlers
 //! deferred.rs worker.rs    handlers in threads of their own
 //! mechanism/               mprotect; userfaultfd and PAGEMAP_SCAN
 //! guard.rs fixup.rs        guard pages without mappings; accesses that go on elsewhere
@@ -80,6 +81,7 @@ pub mod guard;
 mod handler;
 mod mechanism;
 mod pin;
+mod pool;
 mod probe;
 mod protect;
 mod region;
@@ -98,5 +100,6 @@ pub use doctor::{Report, doctor};
 pub use error::{Backend, Errno, Error, Needs, Reason};
 pub use handler::{DeferredHandler, Fault, Inline, InlineHandler, Resolution, SignalSafe, inline};
 pub use pin::Pin;
+pub use pool::Buffer;
 pub use region::{OnFail, Region, RegionId};
 pub use thread::{attach, spawn};

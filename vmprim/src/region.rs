@@ -88,6 +88,7 @@ pub struct Inner {
     pub generation: u32,
     /// Pins of each page that has any.
     pub pins: Mutex<BTreeMap<usize, usize>>,
+    pub pool: Option<crate::pool::Pool>,
     // In the order of their end: the mechanism's descriptors go before the mappings.
     pub alias: Option<sys::Mapping>,
     pub view: Option<sys::Mapping>,
