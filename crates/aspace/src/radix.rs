@@ -247,9 +247,25 @@ impl Radix {
         mode: Mode,
         section: &'g Section<'_, Realm>,
     ) -> Result<Guard<'g>, Error> {
+        let mut guard = self.guard(range, section);
+        self.lock_by(&mut guard, mode, section)?;
+        Ok(guard)
+    }
+    /// A guard of the pages of `range` that has nothing yet: to lock [by](Self::lock_by) it where it is.
+    #[inline(always)]
+    fn guard<'g>(&'g self, range: PageRange, section: &'g Section<'_, Realm>) -> Guard<'g> {
+        self.tree.guard(keys(range), section)
+    }
+    /// Lock the pages of a new guard.
+    #[inline(always)]
+    fn lock_by<'g>(
+        &'g self,
+        guard: &mut Guard<'g>,
+        mode: Mode,
+        section: &'g Section<'_, Realm>,
+    ) -> Result<(), Error> {
         let mut reserve = self.realm.reserve(section.pin()).borrow_mut();
-        let guard = self.tree.lock_range(keys(range), mode, &mut reserve, section);
-        guard.map_err(|_| Error::NoMemory)
+        guard.lock(&self.tree, mode, &mut reserve).map_err(|_| Error::NoMemory)
     }
     /// No CPU of `targets` translates by what the gather was told of when this returns.
     fn flush(&self, gather: &mut Gather<'_>, targets: &CpuSet, pin: &Pinned<'_>) {

@@ -116,7 +116,9 @@ impl<S: Space> Tree<S> {
         reserve: &mut Reserve<S>,
         section: &'g Section<'_, S>,
     ) -> Result<RangeGuard<'g, S>, Error> {
-        self.lock_all(None, keys, mode, reserve, section)
+        let mut guard = self.guard(keys, section);
+        guard.lock(self, mode, reserve)?;
+        Ok(guard)
     }
     /// The same for one who has `lower`, a guard of lower keys of this tree, and keeps it.
     #[cold]
@@ -129,43 +131,17 @@ impl<S: Space> Tree<S> {
         section: &'g Section<'_, S>,
     ) -> Result<RangeGuard<'g, S>, Error> {
         assert!(lower.keys.end <= keys.start, "keys {keys:?} are not behind");
-        self.lock_all(Some(lower), keys, mode, reserve, section)
+        let mut guard = self.guard(keys, section);
+        guard.lock_all(self, Some(lower), mode, reserve)?;
+        Ok(guard)
     }
+    /// A guard for `keys` that has nothing yet. As guards are large, who [locks](RangeGuard::lock) by one where it is saves
+    /// moving it.
     #[inline(always)]
-    fn lock_all<'g>(
-        &'g self,
-        lower: Option<&RangeGuard<'_, S>>,
-        keys: Range<u64>,
-        mode: Mode,
-        reserve: &mut Reserve<S>,
-        section: &'g Section<'_, S>,
-    ) -> Result<RangeGuard<'g, S>, Error> {
+    pub fn guard<'g>(&'g self, keys: Range<u64>, section: &'g Section<'_, S>) -> RangeGuard<'g, S> {
         assert!(keys.start < keys.end && keys.end <= Self::keys(), "keys {keys:?} of {}", Self::keys());
         self.check(section);
-        if !matches!(mode, Mode::Cover | Mode::Alone | Mode::Freeze | Mode::Vacate) {
-            reserve.fill(self.space(), &keys, section.pin())?;
-        }
-        let closes = matches!(mode, Mode::Freeze | Mode::Vacate);
-        assert!(!closes || keys == (0..Self::keys()), "keys {keys:?} are not all");
-        let mut key = keys.start;
-        let mut guard = RangeGuard::new(self.space(), section.pin(), keys);
-        match lower {
-            None => guard.gate = Gate::Before(&self.closed),
-            Some(lower) => key = guard.lock_beside(lower, key, mode, reserve)?,
-        }
-        if closes {
-            // Relaxed: ordered by the fence.
-            self.closed.fetch_add(1, Ordering::Relaxed);
-            guard.gate = Gate::Closed(&self.closed);
-            // SeqCst: the gate is closed before slots are looked at; partner: the fence in `may_stay`.
-            if !mutant!("radix-no-gate-fence") {
-                fence(Ordering::SeqCst);
-            }
-        }
-        while key < guard.keys.end {
-            key = guard.lock_from(self.root(), key, mode, reserve)?;
-        }
-        Ok(guard)
+        RangeGuard::new(self.space(), section.pin(), keys)
     }
 
     /// Lock the slot of `key`, if it isn't EMPTY. The guard has all the keys that are folded into it, and may be
@@ -273,6 +249,45 @@ fn may_stay<S: Space>(record: &Record<'_, S>, gate: Option<&AtomicU32>) -> bool 
 }
 
 impl<'g, S: Space> RangeGuard<'g, S> {
+    /// Lock all keys, in `tree`, of which this is a new guard: as [`Tree::lock_range`]. After a failure it is only good to be
+    /// dropped, which unlocks what was locked until then.
+    #[inline(always)]
+    pub fn lock(&mut self, tree: &'g Tree<S>, mode: Mode, reserve: &mut Reserve<S>) -> Result<(), Error> {
+        self.lock_all(tree, None, mode, reserve)
+    }
+    #[inline(always)]
+    fn lock_all(
+        &mut self,
+        tree: &'g Tree<S>,
+        lower: Option<&RangeGuard<'_, S>>,
+        mode: Mode,
+        reserve: &mut Reserve<S>,
+    ) -> Result<(), Error> {
+        debug_assert!(self.records.len() == 0, "a guard is used once");
+        if !matches!(mode, Mode::Cover | Mode::Alone | Mode::Freeze | Mode::Vacate) {
+            reserve.fill(self.space, &self.keys, self.pin)?;
+        }
+        let closes = matches!(mode, Mode::Freeze | Mode::Vacate);
+        assert!(!closes || self.keys == (0..Tree::<S>::keys()), "keys {:?} are not all", self.keys);
+        let mut key = self.keys.start;
+        match lower {
+            None => self.gate = Gate::Before(&tree.closed),
+            Some(lower) => key = self.lock_beside(lower, key, mode, reserve)?,
+        }
+        if closes {
+            // Relaxed: ordered by the fence.
+            tree.closed.fetch_add(1, Ordering::Relaxed);
+            self.gate = Gate::Closed(&tree.closed);
+            // SeqCst: the gate is closed before slots are looked at; partner: the fence in `may_stay`.
+            if !mutant!("radix-no-gate-fence") {
+                fence(Ordering::SeqCst);
+            }
+        }
+        while key < self.keys.end {
+            key = self.lock_from(tree.root(), key, mode, reserve)?;
+        }
+        Ok(())
+    }
     pub(crate) fn wait(&self) -> Result<(), Error> {
         wait(self.space, self.pin)
     }
@@ -297,12 +312,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             }
             record.held = true;
         }
-        self.records.push(record);
-        let next = self.lock_run(key, mode, reserve)?;
-        if self.records.last().is_some_and(|record| record.is_empty()) {
-            let empty = self.records.pop();
-            empty.inspect(|record| record.drop_hold(self.pin));
-        }
+        let next = self.lock_run(record, key, mode, reserve)?;
         if next == key {
             self.wait()?;
         }
@@ -329,12 +339,8 @@ impl<'g, S: Space> RangeGuard<'g, S> {
         // SAFETY: as above: the node is used, or held.
         unsafe { at.add(1, self.pin) };
         let index = Shape::<S>::index(Shape::<S>::LEAF, key);
-        self.records.push(Record::new(at, None, last.base, index..index).with_hold());
-        let next = self.lock_run(key, mode, reserve)?;
-        if self.records.last().is_some_and(|record| record.is_empty()) {
-            self.records.pop().inspect(|record| record.drop_hold(self.pin));
-        }
-        Ok(next)
+        let record = Record::new(at, None, last.base, index..index).with_hold();
+        self.lock_run(record, key, mode, reserve)
     }
     /// A reference to the node that `link` names, if that is still `at`.
     fn hold(&self, at: At<'g, S>, link: &AtomicU64) -> bool {
@@ -354,20 +360,28 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             None => false,
         }
     }
-    /// Lengthen the last record, which begins with the slot of `key`, for as long as the range goes on and its node has
-    /// slots that can be locked. Gives the first key that is not locked.
+    /// Lengthen `record`, which begins with the slot of `key`, for as long as the range goes on and its node has slots that can
+    /// be locked, and add it to the guard's, for which there is room. Gives the first key that is not locked.
     #[inline(always)]
-    fn lock_run(&mut self, key: u64, mode: Mode, reserve: &mut Reserve<S>) -> Result<u64, Error> {
-        let Some(mut record) = self.records.last().copied() else { return Ok(key) };
+    fn lock_run(
+        &mut self,
+        mut record: Record<'g, S>,
+        key: u64,
+        mode: Mode,
+        reserve: &mut Reserve<S>,
+    ) -> Result<u64, Error> {
         let next = self.lock_slots(&mut record, key, mode);
-        // What is locked is the guard's, also if there is more to do or an error.
-        self.records.last().into_iter().for_each(|last| *last = record);
-        let next = next?;
-        if let (Gate::Before(_), false) = (self.gate, record.is_empty() && !matches!(next, Next::Open { .. }))
-        {
-            self.gate = Gate::Passed;
+        let opens = matches!(next, Ok(Next::Open { .. }));
+        if record.is_empty() && !opens {
+            record.drop_hold(self.pin);
+        } else {
+            // What is locked is the guard's, also if there is more to do or an error.
+            self.records.push(record);
+            if let Gate::Before(_) = self.gate {
+                self.gate = Gate::Passed;
+            }
         }
-        match next {
+        match next? {
             Next::Key(next) => Ok(next),
             Next::Open { slot, seen, first, keep } => {
                 let end = keep.end;
@@ -381,6 +395,7 @@ impl<'g, S: Space> RangeGuard<'g, S> {
             }
         }
     }
+    #[inline(always)]
     fn lock_slots(&self, record: &mut Record<'g, S>, mut key: u64, mode: Mode) -> Result<Next<'g>, Error> {
         let (at, level, keys) = (record.at, record.at.level(), self.keys.clone());
         let (span, fanout) = (Shape::<S>::span(level), Shape::<S>::fanout(level));

@@ -19,7 +19,8 @@ impl Radix {
             let range = self.place(at, n, &section).ok_or(Error::NoRoom)?;
             dictated(at, range)?;
             let mut change = Change::new(self, &section, ctx);
-            let mut guard = self.lock_pages(range, Mode::Fill, &section)?;
+            let mut guard = self.guard(range, &section);
+            self.lock_by(&mut guard, Mode::Fill, &section)?;
             let free = guard.all(|span| !(span.frozen || Slot::of(span.value).is_mapped()));
             // What was chosen without a lock may be taken by now.
             if !(dictates || free && self.is_clear_above(range.end().number(), &section)) {
@@ -63,7 +64,7 @@ impl Radix {
             }
             change.replace(&mut guard, desc.slot());
             change.settle();
-            drop(guard);
+            // Unlocked first, as it is the later one.
             return Ok((range, bring_in));
         }
     }
@@ -75,15 +76,18 @@ impl Radix {
             return Err(Error::NoMemory);
         }
         let mut change = Change::new(self, &section, ctx);
-        let mut guard = self.lock_pages(range, Mode::Take, &section)?;
-        change.replace(&mut guard, Slot::EMPTY);
-        if mutant!("unlock-before-flush") {
-            drop(guard);
-            change.settle();
-            return Ok(());
+        let early = mutant!("unlock-before-flush");
+        {
+            let mut guard = self.guard(range, &section);
+            self.lock_by(&mut guard, Mode::Take, &section)?;
+            change.replace(&mut guard, Slot::EMPTY);
+            if !early {
+                change.settle();
+            }
         }
-        change.settle();
-        drop(guard);
+        if early {
+            change.settle();
+        }
         self.arenas.freed(range, &pin);
         Ok(())
     }

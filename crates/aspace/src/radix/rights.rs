@@ -23,7 +23,8 @@ impl Radix {
         loop {
             let range = if down { self.down_to_start(range, &section)? } else { range };
             let mut change = Change::new(self, &section, ctx);
-            let mut guard = self.lock_pages(range, Mode::Edit, &section)?;
+            let mut guard = self.guard(range, &section);
+            self.lock_by(&mut guard, Mode::Edit, &section)?;
             if down && (self.joins(range.start().number(), &section) || !self.begins_stack(&guard, &change)) {
                 continue;
             }
@@ -61,7 +62,7 @@ impl Radix {
                 },
             )?;
             change.settle();
-            drop(guard);
+            // Unlocked first, as it is the later one.
             return result;
         }
     }
