@@ -34,16 +34,20 @@ pub fn is_near() -> bool {
     usize::try_from(USED.load(Ordering::Relaxed)).unwrap_or(0) > ceiling(LIMIT.load(Ordering::Relaxed))
 }
 
+/// Whether `more` fit under nine tenths of the limit, by the estimate.
+pub fn fits(more: usize) -> bool {
+    let used = usize::try_from(USED.load(Ordering::Relaxed)).unwrap_or(0);
+    used.saturating_add(more) <= ceiling(LIMIT.load(Ordering::Relaxed))
+}
+
 /// Whether `more` fit under nine tenths of the limit.
 ///
 /// # Errors
 /// [`Error::VmaBudget`].
 pub fn check(more: usize) -> Result<(), Error> {
-    let fits = |used: usize, limit| used.saturating_add(more) <= ceiling(limit);
-    let used = usize::try_from(USED.load(Ordering::Relaxed)).unwrap_or(0);
-    if fits(used, LIMIT.load(Ordering::Relaxed)) {
+    if fits(more) {
         return Ok(());
     }
     let (used, limit) = recount();
-    if fits(used, limit) { Ok(()) } else { Err(Error::VmaBudget { used, limit }) }
+    if fits(more) { Ok(()) } else { Err(Error::VmaBudget { used, limit }) }
 }

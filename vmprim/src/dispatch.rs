@@ -12,7 +12,7 @@ use std::{
     ffi::{c_int, c_void},
     sync::{
         OnceLock,
-        atomic::{AtomicPtr, AtomicU32, Ordering},
+        atomic::{AtomicPtr, AtomicU32, Ordering, compiler_fence},
     },
 };
 
@@ -30,7 +30,8 @@ use crate::{
 const SIGNALS: [c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 /// The kernel does not know the address (it is not canonical).
 const SI_KERNEL: c_int = 0x80;
-/// The codes of faults that levels, or missing frames, raise. Others are of other things: broken memory, protection keys.
+/// The codes of faults that levels, or missing frames, raise. Others are of other things: broken memory, protection
+/// keys.
 const SEGV_MAPERR: c_int = 1;
 const SEGV_ACCERR: c_int = 2;
 const BUS_ADRERR: c_int = 2;
@@ -255,14 +256,21 @@ fn ours(block: &'static Block, address: usize, place: Place) -> Outcome {
         // Every frame is in use: is this a fifth fault, or none of ours?
         sys::die(&["vmprim: handlers faulted ", sys::Digits::new(DEPTH, 10).as_str(), " deep\n"]);
     };
-    let Some(region) = table::find(address, block, held) else { return Outcome::Forward };
+    block.depth.store(depth.wrapping_add(1), Ordering::Relaxed);
+    // A signal that comes from here on finds its own frame above.
+    compiler_fence(Ordering::SeqCst);
+    let Some(region) = table::find(address, held) else {
+        block.depth.store(depth, Ordering::Relaxed);
+        return Outcome::Forward;
+    };
     let (page, offset) = region.page_of(address);
     held.page.store(page.0, Ordering::Relaxed);
-    block.depth.store(depth.wrapping_add(1), Ordering::Relaxed);
     let outcome = fault::resolve(region, block, page, offset, place);
-    block.depth.store(depth, Ordering::Relaxed);
     // Release: an updater that sees it may free the region; all uses come first. Pairs with its SeqCst load.
     held.region.store(0, Ordering::Release);
+    // The frame is given up last.
+    compiler_fence(Ordering::SeqCst);
+    block.depth.store(depth, Ordering::Relaxed);
     outcome
 }
 

@@ -144,9 +144,7 @@ impl Inner {
 
     /// Lower what is above `to` in these ranges, ascending and disjoint.
     fn lower(&self, ranges: &[PageRange], to: Access) -> Result<(), Error> {
-        if self.splits {
-            budget::check(2 * ranges.len())?;
-        }
+        self.check_budget(ranges, 2 * ranges.len(), |level| level.min(to))?;
         let pinned = |at: usize, mask: u32| {
             // Relaxed: read first as a guess, then under the pages' locks.
             let pinned = self.groups.get(at).map_or(0, |group| group.pinned.load(Ordering::Relaxed)) & mask;
@@ -202,6 +200,40 @@ impl Inner {
             batch.push(at, above(group, mask, to), mask).map_err(&os)?;
         }
         batch.flush().map_err(os)
+    }
+
+    /// Whether there are mappings enough for `change`, which needs no more than `most` new ones.
+    fn check_budget(
+        &self,
+        ranges: &[PageRange],
+        most: usize,
+        change: impl Fn(Access) -> Access,
+    ) -> Result<(), Error> {
+        if !self.splits || budget::fits(most) {
+            return Ok(());
+        }
+        // Near the limit it is counted how many neighbours will differ that do not now: a change that joins pages
+        // is let through. Levels are guesses here, since nothing is locked; who races may go over by a few, of the
+        // tenth that is kept back.
+        let level = |page: usize| self.level(PageNo(page));
+        let differ = |a: Option<Access>, b: Option<Access>| i64::from(a.is_some() && b.is_some() && a != b);
+        let growth: i64 = ranges
+            .iter()
+            .flat_map(|range| {
+                let inside = move |page: usize| page >= range.start.0 && page < range.end();
+                let first = range.start.0.saturating_sub(1);
+                (first..range.end()).map(move |page| (page, inside(page), inside(page + 1)))
+            })
+            .map(|(page, this, next)| {
+                let (a, b) = (level(page), level(page + 1));
+                let after = |level: Option<Access>, inside| if inside { level.map(&change) } else { level };
+                differ(after(a, this), after(b, next)) - differ(a, b)
+            })
+            .sum();
+        match usize::try_from(growth) {
+            Ok(growth) if growth > 0 => budget::check(growth),
+            _ => Ok(()),
+        }
     }
 
     /// Lower those of `pages` that are idle, not pinned, and above `to`; how many. Safe in a signal handler.
@@ -426,9 +458,7 @@ impl Region {
         let (range, inner) = (pages.into(), self.inner());
         inner.check_range(range)?;
         inner.has_level(to)?;
-        if inner.splits {
-            budget::check(2)?;
-        }
+        inner.check_budget(&[range], 2, |level| level.max(to))?;
         for (at, mask) in groups(range) {
             let Some(group) = inner.groups.get(at) else { break };
             inner.lock(group, at, mask);

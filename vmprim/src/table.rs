@@ -11,7 +11,7 @@ use sync::mutant;
 use crate::{
     region::Inner,
     sys,
-    thread::{self, Block, Held},
+    thread::{self, Held},
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -46,12 +46,12 @@ pub fn unlock_updates() {
 
 /// The region that `address` is in, named in `held` so that it stays.
 #[inline]
-pub fn find(address: usize, block: &Block, held: &Held) -> Option<&'static Inner> {
+pub fn find(address: usize, held: &Held) -> Option<&'static Inner> {
     let mut table;
     loop {
         // SeqCst, all in this function: the argument in thread.rs.
         table = TABLE.load(Ordering::SeqCst);
-        block.hazard.store(table, Ordering::SeqCst);
+        held.hazard.store(table, Ordering::SeqCst);
         if TABLE.load(Ordering::SeqCst) == table {
             break;
         }
@@ -63,9 +63,14 @@ pub fn find(address: usize, block: &Block, held: &Held) -> Option<&'static Inner
         (address < entry.end).then_some(entry.region)
     });
     held.region.store(found.map_or(0, |region| region as usize), Ordering::SeqCst);
-    block.hazard.store(std::ptr::null_mut(), Ordering::SeqCst);
+    held.hazard.store(std::ptr::null_mut(), Ordering::SeqCst);
     // SAFETY: named in `held` before the table was let go, so its owner waits.
     found.map(|region| unsafe { &*region })
+}
+
+/// What all threads are inside of.
+fn held() -> impl Iterator<Item = &'static Held> {
+    thread::blocks().flat_map(|block| &block.frames)
 }
 
 /// Replace the table by what `change` makes of it, and wait until nobody looks into the old one.
@@ -80,7 +85,7 @@ fn update(change: impl FnOnce(&mut Vec<Entry>)) {
     // SeqCst, here and below: the argument in thread.rs.
     TABLE.store(new, Ordering::SeqCst);
     if !old.is_null() {
-        let is_looked_into = || thread::blocks().any(|block| block.hazard.load(Ordering::SeqCst) == old);
+        let is_looked_into = || held().any(|held| held.hazard.load(Ordering::SeqCst) == old);
         while is_looked_into() {
             std::thread::yield_now();
         }
@@ -102,7 +107,7 @@ pub fn add(start: usize, end: usize, region: *const Inner) {
 pub fn remove(region: *const Inner) {
     update(|entries| entries.retain(|entry| entry.region != region));
     let names = |held: &Held| held.region.load(Ordering::SeqCst) == region as usize;
-    while thread::blocks().any(|block| block.frames.iter().any(names)) && !mutant!("vmprim-drop-early") {
+    while held().any(names) && !mutant!("vmprim-drop-early") {
         std::thread::yield_now();
     }
 }

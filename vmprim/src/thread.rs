@@ -13,8 +13,9 @@
 //!
 //! Blocks are in one list that only grows and are used again, never freed; so whoever walks the list needs no lock.
 //!
-//! A block holds what the thread is *inside* of: the table it looks into (`hazard`), and for each nested fault the
-//! region and page. An updater that has taken a table or region out of reach waits until no block names it:
+//! A block holds what the thread is *inside* of: for each nested fault the table it looks into (`hazard`), then the
+//! region and page. A fault has its frame before it looks, since a signal that comes meanwhile may fault in turn.
+//! An updater that has taken a table or region out of reach waits until no block names it:
 //!
 //! ```text
 //! handler: hazard = t = TABLE;  if TABLE != t again      updater: TABLE = new
@@ -52,6 +53,8 @@ pub struct Held {
     /// The region's address; 0 for none.
     pub region: AtomicUsize,
     pub page: AtomicUsize,
+    /// The table that the thread looks into for the region.
+    pub hazard: AtomicPtr<Table>,
 }
 
 /// What a thread is inside of. Written by its thread; read by updaters of tables.
@@ -60,8 +63,6 @@ pub struct Held {
 pub struct Block {
     /// The thread's number; 0 if the block is free.
     owner: AtomicU32,
-    /// The table that the thread looks into.
-    pub hazard: AtomicPtr<Table>,
     pub depth: AtomicUsize,
     pub frames: [Held; DEPTH],
     /// What a thread that calls deferred handlers is resolving for another.
@@ -365,13 +366,15 @@ pub fn forget_other_threads() {
         let owner = if me.is_some_and(|me| std::ptr::eq(me, block)) { sys::gettid() } else { 0 };
         // Relaxed: no other thread is there.
         block.owner.store(owner, Ordering::Relaxed);
-        block.hazard.store(std::ptr::null_mut(), Ordering::Relaxed);
         block.depth.store(0, Ordering::Relaxed);
         block.entries.store(0, Ordering::Relaxed);
         if owner == 0 {
             block.attached.store(0, Ordering::Relaxed);
         }
-        block.frames.iter().for_each(|frame| frame.region.store(0, Ordering::Relaxed));
+        for frame in &block.frames {
+            frame.region.store(0, Ordering::Relaxed);
+            frame.hazard.store(std::ptr::null_mut(), Ordering::Relaxed);
+        }
         block.serves.region.store(0, Ordering::Relaxed);
     }
 }
