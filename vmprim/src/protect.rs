@@ -294,7 +294,9 @@ impl Inner {
                 for run in runs(at, unborn) {
                     self.mechanism.create(self.span(run)).map_err(Stop::Os)?;
                 }
-                group.born.fetch_or(unborn, Ordering::Relaxed);
+                if unborn != 0 {
+                    group.born.fetch_or(unborn, Ordering::Relaxed);
+                }
             }
             for run in runs(at, pages) {
                 self.mechanism.raise(self.span(run), from, to)?;

@@ -49,7 +49,7 @@ pub fn unlock_updates() {
 pub fn find(address: usize, held: &Held) -> Option<&'static Inner> {
     let mut table;
     loop {
-        // SeqCst, all in this function: the argument in thread.rs.
+        // SeqCst, all three: the argument in thread.rs.
         table = TABLE.load(Ordering::SeqCst);
         held.hazard.store(table, Ordering::SeqCst);
         if TABLE.load(Ordering::SeqCst) == table {
@@ -62,8 +62,9 @@ pub fn find(address: usize, held: &Held) -> Option<&'static Inner> {
         let entry = table.0.get(after.checked_sub(1)?)?;
         (address < entry.end).then_some(entry.region)
     });
-    held.region.store(found.map_or(0, |region| region as usize), Ordering::SeqCst);
-    held.hazard.store(std::ptr::null_mut(), Ordering::SeqCst);
+    // Relaxed, then Release: pairs with the updater's look at the hazard. Who finds it gone sees the region named.
+    held.region.store(found.map_or(0, |region| region as usize), Ordering::Relaxed);
+    held.hazard.store(std::ptr::null_mut(), Ordering::Release);
     // SAFETY: named in `held` before the table was let go, so its owner waits.
     found.map(|region| unsafe { &*region })
 }

@@ -22,9 +22,10 @@
 //!          frames[depth] = region found in t;                     wait until no hazard == old; free the old table
 //!          hazard = none                                          wait until no frame == region; free the region
 //! ```
-//! With all four accesses sequentially consistent, either the handler's second look sees the new table, or the
-//! updater sees the hazard. The region is named before the hazard is dropped, and the updater looks in that order
-//! too.
+//! With the store of `hazard`, the second look, the store of the table and the updater's looks sequentially
+//! consistent, either the handler's second look sees the new table, or the updater sees the hazard. The region is
+//! named before the hazard is dropped, and the updater looks in that order too. The list of blocks is read and
+//! extended in the same order, so a block that an updater does not see yet belongs to a thread that looks later.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -87,8 +88,8 @@ static ALL: AtomicPtr<Block> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Every block there is.
 pub fn blocks() -> impl Iterator<Item = &'static Block> {
-    // Acquire: pairs with Release in `add`; the block is whole.
-    let mut next = ALL.load(Ordering::Acquire);
+    // SeqCst, here and in `add`: who looks for hazards sees every block whose thread looked before; and the block whole.
+    let mut next = ALL.load(Ordering::SeqCst);
     std::iter::from_fn(move || {
         // SAFETY: blocks in the list live for ever.
         let block = unsafe { next.as_ref() }?;
@@ -104,8 +105,8 @@ fn add(owner: u32) -> &'static Block {
     let mut first = ALL.load(Ordering::Relaxed);
     loop {
         block.next.store(first, Ordering::Relaxed);
-        // Release: pairs with Acquire in `blocks`.
-        match ALL.compare_exchange(first, block, Ordering::Release, Ordering::Relaxed) {
+        // SeqCst: see `blocks`.
+        match ALL.compare_exchange(first, block, Ordering::SeqCst, Ordering::Relaxed) {
             Ok(_) => return block,
             Err(other) => first = other,
         }
