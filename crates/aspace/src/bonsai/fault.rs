@@ -135,7 +135,9 @@ impl Bonsai {
         }
         let seen = Seen { mapping, offset: at.number() - area.start().number(), id: LISTED };
         loop {
-            match self.step(&seen, &|| true, policy, at, access, spare, &ctx.pin(), ctx) {
+            // The pin ends with the step: an object that is asked may sleep.
+            let step = self.step(&seen, &|| true, policy, at, access, spare, &ctx.pin(), ctx);
+            match step {
                 Step::Done => return Ok(()),
                 Step::Slow(fault) => return Err(fault),
                 Step::Again => {}

@@ -15,13 +15,16 @@ use std::{
 
 use addr::Prot;
 use aspace::{Access, AddressSpace, Advice, Bonsai, Error, Exclude, Fault, Placement, RemapTo};
-use machine::{RW, Random, Sim, anonymous, page, range};
+use machine::{Pages, RW, Random, Sim, anonymous, object, page, range};
 use owned::Use;
 use percpu::Unpinned;
 
 const BASE: u64 = 0x1000;
 /// A page in another leaf table, of the same directory.
 const OTHER: u64 = BASE + 512;
+/// What faults may exclude.
+const ALL: [Exclude; 5] =
+    [Exclude::Stock, Exclude::FaultLock, Exclude::Hybrid, Exclude::PerMapping, Exclude::Rcu];
 /// As long as others get to do what they should not get done.
 const MOMENT: Duration = Duration::from_millis(200);
 /// As long as others get to do what they must get done.
@@ -383,9 +386,27 @@ fn storm(sim: &'static Sim, space: &dyn AddressSpace, random: &mut Random, steps
 }
 
 #[test]
+fn an_object_is_asked_by_who_may_sleep() {
+    for exclude in ALL {
+        let sim = Sim::new(1, 256);
+        sim.cpus.on(0, |ctx| {
+            let space = Bonsai::new(sim.machine(), sim.realm, exclude, &ctx).expect("there is memory");
+            let pages = Pages::new(sim, 1, &[41, 42], &ctx);
+            let at = Placement::Fixed(page(BASE));
+            space.map(at, 2, object(&pages, 0, RW, true), &ctx).expect("there is room");
+            sim.enter(&*space, &ctx);
+            assert_eq!(sim.load(&*space, page(BASE + 1), &ctx), Ok(42), "{exclude:?}");
+            sim.leave(&*space, &ctx);
+            space.clear(&ctx);
+            pages.free(sim, &ctx);
+        });
+        assert_eq!(sim.owned(), [0; Use::COUNT]);
+    }
+}
+
+#[test]
 fn all_that_faults_may_exclude_is_right() {
-    let all = [Exclude::Stock, Exclude::FaultLock, Exclude::Hybrid, Exclude::PerMapping, Exclude::Rcu];
-    for exclude in all {
+    for exclude in ALL {
         let sim = Sim::new(4, 512);
         let space = sim.cpus.on(0, |ctx| Bonsai::new(sim.machine(), sim.realm, exclude, &ctx));
         let space = space.expect("there is memory");

@@ -405,8 +405,11 @@ impl Object for Pages {
         index: u64,
         _: &Policy,
         frames: &Memory,
-        _: &Unpinned<'_>,
+        ctx: &Unpinned<'_>,
     ) -> Result<OwnedFrame, ObjectError> {
+        // As a file's pages may have to be waited for: who is pinned can't, and the machine says so.
+        ctx.waker().wake();
+        ctx.park();
         let on_page = self.on_page.lock().unwrap().take();
         if let Some(f) = on_page {
             f();
