@@ -130,6 +130,27 @@ impl Bonsai {
             Area::entry(*ids, mapping, self.realm)
         };
         self.realm.retires(&pin);
+        // What is most often so: nothing is left, or something is where nothing was.
+        let mut listed = mappings.overlapping(around);
+        match (listed.next(), listed.next(), region(around)) {
+            (None, _, Some(all)) => {
+                while let Some((whole, _)) = tree.first_in(all).filter(|(found, _)| all.contains(found)) {
+                    let Some(removed) = tree.remove(whole.start()) else { break };
+                    ended(&removed, self.exclude);
+                }
+                if tree.first_in(all).is_none() {
+                    return;
+                }
+            }
+            (Some((range, mapping)), None, Some(all)) if range == around && tree.first_in(all).is_none() => {
+                if let Some(entry) = fresh(mapping) {
+                    let _ = tree.insert(all, entry);
+                }
+                return;
+            }
+            _ => {}
+        }
+        drop(listed);
         let around = self.concerned(mappings, around, &tree);
         let Some(all) = region(around) else { return };
         // Pieces, the last first.
