@@ -55,6 +55,10 @@ impl Radix {
     /// Where the mapping that has page `key` ends, but not beyond `limit`.
     pub(super) fn end_of(&self, key: u64, limit: u64, section: &Section<'_, Realm>) -> u64 {
         let Some(first) = self.desc_at(key, section) else { return key };
+        self.end_from(first, key, limit, section)
+    }
+    /// Where what `first` says of page `key` ends.
+    fn end_from(&self, first: &Desc, key: u64, limit: u64, section: &Section<'_, Realm>) -> u64 {
         let mut end = key;
         // No look beyond the first page that isn't mapped.
         self.tree.walk(key..limit, section, |found| {
@@ -67,8 +71,8 @@ impl Radix {
         });
         end
     }
-    fn start_of(&self, key: u64, section: &Section<'_, Realm>) -> u64 {
-        let Some(last) = self.desc_at(key, section) else { return key };
+    /// Where what `last` says of page `key` begins.
+    fn start_from(&self, last: &Desc, key: u64, section: &Section<'_, Realm>) -> u64 {
         let mut start = key;
         while let Some(before) = start.checked_sub(1) {
             let (slot, found) = self.at(before, section);
@@ -86,10 +90,12 @@ impl Radix {
         section: &'s Section<'_, Realm>,
     ) -> Option<(PageRange, &'s Desc)> {
         let found = self.mapped_from(key, KEYS, section)?;
-        // The slot may begin before, and be changed by now: what holds is what was found.
+        // The slot may begin before, and be changed by now: what holds is what was found. The page is not looked at again, or what
+        // is there now could give its extent to a descriptor that it doesn't have.
         let desc = self.realm.desc(Slot::of(found.value), section);
         let first = found.first.max(key);
-        let (start, end) = (self.start_of(first, section), self.end_of(first, KEYS, section));
+        let start = self.start_from(desc, first, section);
+        let end = self.end_from(desc, first, KEYS, section);
         Some((pages(start.min(first), end.max(first + 1)), desc))
     }
     /// Whether all of `range` is mapped.
