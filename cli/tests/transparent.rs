@@ -264,7 +264,7 @@ fn mistakes_are_one_line_with_a_status() {
         (&["run", "--cpus", "256", &program], 2, "from 1 to 255"),
         (&["run", "--mem", "2", &program], 2, "as in 512M or 2G"),
         (&["run", "--numa", "4", "--cpus", "2", &program], 2, "say --cpus 4 or more"),
-        (&["run", "--aspace", "bonsai", &program], 2, "there is locked"),
+        (&["run", "--aspace", "btree", &program], 2, "there is bonsai, locked, radix"),
         (&["run", "--bind", "/no/such", &program], 2, "no such file or directory on the host"),
         (&["run", "--root", "/no/such", &program], 125, "cannot pack /no/such"),
         (&["run", "no-such-program"], 127, "no such program on PATH"),

@@ -68,7 +68,9 @@ impl Sim {
         }
         let table = &self.tables[link.frame().number() as usize];
         table.bytes.with(|_| ());
-        Entry(&table.entries[page]).set(Frame::new(8).expect("a frame number"), Prot::READ);
+        let (entry, entries, directory) = (&table.entries[page], &table.entries[..], &self.slot);
+        let entry = Entry { entry, entries, directory, protected: false };
+        entry.set(Frame::new(8).expect("a frame number"), Prot::READ);
         self.pages[page].fetch_or(FRAME, Ordering::Relaxed);
         BitLock::unlock(&self.pages[page], LOCK);
         true
