@@ -113,7 +113,7 @@ use crate::{
     page,
     plan::{NewMapping, Remap, growth, in_parts, lockable, part_of},
     retired::Retired,
-    rules::{check, relock, user},
+    rules::{beside, check, relock, user},
 };
 
 /// An address space under one reader-writer lock.
@@ -179,12 +179,39 @@ impl Locked {
     /// Unmap `range`: the mappings, the entries and the tables that serve nothing else, into the gather, which is
     /// flushed and released in between only if it is full.
     fn evict(&self, space: &mut Space, range: PageRange, gather: &mut Gather<'_>, ctx: &Unpinned<'_>) {
-        space.mappings.remove(range);
-        let gap = space.mappings.gap_around(range);
-        self.take(space, range, Which::All, gather, ctx);
+        self.evict_beside(space, range, None, gather, ctx);
+    }
+    /// The same, but for the tables that serve pages of `stays`, which is elsewhere.
+    fn evict_beside(
+        &self,
+        space: &mut Space,
+        range: PageRange,
+        stays: Option<PageRange>,
+        gather: &mut Gather<'_>,
+        ctx: &Unpinned<'_>,
+    ) {
+        self.take_all(space, range, gather, ctx);
+        let gap = beside(space.mappings.gap_around(range), range, stays);
         while space.table.prune(range, gap, gather).is_err() {
             self.round(gather, ctx);
         }
+    }
+    /// Remove the mappings of `range`, and take their entries.
+    fn take_all(&self, space: &mut Space, range: PageRange, gather: &mut Gather<'_>, ctx: &Unpinned<'_>) {
+        // An object hears that its pages are mapped no more when nobody translates to them any more.
+        while let Some((part, mapping)) = space.mappings.announced(range) {
+            if mutant!("retract-before-flush") {
+                space.mappings.retract(&mapping, part.len());
+            }
+            space.mappings.remove(part);
+            self.take(space, part, Which::All, gather, ctx);
+            self.flush(gather, &ctx.pin());
+            if !mutant!("retract-before-flush") {
+                space.mappings.retract(&mapping, part.len());
+            }
+        }
+        space.mappings.remove(range);
+        self.take(space, range, Which::All, gather, ctx);
     }
     fn take(
         &self,

@@ -275,7 +275,7 @@ struct Area {
 /// Below a mapping that grows down the search keeps clear of [`STACK_GAP`] pages.
 ///
 /// The objects are told which of their pages are mapped ([`Mappers`]): whoever wants to [`insert`](Self::insert) a
-/// mapping has [`announce`](Self::announce)d it, and what is removed is taken back here.
+/// mapping has [`announce`](Self::announce)d it, and [`retract`](Self::retract)s it after it was removed.
 pub struct Mappings {
     areas: BTreeMap<Page, Area>,
     totals: Totals,
@@ -376,7 +376,7 @@ impl Mappings {
     pub fn announce(&self, mapping: &Mapping, pages: u64) -> bool {
         mapping.mappers().is_none_or(|m| m.add(&self.owner, pages, mapping.may_write_object()))
     }
-    /// Take back an announcement of what was not mapped after all.
+    /// Take back an announcement of what was not mapped after all, or is mapped no more, and translated by nobody.
     pub fn retract(&self, mapping: &Mapping, pages: u64) {
         if let Some(mappers) = mapping.mappers() {
             mappers.sub(&self.owner, pages, mapping.may_write_object());
@@ -508,15 +508,17 @@ impl Mappings {
             self.join(added);
         }
     }
-    /// Unmap what is mapped of `gone`. Only if it [`punches`](Self::punches) there is one mapping more.
+    /// The first mapping in `within` whose object knows who maps it, and which pages of `within` it has.
+    pub fn announced(&self, within: PageRange) -> Option<(PageRange, Mapping)> {
+        let (area, mapping) = self.overlapping(within).find(|(_, mapping)| mapping.mappers().is_some())?;
+        Some((area.intersect(within)?, mapping.clone()))
+    }
+    /// Unmap what is mapped of `gone`. Only if it [`punches`](Self::punches) there is one mapping more. What was
+    /// [`announced`](Self::announced) is for the caller to [`retract`](Self::retract), when nobody translates to it any more.
     pub fn remove(&mut self, gone: PageRange) {
-        let (totals, owner) = (&mut self.totals, &self.owner);
+        let totals = &mut self.totals;
         let mut forget = |mapping: &Mapping, start: Page, end: Page| {
-            let pages = end.min(gone.end()).number() - start.number();
-            totals.sub(mapping, pages);
-            if let Some(mappers) = mapping.mappers() {
-                mappers.sub(owner, pages, mapping.may_write_object());
-            }
+            totals.sub(mapping, end.min(gone.end()).number() - start.number());
         };
         if let Some((&start, area)) = self.areas.range_mut(..gone.start()).next_back()
             && area.end > gone.start()

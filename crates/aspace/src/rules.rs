@@ -1,6 +1,7 @@
 //! What any design asks of its arguments, and does to a mapping, as Linux does.
 
 use addr::{PageRange, USER_END_PAGE};
+use sync::mutant;
 
 use crate::{Backing, Error, Flags, LOWEST, Lock, Mapping, Placement};
 
@@ -39,4 +40,17 @@ pub(crate) fn relock(mapping: &mut Mapping, lock: Lock) {
         return;
     }
     mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT).union(lock.flags());
+}
+
+/// What of `gap`, which is around `range`, is on the same side of `other` as `range`.
+pub(crate) fn beside(gap: PageRange, range: PageRange, other: Option<PageRange>) -> PageRange {
+    let Some(other) = other.filter(|other| !other.is_empty() && !mutant!("remap-tables-lost")) else {
+        return gap;
+    };
+    let part = if other.start() >= range.end() {
+        PageRange::new(gap.start(), gap.end().min(other.start()))
+    } else {
+        PageRange::new(gap.start().max(other.end()), gap.end())
+    };
+    part.unwrap_or(range)
 }

@@ -6,7 +6,7 @@ mod machine;
 use std::sync::atomic::Ordering;
 
 use addr::Prot;
-use aspace::{Access, AddressSpace, Advice, Fault, Placement};
+use aspace::{Access, AddressSpace, Advice, Fault, Placement, RemapTo};
 use machine::{Pages, RW, Sim, anonymous, object, page, range};
 use owned::Use;
 use percpu::Unpinned;
@@ -180,5 +180,34 @@ fn d9_unmapping_everything_gives_everything_back() {
         assert_eq!(std::sync::Arc::strong_count(&pages), 1, "descriptors are left");
         pages.free(sim, &ctx);
         assert_eq!(sim.owned(), [0; Use::COUNT]);
+    });
+}
+
+#[test]
+fn what_shrinks_and_moves_near_keeps_its_contents() {
+    let sim = Sim::new(1, 512);
+    sim.cpus.on(0, |ctx| {
+        // Borders of leaf tables, and of the tables above.
+        for border in [9 << 9, 5 << 18] {
+            for (from, to) in
+                [(border - 2, border + 4), (border - 2, border - 300), (border + 600, border + 2)]
+            {
+                let space = sim.space(&ctx);
+                sim.enter(&*space, &ctx);
+                space.map(Placement::Fixed(page(from)), 4, anonymous(RW), &ctx).expect("room");
+                (from..from + 4).for_each(|at| assert_eq!(sim.store(&*space, page(at), at, &ctx), Ok(())));
+                let target = RemapTo::Fixed(page(to));
+                assert_eq!(space.remap(range(from, 4), 2, target, &ctx), Ok(page(to)));
+                for i in 0..2 {
+                    assert_eq!(
+                        sim.load(&*space, page(to + i), &ctx),
+                        Ok(from + i),
+                        "from {from:#x} to {to:#x}"
+                    );
+                }
+                sim.leave(&*space, &ctx);
+                space.clear(&ctx);
+            }
+        }
     });
 }

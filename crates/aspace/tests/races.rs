@@ -4,7 +4,7 @@ mod machine;
 
 use std::sync::{
     Arc, OnceLock,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     mpsc,
 };
 use std::time::{Duration, Instant};
@@ -362,6 +362,39 @@ fn nobody_gets_in_before_the_flush_is_done() {
     sim.cpus.on(0, |ctx| {
         sim.leave(&*space, &ctx);
         end(sim, &space, &ctx);
+    });
+}
+
+#[test]
+fn an_object_is_mapped_until_the_flush_is_done() {
+    let sim = Sim::new(2, 256);
+    let pages = sim.cpus.on(0, |ctx| Pages::new(sim, 1, &[41, 42], &ctx));
+    let space = sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        sim.enter(&*space, &ctx);
+        let at = Placement::Fixed(page(BASE));
+        space.map(at, 2, object(&pages, 0, RW, true), &ctx).expect("there is room");
+        assert_eq!(sim.store(&*space, page(BASE), 7, &ctx), Ok(()));
+        space
+    });
+    let (flushes, of) = (Arc::new(AtomicUsize::new(0)), pages.clone());
+    let counted = flushes.clone();
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
+        // Pages that somebody may still write can't be sealed. A later flush is for tables.
+        if counted.fetch_add(1, Ordering::SeqCst) == 0 {
+            assert!(!of.seal(), "an object was sealed while CPUs could write it");
+        }
+    }));
+    sim.cpus.on(1, |ctx| {
+        assert_eq!(space.unmap(range(BASE, 2), &ctx), Ok(()));
+        assert!(flushes.load(Ordering::SeqCst) > 0, "nobody was shot down");
+    });
+    *sim.on_flush.lock().unwrap() = None;
+    assert!(pages.seal(), "an object is mapped for ever");
+    sim.cpus.on(0, |ctx| {
+        sim.leave(&*space, &ctx);
+        space.clear(&ctx);
+        pages.free(sim, &ctx);
     });
 }
 

@@ -1,7 +1,6 @@
 //! Moving, growing and shrinking a mapping: first a plan, then what changes, which can't fail.
 
 use addr::{Page, PageRange, Prot};
-use pagetable::Which;
 use percpu::Unpinned;
 use sync::mutant;
 
@@ -40,7 +39,8 @@ impl Bonsai {
         }
         // Take what is cut off, and what was at the destination.
         if let Some(tail) = plan.cut {
-            self.evict(maps, tail, taken, ctx);
+            self.take_all(maps, tail, taken, ctx);
+            self.detach_beside(maps, tail, target, taken, ctx);
         }
         let Some(target) = target else {
             if let Some(grown) = plan.grown {
@@ -54,9 +54,7 @@ impl Bonsai {
             return Ok(old.start());
         };
         // Its tables stay: they are in use again in a moment.
-        maps.mappings.remove(target);
-        self.publish(maps, target, ctx);
-        self.take(target, Which::All, taken, ctx);
+        self.take_all(maps, target, taken, ctx);
         // Faults find neither place from here on. The source loses all rights; flush; then the entries move.
         let hidden = if mutant!("bonsai-source-found") { kept } else { self.hide(kept, ctx) };
         if let Some(lost) = self.table.protect(kept, |_| Prot::empty()) {

@@ -13,7 +13,10 @@ use sync::mutant;
 use tlb::Gather;
 
 use super::{Bonsai, Maps};
-use crate::radix::{totals::Difference, try_box};
+use crate::{
+    radix::{totals::Difference, try_box},
+    rules::beside,
+};
 
 /// What an operation has taken out.
 pub(super) struct Taken<'f> {
@@ -108,15 +111,50 @@ impl Bonsai {
     }
     /// Unmap `range`: the mappings, the entries and the tables that serve nothing else. To be [closed](Self::close).
     pub(super) fn evict(&self, maps: &mut Maps, range: PageRange, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
+        self.take_all(maps, range, taken, ctx);
+        self.detach(maps, range, taken, ctx);
+    }
+    /// Remove the mappings of `range`, and take their entries.
+    pub(super) fn take_all(
+        &self,
+        maps: &mut Maps,
+        range: PageRange,
+        taken: &mut Taken<'_>,
+        ctx: &Unpinned<'_>,
+    ) {
+        // An object hears that its pages are mapped no more when nobody translates to them any more.
+        while let Some((part, mapping)) = maps.mappings.announced(range) {
+            if mutant!("retract-before-flush") {
+                maps.mappings.retract(&mapping, part.len());
+            }
+            self.take_part(maps, part, taken, ctx);
+            self.flush(&mut taken.gather, &ctx.pin());
+            if !mutant!("retract-before-flush") {
+                maps.mappings.retract(&mapping, part.len());
+            }
+        }
+        self.take_part(maps, range, taken, ctx);
+    }
+    fn take_part(&self, maps: &mut Maps, range: PageRange, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
         maps.mappings.remove(range);
         // Dead before an entry is touched (B2).
         self.publish(maps, range, ctx);
         self.take(range, Which::All, taken, ctx);
-        self.detach(maps, range, taken, ctx);
     }
     /// Unlink the tables that serve pages of `range` and none that is mapped.
     pub(super) fn detach(&self, maps: &Maps, range: PageRange, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
-        let gap = maps.mappings.gap_around(range);
+        self.detach_beside(maps, range, None, taken, ctx);
+    }
+    /// The same, but for the tables that serve pages of `stays`, which is elsewhere.
+    pub(super) fn detach_beside(
+        &self,
+        maps: &Maps,
+        range: PageRange,
+        stays: Option<PageRange>,
+        taken: &mut Taken<'_>,
+        ctx: &Unpinned<'_>,
+    ) {
+        let gap = beside(maps.mappings.gap_around(range), range, stays);
         while self.table.detach(range, gap, &mut taken.tables, &mut taken.gather).is_err() {
             self.round(taken, ctx);
         }

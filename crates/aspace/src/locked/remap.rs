@@ -1,7 +1,6 @@
 //! Moving, growing and shrinking a mapping: first a plan, then what changes, which can't fail.
 
 use addr::{Page, PageRange, Prot};
-use pagetable::Which;
 use percpu::Unpinned;
 use tlb::Gather;
 
@@ -45,7 +44,7 @@ impl Locked {
         }
         // Take what is cut off, and what was at the destination.
         if let Some(tail) = plan.cut {
-            self.evict(space, tail, gather, ctx);
+            self.evict_beside(space, tail, target, gather, ctx);
         }
         let Some(target) = target else {
             if let Some(grown) = plan.grown {
@@ -58,8 +57,7 @@ impl Locked {
             return Ok(old.start());
         };
         // Its tables stay: they are in use again in a moment (I3 holds again when the mapping is in).
-        space.mappings.remove(target);
-        self.take(space, target, Which::All, gather, ctx);
+        self.take_all(space, target, gather, ctx);
         // The source loses all rights; flush; then the entries move.
         if let Some(lost) = space.table.protect(kept, |_| Prot::empty()) {
             gather.add_range(lost);

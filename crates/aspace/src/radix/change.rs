@@ -101,7 +101,9 @@ impl<'a> Change<'a> {
         match &mut self.untold {
             Some((of, pages)) if core::ptr::eq(*of, desc) => *pages += keys,
             _ => {
-                self.tell();
+                if self.untold.is_some() {
+                    self.flush_and_tell();
+                }
                 self.untold = desc.mapping.mappers().is_some().then_some((desc, keys));
             }
         }
@@ -110,6 +112,12 @@ impl<'a> Change<'a> {
     pub(super) fn relabelled(&mut self, old: &Desc, new: &Desc, keys: u64) {
         self.difference.add(old.kinds, -(keys as i64));
         self.difference.add(new.kinds, keys as i64);
+    }
+    /// An object hears that its pages are mapped no more when nobody translates to them any more.
+    #[cold]
+    fn flush_and_tell(&mut self) {
+        self.flush();
+        self.tell();
     }
     fn tell(&mut self) {
         if let Some((desc, pages)) = self.untold.take() {
@@ -174,8 +182,11 @@ impl<'a> Change<'a> {
     }
     /// All is done that has to be done under the lock: nobody uses what was taken out, and the counts are right.
     pub(super) fn settle(&mut self) {
-        self.tell();
+        if mutant!("retract-before-flush") {
+            self.tell();
+        }
         self.flush();
+        self.tell();
         self.space.counts.add(&self.difference, self.pin());
         self.difference = Difference::default();
     }
