@@ -68,6 +68,8 @@
 //!   would miss the store. `fork_gate` is odd from before the first entry is lowered until after the flush; who wants to
 //!   copy looks at it under the leaf lock: if it finds the gate open, either fork has not come to this leaf, and then the
 //!   entry was read-only before, or the flush is over.
+//!   Nor is an empty page of a private mapping filled while the gate is closed: a store to it would not be the child's, though a
+//!   later one to a page that fork has not come to would. An absent leaf table is passed as in R4.
 //! * **R14** *"Only share" against fork.* Fork shares and lowers under the leaf lock under which a fault asks.
 //! * **R15** *Pages are cut off an object while a fault has one in its hands.* Who cuts declares the mappings dead, as if
 //!   they changed, after the object has been changed and before an entry is taken; what is published after the flush says the

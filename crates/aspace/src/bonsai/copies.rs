@@ -66,8 +66,8 @@ impl Bonsai {
         }
         child.publish(&mut into, Mappings::everywhere(), ctx);
         let mut taken = self.taken(ctx);
-        // Faults fill pages meanwhile, before or after they are passed here. But they copy none: Relaxed, as they look at
-        // the gate under the lock of a leaf that is locked after this.
+        // Faults fill and copy no private pages meanwhile. Relaxed, as they look at the gate under a lock that is taken after
+        // this: that of a leaf, or of the table above it.
         self.fork_gate.fetch_add(1, Ordering::Relaxed);
         let copied = self.share_private(&parent, &child, &mut taken, ctx);
         // Also if it failed half way: else another fork would find nothing to lower, flush nothing, and leave a CPU with a
@@ -92,7 +92,7 @@ impl Bonsai {
         let pin = ctx.pin();
         let skipped = Flags::DONT_FORK | Flags::WIPE_ON_FORK;
         for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.intersects(skipped)) {
-            for (from, part) in self.table.leaves(area) {
+            for (from, part) in self.table.leaves_in_order(area) {
                 let to = || child.table.lock_leaf_or_make(frames, &pin, part.start(), || true).ok();
                 match leaves::share(&from, part, mapping, frames, &mut taken.gather, to) {
                     Some(gained) => child.resident(gained as i64, ctx),

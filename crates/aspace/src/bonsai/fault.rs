@@ -198,7 +198,9 @@ impl Bonsai {
                     }
                 }
             };
-            return self.fill(mine, alive, at, pin);
+            // What is filled while fork shares pages would be later for the child than what is stored after it.
+            let may = || alive() && (mapping.shared || self.is_gate_open() || mutant!("bonsai-fill-in-fork"));
+            return self.fill(mine, &may, at, pin);
         }
         let Some(leaf) = self.table.lock_leaf(at) else { return Step::Again };
         let entry = leaf.peek(at);
@@ -217,9 +219,7 @@ impl Bonsai {
             leaf.protect(at, rights);
             return Step::Done;
         }
-        // Acquire: flushed before the gate is open; partner: the store in `fork`. That it is seen closed in time is by the
-        // leaf's lock.
-        if self.fork_gate.load(Ordering::Acquire) % 2 == 1 && !mutant!("bonsai-gate-open") {
+        if !self.is_gate_open() && !mutant!("bonsai-gate-open") {
             return Step::Slow(Fault::Denied);
         }
         // The copy needs the old frame to stay: one more share.
@@ -238,6 +238,11 @@ impl Bonsai {
         }
     }
 
+    /// Whether no fork is under way. Asked under a leaf's lock, or that of the table in which one is to be linked.
+    fn is_gate_open(&self) -> bool {
+        // Acquire: flushed before the gate is open; partner: the store in `fork`. That it is seen closed in time is by the lock.
+        self.fork_gate.load(Ordering::Acquire) % 2 == 0
+    }
     /// Put in the frame for a page that had none.
     fn fill(&self, mine: Spare, alive: &impl Fn() -> bool, at: Page, pin: &Pinned<'_>) -> Step {
         let frames = self.machine.frames;

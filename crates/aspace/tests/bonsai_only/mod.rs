@@ -280,6 +280,22 @@ fn r18_what_moves_is_found_nowhere_before_the_flush() {
 }
 
 #[test]
+fn r13_no_empty_page_is_filled_between_fork_and_its_flush() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    sim.cpus.on(0, |ctx| assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(())));
+    let child = Mutex::new(None);
+    waits_for_the_flush(
+        sim,
+        |ctx| *child.lock().unwrap() = Some(space.fork(ctx).expect("there is memory")),
+        |ctx| assert_eq!(space.fault(page(BASE + 1).base(), Access::Write, ctx), Ok(())),
+    );
+    let child = child.into_inner().unwrap().expect("a child");
+    sim.cpus.on(0, |ctx| child.clear(&ctx));
+    end(sim, &*space);
+}
+
+#[test]
 fn r13_no_store_is_lost_that_comes_between_fork_and_its_flush() {
     let sim = Sim::new(3, 256);
     let space = two_leaves(sim);
