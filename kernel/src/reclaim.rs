@@ -96,7 +96,10 @@ pub fn idle(since: u64, is_idle: impl Fn() -> bool) {
     realm::rest(since);
     // Relaxed: see `begin`.
     let zeroes = !ZEROING_OFF.load(Ordering::Relaxed);
-    while zeroes && is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {}
+    while zeroes && is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {
+        // There may be seconds of it: epochs don't wait for that.
+        realm::rest(since);
+    }
     allocator.park(&here());
 }
 

@@ -241,7 +241,7 @@ impl Bonsai {
     /// Whether no fork is under way. Asked under a leaf's lock, or that of the table in which one is to be linked.
     fn is_gate_open(&self) -> bool {
         // Acquire: flushed before the gate is open; partner: the store in `fork`. That it is seen closed in time is by the lock.
-        self.fork_gate.load(Ordering::Acquire) % 2 == 0
+        self.fork_gate.load(Ordering::Acquire).is_multiple_of(2)
     }
     /// Put in the frame for a page that had none.
     fn fill(&self, mine: Spare, alive: &impl Fn() -> bool, at: Page, pin: &Pinned<'_>) -> Step {
