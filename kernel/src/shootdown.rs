@@ -21,6 +21,9 @@ use crate::{
     stats::{self, Counter},
 };
 
+/// Pauses between two looks whether a target has flushed.
+const LOOKS_APART: u32 = 4;
+
 /// What each CPU is asked.
 static REQUESTS: [Requests; MAX_CPUS] = [const { Requests::new() }; MAX_CPUS];
 
@@ -64,7 +67,8 @@ impl Shootdown for Ipi {
         apic::send(&posted, apic::VECTOR_FLUSH);
         for target in targets.iter() {
             while REQUESTS[target.index()].has(request, tried) {
-                cpu::pause();
+                // A look takes the line from the target, who is about to write it, and who takes a microsecond to come by.
+                (0..LOOKS_APART).for_each(|_| cpu::pause());
             }
         }
     }
