@@ -2,6 +2,7 @@
 #![cfg(not(any(loom, shuttle)))]
 
 use std::{
+    panic::{self, AssertUnwindSafe},
     sync::{
         Barrier,
         atomic::{AtomicBool, Ordering},
@@ -9,7 +10,28 @@ use std::{
     thread,
 };
 
-use rcu::Ptr;
+use rcu::{Ptr, domain, user::Mode};
+
+/// What a child returns that can't try what it is for.
+const UNABLE: i32 = 77;
+
+/// How a child ends that returns what `f` does. If it takes too long, an alarm ends it.
+fn in_child(f: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child calls what is safe to call there: domains, which are held at the fork, the allocator, and `_exit`.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: no arguments of ours; `_exit` ends the child, and nothing else.
+        unsafe {
+            libc::alarm(20);
+            libc::_exit(f());
+        }
+    }
+    assert!(child > 0, "no child");
+    let mut status = -1;
+    // SAFETY: the status is this frame's.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    status
+}
 
 #[test]
 fn the_child_waits_for_none_of_the_others() {
@@ -35,25 +57,49 @@ fn the_child_waits_for_none_of_the_others() {
         entered.wait();
         for _ in 0..20 {
             let section = rcu::read();
-            // SAFETY: the child calls what is safe to call there: the domain, which is held at the fork, and `_exit`.
-            let child = unsafe { libc::fork() };
-            if child == 0 {
+            let status = in_child(|| {
                 let need = rcu::user::global().snap();
                 let blocked = !rcu::user::global().poll(need);
                 drop(section);
                 let over = rcu::user::global().poll(need);
                 let waited = rcu::synchronize().is_ok() && rcu::barrier().is_ok();
-                // SAFETY: ends the child, and nothing else.
-                unsafe { libc::_exit(if blocked && over && waited { 0 } else { 1 }) };
-            }
-            assert!(child > 0, "no child");
-            drop(section);
-            let mut status = -1;
-            // SAFETY: the status is this frame's.
-            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                if blocked && over && waited { 0 } else { 1 }
+            });
             assert_eq!(status, 0, "in the child something went wrong");
         }
         stop.store(true, Ordering::SeqCst);
     });
     rcu::barrier().unwrap();
+}
+
+/// A child that is refused `membarrier` is ended before anything is freed.
+#[test]
+fn nothing_is_freed_without_a_barrier() {
+    const CALL: u32 = libc::SYS_membarrier as u32;
+    const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    let mut steps = [
+        // The number of the system call; if it is that one, go on; refuse it; allow the others.
+        step((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0),
+        step((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 1, CALL),
+        step((libc::BPF_RET | libc::BPF_K) as u16, 0, REFUSE),
+        step((libc::BPF_RET | libc::BPF_K) as u16, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    let status = in_child(|| {
+        domain!(static DOMAIN: Brand);
+        let mut reader = DOMAIN.register();
+        // SAFETY: the filter is this function's; it changes nothing but what this process may call.
+        let filtered = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) == 0
+        };
+        if !filtered || DOMAIN.mode() == Mode::Fences {
+            return UNABLE;
+        }
+        _ = panic::catch_unwind(AssertUnwindSafe(|| reader.synchronize()));
+        1
+    });
+    let unable = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == UNABLE;
+    assert!(unable || libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGABRT, "{status:#x}");
 }
