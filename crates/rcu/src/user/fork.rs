@@ -17,7 +17,7 @@ mod unix {
         core::{Core, fork::Held},
     };
 
-    /// A domain, and how many readers it has, which keep it where it is.
+    /// A domain, and how many readers it has, which keep it where it is. Readers of a static domain needn't leave.
     struct Enrolled(*const Core, usize);
 
     // SAFETY: domains are shared by threads.

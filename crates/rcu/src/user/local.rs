@@ -36,10 +36,11 @@ std::thread_local! {
 struct Registered(ManuallyDrop<Reader<'static>>);
 
 impl Drop for Registered {
+    /// A signal handler may have a section at any point of this. So `HERE` names the slot until nothing is freed anymore, and no
+    /// longer than the slot is this thread's: the Release store that gives it back comes after. The domain stays enrolled for
+    /// forks, as it lives for ever; to leave would take a lock, which a handler that registers anew would wait for.
     fn drop(&mut self) {
-        // SAFETY: dropped once.
-        unsafe { ManuallyDrop::drop(&mut self.0) };
-        HERE.set(NOWHERE);
+        self.0.end(|| HERE.set(NOWHERE));
     }
 }
 

@@ -149,17 +149,22 @@ impl<'d, D: 'static> Reader<'d, D> {
         self.core.drive(need);
         self.core.poll(need)
     }
-}
-
-/// What the thread has retired is left to others. If a section is open, as its guard was forgotten, it stays open.
-impl<D: 'static> Drop for Reader<'_, D> {
-    fn drop(&mut self) {
+    /// The reader's end. What the thread has retired is left to others; then `forget` is called, and only after that another thread
+    /// may get the slot. If a section is open, as its guard was forgotten, it stays open.
+    pub(super) fn end(&self, forget: impl FnOnce()) {
         if let Some(need) = self.core.hand_over(self.slot) {
             self.core.settle(need, false, Some(self.slot));
         }
+        forget();
         if !self.slot.is_open() {
             self.slot.give_back();
         }
+    }
+}
+
+impl<D: 'static> Drop for Reader<'_, D> {
+    fn drop(&mut self) {
+        self.end(|| ());
         super::fork::leave(self.core);
     }
 }
