@@ -22,7 +22,7 @@ fn in_child(f: impl FnOnce() -> i32) -> i32 {
     if child == 0 {
         // SAFETY: no arguments of ours; `_exit` ends the child, and nothing else.
         unsafe {
-            libc::alarm(20);
+            libc::alarm(10);
             libc::_exit(f());
         }
     }
@@ -102,4 +102,65 @@ fn nothing_is_freed_without_a_barrier() {
     });
     let unable = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == UNABLE;
     assert!(unable || libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGABRT, "{status:#x}");
+}
+
+/// Another thread is freeing, over the limit, and never goes on in the child.
+#[test]
+fn what_another_thread_was_freeing_leaves_room() {
+    domain!(static DOMAIN: Brand);
+    static BIG: Ptr<Big, Brand> = Ptr::none();
+    static SMALL: Ptr<[u64; 64], Brand> = Ptr::none();
+    static FREEING: Barrier = Barrier::new(2);
+    struct Big(#[allow(dead_code)] [u8; 128 << 10]);
+    impl Drop for Big {
+        fn drop(&mut self) {
+            FREEING.wait();
+            FREEING.wait();
+        }
+    }
+    DOMAIN.set_limit(100 << 10);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let reader = DOMAIN.register();
+            assert!(BIG.assign(Box::new(Big([0; 128 << 10])), &mut ()).is_none());
+            reader.call(BIG.take(&mut ()).unwrap());
+        });
+        FREEING.wait();
+        let status = in_child(|| {
+            let mut reader = DOMAIN.register();
+            for _ in 0..1000 {
+                SMALL.assign(Box::new([0; 64]), &mut ()).into_iter().for_each(|old| reader.call(old));
+            }
+            reader.barrier();
+            if DOMAIN.stats().waiting == 0 { 0 } else { 1 }
+        });
+        FREEING.wait();
+        assert_eq!(status, 0, "in the child something went wrong");
+    });
+    DOMAIN.barrier_unregistered();
+    assert_eq!(DOMAIN.stats().waiting, 0);
+}
+
+/// Threads register, and so are named, at any moment of a fork.
+#[test]
+fn slots_of_threads_that_were_registering_can_be_had() {
+    domain!(static DOMAIN: Brand);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let register = || {
+            while !stop.load(Ordering::SeqCst) {
+                drop(DOMAIN.register());
+            }
+        };
+        (0..3).for_each(|_| _ = scope.spawn(register));
+        let here = DOMAIN.register();
+        let readers = || {
+            let readers: [_; 8] = std::array::from_fn(|_| DOMAIN.register());
+            i32::from(readers.iter().any(|reader| format!("{reader:?}").contains("true")))
+        };
+        let worst = (0..300).map(|_| in_child(readers)).find(|status| *status != 0);
+        stop.store(true, Ordering::SeqCst);
+        drop(here);
+        assert_eq!(worst, None, "in a child something went wrong");
+    });
 }

@@ -18,7 +18,7 @@ use super::{
     bag::Bag,
     barrier::heavy,
     lock,
-    slot::{Registry, Slot, advance, first_epoch},
+    slot::{Registry, Slot, advance, first_epoch, owner},
     stall::{Stall, Wait, yield_now},
 };
 
@@ -69,9 +69,17 @@ pub(super) struct Core {
 /// Bags that were handed over, in about the order of their periods.
 struct Limbo {
     queue: VecDeque<Waiting>,
-    /// How many were ever handed over, and the numbers of those that are being freed.
+    /// How many were ever handed over, and those that are being freed.
     number: u64,
-    running: Vec<u64>,
+    running: Vec<Running>,
+}
+
+/// A bag that is being freed.
+struct Running {
+    number: u64,
+    bytes: usize,
+    /// By which thread: its [`owner`] number.
+    by: usize,
 }
 
 struct Waiting {
@@ -224,14 +232,14 @@ impl Core {
         let _done = Done(slot);
         while let Some((number, mut bag)) = self.due() {
             /// Takes the bag from the list of those that are being freed.
-            struct Running<'a>(&'a Core, u64, usize);
-            impl Drop for Running<'_> {
+            struct Freed<'a>(&'a Core, u64, usize);
+            impl Drop for Freed<'_> {
                 fn drop(&mut self) {
                     self.0.waiting.0.fetch_sub(self.2, Ordering::Relaxed);
-                    lock(&self.0.limbo.0).running.retain(|number| *number != self.1);
+                    lock(&self.0.limbo.0).running.retain(|running| running.number != self.1);
                 }
             }
-            let _running = Running(self, number, bag.bytes());
+            let _freed = Freed(self, number, bag.bytes());
             // SAFETY: the period that the bag waited for has ended, and began after all in it was unlinked: by the thread that
             // put it in, whose bag came here by way of `queue`.
             let freed = unsafe { bag.run() };
@@ -248,7 +256,7 @@ impl Core {
             return None;
         }
         let Waiting { number, bag, .. } = limbo.queue.pop_front()?;
-        limbo.running.push(number);
+        limbo.running.push(Running { number, bytes: bag.bytes(), by: owner() });
         Some((number, bag))
     }
     /// Wait until all is freed that any thread has retired before the call. Not in a section, nor in a destructor.
@@ -265,7 +273,7 @@ impl Core {
             self.run(slot);
             let limbo = lock(&self.limbo.0);
             let waits = limbo.queue.iter().map(|waiting| waiting.number);
-            if waits.chain(limbo.running.iter().copied()).all(|other| other > number) {
+            if waits.chain(limbo.running.iter().map(|running| running.number)).all(|other| other > number) {
                 return;
             }
             drop(limbo);
@@ -286,10 +294,17 @@ impl Core {
 
 #[cfg(all(unix, not(any(loom, shuttle))))]
 pub(super) mod fork {
+    use core::sync::atomic::Ordering;
+    use std::{string::String, vec::Vec};
+
     use sync::SpinGuard;
 
     use super::{
-        super::{lock, slot::Bags},
+        super::{
+            lock,
+            slot::{Bags, owner},
+            stall::Stall,
+        },
         Core, Limbo,
     };
 
@@ -299,6 +314,8 @@ pub(super) mod fork {
         bags: Bags<'static>,
         limbo: SpinGuard<'static, Limbo>,
         _locks: (SpinGuard<'static, ()>, SpinGuard<'static, u64>),
+        _report: SpinGuard<'static, fn(&Stall)>,
+        _names: Vec<SpinGuard<'static, String>>,
     }
 
     impl Core {
@@ -307,19 +324,27 @@ pub(super) mod fork {
             let collector = lock(&self.collector);
             let bags = self.registry.hold_bags();
             let driver = lock(&self.driver.0);
-            Held { core: self, bags, limbo: lock(&self.limbo.0), _locks: (collector, driver) }
+            let limbo = lock(&self.limbo.0);
+            // Who holds one of these takes no other lock.
+            let (report, names) = (lock(&self.stall_report), bags.hold_names());
+            Held { core: self, bags, limbo, _locks: (collector, driver), _report: report, _names: names }
         }
     }
 
     impl Held {
         /// The child's part: of all threads only this one is left.
         pub(in crate::user) fn alone(mut self) {
-            let mut left = std::vec::Vec::new();
+            let mut left = Vec::new();
             self.bags.take(|bag| left.push(bag));
             self.bags.forget_others();
-            // What others were freeing nobody will.
-            self.limbo.running.clear();
+            // What others were freeing nobody will, nor wait for it.
+            let here = owner();
+            self.limbo.running.retain(|running| running.by == here);
+            let running = self.limbo.running.iter().map(|running| running.bytes);
+            let waiting = self.limbo.queue.iter().map(|waiting| waiting.bag.bytes()).chain(running).sum();
             let core = self.core;
+            // Relaxed: there is one thread.
+            core.waiting.0.store(waiting, Ordering::Relaxed);
             drop(self);
             left.into_iter().for_each(|bag| _ = core.queue(bag));
         }

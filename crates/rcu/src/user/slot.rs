@@ -10,7 +10,7 @@ use core::{
     ptr,
     sync::atomic::{AtomicPtr as PlainPtr, AtomicU32 as PlainU32},
 };
-use std::string::String;
+use std::{string::String, vec::Vec};
 
 use percpu::Line;
 use sync::{
@@ -305,7 +305,7 @@ impl Registry {
     }
 }
 
-impl Bags<'_> {
+impl<'r> Bags<'r> {
     /// Take out what all threads have retired and not yet handed over.
     pub(super) fn take(&self, mut put: impl FnMut(Bag)) {
         for slot in self.registry.slots() {
@@ -316,6 +316,11 @@ impl Bags<'_> {
             }
         }
     }
+    /// Keep all threads' names as they are.
+    #[cfg_attr(any(loom, shuttle), allow(dead_code))] // models don't fork
+    pub(super) fn hold_names(&self) -> Vec<SpinGuard<'r, String>> {
+        self.registry.slots().map(|slot| lock(&slot.name)).collect()
+    }
     /// In a child of `fork`, where only the calling thread is left: end the others' sections, and free their slots.
     #[cfg_attr(any(loom, shuttle), allow(dead_code))] // models don't fork
     pub(super) fn forget_others(&self) {
@@ -324,6 +329,8 @@ impl Bags<'_> {
         let others = self.registry.slots().filter(|slot| slot.owner.load(Ordering::Relaxed) != here);
         for slot in others {
             slot.announced.store(idle(slot.fences), Ordering::Relaxed);
+            // A thread that was about to see `taken`.
+            slot.own.0.busy.store(false, Ordering::Relaxed);
             slot.own.0.frees.store(false, Ordering::Relaxed);
             slot.give_back();
         }
