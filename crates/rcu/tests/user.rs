@@ -283,6 +283,87 @@ fn waiting_in_a_section_of_the_threads_own_is_refused() {
 }
 
 #[test]
+#[should_panic = "in a section"]
+fn a_second_reader_does_not_wait_for_the_first_ones_section() {
+    domain!(static DOMAIN: Brand);
+    let first = DOMAIN.register();
+    let _section = first.read();
+    DOMAIN.register().synchronize();
+}
+
+#[test]
+#[should_panic = "in a section"]
+fn nor_does_a_second_readers_barrier() {
+    let _section = rcu::read();
+    rcu::user::global().register().barrier();
+}
+
+/// Over the limit, with a section open by another reader.
+#[test]
+fn a_second_reader_retires_in_the_first_ones_section() {
+    domain!(static DOMAIN: Brand);
+    static AT: Ptr<[u64; 64], Brand> = Ptr::none();
+    DOMAIN.set_limit(100 << 10);
+    let (first, mut second) = (DOMAIN.register(), DOMAIN.register());
+    let section = first.read();
+    for _ in 0..1000 {
+        AT.assign(Box::new([0; 64]), &mut ()).into_iter().for_each(|old| second.call(old));
+    }
+    let stats = DOMAIN.stats();
+    assert!(stats.waiting > 100 << 10 && stats.throttled == 0, "{stats:?}");
+    drop(section);
+    second.barrier();
+    assert_eq!(DOMAIN.stats().waiting, 0);
+}
+
+/// More than the limit is retired in a destructor, by another reader than the one that runs it, or by none: it does not wait for
+/// its own bag, and begins no other.
+#[test]
+fn destructors_retire_by_any_reader() {
+    domain!(static DOMAIN: Brand);
+    static AT: Ptr<Outer, Brand> = Ptr::none();
+    static INNER: Ptr<Inner, Brand> = Ptr::none();
+    static DEEPEST: AtomicUsize = AtomicUsize::new(0);
+    std::thread_local!(static DEPTH: Cell<usize> = const { Cell::new(0) });
+    fn count(f: impl FnOnce()) {
+        DEPTH.set(DEPTH.get() + 1);
+        DEEPEST.fetch_max(DEPTH.get(), Ordering::SeqCst);
+        f();
+        DEPTH.set(DEPTH.get() - 1);
+    }
+    struct Outer(#[allow(dead_code)] [u8; 16 << 10]);
+    struct Inner(#[allow(dead_code)] [u64; 64]);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            count(|| {
+                let reader = DOMAIN.register();
+                for _ in 0..1000 {
+                    INNER
+                        .assign(Box::new(Inner([0; 64])), &mut ())
+                        .into_iter()
+                        .for_each(|old| reader.call(old));
+                }
+            });
+        }
+    }
+    impl Drop for Inner {
+        fn drop(&mut self) {
+            count(|| ());
+        }
+    }
+    DOMAIN.set_limit(8 << 10);
+    let reader = DOMAIN.register();
+    for flush in [true, false] {
+        assert!(AT.assign(Box::new(Outer([0; 16 << 10])), &mut ()).is_none());
+        reader.call(AT.take(&mut ()).unwrap());
+        if flush { reader.flush() } else { DOMAIN.barrier_unregistered() }
+    }
+    DOMAIN.barrier_unregistered();
+    assert_eq!((DOMAIN.stats().waiting, DOMAIN.stats().throttled), (0, 0));
+    assert_eq!(DEEPEST.load(Ordering::SeqCst), 1, "a destructor ran another");
+}
+
+#[test]
 #[cfg(debug_assertions)]
 #[should_panic = "was dropped"]
 fn a_retired_object_that_is_dropped_is_a_mistake() {

@@ -88,6 +88,13 @@ struct Waiting {
     bag: Bag,
 }
 
+impl Limbo {
+    /// Whether a destructor that this thread runs is the caller.
+    fn is_run_by(&self, who: usize) -> bool {
+        self.running.iter().any(|running| running.by == who)
+    }
+}
+
 impl Core {
     pub(super) fn new(fences: bool) -> Self {
         Self {
@@ -148,6 +155,14 @@ impl Core {
             }
         }
     }
+    /// Wait until all sections have ended that are open now. `who` calls.
+    pub(super) fn synchronize(&self, who: usize) {
+        self.refuse_section(who);
+        self.wait(self.snap());
+    }
+    fn refuse_section(&self, who: usize) {
+        assert!(!self.registry.in_section(who), "waiting for all sections to end, in a section");
+    }
     /// Wait until `need` has ended. Not in a section.
     pub(super) fn wait(&self, need: Gp) {
         let wait = Wait::new();
@@ -182,12 +197,15 @@ impl Core {
         limbo.queue.push_back(Waiting { number, need, bag });
         need
     }
-    /// After a bag was queued for `need`: free what is due. If there is too much, and the caller is in no section, wait until there
-    /// isn't.
-    pub(super) fn settle(&self, need: Gp, may_wait: bool, slot: Option<&Slot>) {
+    /// After a bag was queued for `need`: free what is due. If there is too much, wait until there isn't; but not if the thread is in
+    /// a section or a destructor, by whichever slot, for it would wait for itself.
+    pub(super) fn settle(&self, need: Gp, may_wait: bool, slot: &Slot) {
         self.drive(need);
-        self.run(slot);
-        if !self.is_full() || !may_wait {
+        self.run(Some(slot));
+        if !may_wait || !self.is_full() {
+            return;
+        }
+        if self.registry.in_section(slot.owner()) || lock(&self.limbo.0).is_run_by(slot.owner()) {
             return;
         }
         self.throttled.fetch_add(1, Ordering::Relaxed);
@@ -198,7 +216,7 @@ impl Core {
                 Some(oldest) => self.wait(oldest),
                 None => yield_now(),
             }
-            self.run(slot);
+            self.run(Some(slot));
         }
     }
     /// Whether more waits than the limit allows.
@@ -216,21 +234,8 @@ impl Core {
     }
     /// Free what is due, unless this is called by a destructor that does.
     pub(super) fn run(&self, slot: Option<&Slot>) {
-        // Relaxed: the thread's own word.
-        if slot.is_some_and(|slot| slot.own.0.frees.swap(true, Ordering::Relaxed)) {
-            return;
-        }
-        /// Also if a destructor panics.
-        struct Done<'a>(Option<&'a Slot>);
-        impl Drop for Done<'_> {
-            fn drop(&mut self) {
-                if let Some(slot) = self.0 {
-                    slot.own.0.frees.store(false, Ordering::Relaxed);
-                }
-            }
-        }
-        let _done = Done(slot);
-        while let Some((number, mut bag)) = self.due() {
+        let who = slot.map_or_else(owner, Slot::owner);
+        while let Some((number, mut bag)) = self.due(who) {
             /// Takes the bag from the list of those that are being freed.
             struct Freed<'a>(&'a Core, u64, usize);
             impl Drop for Freed<'_> {
@@ -249,18 +254,25 @@ impl Core {
             }
         }
     }
-    fn due(&self) -> Option<(u64, Bag)> {
+    /// What is due, for `who`, who isn't at another bag.
+    fn due(&self, who: usize) -> Option<(u64, Bag)> {
         let mut limbo = lock(&self.limbo.0);
+        if limbo.is_run_by(who) && !mutant!("rcu-user-nested-run") {
+            return None;
+        }
         let first = limbo.queue.front()?;
         if !self.poll(first.need) && !mutant!("rcu-user-early-free") {
             return None;
         }
         let Waiting { number, bag, .. } = limbo.queue.pop_front()?;
-        limbo.running.push(Running { number, bytes: bag.bytes(), by: owner() });
+        limbo.running.push(Running { number, bytes: bag.bytes(), by: who });
         Some((number, bag))
     }
     /// Wait until all is freed that any thread has retired before the call. Not in a section, nor in a destructor.
     pub(super) fn barrier(&self, slot: Option<&Slot>) {
+        let who = slot.map_or_else(owner, Slot::owner);
+        self.refuse_section(who);
+        assert!(!lock(&self.limbo.0).is_run_by(who), "a destructor would wait for itself");
         {
             let _alone = lock(&self.collector);
             self.registry.hold_bags().take(|bag| _ = self.queue(bag));
@@ -297,7 +309,7 @@ pub(super) mod fork {
     use core::sync::atomic::Ordering;
     use std::{string::String, vec::Vec};
 
-    use sync::SpinGuard;
+    use sync::{SpinGuard, mutant};
 
     use super::{
         super::{
@@ -343,8 +355,10 @@ pub(super) mod fork {
             let running = self.limbo.running.iter().map(|running| running.bytes);
             let waiting = self.limbo.queue.iter().map(|waiting| waiting.bag.bytes()).chain(running).sum();
             let core = self.core;
-            // Relaxed: there is one thread.
-            core.waiting.0.store(waiting, Ordering::Relaxed);
+            if !mutant!("rcu-user-fork-waiting") {
+                // Relaxed: there is one thread.
+                core.waiting.0.store(waiting, Ordering::Relaxed);
+            }
             drop(self);
             left.into_iter().for_each(|bag| _ = core.queue(bag));
         }

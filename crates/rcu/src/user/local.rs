@@ -97,8 +97,9 @@ pub fn read() -> Guard<'static> {
 /// The calling thread's reader, unless it is in a section: that is a mistake, and panics in debug builds.
 fn outside<R>(f: impl FnOnce(&'static Core, &'static Slot) -> R) -> Result<R, InSection> {
     let (core, slot) = here();
-    debug_assert!(!slot.is_open(), "waiting for all sections to end, in a section");
-    if slot.is_open() { Err(InSection) } else { Ok(f(core, slot)) }
+    let in_section = core.registry.in_section(slot.owner());
+    debug_assert!(!in_section, "waiting for all sections to end, in a section");
+    if in_section { Err(InSection) } else { Ok(f(core, slot)) }
 }
 
 /// Wait until all sections of [`read`] have ended that are open now.
@@ -129,8 +130,5 @@ pub fn call<T: Send + Sync + 'static>(retired: Retired<T>) {
 
 /// Wait until everything is freed that any thread has given to [`call`] by now.
 pub fn barrier() -> Result<(), InSection> {
-    outside(|core, slot| {
-        assert!(!slot.is_freeing(), "a destructor would wait for itself");
-        core.barrier(Some(slot));
-    })
+    outside(|core, slot| core.barrier(Some(slot)))
 }

@@ -29,8 +29,10 @@
 //!   acquires; `ended` hands that on (O9). R's loads come before x is freed.
 //!
 //! **Retiring.** `call` puts the object into the thread's own bag. A full bag is stamped, by `snap`, and queued in the domain's
-//! limbo before anybody else gets at the bag; then its thread drives, and frees what is due. Waiting bytes are bounded: beyond the [limit](Domain::set_limit) a
-//! `call` outside sections waits. So there is at most the limit and a bag for each thread, plus what is retired within sections.
+//! limbo before anybody else gets at the bag; then its thread drives, and frees what is due. Waiting bytes are bounded: beyond the
+//! [limit](Domain::set_limit) a `call` outside sections and destructors waits. So there is at most the limit and a bag for each thread,
+//! plus what is retired within those. A thread may have several readers; whether it is in a section, or a destructor that the domain
+//! runs, is asked of the thread, not of the reader it calls by.
 //!
 //! **Threads.** A thread that ends leaves what it has retired to others, and a panic ends sections as it unwinds. In a child of
 //! `fork` the sections of the other threads are ended. A period that takes longer than a second in a debug build, or 21 otherwise,
@@ -120,7 +122,7 @@ impl<D: 'static> Domain<D> {
     }
     /// As [`Reader::synchronize`], for a thread that isn't registered or is in no section.
     pub fn synchronize_unregistered(&self) {
-        self.core().wait(self.core().snap());
+        self.core().synchronize(slot::owner());
     }
     /// As [`Reader::barrier`], for a thread that isn't registered or is in no section.
     pub fn barrier_unregistered(&self) {

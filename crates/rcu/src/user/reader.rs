@@ -74,7 +74,7 @@ impl<D> fmt::Debug for Guard<'_, D> {
 impl Core {
     /// Free the object after a grace period: the calling thread's part.
     pub(super) fn call<T: Send + Sync + 'static, D>(&self, slot: &Slot, retired: Retired<T, D>) {
-        self.put(slot, retired, !slot.is_open() && !slot.is_freeing());
+        self.put(slot, retired, true);
     }
     fn put<T: Send + Sync + 'static, D>(&self, slot: &Slot, retired: Retired<T, D>, may_wait: bool) {
         let item = Deferred::new(retired.into_raw());
@@ -85,7 +85,7 @@ impl Core {
             if late { (None, full) } else { (full.map(|bag| self.queue(bag)), None) }
         });
         if let Some(need) = queued.or_else(|| full.map(|bag| self.queue(bag))) {
-            self.settle(need, may_wait, Some(slot));
+            self.settle(need, may_wait, slot);
         }
     }
     /// Queue the thread's bag, if there is something in it.
@@ -106,18 +106,20 @@ impl<'d, D: 'static> Reader<'d, D> {
     pub fn read(&self) -> Guard<'_, D> {
         Guard::enter(self.core, self.slot, Location::caller())
     }
-    /// Wait until all sections have ended that are open now. Callers at the same time share a period.
+    /// Wait until all sections have ended that are open now. Callers at the same time share a period. Panics if the thread is in a
+    /// section by another of its readers.
     pub fn synchronize(&mut self) {
-        self.core.wait(self.core.snap());
+        self.core.synchronize(self.slot.owner());
     }
-    /// Wait until no section can find the object, and free it.
+    /// Wait until no section can find the object, and free it. As [`Self::synchronize`]; if that panics the object leaks.
     pub fn free<T>(&mut self, retired: Retired<T, D>) {
+        let (object, _) = retired.into_raw();
         self.synchronize();
         // SAFETY: unlinked before the call, and a period has passed since.
-        unsafe { super::bag::dispose(retired.into_raw().0) };
+        unsafe { super::bag::dispose(object) };
     }
     /// Free the object after a grace period, on whatever thread hands over then. Waits only if more waits than the domain allows,
-    /// and not in a section. Not in a signal handler.
+    /// and neither in a section nor in a destructor of such an object. Not in a signal handler.
     pub fn call<T: Send + Sync + 'static>(&self, retired: Retired<T, D>) {
         self.core.call(self.slot, retired);
     }
@@ -133,11 +135,11 @@ impl<'d, D: 'static> Reader<'d, D> {
     /// Hand over what this thread has retired, and free what is due. For a thread that pauses.
     pub fn flush(&self) {
         let need = self.core.hand_over(self.slot).unwrap_or_else(|| self.core.snap());
-        self.core.settle(need, false, Some(self.slot));
+        self.core.settle(need, false, self.slot);
     }
-    /// Wait until everything is freed that any thread has retired by now. Not in a destructor of such an object (it panics).
+    /// Wait until everything is freed that any thread has retired by now. Panics in a destructor of such an object, and in a
+    /// section by another of the thread's readers.
     pub fn barrier(&mut self) {
-        assert!(!self.slot.is_freeing(), "a destructor would wait for itself");
         self.core.barrier(Some(self.slot));
     }
     /// The period whose end shows that all sections are over that are open now.
@@ -153,7 +155,7 @@ impl<'d, D: 'static> Reader<'d, D> {
     /// may get the slot. If a section is open, as its guard was forgotten, it stays open.
     pub(super) fn end(&self, forget: impl FnOnce()) {
         if let Some(need) = self.core.hand_over(self.slot) {
-            self.core.settle(need, false, Some(self.slot));
+            self.core.settle(need, false, self.slot);
         }
         forget();
         if !self.slot.is_open() {

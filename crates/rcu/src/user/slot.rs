@@ -76,8 +76,6 @@ pub(super) struct Own {
     busy: AtomicBool,
     taken: AtomicBool,
     bag: UnsafeCell<Bag>,
-    /// The thread is freeing what is due: destructors that retire don't begin that again. Touched by the thread alone.
-    pub(super) frees: AtomicBool,
 }
 
 // SAFETY: the bag is touched as `Own` says, by one thread at a time; what is in it may go to any thread.
@@ -86,9 +84,18 @@ unsafe impl Sync for Slot {}
 unsafe impl Send for Slot {}
 
 /// A number for the calling thread that no other living one has, and that it keeps in a child of `fork`.
+#[cfg(not(any(loom, shuttle)))]
 pub(super) fn owner() -> usize {
     std::thread_local!(static HERE: u8 = const { 0 });
     HERE.with(|here| ptr::from_ref(here).addr())
+}
+
+/// Threads of a model are one of the host's: it is another number at each call. So a model's thread has one slot.
+#[cfg(any(loom, shuttle))]
+pub(super) fn owner() -> usize {
+    use core::sync::atomic::AtomicUsize;
+    static LAST: AtomicUsize = AtomicUsize::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 impl Slot {
@@ -97,7 +104,6 @@ impl Slot {
             busy: AtomicBool::new(false),
             taken: AtomicBool::new(false),
             bag: UnsafeCell::new(Bag::EMPTY),
-            frees: AtomicBool::new(false),
         };
         Self {
             announced: AtomicU64::new(idle(fences)),
@@ -168,10 +174,10 @@ impl Slot {
         let announced = self.announced.load(Ordering::Acquire) >> EPOCH_SHIFT;
         announced != 0 && announced < epoch
     }
-    /// Whether the thread is freeing what is due; asked by itself.
-    pub(super) fn is_freeing(&self) -> bool {
+    /// The number of the slot's thread; asked by itself.
+    pub(super) fn owner(&self) -> usize {
         // Relaxed: its own word.
-        self.own.0.frees.load(Ordering::Relaxed)
+        self.owner.load(Ordering::Relaxed)
     }
     /// Note where a section begins, for reports.
     #[inline(always)]
@@ -267,6 +273,11 @@ impl Registry {
         });
         chunks.flat_map(|chunk| chunk.slots.iter())
     }
+    /// Whether the calling thread, with this number, is in a section by any of its slots.
+    pub(super) fn in_section(&self, owner: usize) -> bool {
+        // Relaxed: the thread's own words; what else is found there, or not yet, are other numbers.
+        self.slots().any(|slot| slot.owner.load(Ordering::Relaxed) == owner && slot.is_open())
+    }
     /// A slot for the calling thread.
     pub(super) fn claim(&self) -> &Slot {
         loop {
@@ -331,7 +342,6 @@ impl<'r> Bags<'r> {
             slot.announced.store(idle(slot.fences), Ordering::Relaxed);
             // A thread that was about to see `taken`.
             slot.own.0.busy.store(false, Ordering::Relaxed);
-            slot.own.0.frees.store(false, Ordering::Relaxed);
             slot.give_back();
         }
     }
