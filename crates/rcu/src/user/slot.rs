@@ -398,3 +398,23 @@ impl Drop for Registry {
         }
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    /// The moment of `with_bag` between the store and the look at `taken`, which a fork is not likely to hit.
+    #[test]
+    fn a_thread_that_was_about_to_see_that_its_bag_is_taken_is_not_waited_for() {
+        let registry = Registry::new(true);
+        let bags = registry.hold_bags();
+        let other = registry.slots().next().unwrap();
+        other.owner.store(owner() + 1, Ordering::Relaxed);
+        other.own.0.busy.store(true, Ordering::Relaxed);
+        bags.forget_others();
+        assert!(!other.own.0.busy.load(Ordering::Relaxed));
+        drop(bags);
+        drop(registry.hold_bags());
+        assert_eq!(other.owner.load(Ordering::Relaxed), 0);
+    }
+}
