@@ -11,6 +11,10 @@
 //!   meanwhile; so that a fault of the handler finds the block there too. The return from the signal registers the
 //!   old stack again. A thread without an alternate stack finds its block again by its thread number.
 //!
+//! Of a thread's nested handlers the one whose exchange made the block the thread's gives it back; those that found
+//! it by number do not, and end before that one goes on. No state beside the number says so: a handler that comes
+//! between any two steps of another finds the block taken or free, and leaves it as it found it.
+//!
 //! Blocks are in one list that only grows and are used again, never freed; so whoever walks the list needs no lock.
 //!
 //! A block holds what the thread is *inside* of: for each nested fault the table it looks into (`hazard`), then the
@@ -75,8 +79,6 @@ pub struct Block {
     /// How many of the handlers that were there before ours are running, and where on the stack the last was called.
     pub forwards: AtomicUsize,
     pub forward_at: AtomicUsize,
-    /// How many handlers of a thread that is not attached are running on it: the last gives it back.
-    entries: AtomicUsize,
     /// 1 if the thread is attached.
     attached: AtomicUsize,
     /// Where the block's stack starts, or 0 if it has none yet.
@@ -113,15 +115,21 @@ fn add(owner: u32) -> &'static Block {
     }
 }
 
+/// The block that a thread has.
+fn block_of(thread: u32) -> Option<&'static Block> {
+    // Relaxed: only the thread sets its own number, and asks for it.
+    blocks().find(|block| block.owner.load(Ordering::Relaxed) == thread)
+}
+
 /// The block of this thread by its number, else a free one, claimed.
-fn claim() -> Option<&'static Block> {
+fn claim() -> Option<Inside> {
     let me = sys::gettid();
-    // Relaxed: only this thread sets its own number.
-    blocks().find(|block| block.owner.load(Ordering::Relaxed) == me).or_else(|| {
-        blocks().find(|block| {
-            // Acquire: pairs with Release in `release`; the last owner's frames are empty.
+    block_of(me).map(|block| Inside { block, claimed: false }).or_else(|| {
+        let claims = |block: &&Block| {
+            // Acquire: pairs with Release in `Inside::drop` and `Stack::drop`; the last owner's frames are empty.
             block.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok()
-        })
+        };
+        blocks().find(claims).map(|block| Inside { block, claimed: true })
     })
 }
 
@@ -129,7 +137,8 @@ fn claim() -> Option<&'static Block> {
 #[derive(Debug)]
 pub struct Inside {
     pub block: &'static Block,
-    borrowed: bool,
+    /// It was free before, and is again after.
+    claimed: bool,
 }
 
 impl Inside {
@@ -137,13 +146,11 @@ impl Inside {
     #[inline]
     pub fn enter(stack: Option<&libc::stack_t>) -> Self {
         if let Some(block) = stack.and_then(block_of_stack) {
-            return Self { block, borrowed: false };
+            return Self { block, claimed: false };
         }
         loop {
-            if let Some(block) = claim() {
-                // Relaxed: this thread's own.
-                block.entries.fetch_add(1, Ordering::Relaxed);
-                return Self { block, borrowed: !attached(block) };
+            if let Some(inside) = claim() {
+                return inside;
             }
             // All of the pool is in handlers of other threads.
             std::thread::yield_now();
@@ -155,7 +162,7 @@ impl Inside {
     /// The block's stack, to go on on if the one that the signal came on is another's.
     #[inline]
     pub fn roomier(&self, stack: &libc::stack_t) -> Option<libc::stack_t> {
-        if !self.borrowed || stack.ss_flags & libc::SS_DISABLE != 0 || stack.ss_size >= stack_size() {
+        if attached(self.block) || stack.ss_flags & libc::SS_DISABLE != 0 || stack.ss_size >= stack_size() {
             return None;
         }
         // Relaxed, all: the block is this thread's now.
@@ -173,8 +180,8 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        // Relaxed: this thread's own.
-        if self.borrowed && self.block.entries.fetch_sub(1, Ordering::Relaxed) == 1 {
+        // A thread that was attached meanwhile keeps it.
+        if self.claimed && !attached(self.block) {
             // Release: pairs with Acquire in `claim`.
             self.block.owner.store(0, Ordering::Release);
         }
@@ -260,7 +267,6 @@ impl Drop for Stack {
         debug_assert!(self.mapping.len > stack_size());
         // Relaxed: this thread's own.
         self.block.attached.store(0, Ordering::Relaxed);
-        self.block.entries.store(0, Ordering::Relaxed);
         // Release: pairs with Acquire in `claim`.
         self.block.owner.store(0, Ordering::Release);
     }
@@ -317,16 +323,18 @@ fn map_stack(block: &'static Block) -> Result<(sys::Mapping, usize), Errno> {
 }
 
 fn new_stack() -> Result<Stack, Errno> {
-    let block = claim().unwrap_or_else(|| add(sys::gettid()));
+    // Given back if there is an error.
+    let inside = claim().unwrap_or_else(|| Inside { block: add(sys::gettid()), claimed: true });
+    let block = inside.block;
     let (mapping, base) = map_stack(block)?;
-    // Relaxed: this thread's own.
-    block.attached.store(1, Ordering::Relaxed);
     let size = stack_size();
     let stack = libc::stack_t { ss_sp: base as *mut _, ss_flags: 0, ss_size: size };
     // SAFETY: the memory stays mapped until the stack is disabled again, in `drop`.
     if unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) } != 0 {
         return Err(Errno(libc::EPERM));
     }
+    // Relaxed: this thread's own.
+    block.attached.store(1, Ordering::Relaxed);
     Ok(Stack { mapping, base, block })
 }
 
@@ -368,7 +376,6 @@ pub fn forget_other_threads() {
         // Relaxed: no other thread is there.
         block.owner.store(owner, Ordering::Relaxed);
         block.depth.store(0, Ordering::Relaxed);
-        block.entries.store(0, Ordering::Relaxed);
         if owner == 0 {
             block.attached.store(0, Ordering::Relaxed);
         }
@@ -377,5 +384,30 @@ pub fn forget_other_threads() {
             frame.hazard.store(std::ptr::null_mut(), Ordering::Relaxed);
         }
         block.serves.region.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    /// A handler that comes at any moment of an outer one's leaves it its block.
+    #[test]
+    #[allow(clippy::unwrap_used, reason = "a test")]
+    fn a_block_is_given_back_by_whoever_claimed_it() {
+        add(0);
+        let outer = claim().unwrap();
+        let block = outer.block;
+        for _ in 0..2 {
+            let nested = Inside::enter(None);
+            assert!(std::ptr::eq(nested.block, block));
+            drop(nested);
+            assert!(
+                block_of(sys::gettid()).is_some_and(|own| std::ptr::eq(own, block)),
+                "the nested handler gave it back"
+            );
+        }
+        drop(outer);
+        assert!(block_of(sys::gettid()).is_none());
     }
 }
