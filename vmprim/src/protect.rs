@@ -19,7 +19,7 @@ use crate::{
     group::{Group, PAGES},
     mechanism::{Span, Stop},
     region::{Futex, Inner, Region},
-    thread::Inside,
+    thread,
 };
 
 /// Spans of one call of a mechanism.
@@ -136,9 +136,11 @@ impl Inner {
     /// Lock pages outside of a handler.
     pub fn lock(&self, group: &Group, at: usize, mask: u32) {
         group.lock(mask, &Futex, |i| {
-            // About to sleep: this may be a handler's thread, waiting for itself.
-            let inside = Inside::enter(None);
-            fault::refuse_own(self, inside.block, PageNo(at * PAGES + i as usize));
+            // About to sleep: this may be a handler's thread, waiting for itself. Any other has no block, and takes
+            // none: it would wait for handlers that may wait for what it holds.
+            if let Some(block) = thread::own() {
+                fault::refuse_own(self, block, PageNo(at * PAGES + i as usize));
+            }
         });
     }
 

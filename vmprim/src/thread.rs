@@ -121,6 +121,11 @@ fn block_of(thread: u32) -> Option<&'static Block> {
     blocks().find(|block| block.owner.load(Ordering::Relaxed) == thread)
 }
 
+/// The block that this thread has, if it is attached or in a handler.
+pub fn own() -> Option<&'static Block> {
+    block_of(sys::gettid())
+}
+
 /// The block of this thread by its number, else a free one, claimed.
 fn claim() -> Option<Inside> {
     let me = sys::gettid();
@@ -402,12 +407,9 @@ mod tests {
             let nested = Inside::enter(None);
             assert!(std::ptr::eq(nested.block, block));
             drop(nested);
-            assert!(
-                block_of(sys::gettid()).is_some_and(|own| std::ptr::eq(own, block)),
-                "the nested handler gave it back"
-            );
+            assert!(own().is_some_and(|own| std::ptr::eq(own, block)), "the nested handler gave it back");
         }
         drop(outer);
-        assert!(block_of(sys::gettid()).is_none());
+        assert!(own().is_none());
     }
 }

@@ -345,3 +345,48 @@ fn the_end_of_a_region_waits_for_its_handlers() {
     assert!(done.load(Ordering::SeqCst), "the region ended under its handler");
     assert_eq!(faulting.join().unwrap(), 9);
 }
+
+/// Handlers of threads that are not attached have all blocks there are, and sleep for a page whose holder sleeps for
+/// another: it needs no block for that.
+#[test]
+fn protecting_goes_on_while_every_block_is_in_a_handler() {
+    let output = common::in_child("protecting_goes_on_while_every_block_is_in_a_handler", || {
+        static GATES: [AtomicU32; 7] = [const { AtomicU32::new(0) }; 7];
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+        // SAFETY: it counts, waits for this test's own words, and answers.
+        let handler = unsafe {
+            inline(|fault, safe| {
+                CALLS.fetch_add(1, Ordering::SeqCst);
+                let gate = &GATES[fault.page.0];
+                while gate.load(Ordering::SeqCst) == 1 {
+                    safe.park(gate, 1, Duration::from_millis(1));
+                }
+                Resolution::Grant(fault.wanted)
+            })
+        };
+        let region =
+            Region::builder(7 * PAGE).need(Needs::NONE_LEVEL).initial(Access::None).inline(handler).build();
+        let region = &region.unwrap();
+        let view = region.view::<u8>().unwrap();
+        let pause = || std::thread::sleep(Duration::from_millis(50));
+        std::thread::scope(|scope| {
+            [5, 6].iter().for_each(|&page: &usize| GATES[page].store(1, Ordering::SeqCst));
+            [5, 6].iter().for_each(|&page: &usize| _ = scope.spawn(move || view.get(page * PAGE)));
+            while CALLS.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            // It holds the first five pages, and sleeps for the next.
+            let protects = scope.spawn(|| region.protect(0..7, Access::None).unwrap());
+            pause();
+            // More than there are blocks.
+            (0..60).for_each(|_| _ = scope.spawn(|| view.get(0)));
+            pause();
+            for page in [5, 6] {
+                assert!(!protects.is_finished());
+                GATES[page].store(0, Ordering::SeqCst);
+                pause();
+            }
+        });
+    });
+    common::succeeds(&output);
+}
