@@ -5,6 +5,12 @@
 //! and flags it asked for; where there was none, the default is restored and the access is repeated, so that the
 //! process ends, and its core shows, as if we had never been there. Rust's report of stack overflow is such a
 //! handler.
+//!
+//! A signal that comes on a small alternate stack goes on on the block's. Whoever runs on a stack other than the one
+//! registered may be interrupted by a handler that is put on the registered one's top, over frames in use. So other
+//! signals are blocked while the two differ: from before the switch until the block's stack is registered, and from
+//! before the switch back until the kernel, with the return from the signal, registers the old stack and restores
+//! the mask. The block is given back within that second stretch.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -158,8 +164,22 @@ struct Passed {
     info: *mut libc::siginfo_t,
     context: *mut c_void,
     inside: Inside,
-    /// The stack to register.
-    stack: Option<libc::stack_t>,
+    /// The stack to register, and the signals to block once it is.
+    stack: Option<(libc::stack_t, libc::sigset_t)>,
+}
+
+/// Block all signals but those of faults; which were blocked before.
+fn block_signals() -> libc::sigset_t {
+    // SAFETY: zeros are a valid set, and both are valid for the calls.
+    unsafe {
+        let (mut most, mut before) = std::mem::zeroed::<(libc::sigset_t, libc::sigset_t)>();
+        libc::sigfillset(&raw mut most);
+        for signal in SIGNALS {
+            libc::sigdelset(&raw mut most, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const most, &raw mut before);
+        before
+    }
 }
 
 /// What the kernel calls.
@@ -169,12 +189,12 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, contex
     // SAFETY: the kernel passes it, valid for the handler's time.
     let came_on = unsafe { (*context.cast::<libc::ucontext_t>()).uc_stack };
     let inside = Inside::enter(Some(&came_on));
-    let stack = inside.roomier(&came_on);
+    let stack = inside.roomier(&came_on).map(|stack| (stack, block_signals()));
     let mut passed = Passed { signal, info, context, inside, stack };
     match stack {
         // SAFETY: what the kernel passed.
         None => unsafe { on_any_stack(&raw mut passed) },
-        Some(stack) => {
+        Some((stack, _)) => {
             let top = (stack.ss_sp as usize).wrapping_add(stack.ss_size);
             // SAFETY: the block's stack is nobody else's now; its top is aligned as a call wants it, and r12 keeps
             // ours.
@@ -193,6 +213,7 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, contex
             }
         }
     }
+    // With signals blocked if the block's stack is still registered.
     drop(passed);
     // SAFETY: see above.
     unsafe { libc::__errno_location().write(errno) };
@@ -202,9 +223,12 @@ unsafe extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, contex
 unsafe extern "C" fn on_any_stack(passed: *mut Passed) {
     // SAFETY: the caller's, and nothing else uses it meanwhile.
     let Passed { signal, info, context, ref inside, stack } = *unsafe { &mut *passed };
-    if let Some(stack) = stack {
-        // SAFETY: the structure is valid for the call. The stack registered before is not the one that this runs on.
-        unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) };
+    if let Some((stack, mask)) = stack {
+        // SAFETY: the structures are valid for the calls. The stack registered before is not the one that this runs on.
+        unsafe {
+            libc::sigaltstack(&raw const stack, std::ptr::null_mut());
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut());
+        }
     }
     // SAFETY: the kernel passes both, valid for the handler's time; nothing else refers to them.
     let (code, address, frame) =
@@ -244,6 +268,10 @@ unsafe extern "C" fn on_any_stack(passed: *mut Passed) {
             block.forward_at.store(if nested { last } else { 0 }, Ordering::Relaxed);
             block.forwards.store(nth.saturating_sub(1), Ordering::Relaxed);
         }
+    }
+    if stack.is_some() {
+        // Until the return from the signal, which restores what was blocked.
+        block_signals();
     }
 }
 

@@ -706,6 +706,62 @@ fn a_timer_inside_of_handlers_and_diverted_accesses_leave_pages_free() {
     succeeds(&output);
 }
 
+/// Signals on an alternate stack of the thread's own, smaller than ours: each finds its own stack at any moment of
+/// another's handler.
+#[test]
+fn a_timer_at_any_moment_overwrites_no_stack() {
+    let output = in_child("a_timer_at_any_moment_overwrites_no_stack", || {
+        static TICKS: AtomicUsize = AtomicUsize::new(0);
+        /// Fills as much of its stack as a handler's frames may take.
+        extern "C" fn tick(_: i32) {
+            TICKS.fetch_add(1, Ordering::Relaxed);
+            std::hint::black_box([0x5a_u8; 6 << 10]);
+        }
+        let region = region!(1, Access::None, |fault: &vmprim::Fault, _: &_| Resolution::Grant(fault.wanted));
+        let region = &region;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let every = libc::timespec { tv_sec: 0, tv_nsec: 20_000 };
+                let period = libc::itimerspec { it_interval: every, it_value: every };
+                let mut room = vec![0_u8; 48 << 10];
+                let own = libc::stack_t { ss_sp: room.as_mut_ptr().cast(), ss_flags: 0, ss_size: room.len() };
+                let mut before = own;
+                let mut timer = std::ptr::null_mut();
+                // SAFETY: valid structures; the stack is the thread's until the last call.
+                unsafe {
+                    libc::sigaltstack(&own, &mut before);
+                    let mut action = std::mem::zeroed::<libc::sigaction>();
+                    action.sa_sigaction = tick as *const () as usize;
+                    action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+                    libc::sigaction(libc::SIGUSR2, &action, std::ptr::null_mut());
+                    let mut event = std::mem::zeroed::<libc::sigevent>();
+                    event.sigev_notify = libc::SIGEV_THREAD_ID;
+                    event.sigev_signo = libc::SIGUSR2;
+                    event.sigev_notify_thread_id = libc::gettid();
+                    assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer), 0);
+                    libc::timer_settime(timer, 0, &period, std::ptr::null_mut());
+                }
+                let end = std::time::Instant::now() + std::time::Duration::from_millis(1500);
+                while std::time::Instant::now() < end {
+                    region.protect(0..1, Access::None).unwrap();
+                    read(region.base() as usize);
+                    let mut now = own;
+                    // SAFETY: see above.
+                    unsafe { libc::sigaltstack(std::ptr::null(), &mut now) };
+                    assert_eq!(now.ss_sp, own.ss_sp, "the stack was not registered again");
+                }
+                // SAFETY: see above.
+                unsafe {
+                    libc::timer_delete(timer);
+                    libc::sigaltstack(&before, std::ptr::null_mut());
+                }
+            });
+        });
+        assert!(TICKS.load(Ordering::Relaxed) > 1000);
+    });
+    succeeds(&output);
+}
+
 #[test]
 fn vector_registers_live_across_a_trap_and_prefetches_do_not_trap() {
     for way in ways().into_iter().filter(|way| way.has_none) {
