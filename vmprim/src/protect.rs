@@ -43,11 +43,17 @@ impl<'r, const GROUPS: usize> Batch<'r, GROUPS> {
         Self { region, to, spans: [Span::default(); SPANS], used: 0, groups: [(0, 0, 0); GROUPS], held: 0 }
     }
 
-    /// Add pages of a group, which the caller has locked: `lower` of them are above the level.
+    /// Add pages of a group, which the caller has locked: `lower` of them are above the level. On an error nothing is
+    /// held.
     fn push(&mut self, at: usize, lower: u32, held: u32) -> Result<(), Errno> {
         // A group has at most 16 runs.
         if self.held == GROUPS || self.used + PAGES / 2 > SPANS {
-            self.flush()?;
+            if let Err(errno) = self.flush() {
+                if let Some(group) = self.region.groups.get(at) {
+                    group.unlock(held, &Futex);
+                }
+                return Err(errno);
+            }
         }
         if let Some(place) = self.groups.get_mut(self.held) {
             *place = (at, lower, held);

@@ -805,6 +805,23 @@ fn vector_registers_live_across_a_trap_and_prefetches_do_not_trap() {
     }
 }
 
+/// The kernel refuses to lower pages whose mapping the program has removed: all locks are free after.
+#[test]
+fn a_call_that_the_kernel_refuses_leaves_no_page_locked() {
+    let output = in_child("a_call_that_the_kernel_refuses_leaves_no_page_locked", || {
+        let region = Region::builder(128 * PAGE).backend(Backend::Signal).build().unwrap();
+        // Every other page: more runs than one call takes.
+        (0..64).for_each(|i| region.protect(PageNo(2 * i), Access::None).unwrap());
+        // SAFETY: nobody uses the page.
+        unsafe { libc::munmap(region.base().wrapping_add(PAGE).cast(), PAGE) };
+        assert!(region.protect(0..128, Access::Read).is_err());
+        region.unprotect(2..128, Access::ReadWrite).unwrap();
+        region.protect(2..128, Access::Read).unwrap();
+        assert_eq!(region.level(PageNo(70)), Some(Access::Read));
+    });
+    succeeds(&output);
+}
+
 #[test]
 fn adopted_memory_is_given_back_open() {
     let len = 8 * PAGE;
