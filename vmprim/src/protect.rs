@@ -47,13 +47,13 @@ impl<'r, const GROUPS: usize> Batch<'r, GROUPS> {
     /// held.
     fn push(&mut self, at: usize, lower: u32, held: u32) -> Result<(), Errno> {
         // A group has at most 16 runs.
-        if self.held == GROUPS || self.used + PAGES / 2 > SPANS {
-            if let Err(errno) = self.flush() {
-                if let Some(group) = self.region.groups.get(at) {
-                    group.unlock(held, &Futex);
-                }
-                return Err(errno);
+        if (self.held == GROUPS || self.used + PAGES / 2 > SPANS)
+            && let Err(errno) = self.flush()
+        {
+            if let Some(group) = self.region.groups.get(at) {
+                release(group, lower, held, false);
             }
+            return Err(errno);
         }
         if let Some(place) = self.groups.get_mut(self.held) {
             *place = (at, lower, held);
@@ -87,12 +87,22 @@ impl<'r, const GROUPS: usize> Batch<'r, GROUPS> {
                 region.set_level(at, lower, self.to);
             }
             if let Some(group) = region.groups.get(at) {
-                group.unlock(held, &Futex);
+                release(group, lower, held, result.is_ok());
             }
         }
         (self.used, self.held) = (0, 0);
         result
     }
+}
+
+/// Unlock `held`, of which `lower` were to be lowered. Those that were not are open still, and so count as written
+/// until the next set is taken, though this one has taken their notes.
+fn release(group: &Group, lower: u32, held: u32, lowered: bool) {
+    if lower != 0 && !lowered {
+        // Relaxed: under the pages' locks.
+        group.soft_dirty.fetch_or(lower, Ordering::Relaxed);
+    }
+    group.unlock(held, &Futex);
 }
 
 /// The runs of a group's pages.

@@ -822,6 +822,31 @@ fn a_call_that_the_kernel_refuses_leaves_no_page_locked() {
     succeeds(&output);
 }
 
+/// A set that the kernel refuses to begin anew loses no later write.
+#[test]
+fn a_set_that_failed_loses_no_write() {
+    let output = in_child("a_set_that_failed_loses_no_write", || {
+        let region = Region::builder(8 * PAGE).need(Needs::DIRTY).backend(Backend::Signal).build().unwrap();
+        let view = region.view::<u8>().unwrap();
+        let mut dirty = PageSet::new();
+        region.take_dirty(0..8, &mut dirty).unwrap();
+        [1, 5].iter().for_each(|page| _ = view.set(page * PAGE, 1));
+        let at = region.base().wrapping_add(5 * PAGE).cast();
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: a page of the region's that nobody uses meanwhile.
+        unsafe { libc::munmap(at, PAGE) };
+        assert!(region.take_dirty(0..8, &mut dirty).is_err());
+        // SAFETY: the place is free.
+        assert_eq!(unsafe { libc::mmap(at, PAGE, both, flags, -1, 0) }, at);
+        [1, 5].iter().for_each(|page| _ = view.set(page * PAGE, 2));
+        dirty.clear();
+        region.take_dirty(0..8, &mut dirty).unwrap();
+        assert!(dirty.contains(PageNo(1)) && dirty.contains(PageNo(5)));
+    });
+    succeeds(&output);
+}
+
 #[test]
 fn adopted_memory_is_given_back_open() {
     let len = 8 * PAGE;
