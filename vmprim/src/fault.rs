@@ -278,7 +278,8 @@ impl Inner {
         if self.has_read { kind.needs() } else { Access::ReadWrite }
     }
 
-    /// Ask the region's handlers. In a thread that is not the faulting one, deferred handlers are called directly.
+    /// Ask the region's handlers. In a thread that is not the faulting one, deferred handlers are called directly; so
+    /// they are by a pin where the region's threads read faults instead of waiting for deferred ones.
     pub fn ask(&self, block: &Block, fault: &Fault, direct: bool) -> Resolution {
         if let Some(inline) = &self.inline {
             match inline.fault(fault, &SignalSafe { region: self, block }) {
@@ -287,7 +288,7 @@ impl Inner {
             }
         }
         match &self.deferred {
-            Some(queue) if direct => queue.call(self, block, fault),
+            Some(queue) if direct || self.mechanism.faults().is_some() => queue.call(self, block, fault),
             Some(queue) => queue.hand_over(fault),
             None if self.inline.is_some() => Resolution::Defer,
             // Without handlers a region is for its dirty sets; but zeros where there was data must not pass in

@@ -281,6 +281,28 @@ fn deferred_faults_are_all_answered() {
     }
 }
 
+/// A pin asks the deferred handler, whether the region's threads wait for its faults or read them from a descriptor.
+#[test]
+fn a_pin_is_answered_by_a_deferred_handler() {
+    let output = common::in_child("a_pin_is_answered_by_a_deferred_handler", || {
+        for way in ways().into_iter().filter(|way| way.has_read || way.has_none) {
+            let calls = Arc::new(AtomicUsize::new(0));
+            let counts = calls.clone();
+            let answer = move |fault: &vmprim::Fault, _: Option<vmprim::PageAlias<'_>>| {
+                assert_eq!(fault.kind, vmprim::Kind::Pin);
+                counts.fetch_add(1, Ordering::Relaxed);
+                Resolution::Grant(fault.wanted)
+            };
+            let level = *way.levels().last().unwrap();
+            let region = way.builder(4).initial(level).deferred(answer, 2).build().unwrap();
+            let pin = region.pin(1..3, Access::ReadWrite).unwrap();
+            assert_eq!((calls.load(Ordering::Relaxed), pin.len()), (2, 2 * PAGE), "{way:?}");
+            assert_eq!(region.level(PageNo(2)), Some(Access::ReadWrite), "{way:?}");
+        }
+    });
+    common::succeeds(&output);
+}
+
 #[test]
 fn regions_come_and_go_while_others_fault() {
     let lasting = Region::builder(8 * PAGE).need(Needs::READ_LEVEL).build().unwrap();
