@@ -25,6 +25,7 @@ use std::{
 };
 
 use crate::{
+    fault::MustAnswer,
     handler::{DeferredHandler, Fault, Resolution},
     region::Inner,
     sys,
@@ -110,7 +111,7 @@ impl Queue {
         // Relaxed, all: this thread's own.
         block.serves.page.store(fault.page.0, Ordering::Relaxed);
         block.serves.region.store(std::ptr::from_ref(region) as usize, Ordering::Relaxed);
-        let resolution = self.handler.fault(fault, region.page_alias(fault.page));
+        let resolution = MustAnswer::of(|| self.handler.fault(fault, region.page_alias(fault.page)));
         block.serves.region.store(0, Ordering::Relaxed);
         resolution
     }

@@ -231,6 +231,26 @@ pub fn refuse_own(region: &Inner, block: &Block, page: PageNo) {
     }
 }
 
+/// Ends the process if a handler unwinds: the page would stay locked, and its faults unanswered, for ever.
+#[derive(Debug)]
+pub struct MustAnswer;
+
+impl MustAnswer {
+    /// What `handler` answers.
+    pub fn of(handler: impl FnOnce() -> Resolution) -> Resolution {
+        let guard = Self;
+        let resolution = handler();
+        std::mem::forget(guard);
+        resolution
+    }
+}
+
+impl Drop for MustAnswer {
+    fn drop(&mut self) {
+        sys::die(&["vmprim: a handler panicked, and its fault has no answer\n"]);
+    }
+}
+
 /// Say what is wrong, and abort.
 fn report(region: &Inner, page: PageNo, kind: Kind, pc: usize, code: i32, what: &str) -> ! {
     let kind = match kind {
@@ -282,7 +302,7 @@ impl Inner {
     /// they are by a pin where the region's threads read faults instead of waiting for deferred ones.
     pub fn ask(&self, block: &Block, fault: &Fault, direct: bool) -> Resolution {
         if let Some(inline) = &self.inline {
-            match inline.fault(fault, &SignalSafe { region: self, block }) {
+            match MustAnswer::of(|| inline.fault(fault, &SignalSafe { region: self, block })) {
                 Resolution::Defer => {}
                 resolution => return resolution,
             }

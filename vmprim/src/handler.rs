@@ -75,7 +75,8 @@ pub unsafe trait InlineHandler: Send + Sync {
 
 /// A handler that runs in a thread of its own and may lock, allocate and wait.
 ///
-/// It must not touch a view's page that somebody waits for it to resolve: the page's bytes are at the alias.
+/// It must not touch a view's page that somebody waits for it to resolve: the page's bytes are at the alias. A panic
+/// of it ends the process.
 pub trait DeferredHandler: Send + Sync {
     /// Resolve `fault`; `page` is the page's bytes, where the region has an alias.
     fn fault(&self, fault: &Fault, page: Option<PageAlias<'_>>) -> Resolution;

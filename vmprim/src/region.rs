@@ -286,7 +286,7 @@ impl Drop for Region {
         table::remove(Arc::as_ptr(&self.inner));
         worker::stop(&self.inner, self.stop.as_ref());
         for worker in self.workers.drain(..) {
-            // A handler that panicked has ended the process, or its thread, with its message.
+            // A handler that panics ends the process.
             let _ = worker.join();
         }
     }

@@ -115,6 +115,30 @@ fn a_deferred_handler_that_touches_the_page_it_resolves_is_told() {
 }
 
 #[test]
+fn a_deferred_handler_that_panics_ends_the_process() {
+    let name = "a_deferred_handler_that_panics_ends_the_process";
+    let how = std::env::var("VMPRIM_HOW").unwrap_or_default();
+    let scenario = || {
+        let panics = |_: &vmprim::Fault, _: Option<vmprim::PageAlias<'_>>| panic!("an accident");
+        let region = Region::builder(PAGE)
+            .backend(Backend::Signal)
+            .initial(Access::None)
+            .deferred(panics, 2)
+            .build()
+            .unwrap();
+        if how == "pin" {
+            let _pin = region.pin(0..1, Access::Read);
+        } else {
+            read(region.base() as usize);
+        }
+    };
+    for how in ["access", "pin"] {
+        let output = common::in_child_with(name, &[("VMPRIM_HOW", how)], scenario);
+        ends_by(&output, libc::SIGABRT, "a handler panicked");
+    }
+}
+
+#[test]
 fn a_handler_that_grants_too_little_is_told() {
     let output = in_child("a_handler_that_grants_too_little_is_told", || {
         let region = region!(1, Access::None, |_: &_, _: &_| Resolution::Grant(Access::Read));
