@@ -8,6 +8,12 @@
 //! for writing. A set takes the notes of pages that it holds, and lowers these pages to Read. A write that ended
 //! before the call began was to an open page, so its note was there; one that begins after it returned finds the
 //! page closed, so it is noted anew.
+//!
+//! Where the mechanism tracks writes, a set scans for them, which begins anew for the pages found. So does lowering, to
+//! note what it finds; and a set that scans after that, but looks for the note before it is there, would miss a write
+//! that ended long ago. Lowering holds its pages from before its scan until the notes are there: so a set, once it has
+//! scanned, looks which pages are held, waits for these, and takes their notes under their locks. A page that is not
+//! held at that look was lowered before, and noted; or will be after, and what was written came up in the set's scan.
 
 use sync::{mutant, primitive::Ordering};
 
@@ -79,8 +85,13 @@ impl<'r, const GROUPS: usize> Batch<'r, GROUPS> {
         let mut result = if spans.is_empty() { Ok(()) } else { region.mechanism.lower(spans, self.to) };
         if region.tracks && result.is_ok() {
             // Writes that came before their entries were dropped.
-            let note = |&span: &Span| region.mechanism.scan(span, &mut |found| region.note(found));
-            result = spans.iter().try_for_each(note);
+            let mut note = |found| {
+                if mutant!("vmprim-dirty-not-awaited") {
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                }
+                region.note(found);
+            };
+            result = spans.iter().try_for_each(|&span| region.mechanism.scan(span, &mut note));
         }
         for &(at, lower, held) in &self.groups[..self.held] {
             if lower != 0 && result.is_ok() {
@@ -365,9 +376,12 @@ impl Inner {
         let mut batch = Batch::<64>::new(self, Access::Read);
         for (at, mask) in groups(range) {
             let Some(group) = self.groups.get(at) else { break };
+            // After the scan, and before the notes are looked at.
+            let waits = self.tracks && !mutant!("vmprim-dirty-not-awaited");
+            let busy = if waits { group.busy(mask) } else { 0 };
             // Relaxed: a write that ended before the call was noted before its thread went on, so the note is seen
-            // here.
-            let noted = group.soft_dirty.load(Ordering::Relaxed) & mask;
+            // here; or before the page was free, by the Acquire of that look.
+            let noted = busy | group.soft_dirty.load(Ordering::Relaxed) & mask;
             let pinned = group.pinned.load(Ordering::Relaxed) & mask;
             if noted == 0 && pinned == 0 {
                 continue;

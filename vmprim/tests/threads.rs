@@ -175,6 +175,36 @@ fn a_write_that_ended_is_in_the_next_set() {
     }
 }
 
+/// A page that another thread lowers at the same time, which begins anew for it: what was written before is found.
+#[test]
+fn a_write_that_ended_is_in_the_next_set_whoever_lowers_the_page() {
+    for way in ways() {
+        let region = way.builder(2).need(Needs::DIRTY).build().unwrap();
+        let level = *way.levels().last().unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    region.protect(PageNo(0), level).unwrap();
+                    std::thread::yield_now();
+                }
+            });
+            let view = region.view::<u64>().unwrap();
+            let mut dirty = PageSet::new();
+            let end = Instant::now() + RUN / 2;
+            let mut missed = 0;
+            while Instant::now() < end {
+                dirty.clear();
+                view.set(2, 2);
+                region.take_dirty(0..2, &mut dirty).unwrap();
+                missed += usize::from(!dirty.contains(PageNo(0)));
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert_eq!(missed, 0, "{way:?}");
+        });
+    }
+}
+
 #[test]
 fn eight_threads_that_fault_on_a_page_have_one_handler() {
     for way in ways().into_iter().filter(|way| way.has_read) {
