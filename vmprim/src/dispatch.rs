@@ -255,18 +255,22 @@ unsafe extern "C" fn on_any_stack(passed: *mut Passed) {
         Outcome::Forward => {
             let block = inside.block;
             // A handler that was there before may call us, as the one before it; or leave by a jump, and never
-            // return here. In the first case we are called below the place of the last call. Relaxed, all: this
-            // thread's own.
+            // return here. In the first case we are called below the place of the last call, and with its context,
+            // which is that of no other signal then. Relaxed, all: this thread's own.
             let here = std::ptr::from_ref(&outcome) as usize;
             let last = block.forward_at.load(Ordering::Relaxed);
-            let nested = here < last && last.wrapping_sub(here) < NEAR;
-            let nth = if nested { block.forwards.load(Ordering::Relaxed).wrapping_add(1) } else { 0 };
+            let (of, last_of) = (context as usize, block.forward_of.load(Ordering::Relaxed));
+            let nested = here < last && last.wrapping_sub(here) < NEAR && of == last_of;
+            let before = block.forwards.load(Ordering::Relaxed);
+            let nth = if nested { before.wrapping_add(1) } else { 0 };
             block.forward_at.store(here, Ordering::Relaxed);
+            block.forward_of.store(of, Ordering::Relaxed);
             block.forwards.store(nth, Ordering::Relaxed);
             // SAFETY: what the kernel passed is passed on.
             unsafe { forward(nth, signal, code, info, context) };
-            block.forward_at.store(if nested { last } else { 0 }, Ordering::Relaxed);
-            block.forwards.store(nth.saturating_sub(1), Ordering::Relaxed);
+            block.forward_at.store(last, Ordering::Relaxed);
+            block.forward_of.store(last_of, Ordering::Relaxed);
+            block.forwards.store(before, Ordering::Relaxed);
         }
     }
     if stack.is_some() {

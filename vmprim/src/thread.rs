@@ -76,9 +76,11 @@ pub struct Block {
     pub again_pc: AtomicUsize,
     pub again_at: AtomicUsize,
     pub again: AtomicUsize,
-    /// How many of the handlers that were there before ours are running, and where on the stack the last was called.
+    /// How many of the handlers that were there before ours are running, where on the stack the last was called, and
+    /// with which context of the kernel's.
     pub forwards: AtomicUsize,
     pub forward_at: AtomicUsize,
+    pub forward_of: AtomicUsize,
     /// 1 if the thread is attached.
     attached: AtomicUsize,
     /// Where the block's stack starts, or 0 if it has none yet.
