@@ -251,6 +251,128 @@ fn a_handler_that_was_there_first_gets_what_is_not_ours() {
     succeeds(&output);
 }
 
+/// Have `handler` get SIGSEGV; who got it before.
+fn handle_segv(handler: usize, flags: i32) -> usize {
+    // SAFETY: valid actions.
+    unsafe {
+        let (mut new, mut old) = std::mem::zeroed::<(libc::sigaction, libc::sigaction)>();
+        new.sa_sigaction = handler;
+        new.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER | flags;
+        libc::sigaction(libc::SIGSEGV, &new, &mut old);
+        old.sa_sigaction
+    }
+}
+
+/// Ours, one that calls whom it replaced, ours again, and one that resolves the fault: each is called once, though
+/// ours runs on a stack of its own where the thread's is small.
+#[test]
+fn a_chain_through_ours_twice_ends_at_the_first() {
+    let output = in_child("a_chain_through_ours_twice_ends_at_the_first", || {
+        static CALLS: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+        static BEFORE: AtomicUsize = AtomicUsize::new(0);
+        /// Skips the two-byte instruction below.
+        unsafe extern "C" fn first(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+            CALLS[0].fetch_add(1, Ordering::Relaxed);
+            // SAFETY: what the kernel passed.
+            unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] += 2 };
+        }
+        unsafe extern "C" fn newcomer(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+            CALLS[1].fetch_add(1, Ordering::Relaxed);
+            let own = std::hint::black_box([7_u8; 500]);
+            // SAFETY: a handler of this kind.
+            let before: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+                unsafe { std::mem::transmute(BEFORE.load(Ordering::Relaxed)) };
+            before(signal, info, context);
+            assert_eq!(std::hint::black_box(own), [7; 500], "its frame was overwritten");
+        }
+        handle_segv(first as *const () as usize, libc::SA_ONSTACK);
+        let region = region!(1, Access::None, |fault: &vmprim::Fault, _: &_| Resolution::Grant(fault.wanted));
+        BEFORE.store(handle_segv(newcomer as *const () as usize, libc::SA_ONSTACK), Ordering::Relaxed);
+        vmprim::claim_signals().unwrap();
+        std::thread::scope(|scope| {
+            for attached in [false, true] {
+                let region = &region;
+                scope.spawn(move || {
+                    let mut room = vec![0_u8; 32 << 10];
+                    let own =
+                        libc::stack_t { ss_sp: room.as_mut_ptr().cast(), ss_flags: 0, ss_size: room.len() };
+                    let mut before = own;
+                    // SAFETY: a valid structure; the memory stays until the stack is another again.
+                    unsafe { libc::sigaltstack(&own, &mut before) };
+                    if attached {
+                        vmprim::attach().unwrap();
+                    }
+                    for _ in 0..100 {
+                        // SAFETY: the handler skips the load.
+                        unsafe { std::arch::asm!("mov al, [rcx]", in("rcx") 64, out("al") _) };
+                        region.protect(PageNo(0), Access::None).unwrap();
+                        read(region.base() as usize);
+                    }
+                    // SAFETY: see above.
+                    unsafe { libc::sigaltstack(&before, std::ptr::null_mut()) };
+                });
+            }
+        });
+        assert_eq!(CALLS.each_ref().map(|calls| calls.load(Ordering::Relaxed)), [200, 200]);
+    });
+    succeeds(&output);
+}
+
+/// The handler that was there first leaves by a jump, like one that calls `siglongjmp`; a fault from deeper on the
+/// same stack is its as well.
+#[test]
+fn a_handler_that_leaves_by_a_jump_is_asked_again() {
+    static JUMPS: AtomicUsize = AtomicUsize::new(0);
+    /// Goes on behind the load of `jump`.
+    unsafe extern "C" fn first(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+        JUMPS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: `jump` has left its stack and its way on in these registers, and wants nothing else kept.
+        unsafe {
+            let registers = &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
+            let [stack, to] = [libc::REG_RDI, libc::REG_RSI].map(|at| registers[at as usize]);
+            std::arch::asm!("mov rsp, rdi", "jmp rsi", in("rdi") stack, in("rsi") to, options(noreturn));
+        }
+    }
+    /// Fault, so many kilobytes down the stack.
+    #[inline(never)]
+    fn jump(down: usize) {
+        let frame = std::hint::black_box([0_u8; 1024]);
+        if down > 0 {
+            jump(down - 1);
+        } else {
+            // SAFETY: nobody's address, and everything is as it was or clobbered at the label.
+            unsafe {
+                std::arch::asm!(
+                    "push rbx", "push rbp",
+                    "mov rdi, rsp", "lea rsi, [rip + 2f]",
+                    "mov al, [rcx]",
+                    "2:", "pop rbp", "pop rbx",
+                    in("rcx") 64, out("rdi") _, out("rsi") _,
+                    out("r12") _, out("r13") _, out("r14") _, out("r15") _, clobber_abi("C"),
+                );
+            }
+        }
+        std::hint::black_box(frame);
+    }
+    let output = in_child("a_handler_that_leaves_by_a_jump_is_asked_again", || {
+        handle_segv(first as *const () as usize, 0);
+        let region = region!(1, Access::None, |fault: &vmprim::Fault, _: &_| Resolution::Grant(fault.wanted));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // On the thread's one stack, where a fault from deeper down has its handler deeper down.
+                let none =
+                    libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+                // SAFETY: a valid structure.
+                unsafe { libc::sigaltstack(&none, std::ptr::null_mut()) };
+                [0, 4, 50, 3, 60].into_iter().for_each(jump);
+                read(region.base() as usize);
+            });
+        });
+        assert_eq!(JUMPS.load(Ordering::SeqCst), 5);
+    });
+    succeeds(&output);
+}
+
 /// The handler that was there first touches a region, on threads that have no alternate stack and were not attached.
 #[test]
 fn a_chained_handler_may_touch_a_region() {
