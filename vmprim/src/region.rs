@@ -194,7 +194,8 @@ impl Drop for Inner {
             // The parent's mappings were not copied; what is there now is somebody else's.
             std::mem::forget((self.view.take(), self.alias.take()));
         } else if self.view.is_none() && self.splits {
-            // The program's own memory, which it gets back open. Userfaultfd opens it when its descriptor goes.
+            // The program's own memory, which it gets back open, even if its workers were refused. Userfaultfd opens
+            // it when its descriptor goes.
             // SAFETY: the program gave the memory to us, until now.
             let _ = unsafe { sys::mprotect(self.base, self.len, libc::PROT_READ | libc::PROT_WRITE) };
         }
@@ -282,6 +283,10 @@ impl Drop for Region {
             // Workers did not come along, and the table is empty.
             self.workers.drain(..).for_each(std::mem::forget);
             return;
+        }
+        if self.inner.view.is_none() {
+            // The program may go on using its memory meanwhile: no fault is to come once nobody is asked.
+            self.inner.open_for_good();
         }
         table::remove(Arc::as_ptr(&self.inner));
         worker::stop(&self.inner, self.stop.as_ref());
