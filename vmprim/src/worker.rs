@@ -22,7 +22,7 @@ const BATCH: usize = 16;
 /// Start a region's workers.
 pub fn start(region: &Arc<Inner>, count: usize) -> Result<(Vec<JoinHandle<()>>, Option<OwnedFd>), Error> {
     let os = |op| move |errno| Error::Os { op, errno };
-    let (readers, stop) = match region.mechanism.faults() {
+    let (readers, event) = match region.mechanism.faults() {
         // SAFETY: it touches no memory.
         Some(_) => match unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) } {
             fd if fd < 0 => return Err(os("eventfd")(Errno(libc::EMFILE))),
@@ -31,22 +31,31 @@ pub fn start(region: &Arc<Inner>, count: usize) -> Result<(Vec<JoinHandle<()>>, 
         None => (0, None),
     };
     let answering = if readers == 0 && region.deferred.is_some() { count.max(1) } else { 0 };
-    let mut workers = Vec::new();
+    let mut workers: Vec<JoinHandle<()>> = Vec::new();
     for _ in 0..readers + answering {
-        let region = region.clone();
-        let stop = stop.as_ref().map(AsRawFd::as_raw_fd);
+        let shared = region.clone();
+        let stop = event.as_ref().map(AsRawFd::as_raw_fd);
         let worker = thread::spawn("vmprim", move || {
             let inside = Inside::enter(None);
-            match (region.mechanism.faults(), stop, &region.deferred) {
-                (Some(faults), Some(stop), _) => read_faults(&region, &inside, faults, stop),
-                (_, _, Some(queue)) => queue.work(&region, inside.block),
+            match (shared.mechanism.faults(), stop, &shared.deferred) {
+                (Some(faults), Some(stop), _) => read_faults(&shared, &inside, faults, stop),
+                (_, _, Some(queue)) => queue.work(&shared, inside.block),
                 _ => {}
             }
         });
         let refused = |error: std::io::Error| Errno(error.raw_os_error().unwrap_or(libc::EAGAIN));
-        workers.push(worker.map_err(|error| os("thread")(refused(error)))?);
+        match worker {
+            Ok(worker) => workers.push(worker),
+            Err(error) => {
+                // Those that were started end; a thread that sleeps for them already is let go with the descriptor.
+                self::stop(region, event.as_ref());
+                // A handler that panics ends the process.
+                workers.into_iter().for_each(|worker| _ = worker.join());
+                return Err(os("thread")(refused(error)));
+            }
+        }
     }
-    Ok((workers, stop))
+    Ok((workers, event))
 }
 
 /// Tell a region's workers to end.

@@ -1021,3 +1021,36 @@ fn adopted_memory_is_given_back_open() {
     // SAFETY: nobody uses it.
     unsafe { libc::munmap(at, len) };
 }
+
+/// The system refuses one of a region's threads: those before it end.
+#[test]
+fn threads_that_were_started_end_if_a_later_one_is_refused() {
+    let output = in_child("threads_that_were_started_end_if_a_later_one_is_refused", || {
+        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+        let before = threads();
+        // SAFETY: numbers, and a structure valid for the call. Root has no limit, so it becomes a user that has
+        // nothing else running.
+        unsafe {
+            if libc::getuid() != 0 || libc::setuid(1_234_567) != 0 {
+                eprintln!("left out: only root can be a user without threads");
+                return;
+            }
+            let limit = libc::rlimit { rlim_cur: before as u64 + 3, rlim_max: before as u64 + 3 };
+            assert_eq!(libc::setrlimit(libc::RLIMIT_NPROC, &limit), 0);
+        }
+        for backend in [Backend::Signal, Backend::UffdThread { threads: 8 }] {
+            let nothing = |_: &vmprim::Fault, _: Option<vmprim::PageAlias<'_>>| Resolution::Retry;
+            match Region::builder(PAGE).backend(backend).deferred(nothing, 8).build() {
+                Err(Error::Os { op: "thread", errno }) => assert_eq!(errno.0, libc::EAGAIN),
+                Err(Error::Unsupported { .. }) if backend != Backend::Signal => {}
+                other => panic!("{other:?}"),
+            }
+            // Joined threads leave the list a moment later.
+            (0..1000).take_while(|_| threads() > before).for_each(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            });
+            assert_eq!(threads(), before, "{backend:?}");
+        }
+    });
+    succeeds(&output);
+}
