@@ -39,6 +39,77 @@ unsafe impl Atomic for AtomicU32 {}
 // SAFETY: see above.
 unsafe impl Atomic for AtomicU64 {}
 
+/// Bytes of memory that other threads may be changing at any time, through either address: a copy of racing bytes is
+/// any of what stood there, byte by byte. Relaxed, all: who wants an order between copies makes it otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a>(&'a [AtomicU8]);
+
+/// Bytes of a word.
+const WORD: usize = size_of::<u64>();
+
+impl<'a> Shared<'a> {
+    /// # Safety
+    /// The bytes are mapped, readable and writable for the lifetime, and no other reference to them is anywhere but
+    /// of this kind.
+    pub const unsafe fn new(at: *mut u8, len: usize) -> Self {
+        // SAFETY: mapped, as the caller says; atomics may be changed by others, and take any bits.
+        Self(unsafe { std::slice::from_raw_parts(at.cast::<AtomicU8>(), len) })
+    }
+
+    /// Of the first `len` bytes those before the first whole word, the words, and those after.
+    fn parts(self, len: usize) -> (&'a [AtomicU8], &'a [AtomicU64], &'a [AtomicU8]) {
+        // SAFETY: an atomic word takes any bits, as its bytes do.
+        unsafe { self.0[..len].align_to() }
+    }
+
+    /// Copy to `to`, as much as fits.
+    pub fn load(self, to: &mut [u8]) {
+        let len = self.0.len().min(to.len());
+        let (head, words, tail) = self.parts(len);
+        let (first, rest) = to.split_at_mut(head.len());
+        let (middle, last) = rest.split_at_mut(words.len() * WORD);
+        let bytes = |to: &mut [u8], from: &[AtomicU8]| {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = from.load(Ordering::Relaxed));
+        };
+        bytes(first, head);
+        for (to, from) in middle.chunks_exact_mut(WORD).zip(words) {
+            to.copy_from_slice(&from.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        bytes(last, tail);
+    }
+
+    /// Copy `from`, as much as fits.
+    pub fn store(self, from: &[u8]) {
+        let len = self.0.len().min(from.len());
+        let (head, words, tail) = self.parts(len);
+        let (first, rest) = from.split_at(head.len());
+        let (middle, last) = rest.split_at(words.len() * WORD);
+        let bytes = |to: &[AtomicU8], from: &[u8]| {
+            to.iter().zip(from).for_each(|(to, &from)| to.store(from, Ordering::Relaxed));
+        };
+        bytes(head, first);
+        for (to, from) in words.iter().zip(middle.chunks_exact(WORD)) {
+            let word = from.try_into().map_or(0, u64::from_ne_bytes);
+            to.store(word, Ordering::Relaxed);
+        }
+        bytes(tail, last);
+    }
+
+    /// Set all bytes to `byte`.
+    pub fn fill(self, byte: u8) {
+        let (head, words, tail) = self.parts(self.0.len());
+        head.iter().chain(tail).for_each(|to| to.store(byte, Ordering::Relaxed));
+        words.iter().for_each(|to| to.store(u64::from_ne_bytes([byte; WORD]), Ordering::Relaxed));
+    }
+
+    /// Copy from memory of the same kind, both aligned as words; the lesser length.
+    pub fn store_from(self, from: Self) {
+        let len = self.0.len().min(from.0.len());
+        let ((_, to, _), (_, from, _)) = (self.parts(len), from.parts(len));
+        to.iter().zip(from).for_each(|(to, from)| to.store(from.load(Ordering::Relaxed), Ordering::Relaxed));
+    }
+}
+
 /// The second mapping of a region's frames: writes through it trap nowhere and dirty nothing.
 ///
 /// Bytes are copied, never lent: another thread may be writing them through the view.
@@ -49,7 +120,7 @@ pub struct Alias<'r> {
     pub(crate) of: PhantomData<&'r Region>,
 }
 
-// SAFETY: the bytes are shared memory, and every access below is volatile or atomic.
+// SAFETY: the bytes are shared memory, and every access below is atomic.
 unsafe impl Send for Alias<'_> {}
 // SAFETY: see above.
 unsafe impl Sync for Alias<'_> {}
@@ -81,10 +152,10 @@ impl<'r> Alias<'r> {
     /// [`Error::Range`] if they are not all in the region.
     pub fn read_into(&self, offset: usize, to: &mut [u8]) -> Result<(), Error> {
         let from = self.at(offset, to.len())?;
+        // SAFETY: in the alias, and Rust's slices are not in regions.
+        let from = unsafe { Shared::new(from, to.len()) };
         compiler_fence(Ordering::SeqCst);
-        // SAFETY: both are valid for the length and do not overlap, since Rust's slices are not in regions; racing
-        // bytes are any bytes.
-        unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+        from.load(to);
         compiler_fence(Ordering::SeqCst);
         Ok(())
     }
@@ -95,9 +166,10 @@ impl<'r> Alias<'r> {
     /// [`Error::Range`] if they are not all in the region.
     pub fn write_from(&self, offset: usize, from: &[u8]) -> Result<(), Error> {
         let to = self.at(offset, from.len())?;
-        compiler_fence(Ordering::SeqCst);
         // SAFETY: as in `read_into`.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
+        let to = unsafe { Shared::new(to, from.len()) };
+        compiler_fence(Ordering::SeqCst);
+        to.store(from);
         compiler_fence(Ordering::SeqCst);
         Ok(())
     }
@@ -140,25 +212,25 @@ impl PageAlias<'_> {
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
+    /// Its bytes.
+    pub(crate) const fn shared(&self) -> Shared<'_> {
+        // SAFETY: a page of the alias, and Rust's references are not in regions.
+        unsafe { Shared::new(self.base, self.len) }
+    }
     /// Set all bytes to `byte`.
     pub fn fill(&self, byte: u8) {
-        // SAFETY: mapped, writable, and that long; racing bytes are any bytes.
-        unsafe { std::ptr::write_bytes(self.base, byte, self.len) };
+        self.shared().fill(byte);
         compiler_fence(Ordering::SeqCst);
     }
     /// Copy as much of `from` as fits to the page's start.
     pub fn write(&self, from: &[u8]) {
-        let len = from.len().min(self.len);
-        // SAFETY: as in `fill`; Rust's slices are not in regions.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.base, len) };
+        self.shared().store(from);
         compiler_fence(Ordering::SeqCst);
     }
     /// Copy as much of the page's start as fits to `to`.
     pub fn read(&self, to: &mut [u8]) {
-        let len = to.len().min(self.len);
         compiler_fence(Ordering::SeqCst);
-        // SAFETY: as in `write`.
-        unsafe { std::ptr::copy_nonoverlapping(self.base, to.as_mut_ptr(), len) };
+        self.shared().load(to);
     }
 }
 
@@ -234,5 +306,36 @@ impl Region {
         self.inner().check_process()?;
         let count = self.len().checked_div(size_of::<T>()).unwrap_or(0);
         Ok(View { base: self.base().cast(), count, of: PhantomData })
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_whole_wherever_they_begin_and_end() {
+        let mut words = [0_u64; 8];
+        let base = words.as_mut_ptr().cast::<u8>();
+        let bytes = |at: usize, len| {
+            // SAFETY: in the array, which is used through this alone.
+            unsafe { Shared::new(base.wrapping_add(at), len) }
+        };
+        for (at, len) in (0..20).flat_map(|at| (0..40).map(move |len| (at, len))) {
+            bytes(0, 64).fill(0xee);
+            let from: Vec<u8> = (1..=len as u8).collect();
+            bytes(at, len).store(&from);
+            let mut all = [0; 64];
+            bytes(0, 64).load(&mut all);
+            let want = std::iter::repeat_n(0xee, at).chain(from).chain(std::iter::repeat(0xee));
+            assert!(all.iter().copied().eq(want.take(64)), "{len} at {at}: {all:?}");
+            let mut some = [0; 40];
+            bytes(at, len).load(&mut some);
+            assert!(some[..len] == all[at..at + len] && some[len..].iter().all(|&byte| byte == 0));
+        }
+        bytes(0, 32).store_from(bytes(32, 16));
+        let mut all = [0; 64];
+        bytes(0, 64).load(&mut all);
+        assert_eq!(all[..16], all[32..48]);
     }
 }

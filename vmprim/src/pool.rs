@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
+    alias::Shared,
     error::Errno,
     region::{Inner, Region},
     sys::Mapping,
@@ -88,8 +89,9 @@ impl Buffer<'_> {
     }
     /// Copy a page in, read through the alias.
     pub fn copy_from(&self, page: &crate::PageAlias<'_>) {
-        // SAFETY: both are mapped; the lesser length; a pool is in no region.
-        unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), self.as_ptr(), page.len().min(self.len)) };
+        // SAFETY: the pool's mapping, to which no reference is given out.
+        let own = unsafe { Shared::new(self.as_ptr(), self.len) };
+        own.store_from(page.shared());
     }
     /// Keep it taken, by this number, until [`Region::buffer`] is asked for it: to hand it to another thread.
     pub fn into_number(self) -> usize {
