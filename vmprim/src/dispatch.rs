@@ -6,6 +6,11 @@
 //! process ends, and its core shows, as if we had never been there. Rust's report of stack overflow is such a
 //! handler.
 //!
+//! Memory that was adopted is used on when its region goes. All its pages are open before the region leaves the table;
+//! but a thread that faulted before that may look into the table after. It cannot be told from one whose fault is
+//! nobody's, except by repeating the access, once for each time that memory was given back: a fault that is no region's
+//! is handed on when the same comes again after as many.
+//!
 //! A signal that comes on a small alternate stack goes on on the block's. Whoever runs on a stack other than the one
 //! registered may be interrupted by a handler that is put on the registered one's top, over frames in use. So other
 //! signals are blocked while the two differ: from before the switch until the block's stack is registered, and from
@@ -293,7 +298,8 @@ fn ours(block: &'static Block, address: usize, place: Place) -> Outcome {
     compiler_fence(Ordering::SeqCst);
     let Some(region) = table::find(address, held) else {
         block.depth.store(depth, Ordering::Relaxed);
-        return Outcome::Forward;
+        let may_be_late = is_first(block, address, place.pc, table::given_back());
+        return if may_be_late { Outcome::Resume { raised: false } } else { Outcome::Forward };
     };
     let (page, offset) = region.page_of(address);
     held.page.store(page.0, Ordering::Relaxed);
@@ -304,6 +310,23 @@ fn ours(block: &'static Block, address: usize, place: Place) -> Outcome {
     compiler_fence(Ordering::SeqCst);
     block.depth.store(depth, Ordering::Relaxed);
     outcome
+}
+
+/// Whether a fault that is no region's is the thread's first at its place since the last of so many memories was
+/// given back, if any was.
+fn is_first(block: &Block, address: usize, pc: usize, given_back: usize) -> bool {
+    if given_back == 0 {
+        return false;
+    }
+    let me = sys::gettid();
+    // Relaxed, all: the block is this thread's now; what another left there is told by its number.
+    let last = (
+        block.stray_by.swap(me, Ordering::Relaxed),
+        block.stray_pc.swap(pc, Ordering::Relaxed),
+        block.stray_at.swap(address, Ordering::Relaxed),
+        block.stray_after.swap(given_back, Ordering::Relaxed),
+    );
+    last != (me, pc, address, given_back)
 }
 
 /// Hand a signal on to the `nth` handler that was there before ours.

@@ -285,8 +285,10 @@ impl Drop for Region {
             return;
         }
         if self.inner.view.is_none() {
-            // The program may go on using its memory meanwhile: no fault is to come once nobody is asked.
+            // The program may go on using its memory meanwhile: no fault is to come once nobody is asked; see
+            // dispatch.rs for those that came before.
             self.inner.open_for_good();
+            table::give_back();
         }
         table::remove(Arc::as_ptr(&self.inner));
         worker::stop(&self.inner, self.stop.as_ref());

@@ -4,7 +4,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use sync::mutant;
 
@@ -28,6 +28,21 @@ pub struct Table(Box<[Entry]>);
 static TABLE: AtomicPtr<Table> = AtomicPtr::new(std::ptr::null_mut());
 /// 0 free, 1 taken: a lock that a fork can hold across.
 static UPDATES: AtomicU32 = AtomicU32::new(0);
+
+/// How many regions have given memory that they had adopted back to the program.
+static GIVEN_BACK: AtomicUsize = AtomicUsize::new(0);
+
+/// A region is about to leave the table, whose memory will be used on: a fault may be late.
+pub fn give_back() {
+    // Relaxed: the table that is without the region is stored after it, and read before it.
+    GIVEN_BACK.fetch_add(1, Ordering::Relaxed);
+}
+
+/// After how many of them a fault that is no region's may be late; asked after the look into the table.
+pub fn given_back() -> usize {
+    // Relaxed: see `give_back`.
+    GIVEN_BACK.load(Ordering::Relaxed)
+}
 
 /// Keep others from changing the table.
 pub fn lock_updates() {

@@ -76,6 +76,12 @@ pub struct Block {
     pub again_pc: AtomicUsize,
     pub again_at: AtomicUsize,
     pub again: AtomicUsize,
+    /// Where a thread's last fault was that was no region's, after how many regions over adopted memory, and whose it
+    /// was.
+    pub stray_pc: AtomicUsize,
+    pub stray_at: AtomicUsize,
+    pub stray_after: AtomicUsize,
+    pub stray_by: AtomicU32,
     /// How many of the handlers that were there before ours are running, where on the stack the last was called, and
     /// with which context of the kernel's.
     pub forwards: AtomicUsize,

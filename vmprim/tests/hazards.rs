@@ -1054,3 +1054,43 @@ fn threads_that_were_started_end_if_a_later_one_is_refused() {
     });
     succeeds(&output);
 }
+
+/// Threads write adopted memory all the time, while regions over it come and go.
+#[test]
+fn adopted_memory_may_be_used_while_it_is_given_back() {
+    let output = in_child("adopted_memory_may_be_used_while_it_is_given_back", || {
+        const PAGES: usize = 40;
+        let len = PAGES * PAGE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: no fixed address.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, both, flags, -1, 0) } as usize;
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for page in (0..PAGES).cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+                        // SAFETY: our own mapping, whose faults the region handles while there is one.
+                        unsafe { ((at + page * PAGE) as *mut u8).write_volatile(9) };
+                    }
+                });
+            }
+            for way in ways().into_iter().filter(|way| !way.memfd) {
+                let evicts = |fault: &vmprim::Fault, safe: &vmprim::SignalSafe<'_>| {
+                    safe.try_evict(&[PageNo((fault.page.0 + 7) % PAGES)], Access::Read);
+                    Resolution::Grant(fault.wanted)
+                };
+                for _ in 0..100 {
+                    // SAFETY: our own mapping; the handler evicts, and answers.
+                    let builder = unsafe { Region::builder(len).adopt(at as *mut _).inline(inline(evicts)) };
+                    let region = builder.backend(way.backend).build().unwrap();
+                    if way.has_read {
+                        region.protect(0..PAGES, Access::Read).unwrap();
+                    }
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+    succeeds(&output);
+}
