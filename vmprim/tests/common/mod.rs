@@ -1,6 +1,6 @@
 //! What the tests share: the ways a region can be made here, random numbers that a seed repeats, and scenarios that
 //! end a process.
-#![allow(dead_code, reason = "each test uses some of it")]
+#![allow(dead_code, unused_macros, reason = "each test uses some of it")]
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -10,6 +10,26 @@ use std::{
 use vmprim::{Access, Backend, Backing, Builder, Error, Reason, Region};
 
 pub const PAGE: usize = 4096;
+
+/// A region whose handler is `f`.
+macro_rules! region {
+    ($pages:expr, $level:expr, $f:expr) => {{
+        // SAFETY: each handler of these tests keeps the rules, but for the one that its test is about.
+        let handler = unsafe { vmprim::inline($f) };
+        vmprim::Region::builder($pages * common::PAGE)
+            .need(vmprim::Needs::NONE_LEVEL)
+            .initial($level)
+            .inline(handler)
+            .build()
+            .unwrap()
+    }};
+}
+
+/// The byte there.
+pub fn read(at: usize) -> u8 {
+    // SAFETY: each test says what is there.
+    unsafe { (at as *const u8).read_volatile() }
+}
 
 /// A backend on a memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
