@@ -55,8 +55,17 @@ impl Bonsai {
         };
         // Its tables stay: they are in use again in a moment.
         self.take_all(maps, target, taken, ctx);
-        // Faults find neither place from here on. The source loses all rights; flush; then the entries move.
+        // Faults find neither place from here on.
         let hidden = if mutant!("bonsai-source-found") { kept } else { self.hide(kept, ctx) };
+        // They may have filled pages since tables were made. What was cut off or replaced is gone if there is no memory for that,
+        // as on Linux.
+        if !self.make_tables(kept, target.start(), ctx) {
+            self.publish(maps, hidden, ctx);
+            self.detach(maps, target, taken, ctx);
+            self.close(taken, ctx);
+            return Err(Error::NoMemory);
+        }
+        // The source loses all rights; flush; then the entries move.
         if let Some(lost) = self.table.protect(kept, |_| Prot::empty()) {
             taken.gather.add_range(lost);
         }
@@ -83,7 +92,7 @@ impl Bonsai {
     fn make_tables(&self, from: PageRange, to: Page, ctx: &Unpinned<'_>) -> bool {
         let pin = ctx.pin();
         let make = |at| self.table.lock_leaf_or_make(self.machine.frames, &pin, at, || true).is_ok();
-        self.table.leaves(from).all(|(leaf, part)| {
+        self.table.leaves_in_order(from).all(|(leaf, part)| {
             let used = |page: &Page| !leaf.peek(*page).is_empty();
             let (Some(first), Some(last)) = (part.iter().find(used), part.iter().filter(used).last()) else {
                 return true;
