@@ -192,10 +192,15 @@ fn a_write_that_ended_is_in_the_next_set_whoever_lowers_the_page() {
             let view = region.view::<u64>().unwrap();
             let mut dirty = PageSet::new();
             let end = Instant::now() + RUN / 2;
-            let mut missed = 0;
+            let (mut missed, mut random) = (0, Random(1));
             while Instant::now() < end {
                 dirty.clear();
                 view.set(2, 2);
+                // The page is lowered between the two, mostly.
+                let pause = Instant::now() + Duration::from_micros(random.below(100) as u64);
+                while Instant::now() < pause {
+                    std::hint::spin_loop();
+                }
                 region.take_dirty(0..2, &mut dirty).unwrap();
                 missed += usize::from(!dirty.contains(PageNo(0)));
             }
