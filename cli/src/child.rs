@@ -151,6 +151,18 @@ impl Finished {
 /// Run `command` for at most `limit`, with both outputs together, and show each line to `on_line` as it comes. A
 /// carriage return ends a line too, as in progress displays.
 pub fn lines(command: &mut Command, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Finished> {
+    lines_until(command, limit, |line| {
+        on_line(line);
+        false
+    })
+}
+
+/// As [`lines`], and the command is killed, as at its limit, after a line that `is_enough`.
+pub fn lines_until(
+    command: &mut Command,
+    limit: Duration,
+    mut is_enough: impl FnMut(&str) -> bool,
+) -> Result<Finished> {
     let (reader, writer) = io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let deadline = Instant::now() + limit;
@@ -160,19 +172,20 @@ pub fn lines(command: &mut Command, limit: Duration, mut on_line: impl FnMut(&st
     let (send, chunks) = mpsc::channel();
     thread::spawn(move || forward(reader, &send));
     let mut output = Vec::new();
-    let mut line = Vec::new();
-    while let Ok(chunk) = chunks.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+    let (mut line, mut enough) = (Vec::new(), false);
+    while !enough && let Ok(chunk) = chunks.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         for byte in &chunk {
             match byte {
-                b'\n' | b'\r' => on_line(&String::from_utf8_lossy(&std::mem::take(&mut line))),
+                b'\n' | b'\r' => enough |= is_enough(&String::from_utf8_lossy(&std::mem::take(&mut line))),
                 _ => line.push(*byte),
             }
         }
         output.extend(chunk);
     }
     if !line.is_empty() {
-        on_line(&String::from_utf8_lossy(&line));
+        enough |= is_enough(&String::from_utf8_lossy(&line));
     }
+    let deadline = if enough { Instant::now() } else { deadline };
     Ok(Finished { status: child.wait_until(deadline)?, stdout: output, stderr: Vec::new() })
 }
 
@@ -232,6 +245,16 @@ mod tests {
         let began = Instant::now();
         let end = lines(&mut shell("sleep 100 & sleep 100"), Duration::from_millis(100), |_| ()).unwrap();
         assert!(end.status.is_none() && began.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_child_is_killed_after_a_line_that_is_enough() {
+        let began = Instant::now();
+        let limit = Duration::from_secs(60);
+        let end = lines_until(&mut shell("echo a; echo b; sleep 100"), limit, |line| line == "b").unwrap();
+        assert!(end.status.is_none() && end.text() == "a\nb\n" && began.elapsed() < limit / 2);
+        let end = lines_until(&mut shell("echo a"), limit, |line| line == "b").unwrap();
+        assert!(end.success());
     }
 
     #[test]
