@@ -20,8 +20,16 @@
 //! switching away is queued on that same CPU, which comes back for it only after the switch; thieves skip a thread
 //! with `on_cpu` set.
 //!
+//! # Order
+//! A thread owns a slice of [`SLICE`], and what it runs while others wait for its CPU is taken off it. A thread that stops
+//! with some of it left (it slept, or made way for one that was woken) resumes it before those who begin a new one, and if
+//! it slept, at once: else every wait for a lock, however short, would end with a wait for the slice of whoever took the
+//! CPU meanwhile. Who has used up its slice goes to the end and gets the next one there. So a thread waits for its CPU at
+//! most for one slice of each of the others there, however often these sleep and are woken.
+//!
 //! # Idle
-//! An idle CPU halts, with no timer armed but the one that ends its nap (see [`realm`]). It announces itself in `IDLE` and *then* looks at its queue once more with
+//! An idle CPU halts, with no timer armed but the one that ends its nap (see [`realm`]). It announces itself in `IDLE` and
+//! *then* looks at its queue once more with
 //! interrupts off; a waker queues and *then* reads `IDLE`: one of them sees the other (SeqCst on both sides).
 //!
 //! The kernel is not preemptible: [`reschedule`] is called on the way back to user mode only.
@@ -44,6 +52,8 @@ use crate::{
 
 /// How long a thread runs while others wait for its CPU, in ns.
 pub const SLICE: u64 = 10_000_000;
+/// With less than this left, in ns, a slice is over.
+const SHORTEST: u64 = 100_000;
 
 const RUNNING: u32 = 0;
 const PARKED: u32 = 1;
@@ -57,6 +67,8 @@ pub struct Entity {
     on_cpu: AtomicBool,
     /// Where it runs, or ran last.
     cpu: AtomicU32,
+    /// What is left of its slice, in ns; 0 if it begins a new one. Written by the CPU that it stops on, and by who queues it.
+    left: AtomicU64,
     /// Next in the run queue, under the queue's lock.
     next: irq::Lock<Option<Arc<Task>>>,
     /// Its processor time.
@@ -70,9 +82,35 @@ impl Entity {
             state: AtomicU32::new(RUNNING),
             on_cpu: AtomicBool::new(false),
             cpu: AtomicU32::new(0),
+            left: AtomicU64::new(0),
             next: irq::Lock::new(None),
             clock: CpuClock::new(),
         }
+    }
+    /// It stops after `ran` ns, in which others waited for its CPU or did not.
+    fn spend(&self, ran: u64, crowded: bool) {
+        // Relaxed, all three: the switch, and then the queue's lock, hand it to who looks at it next.
+        let left = self.left.load(Ordering::Relaxed).saturating_sub(ran);
+        let left = match crowded {
+            true if left < SHORTEST => 0,
+            true => left,
+            false => timers::length(SLICE),
+        };
+        self.left.store(left, Ordering::Relaxed);
+    }
+    /// How long it may run now, in ns.
+    fn slice(&self) -> u64 {
+        // Relaxed: as in `spend`.
+        self.left.load(Ordering::Relaxed).max(SHORTEST)
+    }
+    /// It is queued: whether it resumes a slice; if not, it gets one.
+    fn resumes(&self) -> bool {
+        // Relaxed: as in `spend`; who queues a thread is alone with it.
+        let resumes = self.left.load(Ordering::Relaxed) != 0;
+        if !resumes {
+            self.left.store(timers::length(SLICE), Ordering::Relaxed);
+        }
+        resumes
     }
     /// The CPU it runs on, or ran on last.
     pub fn cpu(&self) -> CpuId {
@@ -91,6 +129,26 @@ impl Entity {
     }
 }
 
+/// The threads that wait for a CPU.
+struct Waiting {
+    /// With some of their slices left: these go first.
+    resuming: Queue,
+    /// At the beginning of one.
+    others: Queue,
+}
+
+impl Waiting {
+    const EMPTY: Self = Self { resuming: Queue::EMPTY, others: Queue::EMPTY };
+
+    fn pop(&mut self) -> Option<Arc<Task>> {
+        self.resuming.pop().or_else(|| self.others.pop())
+    }
+    /// Take out the first that `wanted` accepts.
+    fn remove_first(&mut self, wanted: impl Fn(&Task) -> bool) -> Option<Arc<Task>> {
+        self.resuming.remove_first(&wanted).or_else(|| self.others.remove_first(&wanted))
+    }
+}
+
 /// A FIFO of tasks linked through their entities, so that queueing needs no memory.
 struct Queue {
     head: Option<Arc<Task>>,
@@ -98,6 +156,8 @@ struct Queue {
 }
 
 impl Queue {
+    const EMPTY: Self = Self { head: None, tail: None };
+
     fn push(&mut self, t: Arc<Task>) {
         match self.tail.replace(t.clone()) {
             Some(last) => *last.sched.next.lock() = Some(t),
@@ -114,7 +174,7 @@ impl Queue {
     }
     /// Take out the first that `wanted` accepts.
     fn remove_first(&mut self, wanted: impl Fn(&Task) -> bool) -> Option<Arc<Task>> {
-        let mut kept = Queue { head: None, tail: None };
+        let mut kept = Queue::EMPTY;
         let mut found = None;
         while let Some(t) = self.pop() {
             if found.is_none() && wanted(&t) { found = Some(t) } else { kept.push(t) }
@@ -127,11 +187,13 @@ impl Queue {
 /// What a CPU schedules, on lines of its own.
 #[repr(align(128))]
 struct RunQueue {
-    queue: irq::Lock<Queue>,
+    queue: irq::Lock<Waiting>,
     /// Length of `queue`, so that thieves need not lock an empty one.
     len: Line<AtomicU32>,
     /// The running thread should give way on its return to user mode.
     resched: AtomicBool,
+    /// When the running thread came here, in ns since boot. Its own.
+    began: AtomicU64,
     idle: irq::Lock<Option<Arc<Task>>>,
     /// When the CPU switched to its idle thread last, in ns since boot. Its own.
     idle_since: AtomicU64,
@@ -145,9 +207,10 @@ struct RunQueue {
 
 static CPUS: [RunQueue; MAX_CPUS] = [const {
     RunQueue {
-        queue: irq::Lock::new(Queue { head: None, tail: None }),
+        queue: irq::Lock::new(Waiting::EMPTY),
         len: Line(AtomicU32::new(0)),
         resched: AtomicBool::new(false),
+        began: AtomicU64::new(0),
         idle: irq::Lock::new(None),
         idle_since: AtomicU64::new(0),
         loaded: irq::Lock::new(None),
@@ -200,7 +263,7 @@ pub fn wake(task: &Arc<Task>) {
         match s.state.load(Ordering::Acquire) {
             PARKED => {
                 if s.state.compare_exchange(PARKED, RUNNING, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                    return enqueue(task.clone());
+                    return enqueue(task.clone(), true);
                 }
             }
             RUNNING => {
@@ -219,23 +282,35 @@ pub fn wake(task: &Arc<Task>) {
 pub fn start(task: Arc<Task>) {
     // Relaxed: the queue's lock publishes it.
     task.sched.cpu.store(cpu::id().index() as u32, Ordering::Relaxed);
-    enqueue(task);
+    enqueue(task, false);
 }
 
-/// Choose a CPU for a runnable task that nobody holds, queue it there, and kick that CPU if need be.
-fn enqueue(task: Arc<Task>) {
+/// Choose a CPU for a runnable task that nobody holds, queue it there, and kick that CPU if need be. One that was `woken`
+/// does not wait for a slice to end if it has some of its own left.
+fn enqueue(task: Arc<Task>, woken: bool) {
     let _off = irq::Off::new();
     let last = task.sched.cpu();
     // Acquire: pairs with `finish_switch`; only when the flag is clear may another CPU load the saved registers.
     let target = if task.sched.on_cpu.load(Ordering::Acquire) { last } else { place(&task, last) };
-    enqueue_on(target, task);
+    enqueue_on(target, task, woken);
 }
 
-fn enqueue_on(target: CpuId, task: Arc<Task>) {
+fn enqueue_on(target: CpuId, task: Arc<Task>, woken: bool) {
     let rq = &CPUS[target.index()];
+    let resumes = task.sched.resumes();
+    let preempts = woken && resumes;
     let waiting = {
         let mut q = rq.queue.lock();
-        q.push(task);
+        if resumes {
+            q.resuming.push(task)
+        } else {
+            q.others.push(task)
+        }
+        if preempts {
+            // Relaxed: the interrupt below, or being this CPU, makes it seen. Under the lock, so that nobody who picks
+            // the thread has cleared it before.
+            rq.resched.store(true, Ordering::Relaxed);
+        }
         // Relaxed: written under the lock; a hint for those who read it without.
         rq.len.0.fetch_add(1, Ordering::Relaxed)
     };
@@ -243,7 +318,7 @@ fn enqueue_on(target: CpuId, task: Arc<Task>) {
     fence(Ordering::SeqCst);
     if target != cpu::id() {
         // Relaxed: ordered by the fence.
-        if IDLE[target.index()].0.load(Ordering::Relaxed) || waiting == 0 {
+        if IDLE[target.index()].0.load(Ordering::Relaxed) || waiting == 0 || preempts {
             stats::count(Counter::RescheduleIpis);
             hw::apic::send(&CpuSet::from_iter([target]), hw::apic::VECTOR_RESCHED);
         }
@@ -291,13 +366,17 @@ fn schedule() {
             None => return,
         },
     };
-    // Relaxed: taken by this CPU before anyone else can see the flag again.
-    rq.resched.store(false, Ordering::Relaxed);
     let now = hw::timer::now();
-    let crowded = rq.len.0.load(Ordering::Relaxed) > 0;
-    let sliced = (crowded || realm::is_on()) && !next.is_idle();
-    timers::set_slice_end(sliced.then_some(now + timers::length(SLICE)));
-    if core::ptr::eq(&*next, &*me) {
+    let waiting = rq.len.0.load(Ordering::Relaxed) > 0;
+    // Relaxed, both: this CPU's own.
+    let ran = now.saturating_sub(rq.began.load(Ordering::Relaxed));
+    rq.began.store(now, Ordering::Relaxed);
+    let same = core::ptr::eq(&*next, &*me);
+    me.sched.spend(ran, waiting || !(same || next.is_idle()));
+    let slice = if waiting { next.sched.slice() } else { timers::length(SLICE) };
+    let sliced = (waiting || realm::is_on()) && !next.is_idle();
+    timers::set_slice_end(sliced.then_some(now + slice));
+    if same {
         return;
     }
     stats::count(Counter::ContextSwitches);
@@ -324,6 +403,8 @@ fn schedule() {
 
 fn pick(rq: &RunQueue, here: CpuId) -> Option<Arc<Task>> {
     let mut q = rq.queue.lock();
+    // Relaxed: under the lock; whoever is queued later sets it again.
+    rq.resched.store(false, Ordering::Relaxed);
     if let Some(t) = q.pop() {
         // Relaxed: under the lock.
         rq.len.0.fetch_sub(1, Ordering::Relaxed);
@@ -366,7 +447,7 @@ fn finish_switch() {
     if leaving {
         // Release: wakers that waited for this see a thread that is as good as queued.
         s.state.store(RUNNING, Ordering::Release);
-        enqueue(prev);
+        enqueue(prev, false);
     } else {
         // The last reference to a dead thread may go here; nothing runs on its stack any more.
         drop(prev);
@@ -414,7 +495,10 @@ pub fn on_cpu<R>(cpu: CpuId, f: impl FnOnce() -> R) -> R {
 /// `sched_yield`: let the others on this CPU run first.
 pub fn yield_now() {
     let _off = irq::Off::new();
-    yield_from(&task::current(), false);
+    let me = task::current();
+    // Relaxed: the calling thread's own.
+    me.sched.left.store(0, Ordering::Relaxed);
+    yield_from(&me, false);
 }
 
 fn yield_from(me: &Task, must_leave: bool) {
