@@ -98,6 +98,16 @@ fn put_link(upper: &SpinLock<()>, slot: &AtomicU64, link: Pte) -> Pte {
     link
 }
 
+/// The bits of these entries together. In many tables most entries are empty, or like their neighbours: so who looks at
+/// them all looks at some at once.
+fn bits_of(entries: &[AtomicU64]) -> u64 {
+    let add = |all: u64, entry: &AtomicU64| all | entry.load(Ordering::Relaxed);
+    match entries.as_array::<8>() {
+        Some(eight) => eight.iter().fold(0, add),
+        None => entries.iter().fold(0, add),
+    }
+}
+
 impl PageTable {
     /// A table that maps nothing in the user half; the entries 256 to 511 are copied from the root `kernel_half`, if
     /// there is one. `None` if there is no frame for the root.
@@ -108,9 +118,13 @@ impl PageTable {
             upper: Line(SpinLock::new(())),
         };
         if let (Some(kernel), Some(root)) = (kernel_half, table.root()) {
-            for (mine, theirs) in table.entries(root).iter().zip(table.entries(kernel)).skip(ENTRIES / 2) {
-                // Relaxed: the kernel's entries don't change after boot, and nobody walks this root yet.
-                mine.store(theirs.load(Ordering::Relaxed), Ordering::Relaxed);
+            let halves = [root, kernel].map(|frame| table.entries(frame).split_at(ENTRIES / 2).1);
+            let [mine, theirs] = halves.map(|half| half.as_chunks::<8>().0);
+            for (mine, theirs) in mine.iter().zip(theirs).filter(|(_, theirs)| bits_of(*theirs) != 0) {
+                for (mine, theirs) in mine.iter().zip(theirs) {
+                    // Relaxed: the kernel's entries don't change after boot, and nobody walks this root yet.
+                    mine.store(theirs.load(Ordering::Relaxed), Ordering::Relaxed);
+                }
             }
         }
         Some(table)

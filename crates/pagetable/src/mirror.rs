@@ -113,9 +113,14 @@ impl Entry<'_> {
         // Relaxed: by the lock.
         let link = Pte::from_bits(self.directory.load(Ordering::Relaxed));
         if !link.is_writable() || mutant!("mirror-unprotected-twice") {
-            for entry in self.entries.iter().filter(|_| !mutant!("mirror-rights-kept")) {
-                // Relaxed: what an entry said when the table was protected is seen, as all pages were locked then.
-                if Pte::from_bits(entry.load(Ordering::Relaxed)).is_writable() {
+            // What an entry said when the table was protected is seen, as all pages were locked then.
+            let (eights, few) = self.entries.as_chunks::<8>();
+            let some = eights.iter().map(<[_; 8]>::as_slice).chain([few]);
+            for some in some.filter(|some| crate::bits_of(some) & Pte::WRITE != 0) {
+                // Relaxed: as above.
+                let writable =
+                    |entry: &&AtomicU64| Pte::from_bits(entry.load(Ordering::Relaxed)).is_writable();
+                for entry in some.iter().filter(writable).filter(|_| !mutant!("mirror-rights-kept")) {
                     // AcqRel: as in `clear`.
                     entry.fetch_and(!Pte::WRITE, Ordering::AcqRel);
                 }
