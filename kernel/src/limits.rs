@@ -56,10 +56,10 @@ fn ceiling(which: usize) -> u64 {
 }
 
 fn default(which: usize) -> Rlimit {
-    let tasks = task_limit() as u64 / 2;
+    let tasks = || task_limit() as u64 / 2;
     let (soft, hard) = match which {
         RLIMIT_STACK => (8 << 20, UNLIMITED),
-        RLIMIT_NPROC => (tasks, tasks),
+        RLIMIT_NPROC => (tasks(), tasks()),
         RLIMIT_MEMLOCK => (8 << 20, 8 << 20),
         RLIMIT_NOFILE => (1024, 4096),
         RLIMIT_SIGPENDING => (1024, 1024),

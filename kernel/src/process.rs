@@ -317,9 +317,10 @@ pub fn task_count() -> usize {
 }
 
 impl Process {
-    /// A process with nothing in it. Not in the table yet.
-    pub fn new(pid: u32, parent: Weak<Process>, files: Arc<FileTable>, fs: Arc<FsInfo>) -> Self {
-        Self {
+    /// A process with nothing in it. Not in the table yet. It is large, so its callers have none on their stacks.
+    #[inline(never)]
+    pub fn new(pid: u32, parent: Weak<Process>, files: Arc<FileTable>, fs: Arc<FsInfo>) -> Arc<Self> {
+        Arc::new(Self {
             pid,
             parent: Lock::new(parent),
             pgid: AtomicU32::new(pid),
@@ -343,7 +344,7 @@ impl Process {
             frames: Choice::default(),
             started: crate::hw::timer::now(),
             life: Lock::new(Life::default()),
-        }
+        })
     }
 
     /// The descriptors.
@@ -652,7 +653,7 @@ pub fn supervisor() -> Option<Arc<Process>> {
 
 /// Make the kernel's own process, before any task exists.
 pub fn init(files: Arc<FileTable>, fs: Arc<FsInfo>) -> Arc<Process> {
-    let p = Arc::new(Process::new(SUPERVISOR_PID, Weak::new(), files, fs));
+    let p = Process::new(SUPERVISOR_PID, Weak::new(), files, fs);
     *SUPERVISOR.lock() = Some(p.clone());
     p
 }

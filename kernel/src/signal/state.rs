@@ -371,9 +371,9 @@ impl ProcessState {
     pub(super) fn set_action(&mut self, signal: Signal, action: Action) {
         self.actions[signal.index()] = action;
     }
-    /// What a child of `fork` begins with: the same actions, nothing pending, no timer.
-    pub fn fork(&self) -> Self {
-        Self::new(self.actions)
+    /// A child of `fork`, which has nothing pending and no timer, begins with its parent's actions.
+    pub fn inherit(&mut self, parent: &Self) {
+        self.actions = parent.actions;
     }
     /// `execve`: handlers are gone, what was ignored stays ignored.
     pub fn exec(&mut self) {

@@ -194,7 +194,7 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
         }
         let child = fork_process(c, p, tid)?;
         let child_mm = if has(CLONE_VM) { mm.join() } else { fork_mm(&mm)? };
-        (Arc::new(child), child_mm)
+        (child, child_mm)
     };
 
     let child = match Task::user(tid, child_process.clone(), child_mm.clone(), &child_frame, fs, true) {
@@ -292,7 +292,7 @@ fn fork_mm(mm: &Arc<Mm>) -> Result<Arc<Mm>, Errno> {
     Ok(child)
 }
 
-fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Process, Errno> {
+fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Arc<Process>, Errno> {
     let has = |f| c.flags & f != 0;
     let parent = if has(CLONE_PARENT) { p.parent.lock().clone() } else { Arc::downgrade(p) };
     let files = if has(CLONE_FILES) { p.files() } else { p.files().fork()? };
@@ -306,11 +306,12 @@ fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Process, Er
     child.exit_signal.store(exit_signal, Ordering::Relaxed);
     child.limits.inherit(&p.limits);
     child.frames.set(p.frames.get());
-    let mut signals = p.signals.lock().fork();
+    let mut signals = child.signals.lock();
+    signals.inherit(&p.signals.lock());
     if has(CLONE_CLEAR_SIGHAND) {
         signals.exec();
     }
-    *child.signals.lock() = signals;
+    drop(signals);
     Ok(child)
 }
 
