@@ -16,8 +16,9 @@
 //! away, as it expects the bare link. Only then are there two trees, so two forks of one tree never meet here: they are
 //! ordered by the link's lock.
 //!
-//! **What differs for the other tree** it gets slot by slot ([`Given::Slots`]): a copy of the node, made at once. The node is the
-//! forking tree's alone, and stays frozen until something is to be changed, when it is taken over without memory.
+//! **What differs for the other tree** it gets slot by slot ([`Given::Slots`]): a copy of the node, made at once; or as one word
+//! ([`Given::Value`]). The node is the forking tree's alone, and stays frozen until something is to be changed, when it is
+//! taken over without memory. Who decides reads a copy of the values, which is as good as the node, as they don't change.
 //!
 //! **Who looks something up may be left inside.** He comes by a link, and while he is in the node his tree may share it, part with
 //! it by a copy, and the last tree that has it may take it over and change it. So he loads the slot with Acquire, and
@@ -74,9 +75,9 @@ pub enum Given {
     Nothing,
     /// The same: the frozen node, or the value, with the same pages.
     Same,
-    /// Another value, with the same pages or without any.
+    /// Another value, with the same pages or without any; of a frozen node, one without pages for all of its slots.
     Value(u64),
-    /// Of a frozen node, the values that were put into the slice.
+    /// Of a frozen node, the values that are in the slice now.
     Slots,
 }
 
@@ -135,13 +136,14 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     }
 
     /// Give `to`, which is new, what `child` says of the slots that this guard has of its tree, in ascending order; of a frozen
-    /// one it is told the values too, and may say [`Given::Slots`] when it has put the other tree's into the slice: values,
-    /// or 0 for nothing. The guard is one of [`Mode::Freeze`](crate::Mode::Freeze). If there is no memory, or `child` fails, `to` has a part, and this tree what it had; `to` is then to be
-    /// [retired](Tree::retire). Panics if what is said is not for the slot.
+    /// one it is told the values of its node too, or 0 for nothing, in whose place it may put the other tree's, and say
+    /// [`Given::Slots`]. The guard is one of [`Mode::Freeze`](crate::Mode::Freeze). If there is no memory, or `child` fails,
+    /// `to` has a part, and this tree what it had; `to` is then to be [retired](Tree::retire). Panics if what is said is not for
+    /// the slot.
     pub fn fork(
         &mut self,
         to: &mut Tree<S>,
-        mut child: impl FnMut(Span, Values<'_>, &mut [u64]) -> Result<Given, Error>,
+        mut child: impl FnMut(Span, &mut [u64]) -> Result<Given, Error>,
     ) -> Result<(), Error> {
         const { assert!(Shape::<S>::fanout(Shape::<S>::LEAF) <= MOST) }
         let (space, pin) = (self.space, self.pin);
@@ -157,12 +159,11 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                 }
                 // SAFETY: the link is in the slot.
                 let leaf = word::is_frozen(seen).then(|| unsafe { At::<S>::of_link(seen) });
-                let values = Values(leaf.map_or(&[][..], At::all).iter());
-                let room = &mut room[..leaf.map_or(0, |leaf| leaf.all().len())];
-                let value = match (child(Span::of(first, keys, seen), values, room)?, leaf) {
+                let values = leaf.map_or(&mut [][..], |leaf| read(leaf, &mut room));
+                let value = match (child(Span::of(first, keys, seen), values)?, leaf) {
                     (Given::Nothing, _) => continue,
                     (Given::Slots, Some(leaf)) => {
-                        give_slots(leaf, (first, level), room, &mut path)?;
+                        give_slots(leaf, (first, level), values, &mut path)?;
                         continue;
                     }
                     (Given::Same, Some(leaf)) => {
@@ -171,6 +172,13 @@ impl<'g, S: Space> RangeGuard<'g, S> {
                         leaf.node().sharers.fetch_add(1, Ordering::Relaxed);
                         // Release: as all links.
                         place.store(seen, Ordering::Release);
+                        continue;
+                    }
+                    (Given::Value(value), Some(_)) if !space.has_pages(value) => {
+                        let place = path.slot(first, level)?;
+                        space.count(value, 1, pin);
+                        // Release: as all values.
+                        place.store(share(space, value, keys, pin), Ordering::Release);
                         continue;
                     }
                     (Given::Same, None) => seen,
@@ -198,65 +206,60 @@ impl<'g, S: Space> RangeGuard<'g, S> {
     }
 }
 
+/// Copy the values of a frozen node, or EMPTY.
+fn read<'v, S: Space>(leaf: At<'_, S>, into: &'v mut [u64; MOST]) -> &'v mut [u64] {
+    // Relaxed: they don't change, and the link was read with Acquire.
+    let value = |slot: &AtomicU64| slot.load(Ordering::Relaxed) & !LOCK;
+    let slots = leaf.all();
+    let into = &mut into[..slots.len()];
+    let ((eights, few), (into_eights, into_few)) = (slots.as_chunks::<8>(), into.as_chunks_mut::<8>());
+    into_eights.iter_mut().zip(eights).for_each(|(into, slots)| *into = slots.each_ref().map(value));
+    into_few.iter_mut().zip(few).for_each(|(into, slot)| *into = value(slot));
+    into
+}
+
 /// `value` for a slot of another tree, of `keys` keys.
 fn share<S: Space>(space: &S, value: u64, keys: u64, pin: &Pinned<'_>) -> u64 {
     assert!(word::is_value(value) && value != EMPTY, "{value:#x} is no value for a slot");
     space.mark_shared(space.share(value, keys, pin))
 }
 
-/// Give another tree `values` for the slots of a frozen node, whose place is `(first key, level of the link)`. One value
-/// without pages for all of them is folded.
+/// Give another tree `values` for the slots of a frozen node, whose place is `(first key, level of the link)`.
 fn give_slots<S: Space>(
     leaf: At<'_, S>,
     (base, level): (u64, usize),
     values: &[u64],
     path: &mut Path<'_, S>,
 ) -> Result<(), Error> {
-    let (space, pin, first) = (leaf.space(), path.pin, values[0]);
+    let (space, pin) = (leaf.space(), path.pin);
     // Relaxed: as in `leave`. What both have is shared from now on.
     leaf.node().sharers.fetch_or(COPIED, Ordering::Relaxed);
-    if !space.has_pages(first) && values.iter().all(|value| *value == first) {
-        if first != EMPTY {
-            let place = path.slot(base, level)?;
-            // Release: as all values.
-            space.count(first, 1, pin);
-            place.store(share(space, first, values.len() as u64, pin), Ordering::Release);
-        }
+    if values.iter().all(|value| *value == EMPTY) {
         return Ok(());
     }
-    let at = path.node(base, level + 1, 0)?;
-    // What was stored last, for which value, whether that has pages, and in how many slots in a row.
-    let (mut word, mut last, mut pages, mut alike, mut used) = (EMPTY, EMPTY, false, 0, 0);
-    for (place, &value) in at.all().iter().zip(values) {
-        if value != last || pages {
-            if alike > 0 {
-                space.count(last, alike, pin);
-            }
-            (last, alike, pages) = (value, 0, space.has_pages(value));
+    path.enter(base, level)?;
+    // The value before, what is stored for it, and in how many slots in a row if it is the same in all.
+    let (mut last, mut word, mut alike, mut used) = (EMPTY, EMPTY, 0, 0);
+    path.make(base, level + 1, |i| {
+        let value = values[i];
+        if value != last || space.has_pages(value) {
+            count_run(space, last, alike, pin);
+            (last, alike) = (value, 0);
             word = if value == EMPTY { EMPTY } else { share(space, value, 1, pin) };
         }
-        if value != EMPTY {
-            (alike, used) = (alike + 1, used + 1);
-            // Release: as all values.
-            place.store(word, Ordering::Release);
-        }
-    }
-    if alike > 0 {
-        space.count(last, alike, pin);
-    }
-    path.node(base, level + 1, used).map(drop)
+        alike += 1;
+        used += i32::from(value != EMPTY);
+        word
+    })?;
+    count_run(space, last, alike, pin);
+    path.fill(level + 1, used);
+    Ok(())
 }
 
-/// What is in a frozen node, slot by slot: values, or EMPTY.
-#[derive(Clone, Debug)]
-pub struct Values<'a>(core::slice::Iter<'a, AtomicU64>);
-
-impl Iterator for Values<'_> {
-    type Item = u64;
-    #[inline]
-    fn next(&mut self) -> Option<u64> {
-        // Relaxed: they don't change, and the link was read with Acquire.
-        self.0.next().map(|slot| slot.load(Ordering::Relaxed) & !LOCK)
+/// `n` more slots have `value`, which may be EMPTY.
+fn count_run<S: Space>(space: &S, value: u64, n: i32, pin: &Pinned<'_>) {
+    if value != EMPTY {
+        space.count(value, n, pin);
     }
 }
 
@@ -341,50 +344,54 @@ impl<'t, S: Space> Path<'t, S> {
     /// The slot for `first` at `level`, which is EMPTY, to be filled. Slots are asked for in ascending order.
     #[inline]
     fn slot(&mut self, first: u64, level: usize) -> Result<&'t AtomicU64, Error> {
-        let at = self.node(first, level, 1)?;
-        Ok(at.slot(Shape::<S>::index(level, first)))
-    }
-    /// The node of `level` that has a slot for `first`, `used` of whose slots, all EMPTY now, are to be filled.
-    #[inline]
-    fn node(&mut self, first: u64, level: usize, used: usize) -> Result<At<'t, S>, Error> {
         if self.nodes[level].is_none_or(|(_, base, _)| base != Shape::<S>::base(level, first)) {
             self.enter(first, level)?;
         }
-        let (at, _, count) = self.nodes[level].as_mut().ok_or(Error::OutOfMemory)?;
-        *count += used as i32;
-        Ok(*at)
+        let (at, _, used) = self.nodes[level].as_mut().ok_or(Error::OutOfMemory)?;
+        *used += 1;
+        Ok(at.slot(Shape::<S>::index(level, first)))
     }
+    /// Go to the node of `level` that has a slot for `first`: it is made if it isn't there yet.
     #[cold]
     fn enter(&mut self, first: u64, level: usize) -> Result<(), Error> {
-        let (space, pin) = (self.tree.space(), self.pin);
         for level in 1..=level {
-            let base = Shape::<S>::base(level, first);
-            if self.nodes[level].is_some_and(|(_, there, _)| there == base) {
-                continue;
+            if self.nodes[level].is_none_or(|(_, base, _)| base != Shape::<S>::base(level, first)) {
+                self.make(first, level, |_| EMPTY)?;
             }
-            self.leave(level);
-            let memory = node::alloc(space, level, pin).ok_or(Error::OutOfMemory)?;
-            let Some((above, _, used)) = &mut self.nodes[level - 1] else { return Err(Error::OutOfMemory) };
-            *used += 1;
-            let index = Shape::<S>::index(level - 1, first);
-            let slot = above.slot(index);
-            // SAFETY: the memory is of this level and ours; the space lives for ever; one reference is the hold.
-            let new: At<'t, S> = unsafe { At::make(memory, space, (level, index), 1, |_| EMPTY) };
-            // SAFETY: nobody else knows the node; the slot is its parent's.
-            unsafe { space.refs().set_weak(new.node(), Some(slot)) };
-            // Release: as all links.
-            slot.store(new.link(), Ordering::Release);
-            self.nodes[level] = Some((new, base, 0));
         }
         Ok(())
     }
+    /// Make such a node, with the words that `word` gives for its slots; none of them is counted. The node above is there.
+    #[inline]
+    fn make(&mut self, first: u64, level: usize, word: impl FnMut(usize) -> u64) -> Result<(), Error> {
+        let (space, pin) = (self.tree.space(), self.pin);
+        self.leave(level);
+        let memory = node::alloc(space, level, pin).ok_or(Error::OutOfMemory)?;
+        let Some((above, _, used)) = &mut self.nodes[level - 1] else { return Err(Error::OutOfMemory) };
+        *used += 1;
+        let index = Shape::<S>::index(level - 1, first);
+        let slot = above.slot(index);
+        // SAFETY: the memory is of this level and ours; the space lives for ever; one reference is the hold.
+        let new: At<'t, S> = unsafe { At::make(memory, space, (level, index), 1, word) };
+        // SAFETY: nobody else knows the node; the slot is its parent's.
+        unsafe { space.refs().set_weak(new.node(), Some(slot)) };
+        // Release: as all links.
+        slot.store(new.link(), Ordering::Release);
+        self.nodes[level] = Some((new, Shape::<S>::base(level, first), 0));
+        Ok(())
+    }
+    /// `used` slots of the node of `level` were EMPTY and aren't any more.
+    fn fill(&mut self, level: usize, used: i32) {
+        if let Some((_, _, count)) = &mut self.nodes[level] {
+            *count += used;
+        }
+    }
     /// Count what was filled in the nodes of `level` and below, and give up the holds on them.
     fn leave(&mut self, level: usize) {
-        for (level, place) in self.nodes.iter_mut().enumerate().skip(level).rev() {
-            if let Some((at, _, used)) = place.take() {
-                // SAFETY: up: used slots. Down: the hold; the root has none.
-                unsafe { at.add(used - i32::from(level > 0), self.pin) };
-            }
+        let places = self.nodes.iter_mut().skip(level).map_while(Option::take);
+        for ((at, _, used), level) in places.zip(level..) {
+            // SAFETY: up: used slots. Down: the hold; the root has none.
+            unsafe { at.add(used - i32::from(level > 0), self.pin) };
         }
     }
 }

@@ -60,7 +60,7 @@ mod tree;
 mod word;
 
 pub use descriptors::{CONSTANTS, Descriptors};
-pub use freeze::{Given, Values};
+pub use freeze::Given;
 pub use guard::{RangeGuard, Span, Taken};
 pub use lock::Mode;
 pub use map::{Here, RadixMap, Value};

@@ -148,7 +148,7 @@ impl<'s, S: Space> At<'s, S> {
         space: &S,
         (level, index): (usize, usize),
         count: usize,
-        word: impl Fn(usize) -> u64,
+        mut word: impl FnMut(usize) -> u64,
     ) -> Self {
         let head = Node {
             head: RefHead::new::<Node<S>>(count as i64),

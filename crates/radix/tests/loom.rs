@@ -120,7 +120,7 @@ impl Sim {
         let forked = self.tree().lock_range(0..8, Mode::Freeze, &mut Reserve::new(), &section);
         let result = forked.map(|mut guard| {
             self.write(0..8);
-            guard.fork(&mut twin, |_, _, _| Ok(Given::Same))
+            guard.fork(&mut twin, |_, _| Ok(Given::Same))
         });
         match result {
             Ok(Ok(())) => Ok(Twin(twin)),

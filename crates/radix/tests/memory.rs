@@ -164,7 +164,7 @@ fn forking_fails_whole() {
     let failed = every_allocation(nothing, &|tree, reserve, section| {
         let mut twin = Tree::new(tree.space(), section.pin())?;
         let guard = tree.lock_range(0..1 << 35, Mode::Freeze, reserve, section);
-        let forked = guard.and_then(|mut guard| guard.fork(&mut twin, |_, _, _| Ok(Given::Same)));
+        let forked = guard.and_then(|mut guard| guard.fork(&mut twin, |_, _| Ok(Given::Same)));
         twin.retire(section, |_| ());
         forked
     });
@@ -180,7 +180,7 @@ fn changing_what_is_shared_fails_whole() {
     let fork = |tree: &Tree<Space>, section: &Section<'_, Space>| {
         let mut twin = Tree::new(tree.space(), section.pin()).expect("there is memory");
         let guard = tree.lock_range(0..1 << 35, Mode::Freeze, &mut Reserve::new(), section);
-        guard.expect("there is memory").fork(&mut twin, |_, _, _| Ok(Given::Same)).expect("there is memory");
+        guard.expect("there is memory").fork(&mut twin, |_, _| Ok(Given::Same)).expect("there is memory");
         TWIN.set(Some(twin));
     };
     let failed = every_allocation(fork, &|tree, reserve, section| {

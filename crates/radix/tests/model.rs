@@ -202,16 +202,13 @@ impl<F: Form> Sim<F> {
             for span in guard.spans().filter(|span| !inside(span)) {
                 pages[self.intervals(span.first, span.keys)].fill(Page::EMPTY);
             }
-            guard.fork(&mut child, |span, values, theirs| {
+            guard.fork(&mut child, |span, _| {
                 if !inside(&span) {
                     return Ok(Given::Nothing);
                 }
                 // Some of the nodes are copied at once.
-                if span.frozen && ((span.first ^ keys.start) / span.keys).is_multiple_of(3) {
-                    values.zip(theirs).for_each(|(value, theirs)| *theirs = value);
-                    return Ok(Given::Slots);
-                }
-                Ok(Given::Same)
+                let copied = span.frozen && ((span.first ^ keys.start) / span.keys).is_multiple_of(3);
+                Ok(if copied { Given::Slots } else { Given::Same })
             })
         });
         if forked.is_err() {

@@ -139,10 +139,9 @@ impl Sim {
         let guard = self.tree.lock_range(0..64, Mode::Freeze, reserve, &section);
         let mut guard = guard.expect("there is memory, and patience");
         guard.spans().for_each(|span| self.change(cpu, span, &(0..0), |old| old));
-        let inherit = |_: Span, values: radix::Values<'_>, theirs: &mut [u64]| {
+        let inherit = |_: Span, values: &mut [u64]| {
             // Nodes in which a slot has the last CPU's descriptor are copied at once.
-            let copied = values.clone().any(|value| Page::of(value).desc() == CPUS as u32);
-            values.zip(theirs).for_each(|(value, theirs)| *theirs = value);
+            let copied = values.iter().any(|value| Page::of(*value).desc() == CPUS as u32);
             Ok(if copied { Given::Slots } else { Given::Same })
         };
         guard.fork(&mut twin, inherit).expect("there is memory");

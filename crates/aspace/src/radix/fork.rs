@@ -10,6 +10,8 @@
 //! by slot, and the frozen node stays the parent's alone: one with a page that is not inherited, comes wiped, or
 //! is locked, and one with a frame of a mapping of an object. Of the object's own pages the child gets none: it
 //! asks the object when it needs them, so that program text is one word for 64 pages, as for pages that nobody has touched.
+//! Slots of one descriptor in a row are dealt with together, as what the child gets of each follows from the descriptor and
+//! from which of a few kinds the slot is.
 //!
 //! **A cut needs no memory.** What it takes away is in slots of its own, or in a frozen node that one tree has (*I-F: a frozen
 //! node that several trees have has no frame of an object's mapping*); that is taken over where it is
@@ -40,45 +42,24 @@
 //! **If it fails**, for want of memory, the child's tree is retired, which gives its shares back. Some of the parent's nodes
 //! stay frozen, with no other tree; so the next fault there takes them over.
 
-use alloc::collections::BTreeMap;
+use alloc::{collections::BTreeMap, vec::Vec};
 
-use ::radix::{Given, Span, Values};
+use ::radix::{Given, Span};
 
 use owned::Use;
 
-use super::{realm::Hold, *};
+use super::{realm::Hold, word::NO_KIND, *};
 use crate::{Backing, page as contents};
 
 /// What a child gets of the pages with one of the parent's descriptors.
-struct Heir<'p> {
-    /// How many there are.
-    pages: u64,
-    /// What they are in the child, if that is something else.
-    other: Option<Hold<'p>>,
-}
-
-/// What a child has got so far.
-struct Heirs<'s, 'p> {
-    space: &'s Radix,
-    change: &'s mut Change<'p>,
-    /// By the parent's descriptors; of those that aren't here the child gets nothing.
-    of: BTreeMap<u32, Heir<'p>>,
-    /// Those that were met last, and what they come to.
-    now: Now,
-    /// Pages with frames.
-    resident: i64,
-    /// The block whose frozen nodes were met last.
-    block: u64,
-}
-
-/// The descriptor of a run of pages.
 #[derive(Clone, Copy)]
-struct Now {
+struct Heir {
+    /// The parent's descriptor; 0 for none, of which the child gets none.
     id: u32,
-    /// How many pages of it aren't counted yet.
-    run: u64,
-    /// What they are in the child, without a frame; `None` if they aren't inherited.
-    blank: Option<Slot>,
+    /// The parent's word for a page that has nothing of its own.
+    theirs: Slot,
+    /// What the child has in its place; EMPTY if it isn't inherited.
+    blank: Slot,
     wiped: bool,
     /// Whether frames are given to the child: its own, and, of a private mapping of an object, copies.
     shares: bool,
@@ -90,17 +71,98 @@ struct Now {
     same: bool,
 }
 
-impl Now {
-    const NONE: Now = Now {
+/// A descriptor of which the child has got pages.
+struct Met<'p> {
+    heir: Heir,
+    /// How many.
+    pages: u64,
+    /// What they are in the child, if that is something else.
+    other: Option<Hold<'p>>,
+}
+
+/// So many descriptors are looked for one by one.
+const FEW: usize = 16;
+
+/// What a child has got so far.
+struct Heirs<'s, 'p> {
+    space: &'s Radix,
+    change: &'s mut Change<'p>,
+    /// In the order in which they were met.
+    met: Vec<Met<'p>>,
+    /// Where the others are, by the parent's numbers.
+    more: BTreeMap<u32, usize>,
+    /// Those that were met last, and what they come to.
+    now: Heir,
+    /// Where they are in the list, if they are in it.
+    at: usize,
+    /// How many pages of theirs aren't counted yet.
+    run: u64,
+    /// Pages with frames.
+    resident: i64,
+    /// The block whose frozen nodes were met last.
+    block: u64,
+}
+
+impl Heir {
+    const NONE: Heir = Heir {
         id: 0,
-        run: 0,
-        blank: None,
+        theirs: Slot::EMPTY,
+        blank: Slot::EMPTY,
         wiped: false,
         shares: false,
         object: false,
         lowered: None,
-        same: false,
+        same: true,
     };
+
+    /// What a slot of the child says in the place of `slot`, one of these, and whether it has the same frame.
+    #[inline]
+    fn of(&self, slot: Slot) -> (Slot, bool) {
+        match slot.frame() {
+            _ if self.blank == Slot::EMPTY => (Slot::EMPTY, false),
+            None if slot.is_guard() && !self.wiped => (self.blank.guard(), false),
+            Some((frame, usage)) if self.shares && (usage == Use::Anonymous || !self.object) => {
+                (self.blank.with_frame(frame, usage), true)
+            }
+            _ => (self.blank, false),
+        }
+    }
+    /// The same for `slots`, in their place, from the first on: as long as they are as they were mapped, or have frames of
+    /// the object's or of their own. The process's usual slots are dealt with here in few instructions each.
+    #[inline(never)]
+    fn put(&self, slots: &mut [u64]) -> Run {
+        let (theirs, blank) = (self.theirs, self.blank);
+        let objects = if self.object { theirs.kind_with(Use::File) } else { NO_KIND };
+        let own =
+            if self.shares && blank != Slot::EMPTY { theirs.kind_with(Use::Anonymous) } else { NO_KIND };
+        let mut run = Run { pages: slots.len(), own: 0, objects: 0 };
+        for (i, word) in slots.iter_mut().enumerate() {
+            let slot = Slot::of(*word);
+            if slot == theirs {
+                *word = blank.word();
+            } else if slot.kind() == objects {
+                *word = blank.word();
+                run.objects += 1;
+            } else if slot.kind() == own && !slot.is_guard() {
+                debug_assert!(slot.frame().is_some(), "{slot:?} has an owner and no frame");
+                *word = slot.moved(blank.desc()).word();
+                run.own += 1;
+            } else {
+                run.pages = i;
+                break;
+            }
+        }
+        run
+    }
+}
+
+/// Slots in a row that are treated alike.
+struct Run {
+    pages: usize,
+    /// How many give the child their frames.
+    own: usize,
+    /// How many have other frames, of an object.
+    objects: usize,
 }
 
 impl Radix {
@@ -122,8 +184,7 @@ impl Radix {
         let mut heirs = Heirs::new(self, &mut change);
         let (guard, copied) = match guard {
             Ok(mut guard) => {
-                let copied =
-                    guard.fork(&mut tree, |span, values, theirs| heirs.inherit(span, values, theirs));
+                let copied = guard.fork(&mut tree, |span, slots| heirs.inherit(span, slots));
                 heirs.count();
                 (Some(guard), copied.map_err(|_| Error::NoMemory))
             }
@@ -155,64 +216,66 @@ impl Radix {
 
 impl<'s, 'p> Heirs<'s, 'p> {
     fn new(space: &'s Radix, change: &'s mut Change<'p>) -> Self {
-        Self { space, change, of: BTreeMap::new(), now: Now::NONE, resident: 0, block: u64::MAX }
+        let (met, more, now) = (Vec::new(), BTreeMap::new(), Heir::NONE);
+        Self { space, change, met, more, now, at: usize::MAX, run: 0, resident: 0, block: u64::MAX }
     }
-    /// What the child gets of `span`, in whose frozen node are `values`: of those, if it doesn't get the node, `theirs`.
-    fn inherit(
-        &mut self,
-        span: Span,
-        values: Values<'_>,
-        theirs: &mut [u64],
-    ) -> Result<Given, ::radix::Error> {
-        if !span.frozen {
-            let slot = Slot::of(span.value);
-            self.meet(slot.desc(), span.keys)?;
-            let given = self.inherit_slot(slot, span);
-            return Ok(if given == Slot::EMPTY { Given::Nothing } else { Given::Value(given.word()) });
+    /// What the child gets of `span`. Of a frozen node `slots` are those, in whose place what the child has is put.
+    fn inherit(&mut self, span: Span, slots: &mut [u64]) -> Result<Given, ::radix::Error> {
+        if span.frozen {
+            return self.inherit_node(span.first, slots);
         }
-        let mut same = true;
-        for ((slot, theirs), first) in values.map(Slot::of).zip(theirs).zip(span.first..) {
-            *theirs = Slot::EMPTY.word();
-            if !slot.is_mapped() {
-                continue;
-            }
-            self.meet(slot.desc(), 1)?;
-            let blank = slot.is_blank();
-            same &= self.now.same && (blank || !self.now.object || mutant!("fork-freezes-objects"));
-            *theirs = match self.now.blank {
-                Some(other) if blank => other.word(),
-                _ => self.inherit_slot(slot, Span { first, keys: 1, ..span }).word(),
-            };
-        }
-        if !same {
-            return Ok(Given::Slots);
-        }
-        self.protect(span.first);
-        Ok(Given::Same)
-    }
-    /// What a slot of the child says in the place of `slot`, whose descriptor was met last, and whose pages are `span`.
-    fn inherit_slot(&mut self, slot: Slot, span: Span) -> Slot {
-        let Now { blank: Some(blank), wiped, shares, object, lowered, .. } = self.now else {
-            return Slot::EMPTY;
-        };
-        match slot.frame() {
-            None if slot.is_guard() && !wiped => blank.guard(),
-            Some((frame, usage)) if shares && (usage == Use::Anonymous || !object) => {
-                match lowered {
-                    // The node doesn't know who has entries.
-                    Some(_) if span.frozen => self.protect(span.first),
-                    Some(rights) if mutant!("fork-no-flush") => {
-                        let nobody = &mut CpuSet::EMPTY.clone();
-                        _ = self.space.tables.lower(page(span.first), slot, rights, nobody);
-                    }
-                    Some(rights) => self.change.lower(slot, span.first, rights),
-                    None => {}
+        let slot = Slot::of(span.value);
+        self.meet(slot)?;
+        self.run += span.keys;
+        let (given, framed) = self.now.of(slot);
+        if framed {
+            self.resident += 1;
+            match self.now.lowered {
+                Some(rights) if mutant!("fork-no-flush") => {
+                    let nobody = &mut CpuSet::EMPTY.clone();
+                    _ = self.space.tables.lower(page(span.first), slot, rights, nobody);
                 }
-                self.resident += 1;
-                blank.with_frame(frame, usage)
+                Some(rights) => self.change.lower(slot, span.first, rights),
+                None => {}
             }
-            _ => blank,
         }
+        Ok(if given == Slot::EMPTY { Given::Nothing } else { Given::Value(given.word()) })
+    }
+    /// The same for a frozen node, whose first key is `first`.
+    fn inherit_node(&mut self, first: u64, slots: &mut [u64]) -> Result<Given, ::radix::Error> {
+        // Whether the child may have the node; whether it has frames in it that may be written to; whether it has no frames,
+        // and the same everywhere.
+        let (mut same, mut framed, mut alike) = (true, false, true);
+        let mut rest = slots;
+        while let Some(&next) = rest.first() {
+            let next = Slot::of(next);
+            self.meet(next)?;
+            let mut run = self.now.put(rest);
+            if run.pages == 0 {
+                // What there is little of.
+                let (given, has) = self.now.of(next);
+                rest[0] = given.word();
+                alike &= given == self.now.blank;
+                run = Run { pages: 1, own: usize::from(has), objects: usize::from(self.now.object) };
+            }
+            self.run += run.pages as u64;
+            self.resident += run.own as i64;
+            same &= self.now.same;
+            same &= !self.now.object || run.own + run.objects == 0 || mutant!("fork-freezes-objects");
+            framed |= run.own > 0 && self.now.lowered.is_some();
+            rest = &mut rest[run.pages..];
+            alike &= run.own == 0 && (rest.is_empty() || Slot::of(rest[0]).desc() == self.now.id);
+        }
+        // The node doesn't know who has entries.
+        if same || framed {
+            self.protect(first);
+        }
+        Ok(match self.now.blank {
+            _ if same => Given::Same,
+            Slot::EMPTY if alike => Given::Nothing,
+            all if alike => Given::Value(all.word()),
+            _ => Given::Slots,
+        })
     }
     /// Take the right to write from all of the block of page `key`.
     fn protect(&mut self, key: u64) {
@@ -225,73 +288,80 @@ impl<'s, 'p> Heirs<'s, 'p> {
             }
         }
     }
-    /// `pages` pages are next whose descriptor is `id`, or 0 if there are none.
+    /// A page whose parent's word is `slot` is next, or nothing.
     #[inline(always)]
-    fn meet(&mut self, id: u32, pages: u64) -> Result<(), ::radix::Error> {
-        if id != self.now.id {
-            self.go_on_to(id)?;
-        }
-        self.now.run += pages;
-        Ok(())
+    fn meet(&mut self, slot: Slot) -> Result<(), ::radix::Error> {
+        if slot.desc() != self.now.id { self.go_on_to(slot.desc()) } else { Ok(()) }
     }
     #[cold]
     fn go_on_to(&mut self, id: u32) -> Result<(), ::radix::Error> {
         self.count();
-        self.now = self.learn(id)?;
+        (self.now, self.at) = (Heir::NONE, usize::MAX);
+        if id == 0 {
+            return Ok(());
+        }
+        let few = &self.met[..self.met.len().min(FEW)];
+        let known = few.iter().position(|met| met.heir.id == id).or_else(|| self.more.get(&id).copied());
+        let at = match known {
+            Some(at) => at,
+            None => self.learn(id)?,
+        };
+        (self.now, self.at) = (self.met[at].heir, at);
         Ok(())
     }
     /// Count the run.
     fn count(&mut self) {
-        if let Some(heir) = self.of.get_mut(&self.now.id) {
-            heir.pages += core::mem::take(&mut self.now.run);
+        let run = core::mem::take(&mut self.run);
+        if let Some(met) = self.met.get_mut(self.at) {
+            met.pages += run;
         }
     }
-    fn learn(&mut self, id: u32) -> Result<Now, ::radix::Error> {
-        if id == 0 {
-            return Ok(Now::NONE);
-        }
+    /// Add a descriptor to the list: its place.
+    fn learn(&mut self, id: u32) -> Result<usize, ::radix::Error> {
         let mapping = &self.change.desc(Slot::new(id)).mapping;
-        let none = Now { id, ..Now::NONE };
-        if mapping.flags.contains(Flags::DONT_FORK) {
-            return Ok(none);
-        }
         let own = Flags::LOCKED | Flags::ON_FAULT;
-        if !self.of.contains_key(&id) {
-            let other = match mapping.flags.intersects(own) {
-                true => {
-                    let mapping = Mapping { flags: mapping.flags.difference(own), ..mapping.clone() };
-                    let other = self.space.realm.intern(mapping, self.change.section().pin());
-                    Some(other.ok_or(::radix::Error::OutOfMemory)?)
-                }
-                false => None,
-            };
-            self.of.insert(id, Heir { pages: 0, other });
-        }
-        let other = self.of.get(&id).and_then(|heir| heir.other.as_ref());
+        let inherited = !mapping.flags.contains(Flags::DONT_FORK);
+        let other = match inherited && mapping.flags.intersects(own) {
+            true => {
+                let mapping = Mapping { flags: mapping.flags.difference(own), ..mapping.clone() };
+                let other = self.space.realm.intern(mapping, self.change.section().pin());
+                Some(other.ok_or(::radix::Error::OutOfMemory)?)
+            }
+            false => None,
+        };
         let wiped = mapping.flags.contains(Flags::WIPE_ON_FORK);
         // What may not be written has no entry that may.
         let writes = mapping.prot.contains(Prot::WRITE);
         let rights = contents::hardware(mapping.prot).difference(Prot::WRITE);
-        Ok(Now {
-            blank: Some(other.map_or(Slot::new(id), Hold::slot)),
+        let theirs = Slot::new(id);
+        let heir = Heir {
+            id,
+            theirs,
+            blank: if inherited { other.as_ref().map_or(theirs, Hold::slot) } else { Slot::EMPTY },
             wiped,
             shares: !wiped && !mapping.shared,
             object: mapping.shared || !matches!(mapping.backing, Backing::Anonymous),
             lowered: writes.then_some(rights),
-            same: !mapping.flags.intersects(own | Flags::WIPE_ON_FORK),
-            ..none
-        })
+            same: inherited && !mapping.flags.intersects(own | Flags::WIPE_ON_FORK),
+        };
+        let at = self.met.len();
+        self.met.try_reserve(FEW.saturating_sub(at).max(1)).map_err(|_| ::radix::Error::OutOfMemory)?;
+        self.met.push(Met { heir, pages: 0, other });
+        if at >= FEW {
+            self.more.insert(id, at);
+        }
+        Ok(at)
     }
     /// Count for the child what it has got, and tell the objects.
     fn tell(&self, child: &Radix, pin: &Pinned<'_>) {
         let mut difference = Difference::default();
         difference.resident(self.resident);
-        for (&id, heir) in &self.of {
-            let desc = heir.other.as_ref().map_or_else(|| self.change.desc(Slot::new(id)), Hold::desc);
-            difference.add(desc.kinds, heir.pages as i64);
+        for Met { heir, pages, other } in self.met.iter().filter(|met| met.heir.blank != Slot::EMPTY) {
+            let desc = other.as_ref().map_or_else(|| self.change.desc(heir.theirs), Hold::desc);
+            difference.add(desc.kinds, *pages as i64);
             if !mutant!("fork-unannounced") {
                 // Whatever a shared mapping may write, the parent's may too: so it is not sealed.
-                let _ = child.announce(&desc.mapping, heir.pages);
+                let _ = child.announce(&desc.mapping, *pages);
             }
         }
         child.counts.add(&difference, pin);

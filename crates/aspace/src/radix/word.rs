@@ -66,6 +66,15 @@ impl Slot {
     pub(super) fn is_guard(self) -> bool {
         self.0 >> PFN_SHIFT == GUARD
     }
+    /// What all pages of a descriptor with frames of one use have in common, and pages of it without frames that count as
+    /// anonymous.
+    pub(super) fn kind(self) -> Kind {
+        Kind(self.0 & (DESC | 3 << USE_SHIFT))
+    }
+    /// The kind of the slot's descriptor, and of this use.
+    pub(super) fn kind_with(self, usage: Use) -> Kind {
+        Kind(self.0 & DESC | (usage as u64) << USE_SHIFT)
+    }
     /// Whether there is neither a frame nor a guard.
     pub(super) fn is_blank(self) -> bool {
         self.0 >> PFN_SHIFT == 0
@@ -94,6 +103,13 @@ impl Slot {
         self.with_desc(desc).with_owner(NOBODY)
     }
 }
+
+/// A descriptor and a use: see [`Slot::kind`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind(u64);
+
+/// That of no slot.
+pub(super) const NO_KIND: Kind = Kind(u64::MAX);
 
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
