@@ -243,11 +243,11 @@ impl AddressSpace for Bonsai {
         &self,
         at: Placement,
         pages: u64,
-        mapping: Mapping,
+        mapping: &Mapping,
         limits: &Limits,
         ctx: &Unpinned<'_>,
     ) -> Result<(PageRange, bool), Error> {
-        check(&mapping, pages)?;
+        check(mapping, pages)?;
         // Exclude others that change mappings.
         let mut maps = self.maps.0.write(ctx);
         let future = maps.future;

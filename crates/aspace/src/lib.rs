@@ -368,7 +368,7 @@ pub trait AddressSpace: Send + Sync {
         &self,
         at: Placement,
         pages: u64,
-        mapping: Mapping,
+        mapping: &Mapping,
         limits: &Limits,
         ctx: &Unpinned<'_>,
     ) -> Result<(PageRange, bool), Error>;
@@ -380,7 +380,7 @@ pub trait AddressSpace: Send + Sync {
         mapping: Mapping,
         ctx: &Unpinned<'_>,
     ) -> Result<PageRange, Error> {
-        self.map_within(at, pages, mapping, &Limits::NONE, ctx).map(|(range, _)| range)
+        self.map_within(at, pages, &mapping, &Limits::NONE, ctx).map(|(range, _)| range)
     }
     /// Remove whatever of `range` is mapped.
     ///

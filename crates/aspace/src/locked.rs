@@ -265,11 +265,11 @@ impl AddressSpace for Locked {
         &self,
         at: Placement,
         pages: u64,
-        mapping: Mapping,
+        mapping: &Mapping,
         limits: &Limits,
         ctx: &Unpinned<'_>,
     ) -> Result<(PageRange, bool), Error> {
-        check(&mapping, pages)?;
+        check(mapping, pages)?;
         // Exclude.
         let mut space = self.space.write(ctx);
         let future = space.future;

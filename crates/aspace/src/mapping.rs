@@ -7,7 +7,13 @@ use alloc::{
     sync::{Arc, Weak},
     vec::Vec,
 };
-use core::{fmt, ops::Range};
+use core::{
+    fmt,
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ops::{Deref, Range},
+    ptr,
+};
 
 use addr::{Page, PageRange, Prot};
 use owned::{Memory, OwnedFrame};
@@ -206,6 +212,50 @@ impl Mapping {
             && self.flags == next.flags
             && self.policy == next.policy
             && self.backing.continues(pages, &next.backing)
+    }
+}
+
+/// A mapping for a look, which takes no count of its object: that is counted elsewhere for as long as this lives. Who keeps the
+/// mapping clones it, which counts.
+///
+/// Where a [`Mapping`] would be made to be compared and dropped, the object's count is a cache line that all CPUs which map
+/// the object would write twice.
+pub struct Lent<'a>(ManuallyDrop<Mapping>, PhantomData<&'a Mapping>);
+
+impl Deref for Lent<'_> {
+    type Target = Mapping;
+    fn deref(&self) -> &Mapping {
+        &self.0
+    }
+}
+
+impl Mapping {
+    /// A mapping of `object` from page `page` on, which says otherwise what this one does.
+    pub fn of<'a, O: Object + 'static>(&'a self, object: &'a Arc<O>, page: u64) -> Lent<'a> {
+        let mut lent = self.but(self.flags);
+        // SAFETY: a second owner that is never dropped, nor used after the borrow of the first. What was there is not dropped
+        // either, as it is `self`'s.
+        unsafe {
+            let object: Arc<dyn Object> = ptr::read::<Arc<O>>(object);
+            ptr::write(&mut lent.0.backing, Backing::Object { object, page });
+        }
+        lent
+    }
+    /// The same with other flags.
+    pub(crate) fn but(&self, flags: Flags) -> Lent<'_> {
+        // SAFETY: a second owner of what it refers to, which is never dropped, nor used after the borrow of the first.
+        let mut copy = ManuallyDrop::new(unsafe { ptr::read(self) });
+        copy.flags = flags;
+        Lent(copy, PhantomData)
+    }
+}
+
+impl Lent<'_> {
+    /// What it says of the pages from the one `pages` further on.
+    pub(crate) fn advance(&mut self, pages: u64) {
+        if let Backing::Object { page, .. } = &mut self.0.backing {
+            *page = page.wrapping_add(pages);
+        }
     }
 }
 

@@ -167,7 +167,8 @@ pub struct Radix {
     cuts: AtomicU64,
     /// Held by those that move an object's pages, and by those that look for them everywhere.
     moving: Line<RwLock<()>>,
-    me: Weak<Radix>,
+    /// Itself, as the objects that it maps are told of it: made once, as each clone is counted by all CPUs.
+    me: Weak<dyn Mapper>,
     /// Set by `clear`, when the roots are in `retired`.
     cleared: AtomicBool,
     retired: SpinLock<Vec<OwnedFrame>>,
@@ -275,16 +276,12 @@ impl Radix {
     ///
     /// [`Mappings::announce`]: crate::Mappings::announce
     fn announce(&self, mapping: &Mapping, pages: u64) -> bool {
-        mapping.mappers().is_none_or(|mappers| {
-            let me: Weak<dyn Mapper> = self.me.clone();
-            mappers.add(&me, pages, mapping.may_write_object())
-        })
+        mapping.mappers().is_none_or(|mappers| mappers.add(&self.me, pages, mapping.may_write_object()))
     }
     /// Pages of `mapping` are mapped no more.
     fn retract(&self, mapping: &Mapping, pages: u64) {
         if let Some(mappers) = mapping.mappers() {
-            let me: Weak<dyn Mapper> = self.me.clone();
-            mappers.sub(&me, pages, mapping.may_write_object());
+            mappers.sub(&self.me, pages, mapping.may_write_object());
         }
     }
     /// Give back pages of a table, `cpu`'s own or the home table, that serve no page which has an entry there.
@@ -421,7 +418,7 @@ impl Radix {
             }
             let mut mapping = self.realm.desc(slot, section).mapping.clone();
             change(&mut mapping);
-            self.realm.intern(mapping, pin).map(|hold| new.add(slot, hold)).is_some()
+            self.realm.intern(&mapping, pin).map(|hold| new.add(slot, hold)).is_some()
         });
         if enough { Ok(new) } else { Err(Error::NoMemory) }
     }
@@ -512,11 +509,11 @@ impl AddressSpace for Radix {
         &self,
         at: Placement,
         pages: u64,
-        mapping: Mapping,
+        mapping: &Mapping,
         limits: &Limits,
         ctx: &Unpinned<'_>,
     ) -> Result<(PageRange, bool), Error> {
-        check(&mapping, pages)?;
+        check(mapping, pages)?;
         let answer = self.map_pages(at, pages, mapping, limits, ctx);
         self.tidy(ctx);
         answer

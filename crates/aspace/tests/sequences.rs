@@ -297,7 +297,7 @@ impl World {
                 m.max_prot = if pages == 5 { Prot::READ } else { Prot::all() };
                 // Only memory of its own can grow down.
                 m.flags = if backing.is_none() { flags } else { flags - Flags::GROWS_DOWN };
-                let answer = real.map_within(at, pages, m.clone(), &limits, ctx).map(|(range, _)| range);
+                let answer = real.map_within(at, pages, &m, &limits, ctx).map(|(range, _)| range);
                 let sealed = backing.is_some_and(|(o, _)| self.sealed[o]) && m.may_write_object();
                 let mut next = model.clone();
                 next.choose(chosen(answer.map(|range| range.start())));

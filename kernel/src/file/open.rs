@@ -469,9 +469,9 @@ impl OpenFile {
         }
     }
 
-    /// The file as something to map with `prot`, and the most that the mapping may ever allow. EACCES if the file is
-    /// not open in the right way, ENODEV if it can't be mapped.
-    pub fn mapping(&self, shared: bool, prot: Prot) -> Result<(Arc<dyn Object>, Prot)> {
+    /// What is mapped of the file with `prot`, and the most that the mapping may ever allow; `None` is its entry. EACCES if
+    /// the file is not open in the right way, ENODEV if it can't be mapped.
+    pub fn mapping(&self, shared: bool, prot: Prot) -> Result<(Option<Arc<dyn Object>>, Prot)> {
         if self.is_path() {
             return Err(Errno::EBADF);
         }
@@ -488,11 +488,11 @@ impl OpenFile {
                     return Err(Errno::EPERM);
                 }
                 most.remove(Prot::WRITE);
-                Ok((self.entry.object(), most))
+                Ok((None, most))
             }
-            Kind::File(_) => Ok((self.entry.object(), most)),
+            Kind::File(_) => Ok((None, most)),
             // A mapping of zeros is memory of its own, shared with nobody but forked children.
-            Kind::Device(super::dev::Device::Zero) => Ok((super::shared_memory(1 << 24)?, Prot::all())),
+            Kind::Device(super::dev::Device::Zero) => Ok((Some(super::shared_memory(1 << 24)?), Prot::all())),
             // Nothing is executed from where files have no names.
             _ if prot.contains(Prot::EXEC) && self.entry.inode.volume == Volume::Anonymous => {
                 Err(Errno::EPERM)

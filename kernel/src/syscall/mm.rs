@@ -247,7 +247,7 @@ pub fn brk(a: &Args) -> SysResult {
         let placed = mm.aspace.map_within(
             Placement::FixedNoReplace(start),
             n,
-            mapping,
+            &mapping,
             &process.limits.of_memory(),
             &ctx,
         );

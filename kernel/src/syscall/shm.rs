@@ -253,14 +253,15 @@ pub fn shmat(a: &Args) -> SysResult {
     prot.set(Prot::EXEC, flags & EXECUTABLE != 0);
     let max_prot = if flags & READ_ONLY == 0 { Prot::all() } else { Prot::READ | Prot::EXEC };
     let me = task::current();
-    let backing = Backing::Object { object: segment.clone(), page: 0 };
     // A segment is attached for reading only as a file that is open for reading only is mapped.
     let told = if flags & READ_ONLY == 0 { Flags::empty() } else { Flags::READ_ONLY_FILE };
-    let mapping = Mapping { max_prot, shared: true, flags: told, ..Mapping::new(prot, backing) };
+    let mapping = Mapping { max_prot, shared: true, flags: told, ..Mapping::anonymous(prot) };
     let mm = me.mm().ok_or(Errno::ENOMEM)?;
     let limits = me.process.limits.of_memory();
-    let (placed, _) =
-        mm.aspace.map_within(placement, n, mapping, &limits, &task::unpinned()).map_err(|e| match e {
+    let (placed, _) = mm
+        .aspace
+        .map_within(placement, n, &mapping.of(&segment, 0), &limits, &task::unpinned())
+        .map_err(|e| match e {
             Error::Exists | Error::Invalid => Errno::EINVAL,
             Error::TooLow => Errno::EPERM,
             Error::LockLimit => Errno::EAGAIN,

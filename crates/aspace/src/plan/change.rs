@@ -25,10 +25,10 @@ impl NewMapping {
         future: Lock,
         at: Placement,
         pages: u64,
-        mut mapping: Mapping,
+        mapping: &Mapping,
         limits: &Limits,
     ) -> Result<Self, Error> {
-        mapping.flags |= future.flags();
+        let mapping = Mapping { flags: mapping.flags | future.flags(), ..mapping.clone() };
         let range = mappings.place(at, pages).ok_or(Error::NoRoom)?;
         dictated(at, range)?;
         let free = mappings.is_free(range);

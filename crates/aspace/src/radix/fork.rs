@@ -324,7 +324,7 @@ impl<'s, 'p> Heirs<'s, 'p> {
         let other = match inherited && mapping.flags.intersects(own) {
             true => {
                 let mapping = Mapping { flags: mapping.flags.difference(own), ..mapping.clone() };
-                let other = self.space.realm.intern(mapping, self.change.section().pin());
+                let other = self.space.realm.intern(&mapping, self.change.section().pin());
                 Some(other.ok_or(::radix::Error::OutOfMemory)?)
             }
             false => None,

@@ -8,7 +8,7 @@ impl Radix {
         &self,
         at: Placement,
         n: u64,
-        asked: Mapping,
+        asked: &Mapping,
         limits: &Limits,
         ctx: &Unpinned<'_>,
     ) -> Result<(PageRange, bool), Error> {
@@ -29,17 +29,15 @@ impl Radix {
             if matches!(at, Placement::FixedNoReplace(_)) && !free {
                 return Err(Error::Exists);
             }
-            let mut mapping = asked.clone();
             // Relaxed: `lock_all` sets it while it has all pages, of which this guard has some.
-            mapping.flags |= FUTURES[self.future.load(Ordering::Relaxed) as usize].flags();
+            let flags = asked.flags | FUTURES[self.future.load(Ordering::Relaxed) as usize].flags();
             // As on Linux, droppable memory counts and is brought in as if it were to be locked, and then it isn't.
-            let droppable = mapping.flags.contains(Flags::DROPPABLE);
-            let locked = mapping.flags.contains(Flags::LOCKED);
-            let bring_in = locked && (droppable || !mapping.flags.contains(Flags::ON_FAULT));
-            let counted = mapping.clone();
-            if droppable {
-                mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT);
-            }
+            let droppable = flags.contains(Flags::DROPPABLE);
+            let locked = flags.contains(Flags::LOCKED);
+            let bring_in = locked && (droppable || !flags.contains(Flags::ON_FAULT));
+            let unlocked = flags.difference(Flags::LOCKED | Flags::ON_FAULT);
+            let counted = asked.but(flags);
+            let mut mapping = asked.but(if droppable { unlocked } else { flags });
             let more = Difference::more(&mapping, n);
             self.counts.charge(binds(limits, &counted), &more, &pin, |now| {
                 let mut without = *now;
@@ -57,8 +55,8 @@ impl Radix {
             if self.machine.frames.low() {
                 return refuse(Error::NoMemory);
             }
-            let base = mapping.advanced(0u64.wrapping_sub(range.start().number()));
-            let Some(desc) = self.realm.intern(base, &pin) else { return refuse(Error::NoMemory) };
+            mapping.advance(0u64.wrapping_sub(range.start().number()));
+            let Some(desc) = self.realm.intern(&mapping, &pin) else { return refuse(Error::NoMemory) };
             if !self.announce(&mapping, n) {
                 return refuse(Error::Sealed);
             }

@@ -385,21 +385,21 @@ impl Realm {
         Desc { head, realm: self, id, kinds, mapping, next: None }
     }
     /// A descriptor for `mapping`, which is as if it began at page 0. `None` if there are too many.
-    pub(super) fn intern<'p>(&'static self, mapping: Mapping, pin: &'p Pinned<'p>) -> Option<Hold<'p>> {
-        let id = match plain(&mapping) {
+    pub(super) fn intern<'p>(&'static self, mapping: &Mapping, pin: &'p Pinned<'p>) -> Option<Hold<'p>> {
+        let id = match plain(mapping) {
             Some(id) => id,
             None => self.find_or_make(mapping, pin)?,
         };
         Some(Hold { realm: self, id, pin })
     }
     /// The number of a descriptor for `mapping`, and a reference to it.
-    fn find_or_make(&'static self, mapping: Mapping, pin: &Pinned<'_>) -> Option<u32> {
-        let known = &self.known.get(pin)[known_at(&mapping)];
+    fn find_or_make(&'static self, mapping: &Mapping, pin: &Pinned<'_>) -> Option<u32> {
+        let known = &self.known.get(pin)[known_at(mapping)];
         // SAFETY: links in the word are to descriptors, as this CPU stores them below; one that died has left it.
         if let Some(there) = unsafe { self.refs.try_get::<Desc>(known, pin) } {
             // SAFETY: the reference that was just got.
             let there = unsafe { there.as_ref() };
-            if there.mapping.continues(0, &mapping) {
+            if there.mapping.continues(0, mapping) {
                 return Some(there.id);
             }
             if !mutant!("realm-known-not-taken") {
@@ -411,7 +411,7 @@ impl Realm {
             self.add(there.id, -1, pin);
         }
         let id = self.take_number(pin)?;
-        let desc = self.publish(Box::new(self.describe(id, mapping)));
+        let desc = self.publish(Box::new(self.describe(id, mapping.clone())));
         // SAFETY: the caller will have the reference that it was made with. The word lives as long as the realm.
         unsafe { self.refs.set_weak(desc, Some(known)) };
         // Release: the descriptor before its link; partner: the load in `try_get`.

@@ -400,7 +400,7 @@ impl Radix {
         let source =
             |key: u64| (key - there < kept.end - start).then(|| self.at(key - there + start, section));
         let prepared = ready().and_then(|()| {
-            let desc = self.realm.intern(base, section.pin()).ok_or(Error::NoMemory)?;
+            let desc = self.realm.intern(&base, section.pin()).ok_or(Error::NoMemory)?;
             let crosses = |span: ::radix::Span, key| span.first < key && key < span.first + span.keys;
             let (end, moved_end) = (target.end().number(), there + (kept.end - start));
             let splits = |span: ::radix::Span| {

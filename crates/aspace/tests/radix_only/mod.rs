@@ -4,10 +4,13 @@ mod fork;
 #[path = "../machine/mod.rs"]
 mod machine;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use addr::Prot;
-use aspace::{Access, AddressSpace, Error, Limits, Placement, RemapTo};
+use aspace::{Access, AddressSpace, Error, Limits, Mapping, Placement, RemapTo};
 use machine::{Design, Pages, RW, Sim, anonymous, object, page, range};
 use owned::Use;
 use percpu::{CpuId, CpuSet, testing};
@@ -308,7 +311,7 @@ fn limits_are_exact_whoever_asks() {
         for i in 0..100u64 {
             let at = Placement::Fixed(page((1 << 20) + (cpu.index() as u64 * 100 + i) * 16));
             let limits = Limits { pages: LIMIT, ..Limits::NONE };
-            match space.map_within(at, 3, anonymous(RW), &limits, &ctx) {
+            match space.map_within(at, 3, &anonymous(RW), &limits, &ctx) {
                 Ok(_) => drop(admitted.fetch_add(3, Ordering::Relaxed)),
                 Err(error) => assert_eq!(error, Error::Limit),
             }
@@ -548,7 +551,7 @@ fn objects_are_cut_and_descriptors_end_without_memory() {
             pages.resize(sim, 0, &ctx);
             SPARES.set(false);
             assert_eq!(space.unmap(range(BASE, MAPPINGS), &ctx), Ok(()));
-            let left = std::sync::Arc::downgrade(&pages);
+            let left = Arc::downgrade(&pages);
             drop(pages);
             SPARES.set(true);
             (0..32).for_each(|_| sim.tick(&ctx));
@@ -556,6 +559,33 @@ fn objects_are_cut_and_descriptors_end_without_memory() {
             assert_eq!(left.strong_count(), 0);
         }
         space.clear(&ctx);
+    });
+}
+
+/// Where many CPUs map one object, its count would be a line that all of them write.
+#[test]
+fn an_object_is_not_counted_for_a_mapping_that_the_cpu_knows() {
+    let sim = Sim::new(1, 64);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        sim.enter(&*space, &ctx);
+        let pages = Pages::new(&sim, 1, &[7], &ctx);
+        let shared = Mapping { shared: true, ..anonymous(RW) };
+        let counts = [0, 1, 2].map(|_| {
+            let at = Placement::Fixed(page(BASE));
+            let mapped = space.map_within(at, 1, &shared.of(&pages, 0), &Limits::NONE, &ctx);
+            assert_eq!(mapped, Ok((range(BASE, 1), false)));
+            assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(7));
+            assert_eq!(space.unmap(range(BASE, 1), &ctx), Ok(()));
+            Arc::strong_count(&pages)
+        });
+        // The test's, and that of what the mapping is described by.
+        assert_eq!(counts, [2; 3]);
+        sim.leave(&*space, &ctx);
+        space.clear(&ctx);
+        (0..32).for_each(|_| sim.tick(&ctx));
+        assert_eq!(Arc::strong_count(&pages), 1);
+        pages.free(&sim, &ctx);
     });
 }
 

@@ -41,7 +41,8 @@ const HUGE_SIZES: [u32; 2] = [21, 30];
 
 /// What a mapping is to be of.
 struct What {
-    backing: Backing,
+    /// `None`: the file that was named.
+    backing: Option<Backing>,
     max_prot: Prot,
     shared: bool,
     flags: Flags,
@@ -99,7 +100,7 @@ impl Wanted {
             return Err(Errno::EINVAL);
         }
         let (object, max_prot) = mapping?;
-        let backing = Backing::Object { object, page: self.offset / PAGE_SIZE };
+        let backing = object.map(|object| Backing::Object { object, page: self.offset / PAGE_SIZE });
         let (_, writes) = file::access(file.flags());
         let mut flags = self.told();
         flags.set(Flags::READ_ONLY_FILE, shared && !writes);
@@ -129,7 +130,7 @@ impl Wanted {
             true => Backing::Object { object: file::shared_memory(self.pages)?, page: 0 },
             false => Backing::Anonymous,
         };
-        Ok(What { backing, max_prot: Prot::all(), shared, flags })
+        Ok(What { backing: Some(backing), max_prot: Prot::all(), shared, flags })
     }
 }
 
@@ -179,9 +180,16 @@ pub fn mmap(a: &Args) -> SysResult {
     }
     let limits = task::current().process.limits.of_memory();
     let What { backing, max_prot, shared, flags: told } = what;
+    let named = backing.is_none();
+    let backing = backing.unwrap_or(Backing::Anonymous);
     let mapping = Mapping { max_prot, shared, flags: told, ..Mapping::new(wanted.prot, backing) };
-    let (placed, locked) =
-        mm.aspace.map_within(placement, n, mapping, &limits, &task::unpinned()).map_err(errno)?;
+    let map = |mapping: &Mapping| mm.aspace.map_within(placement, n, mapping, &limits, &task::unpinned());
+    let placed = match &file {
+        // The open file keeps what it shows.
+        Some(file) if named => map(&mapping.of(&file.entry, wanted.offset / PAGE_SIZE)),
+        _ => map(&mapping),
+    };
+    let (placed, locked) = placed.map_err(errno)?;
     stats::count(Counter::Maps);
     if locked || has(abi::MAP_POPULATE) && !has(abi::MAP_NONBLOCK) {
         // A failure to populate is not a failure of the call.
@@ -270,7 +278,7 @@ pub fn remap_file_pages(a: &Args) -> SysResult {
     let limits = task::current().process.limits.of_memory();
     let mapping = Mapping { backing, max_prot, policy: Said::default(), ..mapping };
     let at = Placement::Fixed(r.start());
-    let (placed, _) = mm.aspace.map_within(at, r.len(), mapping, &limits, &ctx).map_err(errno)?;
+    let (placed, _) = mm.aspace.map_within(at, r.len(), &mapping, &limits, &ctx).map_err(errno)?;
     if flags & abi::MAP_NONBLOCK == 0 {
         let _ = bring_in(&mm, placed);
     }
