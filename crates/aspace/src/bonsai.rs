@@ -255,7 +255,7 @@ impl AddressSpace for Bonsai {
         if self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
-        if !maps.mappings.announce(&new.mapping, pages) {
+        if !maps.mappings.announce(&new.mapping, pages, &ctx.pin()) {
             return Err(Error::Sealed);
         }
         new.settle();

@@ -82,7 +82,7 @@ use tlb::Shootdown;
 pub use bonsai::{Bonsai, Exclude};
 pub use frames::Place;
 pub use locked::Locked;
-pub use mappers::{Mapper, Mappers};
+pub use mappers::{MOVES, Mapper, Mappers};
 pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Totals};
 pub use policy::{Mode, Policy, Said};
 pub use radix::{PageTables, Radix, Realm};

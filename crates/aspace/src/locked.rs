@@ -201,13 +201,13 @@ impl Locked {
         // An object hears that its pages are mapped no more when nobody translates to them any more.
         while let Some((part, mapping)) = space.mappings.announced(range) {
             if mutant!("retract-before-flush") {
-                space.mappings.retract(&mapping, part.len());
+                space.mappings.retract(&mapping, part.len(), &ctx.pin());
             }
             space.mappings.remove(part);
             self.take(space, part, Which::All, gather, ctx);
             self.flush(gather, &ctx.pin());
             if !mutant!("retract-before-flush") {
-                space.mappings.retract(&mapping, part.len());
+                space.mappings.retract(&mapping, part.len(), &ctx.pin());
             }
         }
         space.mappings.remove(range);
@@ -277,7 +277,7 @@ impl AddressSpace for Locked {
         if self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
-        if !space.mappings.announce(&new.mapping, pages) {
+        if !space.mappings.announce(&new.mapping, pages, &ctx.pin()) {
             return Err(Error::Sealed);
         }
         // Take what was there, and make it unreachable, before the new mapping can be filled.

@@ -20,16 +20,39 @@
 //!
 //! The list also counts the pages that could be written through shared mappings, and can forbid that there are any: what
 //! a seal against writing needs (`F_SEAL_WRITE`), decided under one lock.
+//!
+//! **Where many CPUs map one object** its list would be a line that each of them writes twice. So a list that was entered
+//! by one CPU and then another [`MOVES`] times is continued by lists of the CPUs. Each says by how many pages what was mapped
+//! *there* exceeds what was unmapped *there*, for each space, which may be less than none; so the sum over the lists is what
+//! one list would say. Who enters or leaves locks the list of its CPU alone. Who reads, or forbids writing, locks one
+//! list after the other and keeps all until it has the last. So what it has read of each is what they say at one moment, the one at
+//! which it got the last lock, and the argument above holds as with one list. (One by one does not: a parent that is
+//! counted in the last list, and forks, which is counted in the first, after that was read, and unmaps, before the last is,
+//! would be missed, and its child too, although one or the other has pages at any time.)
+//!
+//! A CPU's list is made under the lock of the common list, which who reads takes first; so there are no fewer at that moment
+//! than were locked. In CPUs' lists a space stays when its number comes to 0, as it is likely to come back, and others' counts of
+//! it need not be looked at. Such entries, and those of spaces that are no more, whatever they say, are dropped when
+//! the list has doubled since the last time. A space that is no more has no pages, so its sum isn't asked for.
 
 use alloc::{
+    boxed::Box,
     collections::BTreeMap,
     sync::{Arc, Weak},
     vec::Vec,
 };
-use core::{fmt, ops::Range};
+use core::{
+    fmt,
+    ops::Range,
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering},
+};
 
-use percpu::Unpinned;
-use sync::{SpinLock, mutant};
+use percpu::{CpuId, Line, MAX_CPUS, Pinned, Unpinned};
+use sync::{SpinGuard, SpinLock, mutant};
+
+/// How many times another CPU than before enters the common list until the CPUs have lists of their own.
+pub const MOVES: u32 = 64;
 
 /// An address space as objects see it.
 pub trait Mapper: Send + Sync {
@@ -42,51 +65,122 @@ pub trait Mapper: Send + Sync {
 
 struct Entry {
     mapper: Weak<dyn Mapper>,
-    pages: u64,
-    writable: u64,
+    /// Mapped by this list's CPUs, less those unmapped.
+    pages: i64,
 }
 
-#[derive(Default)]
+impl Entry {
+    fn is_needed(&self) -> bool {
+        self.pages != 0 && self.mapper.strong_count() > 0
+    }
+}
+
+/// A list: the common one, or a CPU's.
 struct List {
     /// One of the mappers, with its address, which is nobody else's while there is a weak reference to it. Most objects have one
     /// at most: that needs no memory.
     one: Option<(usize, Entry)>,
     /// The others, by their addresses.
     others: BTreeMap<usize, Entry>,
-    /// Pages that shared mappings may write, or could be changed to.
-    writable: u64,
+    /// When there are as many others, those that are not needed are dropped.
+    full: usize,
+    /// Pages that shared mappings may write, or could be changed to; counted as in the entries.
+    writable: i64,
     /// There must be none.
     sealed: bool,
 }
 
+/// Others in a list that are never looked at again.
+const FEW: usize = 4;
+
 impl List {
+    const fn new(sealed: bool) -> Self {
+        Self { one: None, others: BTreeMap::new(), full: FEW, writable: 0, sealed }
+    }
     fn get(&mut self, key: usize) -> Option<&mut Entry> {
         match &mut self.one {
             Some((is, entry)) if *is == key => Some(entry),
             _ => self.others.get_mut(&key),
         }
     }
-    /// The entry of `key`, made if it isn't there.
-    fn get_or_make(&mut self, key: usize, fresh: impl FnOnce() -> Entry) -> &mut Entry {
-        let elsewhere = self.one.as_ref().is_some_and(|(is, _)| *is != key) || self.others.contains_key(&key);
-        if elsewhere {
-            return self.others.entry(key).or_insert_with(fresh);
+    /// `mapper` maps `pages` pages more here, of which `written` may be written.
+    fn count(&mut self, mapper: &Weak<dyn Mapper>, pages: i64, written: i64) {
+        self.writable += written;
+        let key = key(mapper);
+        if let Some(entry) = self.get(key) {
+            entry.pages += pages;
+            return;
         }
-        &mut self.one.get_or_insert_with(|| (key, fresh())).1
+        self.one.take_if(|(_, entry)| !entry.is_needed());
+        let entry = Entry { mapper: mapper.clone(), pages };
+        if self.one.is_none() {
+            self.one = Some((key, entry));
+            return;
+        }
+        if self.others.len() >= self.full {
+            self.others.retain(|_, entry| entry.is_needed());
+            self.full = FEW.max(2 * self.others.len());
+        }
+        self.others.insert(key, entry);
     }
-    fn remove(&mut self, key: usize) -> Option<Entry> {
-        match self.one.take_if(|(is, _)| *is == key) {
+    /// Forget `key` if nothing is counted of it.
+    fn remove_empty(&mut self, key: usize) -> Option<Entry> {
+        match self.one.take_if(|(is, entry)| *is == key && entry.pages == 0) {
             Some((_, entry)) => Some(entry),
-            None => self.others.remove(&key),
+            None if self.others.get(&key).is_some_and(|entry| entry.pages == 0) => self.others.remove(&key),
+            None => None,
         }
     }
-    fn all(&self) -> impl Iterator<Item = &Entry> {
-        self.one.iter().map(|(_, entry)| entry).chain(self.others.values())
+    fn all(&self) -> impl Iterator<Item = (usize, &Entry)> {
+        let others = self.others.iter().map(|(key, entry)| (*key, entry));
+        self.one.iter().map(|(key, entry)| (*key, entry)).chain(others)
     }
 }
 
+/// The common list, and who enters it.
+struct Common {
+    list: List,
+    /// The last CPU that did, and how many times it was another than the one before.
+    last: Option<CpuId>,
+    moves: u32,
+}
+
+/// Something that is made once and then stays until the end. Made by one at a time, which the makers see to.
+struct Once<T>(AtomicPtr<T>);
+
+impl<T> Once<T> {
+    const NEVER: Self = Self(AtomicPtr::new(ptr::null_mut()));
+    #[inline]
+    fn get(&self) -> Option<&T> {
+        // SAFETY: null, or what `set` has put there, which stays until `self` is dropped.
+        // Acquire: what it was made with; partner: the store in `set`.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }
+    }
+    fn set(&self, value: T) {
+        debug_assert!(self.get().is_none());
+        // Release: partner in `get`.
+        self.0.store(Box::into_raw(Box::new(value)), Ordering::Release);
+    }
+}
+
+impl<T> Drop for Once<T> {
+    fn drop(&mut self) {
+        let value = *self.0.get_mut();
+        if !value.is_null() {
+            // SAFETY: made of a box by `set`, and borrowed by nobody any more.
+            drop(unsafe { Box::from_raw(value) });
+        }
+    }
+}
+
+type Own = Line<SpinLock<List>>;
+
 /// The address spaces that map an object.
-pub struct Mappers(SpinLock<List>);
+pub struct Mappers {
+    common: SpinLock<Common>,
+    /// The lists of CPUs, each made when it is first used. Made with `common` locked.
+    own: Once<[Once<Own>; MAX_CPUS]>,
+}
 
 impl Default for Mappers {
     fn default() -> Self {
@@ -98,47 +192,96 @@ fn key(mapper: &Weak<dyn Mapper>) -> usize {
     mapper.as_ptr().cast::<()>().addr()
 }
 
+/// Every list, locked.
+struct All<'a> {
+    common: SpinGuard<'a, Common>,
+    own: Vec<SpinGuard<'a, List>>,
+}
+
+impl All<'_> {
+    fn each(&mut self, mut f: impl FnMut(&mut List)) {
+        f(&mut self.common.list);
+        self.own.iter_mut().for_each(|list| f(list));
+    }
+}
+
 impl Mappers {
     /// Nobody.
-    pub fn new() -> Self {
-        let list = List { one: None, others: BTreeMap::new(), writable: 0, sealed: false };
-        Self(SpinLock::new(list))
+    pub const fn new() -> Self {
+        let common = Common { list: List::new(false), last: None, moves: 0 };
+        Self { common: SpinLock::new(common), own: Once::NEVER }
     }
     /// `mapper` maps `pages` pages more. False, and nothing done, if they may be written and must not be.
-    pub fn add(&self, mapper: &Weak<dyn Mapper>, pages: u64, writable: bool) -> bool {
-        let mut list = self.0.lock();
-        if writable && list.sealed {
+    pub fn add(&self, mapper: &Weak<dyn Mapper>, pages: u64, writable: bool, pin: &Pinned<'_>) -> bool {
+        let (pages, written) = numbers(pages, writable);
+        if let Some(own) = self.own(pin) {
+            let mut list = own.lock();
+            let may = !(writable && list.sealed);
+            if may {
+                list.count(mapper, pages, written);
+            }
+            return may;
+        }
+        let mut common = self.common.lock();
+        if writable && common.list.sealed {
             return false;
         }
-        let written = if writable { pages } else { 0 };
-        list.writable += written;
-        let fresh = || Entry { mapper: mapper.clone(), pages: 0, writable: 0 };
-        let entry = list.get_or_make(key(mapper), fresh);
-        entry.pages += pages;
-        entry.writable += written;
+        common.list.count(mapper, pages, written);
+        if common.last != Some(pin.cpu()) {
+            common.last = Some(pin.cpu());
+            common.moves += 1;
+            if common.moves == MOVES {
+                self.own.set([const { Once::NEVER }; MAX_CPUS]);
+            }
+        }
         true
     }
     /// `mapper` maps `pages` pages fewer.
-    pub fn sub(&self, mapper: &Weak<dyn Mapper>, pages: u64, writable: bool) {
-        let mut list = self.0.lock();
-        let written = if writable { pages } else { 0 };
-        list.writable -= written;
-        let mut gone = None;
-        if let Some(entry) = list.get(key(mapper)) {
-            entry.pages -= pages;
-            entry.writable -= written;
-            if entry.pages == 0 {
-                gone = list.remove(key(mapper));
+    pub fn sub(&self, mapper: &Weak<dyn Mapper>, pages: u64, writable: bool, pin: &Pinned<'_>) {
+        let (pages, written) = numbers(pages, writable);
+        if let Some(own) = self.own(pin) {
+            return own.lock().count(mapper, -pages, -written);
+        }
+        let mut common = self.common.lock();
+        common.list.count(mapper, -pages, -written);
+        let gone = common.list.remove_empty(key(mapper));
+        drop(common);
+        drop(gone);
+    }
+    /// This CPU's list, if CPUs have them.
+    #[inline]
+    fn own(&self, pin: &Pinned<'_>) -> Option<&SpinLock<List>> {
+        let place = &self.own.get()?[pin.cpu().index()];
+        if place.get().is_none() {
+            // Nobody else makes one here, and who locks all lists waits for this.
+            let common = self.common.lock();
+            place.set(Line(SpinLock::new(List::new(common.list.sealed))));
+        }
+        place.get().map(|own| &own.0)
+    }
+    /// Lock every list; `f` sees each as it is when all are locked.
+    fn lock_all(&self, mut f: impl FnMut(&mut List)) -> All<'_> {
+        let mut all = All { common: self.common.lock(), own: Vec::new() };
+        f(&mut all.common.list);
+        for own in self.own.get().into_iter().flatten().filter_map(Once::get) {
+            let mut list = own.0.lock();
+            f(&mut list);
+            if !mutant!("mappers-one-by-one") {
+                all.own.push(list);
             }
         }
-        drop(list);
-        drop(gone);
+        all
     }
     /// From now on no shared mapping may write. False, and nothing done, if one can.
     pub fn seal(&self) -> bool {
-        let mut list = self.0.lock();
-        list.sealed |= list.writable == 0;
-        list.sealed
+        let (mut writable, mut sealed) = (0, false);
+        let mut all = self.lock_all(|list| {
+            writable += list.writable;
+            sealed |= list.sealed;
+        });
+        sealed |= writable == 0;
+        all.each(|list| list.sealed = sealed);
+        sealed
     }
     /// Make everybody forget `pages` of the object whose mappers these are; see the module.
     pub fn cut(&self, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
@@ -158,24 +301,41 @@ impl Mappers {
     }
     /// Whether somebody maps pages of it.
     pub fn is_mapped(&self) -> bool {
-        self.0.lock().all().next().is_some()
+        !self.all().is_empty()
     }
     /// How many mappings there are.
     pub fn count(&self, ctx: &Unpinned<'_>) -> u64 {
         self.all().iter().map(|mapper| mapper.count(self, ctx)).sum()
     }
-    /// Those that are on the list. One that has ended meanwhile has nothing to forget.
+    /// Those that map pages. One that has ended meanwhile has nothing to forget.
     fn all(&self) -> Vec<Arc<dyn Mapper>> {
-        self.0.lock().all().filter_map(|entry| entry.mapper.upgrade()).collect()
+        let mut sums: BTreeMap<usize, Entry> = BTreeMap::new();
+        let held = self.lock_all(|list| {
+            for (key, entry) in list.all() {
+                let sum = || Entry { mapper: entry.mapper.clone(), pages: 0 };
+                sums.entry(key).or_insert_with(sum).pages += entry.pages;
+            }
+        });
+        let mapping = sums.values().filter(|sum| sum.pages > 0);
+        let all = mapping.filter_map(|sum| sum.mapper.upgrade()).collect();
+        drop(held);
+        all
     }
+}
+
+/// Pages as lists count them, and those that may be written.
+fn numbers(pages: u64, writable: bool) -> (i64, i64) {
+    let pages = pages as i64;
+    (pages, if writable { pages } else { 0 })
 }
 
 impl fmt::Debug for Mappers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = self.0.lock();
-        f.debug_struct("Mappers")
-            .field("spaces", &list.all().count())
-            .field("writable", &list.writable)
-            .finish()
+        let (mut entries, mut writable) = (0, 0);
+        drop(self.lock_all(|list| {
+            entries += list.all().count();
+            writable += list.writable;
+        }));
+        f.debug_struct("Mappers").field("entries", &entries).field("writable", &writable).finish()
     }
 }

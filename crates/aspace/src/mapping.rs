@@ -17,7 +17,7 @@ use core::{
 
 use addr::{Page, PageRange, Prot};
 use owned::{Memory, OwnedFrame};
-use percpu::Unpinned;
+use percpu::{Pinned, Unpinned};
 
 use crate::{LOW_WINDOW, LOWEST, MMAP_TOP, Mapper, Mappers, Placement, Policy, STACK_GAP, Said};
 
@@ -423,13 +423,13 @@ impl Mappings {
     }
     /// Tell the object of `mapping` that `pages` of its pages will be mapped. False if it must not be written and the
     /// mapping could.
-    pub fn announce(&self, mapping: &Mapping, pages: u64) -> bool {
-        mapping.mappers().is_none_or(|m| m.add(&self.owner, pages, mapping.may_write_object()))
+    pub fn announce(&self, mapping: &Mapping, pages: u64, pin: &Pinned<'_>) -> bool {
+        mapping.mappers().is_none_or(|m| m.add(&self.owner, pages, mapping.may_write_object(), pin))
     }
     /// Take back an announcement of what was not mapped after all, or is mapped no more, and translated by nobody.
-    pub fn retract(&self, mapping: &Mapping, pages: u64) {
+    pub fn retract(&self, mapping: &Mapping, pages: u64, pin: &Pinned<'_>) {
         if let Some(mappers) = mapping.mappers() {
-            mappers.sub(&self.owner, pages, mapping.may_write_object());
+            mappers.sub(&self.owner, pages, mapping.may_write_object(), pin);
         }
     }
     /// How many mappings there are.

@@ -275,13 +275,13 @@ impl Radix {
     /// Tell the object of `mapping` that `pages` of its pages will be mapped; as [`Mappings::announce`].
     ///
     /// [`Mappings::announce`]: crate::Mappings::announce
-    fn announce(&self, mapping: &Mapping, pages: u64) -> bool {
-        mapping.mappers().is_none_or(|mappers| mappers.add(&self.me, pages, mapping.may_write_object()))
+    fn announce(&self, mapping: &Mapping, pages: u64, pin: &Pinned<'_>) -> bool {
+        mapping.mappers().is_none_or(|mappers| mappers.add(&self.me, pages, mapping.may_write_object(), pin))
     }
     /// Pages of `mapping` are mapped no more.
-    fn retract(&self, mapping: &Mapping, pages: u64) {
+    fn retract(&self, mapping: &Mapping, pages: u64, pin: &Pinned<'_>) {
         if let Some(mappers) = mapping.mappers() {
-            mappers.sub(&self.me, pages, mapping.may_write_object());
+            mappers.sub(&self.me, pages, mapping.may_write_object(), pin);
         }
     }
     /// Give back pages of a table, `cpu`'s own or the home table, that serve no page which has an entry there.

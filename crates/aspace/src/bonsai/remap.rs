@@ -46,7 +46,7 @@ impl Bonsai {
             if let Some(grown) = plan.grown {
                 let tail = mapping.advanced(grown.start().number() - source.number());
                 // It is more of a mapping that there is: nothing can forbid it.
-                let _ = maps.mappings.announce(&tail, grown.len());
+                let _ = maps.mappings.announce(&tail, grown.len(), &ctx.pin());
                 maps.mappings.insert(grown, tail);
                 self.publish(maps, grown, ctx);
             }
@@ -78,7 +78,7 @@ impl Bonsai {
             maps.mappings.update(old, |mapping| relock(mapping, Lock::Off));
         }
         // As above.
-        let _ = maps.mappings.announce(&moved, target.len());
+        let _ = maps.mappings.announce(&moved, target.len(), &ctx.pin());
         maps.mappings.insert(target, moved);
         if !keep && !kept.is_empty() {
             self.evict(maps, kept, taken, ctx);

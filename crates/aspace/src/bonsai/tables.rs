@@ -125,12 +125,12 @@ impl Bonsai {
         // An object hears that its pages are mapped no more when nobody translates to them any more.
         while let Some((part, mapping)) = maps.mappings.announced(range) {
             if mutant!("retract-before-flush") {
-                maps.mappings.retract(&mapping, part.len());
+                maps.mappings.retract(&mapping, part.len(), &ctx.pin());
             }
             self.take_part(maps, part, taken, ctx);
             self.flush(&mut taken.gather, &ctx.pin());
             if !mutant!("retract-before-flush") {
-                maps.mappings.retract(&mapping, part.len());
+                maps.mappings.retract(&mapping, part.len(), &ctx.pin());
             }
         }
         self.take_part(maps, range, taken, ctx);

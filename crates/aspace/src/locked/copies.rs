@@ -60,7 +60,7 @@ impl Locked {
             mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT);
             if !mutant!("fork-unannounced") {
                 // Whatever a shared mapping may write, the parent's may too: so it is not sealed.
-                let _ = into.mappings.announce(&mapping, area.len());
+                let _ = into.mappings.announce(&mapping, area.len(), &ctx.pin());
             }
             into.mappings.insert(area, mapping);
         }

@@ -50,7 +50,7 @@ impl Locked {
             if let Some(grown) = plan.grown {
                 let tail = mapping.advanced(grown.start().number() - source.number());
                 // It is more of a mapping that there is: nothing can forbid it.
-                let _ = space.mappings.announce(&tail, grown.len());
+                let _ = space.mappings.announce(&tail, grown.len(), &ctx.pin());
                 space.mappings.insert(grown, tail);
             }
             self.flush(gather, &ctx.pin());
@@ -71,7 +71,7 @@ impl Locked {
             space.mappings.update(old, |mapping| relock(mapping, Lock::Off));
         }
         // As above.
-        let _ = space.mappings.announce(&moved, target.len());
+        let _ = space.mappings.announce(&moved, target.len(), &ctx.pin());
         space.mappings.insert(target, moved);
         if !keep && !kept.is_empty() {
             self.evict(space, kept, gather, ctx);

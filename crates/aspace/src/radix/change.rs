@@ -121,7 +121,7 @@ impl<'a> Change<'a> {
     }
     fn tell(&mut self) {
         if let Some((desc, pages)) = self.untold.take() {
-            self.space.retract(&desc.mapping, pages);
+            self.space.retract(&desc.mapping, pages, self.pin());
         }
     }
     /// The frame of page `key`, if the slot has one, is to be freed; nobody translates to it after the next flush.

@@ -361,7 +361,7 @@ impl<'s, 'p> Heirs<'s, 'p> {
             difference.add(desc.kinds, *pages as i64);
             if !mutant!("fork-unannounced") {
                 // Whatever a shared mapping may write, the parent's may too: so it is not sealed.
-                let _ = child.announce(&desc.mapping, *pages);
+                let _ = child.announce(&desc.mapping, *pages, pin);
             }
         }
         child.counts.add(&difference, pin);

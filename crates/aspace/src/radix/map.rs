@@ -57,7 +57,7 @@ impl Radix {
             }
             mapping.advance(0u64.wrapping_sub(range.start().number()));
             let Some(desc) = self.realm.intern(&mapping, &pin) else { return refuse(Error::NoMemory) };
-            if !self.announce(&mapping, n) {
+            if !self.announce(&mapping, n, &pin) {
                 return refuse(Error::Sealed);
             }
             change.replace(&mut guard, desc.slot());

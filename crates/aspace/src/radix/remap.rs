@@ -293,7 +293,7 @@ impl Radix {
                     return undo(Err(Error::NoMemory));
                 }
                 // It is more of a mapping that there is: nothing can forbid it.
-                let _ = self.announce(mapping, n - old.len());
+                let _ = self.announce(mapping, n - old.len(), section.pin());
                 guard.update(|span| match (end..grown).contains(&span.first) {
                     true => slot.blank().word(),
                     false => span.value,
@@ -435,7 +435,7 @@ impl Radix {
             }
         };
         // It is more of a mapping that there is: nothing can forbid it.
-        let _ = self.announce(&desc.desc().mapping, n);
+        let _ = self.announce(&desc.desc().mapping, n, section.pin());
         let charged = if grows { n - old.len() } else { 0 };
         change.difference.add(desc.desc().kinds, (n - charged) as i64);
         into.update(|span| {
