@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! addr, percpu  <-  sync  <-  frames  <-  owned  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
-//! percpu  <-  sync  <-  heap  <-  kernel
+//! percpu  <-  sync  <-  heap, rcu  <-  kernel
 //! percpu  <-  sync  <-  refcache, rcu  <-  radix
 //! percpu  <-  sync  <-  rcu  <-  bonsai
 //! percpu  <-  sync  <-  vmprim
@@ -52,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "quire-addr",
             "quire-percpu",
             "quire-sync",
+            "quire-rcu",
             "quire-heap",
             "quire-frames",
             "quire-owned",

@@ -18,6 +18,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod kernel;
+pub mod lend;
 mod list;
 pub mod ptr;
 #[cfg(feature = "std")]
