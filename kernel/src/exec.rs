@@ -300,8 +300,8 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
             return Err(Errno::ENOMEM);
         }
     };
-    let files = p.files();
-    let own_files = if Arc::strong_count(&files) > 2 { files.fork() } else { Ok(files) };
+    let files = p.share_files();
+    let own_files = if files.count() > 2 { files.fork() } else { Ok(files) };
     let own_files = match own_files {
         Ok(f) => f,
         Err(e) => {
@@ -359,7 +359,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     me.rseq.clear();
     p.has_execed.store(true, Ordering::Relaxed);
     own_files.exec();
-    let shared_files = core::mem::replace(&mut *p.files.lock(), own_files);
+    let shared_files = p.set_files(own_files);
     drop(shared_files);
     me.thread.reset_state();
     *frame = entry_frame(&layout, sp);

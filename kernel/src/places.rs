@@ -168,7 +168,6 @@ pub fn process(process: &Arc<Process>) {
         part("signals", span(&process.signals));
         part("threads", span(&process.threads));
         part("children", span(&process.children));
-        part("files", span(&process.files));
     });
 }
 

@@ -29,7 +29,7 @@ use crate::{
     algo::Choice,
     cpu_time::CpuTimers,
     errno::Errno,
-    file::{Claim, FileTable, FsInfo},
+    file::{Claim, FileTable, FsInfo, Share},
     hw::irq::Lock,
     limits::{RLIMIT_NPROC, Rlimits},
     memory, oom, places, sched,
@@ -193,7 +193,9 @@ pub struct Process {
     /// Actions and shared pending signals.
     pub signals: ProcessSignals,
     /// Its descriptors.
-    pub files: Lock<Arc<FileTable>>,
+    files: Lock<Share>,
+    /// Where the table of `files` is, for threads to see whether it is the one that they know.
+    table: AtomicUsize,
     /// Working directory and file mode mask.
     pub fs: Lock<Arc<FsInfo>>,
     /// Its live threads; the first one first.
@@ -319,13 +321,14 @@ pub fn task_count() -> usize {
 impl Process {
     /// A process with nothing in it. Not in the table yet. It is large, so its callers have none on their stacks.
     #[inline(never)]
-    pub fn new(pid: u32, parent: Weak<Process>, files: Arc<FileTable>, fs: Arc<FsInfo>) -> Arc<Self> {
+    pub fn new(pid: u32, parent: Weak<Process>, files: Share, fs: Arc<FsInfo>) -> Arc<Self> {
         Arc::new(Self {
             pid,
             parent: Lock::new(parent),
             pgid: AtomicU32::new(pid),
             sid: AtomicU32::new(pid),
             signals: ProcessSignals::new(),
+            table: AtomicUsize::new(Arc::as_ptr(files.table()).addr()),
             files: Lock::new(files),
             fs: Lock::new(fs),
             threads: Lock::new(Vec::new()),
@@ -347,9 +350,26 @@ impl Process {
         })
     }
 
-    /// The descriptors.
+    /// The descriptors, for a look: its threads take [`task::files`].
     pub fn files(&self) -> Arc<FileTable> {
+        self.files.lock().table().clone()
+    }
+    /// A share of the descriptors for another process.
+    pub fn share_files(&self) -> Share {
         self.files.lock().clone()
+    }
+    /// Have other descriptors. What it had is closed with the result, if nobody shares it: with no lock held.
+    #[must_use = "closing may sleep"]
+    pub fn set_files(&self, files: Share) -> Share {
+        let mut mine = self.files.lock();
+        // Relaxed: a thread that calls at the same time has either; to others it is ordered by what tells them to call.
+        self.table.store(Arc::as_ptr(files.table()).addr(), Ordering::Relaxed);
+        core::mem::replace(&mut *mine, files)
+    }
+    /// Whether `table`, which the caller has, is that of the descriptors.
+    pub fn has_table(&self, table: &Arc<FileTable>) -> bool {
+        // Relaxed: as above.
+        self.table.load(Ordering::Relaxed) == Arc::as_ptr(table).addr()
     }
     /// Working directory and mask.
     pub fn fs(&self) -> Arc<FsInfo> {
@@ -526,6 +546,7 @@ pub fn end_other_threads() -> Result<(), Errno> {
 pub fn thread_ended(me: &Arc<Task>) {
     let p = &me.process;
     signal::thread_exit(me);
+    me.leave_files();
     // Out of the table before out of the process: whoever waits in `execve` to be alone takes over the process's id then,
     // and that entry must not go with a first thread that is late.
     TABLE.lock().tasks.remove(&me.tid());
@@ -571,7 +592,7 @@ pub fn thread_ended(me: &Arc<Task>) {
 }
 
 fn release_resources(p: &Arc<Process>) {
-    let files = core::mem::replace(&mut *p.files.lock(), FileTable::empty());
+    let files = p.set_files(Share::empty());
     // Closing may sleep and send signals; it happens here, with no lock held, if ours was the last share.
     drop(files);
 }
@@ -652,7 +673,7 @@ pub fn supervisor() -> Option<Arc<Process>> {
 }
 
 /// Make the kernel's own process, before any task exists.
-pub fn init(files: Arc<FileTable>, fs: Arc<FsInfo>) -> Arc<Process> {
+pub fn init(files: Share, fs: Arc<FsInfo>) -> Arc<Process> {
     let p = Process::new(SUPERVISOR_PID, Weak::new(), files, fs);
     *SUPERVISOR.lock() = Some(p.clone());
     p

@@ -11,7 +11,7 @@ use owned::{Stats, Use};
 
 use crate::{
     exec::{self, Program},
-    file::{self, FileTable, Startup},
+    file::{self, Share, Startup},
     hw, memory, options, places,
     process::{self, Process, Status},
     realm, sched, selftest, stats, syscall,
@@ -37,7 +37,7 @@ pub fn start(kernel: Arc<Process>) {
 fn run(kernel: &Arc<Process>) {
     let before = memory::frames().stats().owned;
     let startup = file::init(memory::initramfs(), options::get());
-    *kernel.files.lock() = FileTable::with_stdio();
+    drop(kernel.set_files(Share::with_stdio()));
     let status = match options::get().selftest {
         Some(which) => selftest::run(&which),
         None => run_program(kernel, startup),

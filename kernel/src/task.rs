@@ -12,6 +12,7 @@ use percpu::{CpuId, CpuSet};
 pub use crate::hw::thread::{current, pinned, unpinned};
 use crate::{
     errno::Errno,
+    file::Files,
     futex,
     hw::{TrapFrame, irq, thread::Thread},
     places,
@@ -77,6 +78,8 @@ pub struct Task {
     /// Page faults that were resolved for it.
     faults: AtomicU64,
     mm: irq::Lock<Option<TaskMm>>,
+    /// The process's descriptors, as the thread last found them. For the thread itself.
+    files: irq::Lock<Option<Files>>,
     /// The memory that it has moved into for a moment: [`visit`].
     visited: irq::Lock<Option<TaskMm>>,
     /// Whether there is any. For the thread itself.
@@ -207,6 +210,18 @@ pub fn visit<R>(mm: &Arc<Mm>, f: impl FnOnce() -> R) -> Option<R> {
     Some(result)
 }
 
+/// The descriptors of the calling thread's process.
+pub fn files() -> Files {
+    let me = current();
+    if let Some(files) = me.files.lock().as_ref().filter(|files| me.process.has_table(files.table())) {
+        return files.clone();
+    }
+    let files = Files::of(me.process.files());
+    let old = me.files.lock().replace(files.clone());
+    drop(old); // with no lock held
+    files
+}
+
 impl Task {
     fn assemble(tid: u32, process: Arc<Process>, thread: Thread, kind: Kind) -> Self {
         Self {
@@ -227,6 +242,7 @@ impl Task {
             set_tid: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             mm: irq::Lock::new(None),
+            files: irq::Lock::new(None),
             visited: irq::Lock::new(None),
             visits: AtomicBool::new(false),
             kind,
@@ -359,6 +375,11 @@ impl Task {
     pub fn set_mm(&self, mm: Option<Arc<Mm>>) -> Option<Arc<Mm>> {
         let old = core::mem::replace(&mut *self.mm.lock(), mm.map(|mm| Arc::new(Handle(mm))));
         old.map(|handle| Arc::clone(&*handle))
+    }
+    /// Be no user of descriptors any more.
+    pub fn leave_files(&self) {
+        let files = self.files.lock().take();
+        drop(files); // with no lock held
     }
     /// Store the thread id at `at` in its own memory when it first runs.
     pub fn set_tid_on_start(&self, at: u64) {

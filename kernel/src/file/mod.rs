@@ -95,7 +95,7 @@ pub use socket::{
 pub use special::Special;
 pub use startup::Startup;
 pub use store::{MAX_SIZE, Store, capacity};
-pub use table::{FileTable, FsInfo};
+pub use table::{FileTable, Files, FsInfo, Lent, Share};
 pub use timerfd::{Setting, TimerFile};
 
 use crate::{

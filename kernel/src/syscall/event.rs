@@ -61,7 +61,7 @@ pub fn epoll_ctl(a: &Args) -> SysResult {
         return Err(Errno::EBADF);
     }
     file.check_waitable()?;
-    if Arc::ptr_eq(&own, &file) {
+    if core::ptr::eq(&*own, &*file) {
         return Err(Errno::EINVAL);
     }
     let epoll = epoll(&own)?;

@@ -21,13 +21,13 @@ pub use wait::*;
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
-    file::{self, Device, Entry, FileTable, Follow, Found, FsInfo, Kind, OpenFile, Special, Store},
+    file::{self, Device, Entry, Files, Follow, Found, FsInfo, Kind, Lent, OpenFile, Special, Store},
     task, usercopy,
 };
 
 /// The caller's descriptors.
-pub(super) fn files() -> Arc<FileTable> {
-    task::current().process.files()
+pub(super) fn files() -> Files {
+    task::files()
 }
 
 /// The caller's root, working directory and mask.
@@ -36,8 +36,20 @@ fn fs() -> Arc<FsInfo> {
 }
 
 /// The open file behind argument `i`. EBADF.
-pub(super) fn opened(a: &Args, i: usize) -> Result<Arc<OpenFile>, Errno> {
-    files().get(a.int(i))
+pub(super) fn opened(a: &Args, i: usize) -> Result<Lent, Errno> {
+    lent(a.int(i))
+}
+
+/// The open file behind `fd`. EBADF.
+pub(super) fn lent(fd: i32) -> Result<Lent, Errno> {
+    loop {
+        let files = files();
+        let found = files.lend(fd);
+        // One that was closed as the process got another table may be there.
+        if found.is_ok() || task::current().process.has_table(files.table()) {
+            return found;
+        }
+    }
 }
 
 /// A path from user memory. ENAMETOOLONG, EFAULT.
@@ -54,7 +66,7 @@ fn start(dirfd: i32, path: &[u8], fs: &FsInfo) -> Result<Arc<Entry>, Errno> {
     if path.starts_with(b"/") {
         return Ok(fs.root_directory().clone());
     }
-    if dirfd == c::AT_FDCWD { Ok(fs.cwd()) } else { Ok(files().get(dirfd)?.entry.clone()) }
+    if dirfd == c::AT_FDCWD { Ok(fs.cwd()) } else { Ok(lent(dirfd)?.entry.clone()) }
 }
 
 /// Walk the path at `addr` from `dirfd`.
@@ -78,7 +90,7 @@ fn lookup_with_flags(dirfd: i32, addr: u64, flags: u32) -> Result<Arc<Entry>, Er
     };
     let fs = fs();
     if path.is_empty() && flags & c::AT_EMPTY_PATH != 0 {
-        return if dirfd == c::AT_FDCWD { Ok(fs.cwd()) } else { Ok(files().get(dirfd)?.entry.clone()) };
+        return if dirfd == c::AT_FDCWD { Ok(fs.cwd()) } else { Ok(lent(dirfd)?.entry.clone()) };
     }
     let follow = if flags & c::AT_SYMLINK_NOFOLLOW == 0 { Follow::Always } else { Follow::BeforeSlash };
     fs.walk(&start(dirfd, &path, &fs)?, &path, follow)?.existing()
@@ -100,8 +112,7 @@ pub fn close_range(a: &Args) -> SysResult {
     let process = task::current().process.clone();
     if flags & CLOSE_RANGE_UNSHARE != 0 {
         let own = process.files().fork()?;
-        let old = core::mem::replace(&mut *process.files.lock(), own);
-        drop(old);
+        drop(process.set_files(own));
     }
     process.files().close_range(first as usize, last as usize, flags & CLOSE_RANGE_CLOEXEC != 0);
     Ok(0)
@@ -207,7 +218,7 @@ pub fn memfd_create(a: &Args) -> SysResult {
 pub fn fcntl(a: &Args) -> SysResult {
     let (fd, arg) = (a.int(0), a.raw(2));
     let files = files();
-    let file = files.get(fd)?;
+    let file = lent(fd)?;
     let command = a.uint(1);
     if file.is_path()
         && !matches!(command, c::F_DUPFD | c::F_DUPFD_CLOEXEC | c::F_GETFD | c::F_SETFD | c::F_GETFL)
@@ -216,7 +227,7 @@ pub fn fcntl(a: &Args) -> SysResult {
     }
     match command {
         c::F_DUPFD | c::F_DUPFD_CLOEXEC => {
-            files.insert_from(u64::from(arg as u32), file, command == c::F_DUPFD_CLOEXEC)
+            files.insert_from(u64::from(arg as u32), file.counted(), command == c::F_DUPFD_CLOEXEC)
         }
         c::F_GETFD => Ok(files.close_on_exec(fd)?.into()),
         c::F_SETFD => files.set_close_on_exec(fd, arg & 1 != 0).map(|()| 0),
@@ -257,7 +268,7 @@ fn sealable(file: &OpenFile) -> Result<&Store, Errno> {
 pub fn ioctl(a: &Args) -> SysResult {
     let (fd, request, arg) = (a.int(0), a.uint(1), a.raw(2));
     let files = files();
-    let file = files.get(fd)?;
+    let file = lent(fd)?;
     if file.is_path() {
         return Err(Errno::EBADF);
     }

@@ -250,7 +250,7 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     };
     if let Err(e) = entered {
         if let Some(Ok(fd)) = pidfd {
-            p.files().close(fd)?;
+            task::files().close(fd)?;
         }
         if let Some(mm) = child.set_mm(None) {
             mm.leave();
@@ -273,7 +273,7 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
 
 /// A descriptor of `process` for the caller, stored at `at`.
 fn give_pidfd(process: &Arc<Process>, at: u64) -> Result<i32, Errno> {
-    let files = task::current().process.files();
+    let files = task::files();
     let fd = files.insert(ProcessFile::open(process.clone(), 0)?, true)? as i32;
     usercopy::write(at, &fd).or_else(|e| files.close(fd).and(Err(e)))?;
     Ok(fd)
@@ -295,7 +295,7 @@ fn fork_mm(mm: &Arc<Mm>) -> Result<Arc<Mm>, Errno> {
 fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Arc<Process>, Errno> {
     let has = |f| c.flags & f != 0;
     let parent = if has(CLONE_PARENT) { p.parent.lock().clone() } else { Arc::downgrade(p) };
-    let files = if has(CLONE_FILES) { p.files() } else { p.files().fork()? };
+    let files = if has(CLONE_FILES) { p.share_files() } else { p.files().fork()? };
     let fs = if has(CLONE_FS) { p.fs() } else { Arc::new(p.fs().fork()) };
     let child = Process::new(pid, parent, files, fs);
     // Relaxed, all: published when the child is registered.

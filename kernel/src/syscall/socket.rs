@@ -12,7 +12,7 @@ use super::{
 use crate::{
     errno::{Errno, SysResult},
     file::{
-        self, AF_UNIX, Address, Credentials, OpenFile, Received, Sent, Socket, SocketFlags as Flags,
+        self, AF_UNIX, Address, Credentials, Lent, OpenFile, Received, Sent, Socket, SocketFlags as Flags,
         SocketNumber as Number, Style, UserBuffer,
     },
     hw, memory, process, task, usercopy,
@@ -46,7 +46,7 @@ const CLOEXEC: u32 = 0x4000_0000;
 const WAIT_FOR_ONE: u32 = 0x1_0000;
 
 /// The socket open as argument 0, and its open file. EBADF, ENOTSOCK.
-fn socket_file(a: &Args) -> Result<Arc<OpenFile>, Errno> {
+fn socket_file(a: &Args) -> Result<Lent, Errno> {
     let file = opened(a, 0)?;
     file.socket()?;
     Ok(file)

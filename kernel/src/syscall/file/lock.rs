@@ -1,6 +1,6 @@
 //! `fcntl`'s locks on parts of files.
 
-use alloc::sync::Arc;
+use core::ptr;
 
 use linux_raw_sys::general as c;
 
@@ -51,7 +51,7 @@ fn range(file: &OpenFile, given: &Flock) -> Result<(u64, u64), Errno> {
 }
 
 /// F_GETLK, F_SETLK, F_SETLKW and those of open files, on `file`, which is `fd`.
-pub fn record_lock(fd: i32, file: &Arc<OpenFile>, command: u32, at: u64) -> SysResult {
+pub fn record_lock(fd: i32, file: &OpenFile, command: u32, at: u64) -> SysResult {
     let mut given: Flock = usercopy::read(at)?;
     let files = files();
     let pid = task::current().process.pid;
@@ -90,7 +90,7 @@ pub fn record_lock(fd: i32, file: &Arc<OpenFile>, command: u32, at: u64) -> SysR
     if kind != c::F_UNLCK {
         records.lock(&record, matches!(command, c::F_SETLKW | c::F_OFD_SETLKW))?;
         // If another thread closed the descriptor meanwhile, nothing would let go of the lock.
-        if !of_file && !files.get(fd).is_ok_and(|now| Arc::ptr_eq(&now, file)) {
+        if !of_file && !files.get(fd).is_ok_and(|now| ptr::eq(&*now, file)) {
             records.release(owner);
             return Err(Errno::EBADF);
         }

@@ -1,11 +1,11 @@
 //! `poll` and `select`: wait until a file can be used without waiting.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::vec::Vec;
 
-use super::files;
+use super::{files, lent};
 use crate::{
     errno::{Errno, SysResult},
-    file::{Events, OpenFile},
+    file::{Events, Lent},
     hw,
     limits::RLIMIT_NOFILE,
     signal::{self, SigSet},
@@ -30,7 +30,7 @@ const ALWAYS: Events = Events::ERR.union(Events::HUP).union(Events::NVAL);
 /// One file that a call waits for.
 struct Watched {
     /// None for a bad descriptor.
-    file: Option<Arc<OpenFile>>,
+    file: Option<Lent>,
     events: Events,
 }
 
@@ -137,7 +137,6 @@ fn poll_until(addr: u64, count: u32, deadline: Option<u64>) -> SysResult {
     if u64::from(count) > limit {
         return Err(Errno::EINVAL);
     }
-    let files = files();
     let mut list = room_for(count as usize)?;
     let mut watched = room_for(count as usize)?;
     for i in 0..u64::from(count) {
@@ -145,7 +144,7 @@ fn poll_until(addr: u64, count: u32, deadline: Option<u64>) -> SysResult {
         // A negative descriptor is left out.
         if p.fd >= 0 {
             let events = Events::from_bits_truncate(p.events) | ALWAYS;
-            watched.push(Watched { file: files.get(p.fd).ok(), events });
+            watched.push(Watched { file: lent(p.fd).ok(), events });
         }
         list.push(p);
     }
@@ -214,7 +213,7 @@ fn select_until(a: &Args, deadline: Option<u64>) -> SysResult {
     let mut watched = room_for(highest)?;
     for fd in 0..count.min(64 * words as usize) {
         if sets.iter().any(|set| has(set, fd)) {
-            let file = files.get(fd as i32)?;
+            let file = lent(fd as i32)?;
             if file.is_path() {
                 return Err(Errno::EBADF);
             }

@@ -12,7 +12,7 @@ use crate::{
     file::{self, OpenFile},
     process::Mm,
     stats::{self, Counter},
-    syscall::Args,
+    syscall::{Args, file::lent},
     task,
 };
 
@@ -143,7 +143,7 @@ pub fn mmap(a: &Args) -> SysResult {
     let has = |flag| flags & flag != 0;
     let file = match has(abi::MAP_ANONYMOUS) {
         true => None,
-        false => Some(task::current().process.files().get(a.int(4))?),
+        false => Some(lent(a.int(4))?),
     };
     if file.as_ref().is_some_and(|file| file.is_path()) {
         return Err(Errno::EBADF);
