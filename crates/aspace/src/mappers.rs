@@ -149,7 +149,9 @@ struct Common {
 struct Once<T>(AtomicPtr<T>);
 
 impl<T> Once<T> {
-    const NEVER: Self = Self(AtomicPtr::new(ptr::null_mut()));
+    const fn new() -> Self {
+        Self(AtomicPtr::new(ptr::null_mut()))
+    }
     #[inline]
     fn get(&self) -> Option<&T> {
         // SAFETY: null, or what `set` has put there, which stays until `self` is dropped.
@@ -209,7 +211,7 @@ impl Mappers {
     /// Nobody.
     pub const fn new() -> Self {
         let common = Common { list: List::new(false), last: None, moves: 0 };
-        Self { common: SpinLock::new(common), own: Once::NEVER }
+        Self { common: SpinLock::new(common), own: Once::new() }
     }
     /// `mapper` maps `pages` pages more. False, and nothing done, if they may be written and must not be.
     pub fn add(&self, mapper: &Weak<dyn Mapper>, pages: u64, writable: bool, pin: &Pinned<'_>) -> bool {
@@ -231,7 +233,7 @@ impl Mappers {
             common.last = Some(pin.cpu());
             common.moves += 1;
             if common.moves == MOVES {
-                self.own.set([const { Once::NEVER }; MAX_CPUS]);
+                self.own.set([const { Once::new() }; MAX_CPUS]);
             }
         }
         true

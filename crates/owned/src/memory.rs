@@ -321,7 +321,7 @@ impl Memory {
         let frame = owned.into_raw();
         let at = self.index(frame);
         self.marks.expect(at, frame, usage);
-        if self.give_up_share(at) {
+        if self.give_up_share(at, usage) {
             self.give(pin, usage, frame, 0);
         }
     }
@@ -351,14 +351,16 @@ impl Memory {
     /// Whether `frame` has more than one share. If the caller has one and the answer is no, it stays no until the
     /// caller makes another, and what other owners did to the frame has been done.
     pub fn is_shared(&self, frame: Frame) -> bool {
-        // Acquire: the other owners' use of the frame comes before; partner of the CAS in `give_up_share`.
+        // Acquire: the other owners' use of the frame comes before; partner of the exchanges in `give_up_share`.
         self.sharers[self.index(frame)].load(Ordering::Acquire) != 0
     }
 
     /// How many shares `frame` has beside one; a report, which may be out of date.
     pub fn sharers(&self, frame: Frame) -> u64 {
         // Relaxed: nothing follows from it.
-        self.sharers[self.index(frame)].load(Ordering::Relaxed).into()
+        let sharers = self.sharers[self.index(frame)].load(Ordering::Relaxed);
+        // Less than none while the last share is given up.
+        sharers.wrapping_add(1).saturating_sub(1).into()
     }
 
     /// Whether memory is short: only the reserve is left, so that the user's allocations fail, or the kernel is
@@ -452,9 +454,20 @@ impl Memory {
 
     /// Give up a share of frame number `at`; whether it was the last.
     #[inline]
-    fn give_up_share(&self, at: usize) -> bool {
+    fn give_up_share(&self, at: usize, usage: Use) -> bool {
         let sharers = &self.sharers[at];
         let last = if mutant!("owned-early-free") { 1 } else { 0 };
+        // Pages of files mostly have other owners, on other CPUs: the count's line comes once for an exchange, but twice for a
+        // look and an exchange.
+        if usage == Use::File {
+            // Release and Acquire: as below, of one exchange with another.
+            let seen = sharers.fetch_sub(1, Ordering::AcqRel);
+            if seen <= last {
+                // Relaxed: nobody else has a share, so nobody else counts. Reports may have seen one less than none.
+                sharers.store(0, Ordering::Relaxed);
+            }
+            return seen <= last;
+        }
         // Acquire: if ours is the last, all that the other owners did comes before we free; partner of the CAS below
         // (each a read-modify-write, so one load of the last value is ordered after them all).
         let mut seen = sharers.load(Ordering::Acquire);

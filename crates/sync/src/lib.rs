@@ -5,8 +5,9 @@
 //! | [`SpinLock`] | spins | a few dozen instructions, never across a sleep |
 //! | [`BitLock`] | spins | the same, when the lock must fit into one bit of a word that exists anyway |
 //! | [`RwLock`] | sleeps, first come first served | whole operations, which may themselves sleep |
+//! | [`Biased`] | as `RwLock`; a writer also spins for readers | look-ups by many CPUs of what seldom changes |
 //!
-//! All three are written over [`primitive`], so the same source runs under loom. [`mutant!`] plants the faults that
+//! All are written over [`primitive`], so the same source runs under loom. [`mutant!`] plants the faults that
 //! the tests must catch, and [`probe!`] marks what an emulator's tracer counts.
 //!
 //! ```
@@ -22,6 +23,7 @@ extern crate alloc;
 #[cfg(any(feature = "mutants", feature = "testing"))]
 extern crate std;
 
+mod biased;
 mod bit;
 pub mod mutant;
 pub mod primitive;
@@ -29,6 +31,7 @@ pub mod probe;
 mod rwlock;
 mod spin;
 
+pub use biased::{Biased, BiasedReadGuard, READS, Readers};
 pub use bit::BitLock;
 pub use rwlock::{ReadGuard, RwLock, WriteGuard};
 pub use spin::{SpinGuard, SpinLock};

@@ -240,7 +240,12 @@ impl<T> RwLock<T> {
     }
     /// Sleep until the lock can be held for writing, and take it.
     pub fn write<'l>(&'l self, ctx: &Unpinned<'_>) -> WriteGuard<'l, T> {
+        self.write_after(ctx, || ())
+    }
+    /// As [`Self::write`], with `ready` called in the lock before the value may be accessed.
+    pub(crate) fn write_after<'l>(&'l self, ctx: &Unpinned<'_>, ready: impl FnOnce()) -> WriteGuard<'l, T> {
         self.acquire(Kind::Writer, ctx);
+        ready();
         WriteGuard { value: self.value.get_mut(), _leave: Leave { state: &self.state, kind: Kind::Writer } }
     }
     /// The value, without locking: the exclusive borrow shows that nobody holds the lock.
@@ -257,6 +262,11 @@ impl<T> RwLock<T> {
     /// The value, back from the lock.
     pub fn into_inner(self) -> T {
         self.value.into_inner()
+    }
+
+    /// A read access to the value for whoever knows by other means that no writer is in.
+    pub(crate) fn peek(&self) -> ConstPtr<T> {
+        self.value.get()
     }
 
     fn acquire(&self, kind: Kind, ctx: &Unpinned<'_>) {

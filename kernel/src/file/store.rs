@@ -12,7 +12,8 @@
 //!   program's memory while it is held, so page faults nest inside it, and nothing that a page fault needs may take it.
 //! * `pages` protects the index of pages, for a look-up at a time. It is the innermost: a page fault on a mapping takes
 //!   it inside the address space's own locks. User memory is never touched while it is held; copies work on a share
-//!   taken under it.
+//!   taken under it. Pages of one file are looked up by many CPUs, so readers are [`Biased`]: they write no line that others write,
+//!   and don't sleep.
 //!
 //! Files may fill at most half of the memory, as on Linux's tmpfs; then writes fail with ENOSPC while programs still
 //! have memory to run in. Shared anonymous memory and `memfd` files are the programs' own and not limited so, nor are the pages of the boot image.
@@ -33,7 +34,7 @@ use addr::{PAGE_BYTES, PAGE_SIZE};
 use aspace::{Mappers, ObjectError, Policy};
 use linux_raw_sys::general as c;
 use owned::OwnedFrame;
-use sync::RwLock;
+use sync::{Biased, Readers, RwLock};
 
 use super::{
     Result,
@@ -47,6 +48,9 @@ pub const MAX_SIZE: u64 = i64::MAX as u64;
 
 /// The seals that forbid writing.
 const WRITING: u32 = c::F_SEAL_WRITE | c::F_SEAL_FUTURE_WRITE;
+
+/// Who is looking up pages.
+static READERS: Readers = Readers::new();
 
 /// How many pages limited files hold in frames, and how many they may.
 static USED: AtomicU64 = AtomicU64::new(0);
@@ -156,7 +160,7 @@ impl Pages {
 /// The contents of one regular file.
 pub struct Store {
     size: AtomicU64,
-    pages: RwLock<Pages>,
+    pages: Biased<Pages, &'static Readers>,
     writer: RwLock<()>,
     mappers: Mappers,
     seals: AtomicU32,
@@ -176,7 +180,7 @@ impl Store {
     fn with(pages: Pages) -> Self {
         let size = AtomicU64::new(pages.image.len() as u64);
         let seals = AtomicU32::new(c::F_SEAL_SEAL);
-        Self { size, pages: RwLock::new(pages), writer: RwLock::new(()), mappers: Mappers::new(), seals }
+        Self { size, pages: Biased::new(pages, &READERS), writer: RwLock::new(()), mappers: Mappers::new(), seals }
     }
 
     /// Who maps it.
