@@ -89,9 +89,9 @@ impl<const WAYS: usize> Ways<WAYS> {
         // Two shifts, as one by 64 is none.
         (o.address().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 1 >> (63 - bits)) as usize
     }
-    /// Hold `n` back for `o`, if there is a place that is occupied.
+    /// Hold `n` back for `o` where a change of it is held back already; whether that was so, and there was room for more.
     #[inline]
-    pub(crate) fn add(&self, o: Obj, n: i32) -> Added {
+    pub(crate) fn hold(&self, o: Obj, n: i32) -> bool {
         self.0.with_mut(|ways| {
             // SAFETY: this is the ways' CPU, and the reference ends here.
             let way = unsafe { &mut (&mut *ways)[Self::index(o)] };
@@ -99,8 +99,20 @@ impl<const WAYS: usize> Ways<WAYS> {
                 && let Some(sum) = way.delta.checked_add(n)
             {
                 way.delta = sum;
-                return Added::Held;
+                return true;
             }
+            false
+        })
+    }
+    /// Hold `n` back for `o`, if there is a place that is occupied.
+    #[inline]
+    pub(crate) fn add(&self, o: Obj, n: i32) -> Added {
+        if self.hold(o, n) {
+            return Added::Held;
+        }
+        self.0.with_mut(|ways| {
+            // SAFETY: as in `hold`.
+            let way = unsafe { &mut (&mut *ways)[Self::index(o)] };
             let old = core::mem::replace(&mut way.delta, n);
             match way.object {
                 None => Added::Vacant,
@@ -116,7 +128,7 @@ impl<const WAYS: usize> Ways<WAYS> {
     pub(crate) fn occupy(&self, o: Obj, n: i32, mine: &mut Mine) {
         let index = Self::index(o);
         let way = Way { object: Some(o), delta: n, next: mine.fresh };
-        // SAFETY: as in `add`.
+        // SAFETY: as in `hold`.
         self.0.with_mut(|ways| unsafe { (&mut *ways)[index] = way });
         mine.fresh = index as u32;
     }
@@ -127,7 +139,7 @@ impl<const WAYS: usize> Ways<WAYS> {
             return None;
         }
         self.0.with_mut(|ways| {
-            // SAFETY: as in `add`.
+            // SAFETY: as in `hold`.
             let way = unsafe { &mut (&mut *ways)[*chain as usize] };
             *chain = way.next;
             way.object.take().map(|o| (o, way.delta))
@@ -136,7 +148,7 @@ impl<const WAYS: usize> Ways<WAYS> {
     /// What is held back for `o`.
     pub(crate) fn held(&self, o: Obj) -> i32 {
         self.0.with(|ways| {
-            // SAFETY: as in `add`.
+            // SAFETY: as in `hold`.
             let way = unsafe { (&*ways)[Self::index(o)] };
             if way.object == Some(o) { way.delta } else { 0 }
         })

@@ -161,7 +161,16 @@ impl<const WAYS: usize> Domain<WAYS> {
     /// references, which it gives up; it uses `o` no more on their account.
     #[inline]
     pub unsafe fn add<T: Counted>(&self, o: &T, n: i32, pin: &Pinned<'_>) {
-        let (cache, o) = (self.cache(pin), Obj::of(o));
+        // SAFETY: the caller's promise.
+        unsafe { self.change(Obj::of(o), n, pin) };
+    }
+    /// The same for an object whose type is forgotten.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    pub(crate) unsafe fn change(&self, o: Obj, n: i32, pin: &Pinned<'_>) {
+        let cache = self.cache(pin);
         match cache.ways.add(o, n) {
             Added::Held => {}
             Added::InPlaceOf(other, delta) => self.make_room(cache, other, delta),
