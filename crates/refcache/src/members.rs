@@ -34,8 +34,8 @@ impl<const WAYS: usize> Domain<WAYS> {
         let cache = self.cache(pin);
         let orphans = self.has_orphans();
         let idle = |mine: &mut Mine| {
-            let idle =
-                mine.quiet && !orphans && mine.holds_nothing() && mine.review.is_empty() && !mine.working;
+            let holds_nothing = mine.quiet && mine.holds_nothing() || mutant!("refcache-park-holding");
+            let idle = holds_nothing && !orphans && mine.review.is_empty() && !mine.working;
             let leaves = mine.member && idle && !mine.flushing;
             mine.member &= !leaves;
             (leaves, !mine.member)

@@ -62,8 +62,12 @@ unsafe impl Sync for Sim {}
 impl Sim {
     /// Two CPUs at the beginning of an epoch, and an object with `refs` references.
     fn new(refs: i64) -> Arc<Self> {
+        Self::of(2, refs)
+    }
+    /// The same with so many CPUs.
+    fn of(cpus: usize, refs: i64) -> Arc<Self> {
         let sim = Arc::new(Self {
-            domain: Domain::new(2),
+            domain: Domain::new(cpus),
             o: Object {
                 head: RefHead::new::<Object>(refs),
                 value: UnsafeCell::new(()),
@@ -72,9 +76,10 @@ impl Sim {
             weak: AtomicU64::new(0),
             passed: AtomicBool::new(false),
         });
-        sim.domain.unpark(&pin(A));
-        sim.domain.unpark(&pin(B));
-        [A, A, B].into_iter().for_each(|cpu| sim.work(cpu));
+        (0..cpus).for_each(|cpu| sim.domain.unpark(&pin(cpu)));
+        // The first has come into an empty tree, which moved the epoch on.
+        sim.work(A);
+        (0..cpus).for_each(|cpu| sim.work(cpu));
         sim
     }
     fn add(&self, cpu: usize, n: i32) {
@@ -349,6 +354,32 @@ fn leaving_against_the_last_arrival() {
         assert!(sim.domain.epoch() > epoch, "nobody moved the epoch on");
         (0..3).for_each(|_| sim.work(A));
         assert!(sim.domain.epoch() >= epoch + 3, "CPU 0 waits for who has left");
+        sim.end();
+    });
+}
+
+/// B has arrived, and leaves while A, the last, arrives: its leaving doesn't count as the arrival of another. A third, which
+/// arrived before it got a reference, is awaited in the next epoch.
+#[test]
+fn leaving_after_the_arrival_against_the_last() {
+    const C: usize = 2;
+    explore("leave after arrival against last arriver", None, || {
+        let sim = Sim::of(3, 2);
+        sim.work(C);
+        sim.add(C, 1);
+        sim.work(B);
+        // A's own, and the one that B has had.
+        sim.add(A, -2);
+        let other = sim.clone();
+        let left = thread::spawn(move || {
+            other.domain.leave(&pin(B));
+        });
+        sim.work(A);
+        sim.work(A);
+        left.join().expect("CPU 1 went well");
+        sim.work(A);
+        sim.enjoy();
+        sim.add(C, -1);
         sim.end();
     });
 }
