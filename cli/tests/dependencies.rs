@@ -3,7 +3,7 @@
 //! ```text
 //! addr, percpu  <-  sync  <-  frames  <-  owned  <-  tlb  <-  pagetable  <-  aspace  <-  kernel
 //! percpu  <-  sync  <-  heap, rcu  <-  kernel
-//! percpu  <-  sync  <-  refcache, rcu  <-  radix
+//! percpu  <-  sync  <-  refcache, rcu  <-  radix, idle
 //! percpu  <-  sync  <-  rcu  <-  bonsai
 //! percpu  <-  sync  <-  vmprim
 //! ```
@@ -25,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-rcu", &["quire-percpu", "quire-sync"]),
     ("quire-bonsai", &["quire-percpu", "quire-sync", "quire-rcu"]),
     ("quire-radix", &["quire-percpu", "quire-sync", "quire-refcache", "quire-rcu"]),
+    ("quire-idle", &["quire-percpu", "quire-sync", "quire-refcache", "quire-rcu"]),
     ("quire-frames", &["quire-addr", "quire-percpu", "quire-sync"]),
     ("quire-owned", &["quire-addr", "quire-percpu", "quire-sync", "quire-frames"]),
     ("quire-tlb", &["quire-addr", "quire-percpu", "quire-sync", "quire-owned"]),
@@ -38,6 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "quire-sync",
             "quire-refcache",
             "quire-rcu",
+            "quire-idle",
             "quire-bonsai",
             "quire-radix",
             "quire-frames",
@@ -54,6 +56,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "quire-sync",
             "quire-rcu",
             "quire-heap",
+            "quire-idle",
             "quire-frames",
             "quire-owned",
             "quire-pagetable",

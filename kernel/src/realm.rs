@@ -7,22 +7,18 @@
 //! sleep, the end of a file that was mapped, is left to the next thread that comes by, on whichever CPU: nobody can look whether the
 //! file is gone who hasn't.
 //!
-//! **CPUs that halt.** To leave the epochs and to join them again writes words that all CPUs write, and threads that wait for each
-//! other halt their CPUs often, and not for long. So a CPU leaves nothing at first: it *naps*, a member of the epochs still, with
-//! all that it holds back, which the others await as if it ran; for grace periods it is quiescent, which it says on a line
-//! of its own. A timer bounds the nap to one tick, as a slice bounds the work of a CPU that runs: so no epoch waits longer for
-//! who naps than for who runs. A CPU that has been idle for a tick, or is asked to tick, collects until it has nothing left or
-//! others are at it, leaves them the rest, and is *asleep*, without a timer, unless it is the last. Who has nothing to leave
-//! sleeps at once.
+//! A CPU that halts naps for a tick at most, or leaves what it has to others: crate [`idle`] says how, and why nothing is lost or ends
+//! too early. Here are its timer and the requests.
 //!
 //! So what an unmapping leaves behind is collected some tens of milliseconds later. When memory is short that is too late:
 //! then calls, and faults that found no frame, first have all running CPUs do turn by turn what they do at ends of slices.
 #![allow(unsafe_code)] // says that this thread stays where it is
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use aspace::{PageTables, Realm};
+use idle::{Collect, Halt, Idle, State};
 use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
@@ -75,67 +71,21 @@ pub fn tables() -> PageTables {
     if options::get().shared_table { PageTables::Shared } else { PageTables::PerCpu }
 }
 
-/// Where a CPU stands with its regular work.
-#[repr(align(128))]
-struct State {
-    /// It is to tick: on its way to user mode, or before it halts.
-    due: AtomicBool,
-    /// When it ticked last, in ns since boot.
-    ticked: AtomicU64,
-    /// It has nothing to run, and has collected what it could.
-    rested: AtomicBool,
-    /// It has halted, or is about to, and left the rest to others.
-    asleep: AtomicBool,
-}
-static STATES: [State; MAX_CPUS] = [const {
-    State {
-        due: AtomicBool::new(false),
-        ticked: AtomicU64::new(0),
-        rested: AtomicBool::new(false),
-        asleep: AtomicBool::new(false),
-    }
-}; MAX_CPUS];
+static STATES: [State; MAX_CPUS] = [const { State::new() }; MAX_CPUS];
 
 fn mine() -> &'static State {
     &STATES[cpu::id().index()]
 }
 
-// Relaxed, on all fields of a state: hints, by which nothing is handed over, and of which `ticked` and `rested` are its CPU's alone.
-impl State {
-    fn is_due(&self) -> bool {
-        self.due.load(Ordering::Relaxed)
-    }
-    fn set_due(&self) {
-        self.due.store(true, Ordering::Relaxed);
-    }
-    /// Take the request to tick, if there is one.
-    fn take_due(&self) -> bool {
-        self.is_due() && self.due.swap(false, Ordering::Relaxed)
-    }
-    /// It is `now`, and the CPU ticks.
-    fn ticks(&self, now: u64) {
-        self.due.store(false, Ordering::Relaxed);
-        self.ticked.store(now, Ordering::Relaxed);
-    }
-    fn is_late(&self, now: u64) -> bool {
-        now.saturating_sub(self.ticked.load(Ordering::Relaxed)) >= timers::length(TICK)
-    }
-    fn is_asleep(&self) -> bool {
-        self.asleep.load(Ordering::Relaxed)
-    }
-    fn set_asleep(&self, asleep: bool) {
-        // Looked at before it is written: a nap leaves it alone.
-        if self.is_asleep() != asleep {
-            self.asleep.store(asleep, Ordering::Relaxed);
-        }
-    }
+/// This CPU has been idle since `since`.
+fn idle_since(since: u64) -> Idle {
+    Idle { since, now: timer::now(), tick: timers::length(TICK) }
 }
 
 /// This CPU begins, or has something to do again.
 pub fn wake() {
     if let Some(realm) = get() {
-        mine().set_asleep(false);
-        realm.idle_exit(&mut here());
+        mine().wake(realm, &mut here());
     }
 }
 
@@ -143,40 +93,23 @@ pub fn wake() {
 /// there would be nobody to collect what is left.
 pub fn sleep(since: u64) -> bool {
     let Some(realm) = get() else { return true };
-    let nap_ends = since.saturating_add(timers::length(TICK));
-    let naps = !mine().rested.load(Ordering::Relaxed) && timer::now() < nap_ends;
-    if naps && !realm.is_free(&here()) {
-        realm.nap(&mut here());
-    } else if realm.idle_enter(&mut here()) {
-        mine().set_asleep(true);
-        return true;
+    let halt = mine().sleep(realm, idle_since(since), &mut here());
+    if let Halt::Nap(until) = halt {
+        timers::limit_slice(until);
     }
-    if naps {
-        // It comes back then also if nothing else wakes it.
-        timers::limit_slice(nap_ends);
-    }
-    naps
+    halt != Halt::No
 }
 
 /// This CPU has nothing else to do since `since` (ns since boot).
 pub fn rest(since: u64) {
-    let Some(realm) = get() else { return };
-    let (state, now) = (mine(), timer::now());
-    // Who is asked to tick doesn't keep others waiting with what it could leave to them.
-    let rests = state.is_due() || now >= since.saturating_add(timers::length(TICK));
-    state.rested.store(rests, Ordering::Relaxed);
-    if rests {
-        state.ticks(now);
-        realm.rest(&mut here());
-    } else if state.is_late(now) {
-        state.ticks(now);
-        realm.tick(&mut here());
+    if let Some(realm) = get() {
+        mine().rest(realm, idle_since(since), &mut here());
     }
 }
 
 /// It is `now`, and this CPU switches to a thread: no slice may have ended here for long.
 pub fn look(now: u64) {
-    if is_on() && mine().is_late(now) {
+    if is_on() && mine().is_late(now, timers::length(TICK)) {
         mine().set_due();
     }
 }
@@ -230,10 +163,7 @@ pub fn collect_now(enough: impl Fn() -> bool) {
         reclaim::poke(&others);
         work();
         let deadline = timer::now() + PATIENCE;
-        let waits = |cpu: CpuId| {
-            let state = &STATES[cpu.index()];
-            state.is_due() && !state.is_asleep()
-        };
+        let waits = |cpu: CpuId| STATES[cpu.index()].is_awaited();
         while others.iter().any(waits) && timer::now() < deadline {
             // They may be here for the same.
             if is_due() {

@@ -28,15 +28,16 @@
 //! most for one slice of each of the others there, however often these sleep and are woken.
 //!
 //! # Idle
-//! An idle CPU halts, with no timer armed but the one that ends its nap (see [`realm`]). It announces itself in `IDLE` and
-//! *then* looks at its queue once more with
-//! interrupts off; a waker queues and *then* reads `IDLE`: one of them sees the other (SeqCst on both sides).
+//! An idle CPU halts, with no timer armed but the one that ends its nap (crate [`idle`](::idle)). It announces itself in `IDLE` and *then*
+//! looks at its queue once more with interrupts off; a waker queues and *then* looks for the announcement: one of them sees the
+//! other.
 //!
 //! The kernel is not preemptible: [`reschedule`] is called on the way back to user mode only.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
+use ::idle::Announcement;
 use percpu::{CpuId, CpuSet, Line, MAX_CPUS};
 
 use crate::{
@@ -219,11 +220,8 @@ static CPUS: [RunQueue; MAX_CPUS] = [const {
     }
 }; MAX_CPUS];
 
-/// Whether a CPU is idle. On a line of its own: its CPU writes it at each halt, and wakers read that of one CPU mostly.
-#[repr(align(64))]
-struct IdleFlag(AtomicBool);
-
-static IDLE: [IdleFlag; MAX_CPUS] = [const { IdleFlag(AtomicBool::new(false)) }; MAX_CPUS];
+/// Which CPUs are idle.
+static IDLE: [Announcement; MAX_CPUS] = [const { Announcement::new() }; MAX_CPUS];
 
 /// Where the run queues are, and which CPU is idle.
 pub fn places() -> [Place; 2] {
@@ -314,11 +312,9 @@ fn enqueue_on(target: CpuId, task: Arc<Task>, woken: bool) {
         // Relaxed: written under the lock; a hint for those who read it without.
         rq.len.0.fetch_add(1, Ordering::Relaxed)
     };
-    // SeqCst: the queueing above comes before this look, as the idle CPU's announcement before its look at the queue.
-    fence(Ordering::SeqCst);
     if target != cpu::id() {
-        // Relaxed: ordered by the fence.
-        if IDLE[target.index()].0.load(Ordering::Relaxed) || waiting == 0 || preempts {
+        // One that runs is told of the first, too, so that its slices end.
+        if IDLE[target.index()].is_made_after_queueing() || waiting == 0 || preempts {
             stats::count(Counter::RescheduleIpis);
             hw::apic::send(&CpuSet::from_iter([target]), hw::apic::VECTOR_RESCHED);
         }
@@ -345,8 +341,7 @@ fn place(task: &Task, last: CpuId) -> CpuId {
 
 /// Whether a CPU is idle.
 pub fn is_idle(cpu: CpuId) -> bool {
-    // Relaxed: a hint.
-    IDLE[cpu.index()].0.load(Ordering::Relaxed)
+    IDLE[cpu.index()].is_made()
 }
 
 /// The CPUs that run.
@@ -682,9 +677,8 @@ pub fn idle() -> ! {
             }
         }
         let off = irq::Off::new();
-        IDLE[here.index()].0.store(true, Ordering::Relaxed);
-        // SeqCst: the announcement comes before the look at the queue; pairs with the fence in `enqueue_on`.
-        fence(Ordering::SeqCst);
+        IDLE[here.index()].make();
+        // Relaxed: ordered by the announcement.
         if mine().len.0.load(Ordering::Relaxed) == 0 {
             // Interrupts go on and the CPU halts in one step, so that an interrupt in between is not slept over.
             if realm::sleep(since) {
@@ -692,7 +686,7 @@ pub fn idle() -> ! {
             }
             realm::wake();
         }
-        IDLE[here.index()].0.store(false, Ordering::Relaxed);
+        IDLE[here.index()].withdraw();
         drop(off);
         let _off = irq::Off::new();
         schedule();

@@ -14,8 +14,8 @@ use std::{
 
 use addr::{Page, PageRange, Prot};
 use aspace::{
-    Access, AddressSpace, Backing, Flags, Label, Locked, Machine, Mappers, Mapping, Object, ObjectError,
-    PageTables, Placement, Policy, Radix, Realm,
+    Access, AddressSpace, Backing, Collect, Flags, Label, Locked, Machine, Mappers, Mapping, Object,
+    ObjectError, PageTables, Placement, Policy, Radix, Realm,
 };
 use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{CpuSet, Pinned, Unpinned, testing::Machine as Cpus};

@@ -81,6 +81,7 @@ use tlb::Shootdown;
 
 pub use bonsai::{Bonsai, Exclude};
 pub use frames::Place;
+pub use idle::Collect;
 pub use locked::Locked;
 pub use mappers::{MOVES, Mapper, Mappers};
 pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Totals};

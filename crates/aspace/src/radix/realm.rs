@@ -29,9 +29,10 @@ use core::{
 
 use ::radix::{Reserve, Section, Space, Tree};
 use addr::Prot;
+use idle::{Collect, Domains};
 use owned::{Memory, OwnedFrame};
 use percpu::{PerCpu, Pinned, Unpinned};
-use refcache::{Budget, Counted, Domain, RefHead, word};
+use refcache::{Counted, Domain, RefHead, word};
 use sync::{SpinLock, mutant, primitive::AtomicU64};
 
 use super::{
@@ -42,8 +43,6 @@ use crate::{Backing, Flags, Mapping, Said};
 
 /// Places for counts that a CPU holds back.
 const WAYS: usize = 256;
-/// Rounds that a single CPU needs to find an object dead, and to see a grace period out.
-const ROUNDS: u32 = 8;
 /// Numbers below this one are those of anonymous memory: 1 + protection.
 const PLAIN: u32 = 16;
 /// Descriptors in one piece of the table: a page.
@@ -93,7 +92,7 @@ unsafe impl Counted for Desc {
             let head = this.byte_add(RefHead::ROOM).cast::<rcu::Head>();
             head.write(rcu::Head::new());
             let realm = &*this.as_ref().realm;
-            realm.rcu.call(pin, rcu::Retired::new(head, free));
+            realm.domains.rcu.call(pin, rcu::Retired::new(head, free));
         }
     }
 }
@@ -228,8 +227,7 @@ struct Numbers {
 
 /// The surroundings of all [`Radix`](super::Radix) and [`Bonsai`](crate::Bonsai) address spaces of a machine. It lives for ever.
 pub struct Realm {
-    refs: Domain<WAYS>,
-    rcu: rcu::kernel::Domain,
+    domains: Domains<WAYS>,
     table: [AtomicPtr<Chunk>; DESCRIPTORS as usize / CHUNK],
     numbers: SpinLock<Numbers>,
     mine: PerCpu<RefCell<Vec<u32>>>,
@@ -253,8 +251,7 @@ impl Realm {
     pub fn new(cpus: usize, frames: &'static Memory, relax: fn()) -> Self {
         let numbers = Numbers { free: 0, fresh: PLAIN };
         Self {
-            refs: Domain::new(cpus),
-            rcu: rcu::kernel::Domain::new(cpus),
+            domains: Domains::new(cpus),
             table: [const { AtomicPtr::new(ptr::null_mut()) }; DESCRIPTORS as usize / CHUNK],
             numbers: SpinLock::new(numbers),
             mine: PerCpu::new(cpus, |_| RefCell::new(Vec::with_capacity(MOST_NUMBERS))),
@@ -276,60 +273,12 @@ impl Realm {
     }
     /// How many CPUs there are.
     pub fn cpus(&self) -> usize {
-        self.refs.cpus()
+        self.domains.refs.cpus()
     }
-    /// This CPU begins to use address spaces, or goes on after [`Self::idle_enter`].
-    pub fn idle_exit(&self, pin: &mut Pinned<'_>) {
-        self.rcu.idle_exit(pin);
-    }
-    /// This CPU will not use address spaces until [`Self::idle_exit`], and is not waited for. What it has still to collect is
-    /// left to the others; false if there are none, so that it must go on and [tick](Self::tick).
-    #[must_use = "what is left would stay"]
-    pub fn idle_enter(&self, pin: &mut Pinned<'_>) -> bool {
-        let alone = self.refs.leave(pin);
-        self.rcu.hand_over(pin);
-        self.rcu.idle_enter(pin);
-        !alone && !self.rcu.is_abandoned() && self.trees.is_empty()
-    }
-    /// This CPU will not use address spaces until [`Self::idle_exit`], but comes back to [tick](Self::tick) as soon as if it
-    /// ran: grace periods don't wait for it, epochs do. Writes nothing that another CPU writes.
-    pub fn nap(&self, pin: &mut Pinned<'_>) {
-        self.rcu.idle_enter(pin);
-    }
-    /// Whether this CPU has nothing to collect, so that nobody waits for it in epochs.
-    pub fn is_free(&self, pin: &Pinned<'_>) -> bool {
-        !self.refs.is_member(pin) && self.rcu.pending(pin) == 0
-    }
-    /// This CPU has nothing else to do: if nobody else is at it, collect all that can be collected, as what is left to
-    /// others has to wait anew there. As [`Self::tick`].
-    pub fn rest(&self, pin: &mut Pinned<'_>) {
-        (0..ROUNDS).any(|_| self.tick(pin));
-    }
-    /// A CPU's regular work, by a thread in no operation: hand on what it holds back, free what has waited long enough. At
-    /// least every few milliseconds while there is something to do. True if this CPU has nothing left.
-    pub fn tick(&self, pin: &mut Pinned<'_>) -> bool {
-        if self.refs.has_orphans() {
-            self.refs.unpark(pin);
-        }
-        if !self.trees.is_empty() {
-            let section = Section::new(self, pin);
-            for tree in self.trees.take().filter_map(|grave| grave.tree) {
-                tree.retire(&section, |left| debug_assert!(false, "{left:?} in a cleared space"));
-            }
-        }
-        while self.refs.work(pin, Budget::ALL).more {}
-        while self.rcu.tick(pin) == rcu::kernel::BATCH {}
-        // Who is no member of the epochs has nothing left to collect: see `is_quiet`.
-        let waits = self.rcu.pending(pin) > 0;
-        if waits {
-            self.refs.unpark(pin);
-        }
-        !waits && self.refs.park(pin)
-    }
-    /// Whether there is nothing left to collect, as far as CPUs have [ticked](Self::tick) since they did something. If there
+    /// Whether there is nothing left to collect, as far as CPUs have [ticked](Collect::tick) since they did something. If there
     /// is, some ticks of all CPUs that aren't idle, and then [`Self::reap`], give memory back.
     pub fn is_quiet(&self) -> bool {
-        self.refs.is_quiet() && !self.rcu.has_orphans() && self.trees.is_empty() && !self.has_dead()
+        self.domains.is_quiet() && self.trees.is_empty() && !self.has_dead()
     }
     /// Whether [`Self::reap`] has something to do.
     #[inline]
@@ -369,11 +318,11 @@ impl Realm {
     }
     /// Whose sections delay what is retired.
     pub(crate) fn sections(&self) -> &rcu::kernel::Domain {
-        &self.rcu
+        &self.domains.rcu
     }
     /// This CPU has retired something: it is not [quiet](Self::is_quiet) until that is free.
     pub(crate) fn retires(&self, pin: &Pinned<'_>) {
-        self.refs.unpark(pin);
+        self.domains.retires(pin);
     }
     /// Memory for nodes, this CPU's.
     pub(super) fn reserve<'p>(&'p self, pin: &'p Pinned<'_>) -> &'p RefCell<Reserve<Realm>> {
@@ -396,7 +345,7 @@ impl Realm {
     fn find_or_make(&'static self, mapping: &Mapping, pin: &Pinned<'_>) -> Option<u32> {
         let known = &self.known.get(pin)[known_at(mapping)];
         // SAFETY: links in the word are to descriptors, as this CPU stores them below; one that died has left it.
-        if let Some(there) = unsafe { self.refs.try_get::<Desc>(known, pin) } {
+        if let Some(there) = unsafe { self.domains.refs.try_get::<Desc>(known, pin) } {
             // SAFETY: the reference that was just got.
             let there = unsafe { there.as_ref() };
             if there.mapping.continues(0, mapping) {
@@ -404,7 +353,7 @@ impl Realm {
             }
             if !mutant!("realm-known-not-taken") {
                 // SAFETY: the reference; the word is no more than a word from here on, until it has a link again.
-                unsafe { self.refs.set_weak(there, None) };
+                unsafe { self.domains.refs.set_weak(there, None) };
             }
             // Relaxed: this CPU's own, and nobody's weak word.
             known.store(word::EMPTY, Ordering::Relaxed);
@@ -413,7 +362,7 @@ impl Realm {
         let id = self.take_number(pin)?;
         let desc = self.publish(Box::new(self.describe(id, mapping.clone())));
         // SAFETY: the caller will have the reference that it was made with. The word lives as long as the realm.
-        unsafe { self.refs.set_weak(desc, Some(known)) };
+        unsafe { self.domains.refs.set_weak(desc, Some(known)) };
         // Release: the descriptor before its link; partner: the load in `try_get`.
         known.store(word::link(ptr::from_ref(desc)), Ordering::Release);
         Some(id)
@@ -473,7 +422,7 @@ impl Realm {
     #[inline(never)]
     fn add_counted(&self, id: u32, n: i32, pin: &Pinned<'_>) {
         // SAFETY: up: who calls has a reference, or the lock of a slot that is one. Down: it gives references up.
-        unsafe { self.refs.add(self.find(id), n, pin) };
+        unsafe { self.domains.refs.add(self.find(id), n, pin) };
     }
     fn take_number(&self, pin: &Pinned<'_>) -> Option<u32> {
         let mut mine = self.mine.get(pin).borrow_mut();
@@ -559,6 +508,30 @@ impl Kept {
     }
 }
 
+impl Collect for Realm {
+    fn idle_exit(&self, pin: &mut Pinned<'_>) {
+        self.domains.idle_exit(pin);
+    }
+    fn idle_enter(&self, pin: &mut Pinned<'_>) -> bool {
+        self.domains.idle_enter(pin) && self.trees.is_empty()
+    }
+    fn nap(&self, pin: &mut Pinned<'_>) {
+        self.domains.nap(pin);
+    }
+    fn is_free(&self, pin: &Pinned<'_>) -> bool {
+        self.domains.is_free(pin)
+    }
+    fn tick(&self, pin: &mut Pinned<'_>) -> bool {
+        if !self.trees.is_empty() {
+            let section = Section::new(self, pin);
+            for tree in self.trees.take().filter_map(|grave| grave.tree) {
+                tree.retire(&section, |left| debug_assert!(false, "{left:?} in a cleared space"));
+            }
+        }
+        self.domains.tick(pin)
+    }
+}
+
 // SAFETY: memory comes from the heap with the layout asked for, and goes back there; the domains are fields.
 unsafe impl Space for Realm {
     const BITS: &'static [u32] = ::radix::page::BITS;
@@ -566,10 +539,10 @@ unsafe impl Space for Realm {
     type Annex = ();
 
     fn refs(&self) -> &Self::Refs {
-        &self.refs
+        &self.domains.refs
     }
     fn rcu(&self) -> &rcu::kernel::Domain {
-        &self.rcu
+        &self.domains.rcu
     }
     fn alloc(&self, layout: Layout, _: &Pinned<'_>) -> Option<NonNull<u8>> {
         // SAFETY: a node has a size.
@@ -621,6 +594,6 @@ unsafe impl Space for Realm {
 
 impl fmt::Debug for Realm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Realm").field("refs", &self.refs.stats()).finish_non_exhaustive()
+        f.debug_struct("Realm").field("refs", &self.domains.refs.stats()).finish_non_exhaustive()
     }
 }

@@ -27,8 +27,8 @@ use std::{
 
 use addr::{Frame, Page, PageRange, Prot};
 use aspace::{
-    Access, AddressSpace, Backing, Bonsai, Error, Exclude, Fault, Locked, Machine, Mappers, Mapping, Object,
-    ObjectError, PageTables, Policy, Radix, Realm,
+    Access, AddressSpace, Backing, Bonsai, Collect, Error, Exclude, Fault, Locked, Machine, Mappers, Mapping,
+    Object, ObjectError, PageTables, Policy, Radix, Realm,
 };
 use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{CpuId, CpuSet, Pinned, Unpinned, testing::Machine as Cpus};

@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 use addr::Prot;
-use aspace::{Access, AddressSpace, Error, Limits, Mapping, Placement, RemapTo};
+use aspace::{Access, AddressSpace, Collect, Error, Limits, Mapping, Placement, RemapTo};
 use machine::{Design, Pages, RW, Sim, anonymous, object, page, range};
 use owned::Use;
 use percpu::{CpuId, CpuSet, testing};
