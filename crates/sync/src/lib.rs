@@ -8,7 +8,7 @@
 //! | [`Biased`] | as `RwLock`; a writer also spins for readers | look-ups by many CPUs of what seldom changes |
 //!
 //! All are written over [`primitive`], so the same source runs under loom. [`mutant!`] plants the faults that
-//! the tests must catch, and [`probe!`] marks what an emulator's tracer counts.
+//! the tests must catch, [`probe!`] marks what an emulator's tracer counts, and [`pause!`] where a test has other threads go on.
 //!
 //! ```
 //! use sync::SpinLock;
@@ -20,12 +20,13 @@
 #![no_std]
 
 extern crate alloc;
-#[cfg(any(feature = "mutants", feature = "testing"))]
+#[cfg(any(feature = "mutants", feature = "pause", feature = "testing"))]
 extern crate std;
 
 mod biased;
 mod bit;
 pub mod mutant;
+pub mod pause;
 pub mod primitive;
 pub mod probe;
 mod rwlock;

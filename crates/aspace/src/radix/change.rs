@@ -33,6 +33,12 @@ pub(super) fn page(key: u64) -> Page {
     Page::new(key).unwrap_or_default()
 }
 
+/// The block that page `key` is of: what one leaf table serves.
+fn block(key: u64) -> PageRange {
+    let first = key & !(ENTRIES as u64 - 1);
+    pages(first, first + ENTRIES as u64)
+}
+
 impl<'a> Change<'a> {
     pub(super) fn new(space: &'a Radix, section: &'a Section<'a, Realm>, ctx: &Unpinned<'a>) -> Self {
         let gather = Gather::new(space.machine.frames, *ctx);
@@ -165,12 +171,14 @@ impl<'a> Change<'a> {
     /// All pages of the block are locked.
     pub(super) fn protect_block(&mut self, key: u64) {
         if self.space.tables.protect_block(page(key), &mut self.targets) {
-            let first = key & !(ENTRIES as u64 - 1);
-            self.gather.add_range(pages(first, first + ENTRIES as u64));
+            self.gather.add_range(block(key));
         }
     }
     #[inline(always)]
     fn stale(&mut self, key: u64) {
+        if mutant!("radix-flush-wide") {
+            self.gather.add_range(block(key));
+        }
         if let Some(single) = PageRange::single(page(key)) {
             self.gather.add_range(single);
         }

@@ -9,6 +9,7 @@ use core::ops::Range;
 
 use ::radix::{Found, Section, Tree};
 use addr::{PageRange, USER_END_PAGE};
+use sync::{mutant, pause};
 
 use super::{
     Radix,
@@ -94,8 +95,13 @@ impl Radix {
         // is there now could give its extent to a descriptor that it doesn't have.
         let desc = self.realm.desc(Slot::of(found.value), section);
         let first = found.first.max(key);
-        let start = self.start_from(desc, first, section);
-        let end = self.end_from(desc, first, KEYS, section);
+        pause!("radix-area-found");
+        let extent = match mutant!("radix-extent-of-another") {
+            true => self.desc_at(first, section).unwrap_or(desc),
+            false => desc,
+        };
+        let start = self.start_from(extent, first, section);
+        let end = self.end_from(extent, first, KEYS, section);
         Some((pages(start.min(first), end.max(first + 1)), desc))
     }
     /// Whether all of `range` is mapped.
