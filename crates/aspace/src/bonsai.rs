@@ -292,7 +292,13 @@ impl AddressSpace for Bonsai {
         // Unpublish; take; flush; release; free.
         let faults = self.exclude_faults(ctx);
         let mut taken = self.taken(ctx);
+        let early = mutant!("bonsai-targets-early").then(|| self.active.0.snapshot());
         self.evict(&mut maps, range, &mut taken, ctx);
+        if let Some(early) = early {
+            let targets = AtomicCpuSet::new();
+            early.iter().for_each(|cpu| targets.insert(cpu));
+            taken.gather.flush(&ctx.pin(), self.machine.shootdown, &targets);
+        }
         if mutant!("unlock-before-flush") {
             drop(maps);
             self.close(&mut taken, ctx);

@@ -160,7 +160,8 @@ pub(crate) fn replace(
     {
         gather.add_range(single);
     }
-    if let Some(replaced) = leaf.replace(at, new, rights.difference(Prot::WRITE)) {
+    let until = if mutant!("cow-writable-early") { rights } else { rights.difference(Prot::WRITE) };
+    if let Some(replaced) = leaf.replace(at, new, until) {
         gather.take(replaced);
     }
     gather.take(old);

@@ -76,6 +76,11 @@ pub(crate) fn of_object(
         ObjectError::BeyondEnd | ObjectError::Io | ObjectError::Sealed => Fault::BeyondObject,
         ObjectError::NoMemory => Fault::NoMemory,
     })?;
+    if mutant!("object-share-early") {
+        // SAFETY: none; that this is wrong is what is to be found.
+        let again = unsafe { OwnedFrame::from_raw(theirs.frame(), theirs.usage()) };
+        frames.free(&ctx.pin(), again);
+    }
     if mapping.shared {
         return Ok((theirs, all));
     }

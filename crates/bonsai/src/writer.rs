@@ -101,7 +101,10 @@ impl<V: Send + Sync + 'static, D: Rcu> Deref for Removed<'_, '_, V, D> {
 
 impl<V: Send + Sync + 'static, D: Rcu> Drop for Removed<'_, '_, V, D> {
     fn drop(&mut self) {
-        if !self.buried {
+        if !self.buried && mutant!("bonsai-entry-early") {
+            // SAFETY: none; that this is wrong is what is to be found.
+            drop(unsafe { Box::from_raw(self.entry.as_ptr()) });
+        } else if !self.buried {
             // SAFETY: no node leads to it; it was a box's, and this is the only one to retire it.
             unsafe { self.domain.retire(self.context, Entry::head(self.entry), entry::free::<V>) };
         }

@@ -7,7 +7,7 @@ use addr::{Page, Prot};
 use owned::OwnedFrame;
 use pagetable::{Leaf, Unmade, use_of};
 use percpu::{Pinned, Unpinned};
-use sync::mutant;
+use sync::{mutant, pause};
 
 use super::{Bonsai, Exclude, index, index::Within};
 use crate::{Access, Backing, Fault, Mapping, Policy, leaves, page};
@@ -83,7 +83,7 @@ impl Bonsai {
                 let pin = ctx.pin();
                 let section = self.realm.sections().read(&pin);
                 let Some((region, area)) = self.index.read(&section).covering(index::key(at)) else {
-                    return Ok(false);
+                    return if mutant!("bonsai-refused-fast") { Err(Fault::NoMapping) } else { Ok(false) };
                 };
                 drop(looking);
                 let _within = Within::new(area, self.exclude);
@@ -187,7 +187,8 @@ impl Bonsai {
             return Step::Slow(Fault::Guard);
         }
         if entry.is_empty() {
-            let mine = match spare.take_if(|spare| spare.id == seen.id) {
+            let mine = match spare.take_if(|spare| spare.id == seen.id || mutant!("bonsai-spare-of-another"))
+            {
                 Some(spare) => spare,
                 None if matches!(mapping.backing, Backing::Object { .. }) => return Step::Ask,
                 None => {
@@ -202,6 +203,8 @@ impl Bonsai {
             let may = || alive() && (mapping.shared || self.is_gate_open() || mutant!("bonsai-fill-in-fork"));
             return self.fill(mine, &may, at, pin);
         }
+        let early = mutant!("bonsai-owner-asked-early").then(|| page::rights(mapping, entry.frame(), frames));
+        pause!("bonsai-entry-seen");
         let Some(leaf) = self.table.lock_leaf(at) else { return Step::Again };
         let entry = leaf.peek(at);
         if !alive() || use_of(entry).is_none() {
@@ -210,7 +213,7 @@ impl Bonsai {
         if access.allowed_by(entry.prot()) {
             return Step::Done;
         }
-        let rights = page::rights(mapping, entry.frame(), frames);
+        let rights = early.unwrap_or_else(|| page::rights(mapping, entry.frame(), frames));
         if access.allowed_by(rights) {
             // An entry that grants more than it should is about to be lowered, and flushed, by who has changed the mapping.
             if !rights.contains(entry.prot()) {

@@ -11,7 +11,10 @@ use alloc::boxed::Box;
 use ::bonsai::{Entry, Region};
 use addr::{Page, PageRange};
 use percpu::Unpinned;
-use sync::primitive::{AtomicU64, Ordering, fence, spin_loop};
+use sync::{
+    mutant, pause,
+    primitive::{AtomicU64, Ordering, fence, spin_loop},
+};
 
 use super::{Bonsai, Exclude, Maps};
 use crate::{
@@ -153,6 +156,11 @@ impl Bonsai {
         drop(listed);
         let around = self.concerned(mappings, around, &tree);
         let Some(all) = region(around) else { return };
+        if mutant!("bonsai-shrink-first") {
+            while let Some(start) = tree.first_in(all).map(|(whole, _)| whole.start()) {
+                tree.remove(start).inspect(|removed| ended(removed, self.exclude));
+            }
+        }
         // Pieces, the last first.
         for (range, mapping) in mappings.overlapping(around).rev() {
             let whole = tree.read().lower(key(range.start())).map(|(whole, _)| whole);
@@ -164,6 +172,7 @@ impl Bonsai {
                 let _ = tree.insert_piece(piece, entry);
             }
         }
+        pause!("bonsai-pieces");
         // Areas that nothing takes the place of.
         let mut next = tree.first_in(all).map(|(first, _)| first.start());
         while let Some(start) = next {

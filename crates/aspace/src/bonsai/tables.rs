@@ -9,7 +9,7 @@ use owned::{Memory, OwnedFrame};
 use pagetable::{Full, Unlinked, Which};
 use percpu::{Pinned, Unpinned};
 use rcu::{Head, Retired};
-use sync::mutant;
+use sync::{mutant, pause};
 use tlb::Gather;
 
 use super::{Bonsai, Maps};
@@ -161,6 +161,7 @@ impl Bonsai {
     }
     /// Take the entries `which` of `range`.
     pub(super) fn take(&self, range: PageRange, which: Which, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
+        pause!("bonsai-take");
         let mut rest = Some(range);
         let mut frames = 0;
         while let Some(r) = rest {

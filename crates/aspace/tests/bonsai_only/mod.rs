@@ -1,6 +1,7 @@
 //! What the Bonsai tree's address space promises beyond others, and its races, each brought about on purpose: a CPU is stopped
 //! where it asks for a frame, in the middle of a fault, or where it begins to flush, and others go on.
 
+mod directed;
 #[path = "../machine/mod.rs"]
 mod machine;
 

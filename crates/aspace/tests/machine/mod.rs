@@ -256,6 +256,11 @@ impl Sim {
     pub fn fetch(&self, space: &dyn AddressSpace, at: Page, ctx: &Unpinned<'_>) -> Result<(), Fault> {
         self.user(space, at, Access::Exec, ctx, |_| ())
     }
+    /// Whether CPU number `cpu`, which runs a space, would store to `at` now without a fault.
+    pub fn may_store(&self, cpu: usize, at: Page) -> bool {
+        let cpu = CpuId::new(cpu).expect("a CPU");
+        self.buffer(cpu).translate(self.frames, at, Access::Write).is_some()
+    }
     fn user<R>(
         &self,
         space: &dyn AddressSpace,
