@@ -22,10 +22,11 @@
 //!
 //! # Order
 //! A thread owns a slice of [`SLICE`], and what it runs while others wait for its CPU is taken off it. A thread that stops
-//! with some of it left (it slept, or made way for one that was woken) resumes it before those who begin a new one, and if
-//! it slept, at once: else every wait for a lock, however short, would end with a wait for the slice of whoever took the
-//! CPU meanwhile. Who has used up its slice goes to the end and gets the next one there. So a thread waits for its CPU at
-//! most for one slice of each of the others there, however often these sleep and are woken.
+//! with some of it left (it slept, or made way for one that was woken) resumes it on the same CPU before those who begin a new
+//! one, the last to come first; if it slept, at once: else every wait for a lock, however short, would end with a wait for
+//! the slice of whoever took the CPU meanwhile. Who has used up its slice, yields, or comes from another CPU goes to the
+//! end. So between two turns of a thread each of the others there runs for one slice at most, however often these sleep, are
+//! woken, and go elsewhere.
 //!
 //! # Idle
 //! An idle CPU halts, with no timer armed but the one that ends its nap (crate [`idle`](::idle)). It announces itself in `IDLE` and *then*
@@ -53,6 +54,8 @@ use crate::{
 
 /// How long a thread runs while others wait for its CPU, in ns.
 pub const SLICE: u64 = 10_000_000;
+/// No time at which others began to wait.
+const NOBODY: u64 = u64::MAX;
 /// With less than this left, in ns, a slice is over.
 const SHORTEST: u64 = 100_000;
 
@@ -68,7 +71,7 @@ pub struct Entity {
     on_cpu: AtomicBool,
     /// Where it runs, or ran last.
     cpu: AtomicU32,
-    /// What is left of its slice, in ns; 0 if it begins a new one. Written by the CPU that it stops on, and by who queues it.
+    /// What is left of its slice, in ns; 0 if it begins a new one. Written by its CPU before it stops, and by who queues it.
     left: AtomicU64,
     /// Next in the run queue, under the queue's lock.
     next: irq::Lock<Option<Arc<Task>>>,
@@ -88,30 +91,25 @@ impl Entity {
             clock: CpuClock::new(),
         }
     }
-    /// It stops after `ran` ns, in which others waited for its CPU or did not.
-    fn spend(&self, ran: u64, crowded: bool) {
-        // Relaxed, all three: the switch, and then the queue's lock, hand it to who looks at it next.
-        let left = self.left.load(Ordering::Relaxed).saturating_sub(ran);
-        let left = match crowded {
-            true if left < SHORTEST => 0,
-            true => left,
-            false => timers::length(SLICE),
-        };
-        self.left.store(left, Ordering::Relaxed);
+    /// It has run for `ns` while others waited.
+    fn spend(&self, ns: u64) {
+        // Relaxed, both: its own, until its state says that it may be queued.
+        let left = self.left.load(Ordering::Relaxed).saturating_sub(ns);
+        self.left.store(if left < SHORTEST { 0 } else { left }, Ordering::Relaxed);
     }
-    /// How long it may run now, in ns.
+    /// How long it may run while others wait, in ns.
     fn slice(&self) -> u64 {
-        // Relaxed: as in `spend`.
+        // Relaxed: as in `spend`, or by who is alone with it.
         self.left.load(Ordering::Relaxed).max(SHORTEST)
     }
-    /// It is queued: whether it resumes a slice; if not, it gets one.
-    fn resumes(&self) -> bool {
-        // Relaxed: as in `spend`; who queues a thread is alone with it.
-        let resumes = self.left.load(Ordering::Relaxed) != 0;
-        if !resumes {
+    /// It is queued for `target`: whether it resumes its slice there. If it has none, it gets one.
+    fn resumes(&self, target: CpuId) -> bool {
+        // Relaxed: the state, or the switch, has handed it to the caller, who is alone with it.
+        let begins = self.left.load(Ordering::Relaxed) == 0;
+        if begins {
             self.left.store(timers::length(SLICE), Ordering::Relaxed);
         }
-        resumes
+        !begins && self.cpu() == target
     }
     /// The CPU it runs on, or ran on last.
     pub fn cpu(&self) -> CpuId {
@@ -132,7 +130,7 @@ impl Entity {
 
 /// The threads that wait for a CPU.
 struct Waiting {
-    /// With some of their slices left: these go first.
+    /// With some of their slices left: these go first, the last first.
     resuming: Queue,
     /// At the beginning of one.
     others: Queue,
@@ -165,6 +163,12 @@ impl Queue {
             None => self.head = Some(t),
         }
     }
+    fn push_front(&mut self, t: Arc<Task>) {
+        match self.head.replace(t.clone()) {
+            Some(first) => *t.sched.next.lock() = Some(first),
+            None => self.tail = Some(t),
+        }
+    }
     fn pop(&mut self) -> Option<Arc<Task>> {
         let t = self.head.take()?;
         self.head = t.sched.next.lock().take();
@@ -193,8 +197,8 @@ struct RunQueue {
     len: Line<AtomicU32>,
     /// The running thread should give way on its return to user mode.
     resched: AtomicBool,
-    /// When the running thread came here, in ns since boot. Its own.
-    began: AtomicU64,
+    /// Since when others have waited while the running thread runs, in ns since boot; [`NOBODY`] if none has. Its CPU's own.
+    crowded: AtomicU64,
     idle: irq::Lock<Option<Arc<Task>>>,
     /// When the CPU switched to its idle thread last, in ns since boot. Its own.
     idle_since: AtomicU64,
@@ -211,7 +215,7 @@ static CPUS: [RunQueue; MAX_CPUS] = [const {
         queue: irq::Lock::new(Waiting::EMPTY),
         len: Line(AtomicU32::new(0)),
         resched: AtomicBool::new(false),
-        began: AtomicU64::new(0),
+        crowded: AtomicU64::new(NOBODY),
         idle: irq::Lock::new(None),
         idle_since: AtomicU64::new(0),
         loaded: irq::Lock::new(None),
@@ -238,6 +242,7 @@ pub fn park() {
     assert!(irq::enabled(), "sleeping with interrupts off");
     let me = &task::current().sched;
     let _off = irq::Off::new();
+    charge(me);
     // Acquire on success: what the waker did before its wake is seen; pairs with the Release in `wake`. Release on the
     // way into PARKED: pairs with the waker's Acquire, which hands our last writes to the CPU that runs us next.
     if me.state.compare_exchange(RUNNING, PARKED, Ordering::AcqRel, Ordering::Acquire).is_err() {
@@ -295,31 +300,55 @@ fn enqueue(task: Arc<Task>, woken: bool) {
 
 fn enqueue_on(target: CpuId, task: Arc<Task>, woken: bool) {
     let rq = &CPUS[target.index()];
-    let resumes = task.sched.resumes();
+    let resumes = task.sched.resumes(target);
     let preempts = woken && resumes;
     let waiting = {
         let mut q = rq.queue.lock();
         if resumes {
-            q.resuming.push(task)
+            q.resuming.push_front(task)
         } else {
             q.others.push(task)
         }
-        if preempts {
-            // Relaxed: the interrupt below, or being this CPU, makes it seen. Under the lock, so that nobody who picks
-            // the thread has cleared it before.
-            rq.resched.store(true, Ordering::Relaxed);
-        }
         // Relaxed: written under the lock; a hint for those who read it without.
-        rq.len.0.fetch_add(1, Ordering::Relaxed)
+        let waiting = rq.len.0.fetch_add(1, Ordering::Relaxed);
+        if preempts {
+            // Release: who takes the request sees the length; pairs with the Acquire in `reschedule`. Under the lock: nobody who
+            // has picked the thread clears it before.
+            rq.resched.store(true, Ordering::Release);
+        }
+        waiting
     };
     if target != cpu::id() {
-        // One that runs is told of the first, too, so that its slices end.
+        // One that runs is told of the first, too, so that its slice ends.
         if IDLE[target.index()].is_made_after_queueing() || waiting == 0 || preempts {
             stats::count(Counter::RescheduleIpis);
             hw::apic::send(&CpuSet::from_iter([target]), hw::apic::VECTOR_RESCHED);
         }
     } else if waiting == 0 && !is_idle_task() {
-        timers::set_slice_end(Some(hw::timer::now() + timers::length(SLICE)));
+        others_wait();
+    }
+}
+
+/// Others begin to wait for this CPU: the running thread's slice goes on from here. Interrupts are off.
+fn others_wait() {
+    let (rq, now) = (mine(), hw::timer::now());
+    // Relaxed, both: this CPU's own. Others may have waited before, or wait still.
+    if rq.crowded.load(Ordering::Relaxed) == NOBODY {
+        rq.crowded.store(now, Ordering::Relaxed);
+    }
+    // No later than it is: else it might never end, and a CPU never do its regular work, however often others come and go.
+    timers::limit_slice(now.saturating_add(task::current().sched.slice()));
+}
+
+/// Take what the calling thread has run off its slice, if others wait: before its state says that it has stopped. Interrupts
+/// are off.
+fn charge(me: &Entity) {
+    let rq = mine();
+    // Relaxed, both: a hint; and this CPU's own.
+    if rq.len.0.load(Ordering::Relaxed) > 0 {
+        let now = hw::timer::now();
+        me.spend(now.saturating_sub(rq.crowded.load(Ordering::Relaxed)));
+        rq.crowded.store(now, Ordering::Relaxed);
     }
 }
 
@@ -362,24 +391,22 @@ fn schedule() {
         },
     };
     let now = hw::timer::now();
-    let waiting = rq.len.0.load(Ordering::Relaxed) > 0;
-    // Relaxed, both: this CPU's own.
-    let ran = now.saturating_sub(rq.began.load(Ordering::Relaxed));
-    rq.began.store(now, Ordering::Relaxed);
-    let same = core::ptr::eq(&*next, &*me);
-    me.sched.spend(ran, waiting || !(same || next.is_idle()));
+    if !next.is_idle() {
+        realm::look(now);
+    }
+    if core::ptr::eq(&*next, &*me) {
+        return;
+    }
+    // Relaxed, all: a hint; LEAVING is changed by this CPU only; this CPU's own.
+    let waiting = rq.len.0.load(Ordering::Relaxed) > 0 || me.sched.state.load(Ordering::Relaxed) == LEAVING;
+    rq.crowded.store(if waiting { now } else { NOBODY }, Ordering::Relaxed);
     let slice = if waiting { next.sched.slice() } else { timers::length(SLICE) };
     let sliced = (waiting || realm::is_on()) && !next.is_idle();
     timers::set_slice_end(sliced.then_some(now + slice));
-    if same {
-        return;
-    }
     stats::count(Counter::ContextSwitches);
     if next.is_idle() {
         // Relaxed, here and where it is read: this CPU's own.
         rq.idle_since.store(now, Ordering::Relaxed);
-    } else {
-        realm::look(now);
     }
     me.rseq.set_due();
     next.sched.clock.start(me.sched.clock.stop());
@@ -460,13 +487,13 @@ pub fn reschedule() {
     // Again after giving way: where the thread may run can have changed while it was queued.
     loop {
         let misplaced = me.is_misplaced(cpu::id());
-        // Relaxed: set by this CPU's own interrupt handlers.
-        let asked = mine().resched.load(Ordering::Relaxed) && mine().resched.swap(false, Ordering::Relaxed);
+        // Relaxed: looked at again with Acquire, which pairs with the Release of who queues a thread that is not to wait.
+        let asked = mine().resched.load(Ordering::Relaxed) && mine().resched.swap(false, Ordering::Acquire);
         if !(misplaced || asked) {
             return;
         }
         reclaim::tick();
-        yield_from(&me, misplaced);
+        yield_from(&me, misplaced, false);
     }
 }
 
@@ -490,19 +517,21 @@ pub fn on_cpu<R>(cpu: CpuId, f: impl FnOnce() -> R) -> R {
 /// `sched_yield`: let the others on this CPU run first.
 pub fn yield_now() {
     let _off = irq::Off::new();
-    let me = task::current();
-    // Relaxed: the calling thread's own.
-    me.sched.left.store(0, Ordering::Relaxed);
-    yield_from(&me, false);
+    yield_from(&task::current(), false, true);
 }
 
-fn yield_from(me: &Task, must_leave: bool) {
+/// Let others run first: those that resume their slices, or with `to_all` all that wait now.
+fn yield_from(me: &Task, must_leave: bool, to_all: bool) {
     let rq = mine();
-    // Relaxed: a hint; if something arrives later it will interrupt us.
+    // Relaxed: a hint; if something arrives later it will interrupt us, and ask again if it is not to wait.
     if !must_leave && rq.len.0.load(Ordering::Relaxed) == 0 {
         return;
     }
     let s = &me.sched;
+    charge(s);
+    if to_all {
+        s.spend(u64::MAX);
+    }
     // A token that is still there is stale: this thread is between two waits (see `wake`). AcqRel: as in `park`.
     while s.state.compare_exchange(RUNNING, LEAVING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         // Relaxed: only wakers write besides us, and they only ever add the token.
@@ -571,8 +600,7 @@ pub fn on_kick() {
     let rq = mine();
     // Relaxed: a hint; the interrupt came after the queueing.
     if !is_idle_task() && rq.len.0.load(Ordering::Relaxed) > 0 {
-        // Never later than it is: else a thread that is sent signals all the time would keep the CPU for good.
-        timers::limit_slice(hw::timer::now() + timers::length(SLICE));
+        others_wait();
     }
     if thread::has_current() {
         plan_look_at(&task::current(), 0);
@@ -678,8 +706,9 @@ pub fn idle() -> ! {
         }
         let off = irq::Off::new();
         IDLE[here.index()].make();
-        // Relaxed: ordered by the announcement.
-        if mine().len.0.load(Ordering::Relaxed) == 0 {
+        // Relaxed: ordered by the announcement. What is asked of the CPU is looked at with interrupts off: the interrupt that
+        // told of it may have come before.
+        if mine().len.0.load(Ordering::Relaxed) == 0 && !reclaim::is_to_settle() {
             // Interrupts go on and the CPU halts in one step, so that an interrupt in between is not slept over.
             if realm::sleep(since) {
                 cpu::halt();

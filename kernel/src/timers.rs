@@ -83,6 +83,18 @@ impl Pending {
         self.heap.first().map_or(NEVER, |a| a.deadline).min(self.slice_end).min(self.look)
     }
 
+    /// Take out what is due at `now`, besides alarms.
+    fn take_due(&mut self, now: u64) -> Due {
+        let due = Due { slice: self.slice_end <= now, look: self.look <= now };
+        if due.slice {
+            self.slice_end = NEVER;
+        }
+        if due.look {
+            self.look = NEVER;
+        }
+        due
+    }
+
     /// Arm the hardware if it is wanted earlier than it is armed for. Runs on the CPU that owns the queue.
     fn rearm(&mut self) {
         let want = self.earliest();
@@ -275,16 +287,11 @@ pub struct Due {
 pub fn fire() -> Due {
     let queue = mine();
     let now = hw::timer::now();
+    // Taken before the alarms: those that they wake may begin to wait for this CPU.
+    let due = queue.pending.lock().take_due(now);
     loop {
         let mut pending = queue.pending.lock();
         if pending.heap.first().is_none_or(|a| a.deadline > now) {
-            let due = Due { slice: pending.slice_end <= now, look: pending.look <= now };
-            if due.slice {
-                pending.slice_end = NEVER;
-            }
-            if due.look {
-                pending.look = NEVER;
-            }
             pending.armed = NEVER;
             pending.rearm();
             return due;

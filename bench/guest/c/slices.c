@@ -1,16 +1,22 @@
 // slices: who waits for a CPU that several threads share.
 //
-// Proves: a thread that sleeps does not wait for the slice of whoever took its CPU meanwhile, when it is woken; and two that
-// wake each other all the time do not keep a third from the CPU.
+// Proves: a thread that sleeps does not wait for the slice of whoever took its CPU meanwhile, when it is woken, also if others
+// sleep and are woken beside it, or it has yielded before; and neither threads that wake each other all the time nor such
+// that come from other CPUs all the time keep another from the CPU.
 //
-// calls: sched_setaffinity clock_gettime pipe2 read write
+// calls: sched_setaffinity sched_yield clock_gettime pipe2 read write
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <time.h>
 
-static int there[2], back[2];
+#define ECHOES 2
+#define TRIPS 200
+// Half a slice, in ns.
+#define LONG 5000000L
+
+static int there[ECHOES][2], back[ECHOES][2];
 static atomic_int over, started;
 static atomic_long hogged;
 
@@ -21,11 +27,19 @@ static long ns(clockid_t clock)
     return now.tv_sec * 1000000000L + now.tv_nsec;
 }
 
+static void run_on(int cpu)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    OK(sched_setaffinity(0, sizeof one, &one));
+}
+
 static void *echo(void *arg)
 {
     char c;
-    (void)arg;
-    while (read(there[0], &c, 1) == 1) EQUAL(write(back[1], &c, 1), 1);
+    intptr_t i = (intptr_t)arg;
+    while (read(there[i][0], &c, 1) == 1) EQUAL(write(back[i][1], &c, 1), 1);
     return 0;
 }
 
@@ -40,49 +54,98 @@ static void *hog(void *calls)
     return 0;
 }
 
+// Runs for most of a slice, goes to another CPU, and comes back at once.
+static void *traveller(void *arg)
+{
+    (void)arg;
+    while (!atomic_load(&over)) {
+        long end = ns(CLOCK_THREAD_CPUTIME_ID) + 9000000L;
+        while (ns(CLOCK_THREAD_CPUTIME_ID) < end) {}
+        run_on(1);
+        run_on(0);
+    }
+    return 0;
+}
+
+// A trip to all of them and back.
 static void trip(void)
 {
     char c = 'x';
-    EQUAL(write(there[1], &c, 1), 1);
-    EQUAL(read(back[0], &c, 1), 1);
+    sched_yield();
+    for (int i = 0; i < ECHOES; i++) EQUAL(write(there[i][1], &c, 1), 1);
+    for (int i = 0; i < ECHOES; i++) EQUAL(read(back[i][0], &c, 1), 1);
+}
+
+static pthread_t start(void *(*f)(void *), intptr_t arg)
+{
+    pthread_t thread;
+    EQUAL(pthread_create(&thread, 0, f, (void *)arg), 0);
+    return thread;
+}
+
+static pthread_t start_hog(intptr_t calls)
+{
+    atomic_store(&over, 0);
+    atomic_store(&started, 0);
+    atomic_store(&hogged, 0);
+    pthread_t thread = start(hog, calls);
+    while (!atomic_load(&started)) sched_yield();
+    return thread;
 }
 
 int main(void)
 {
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(0, &one);
-    OK(sched_setaffinity(0, sizeof one, &one));
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    run_on(0);
     for (intptr_t calls = 0; calls < 2; calls++) {
-        pthread_t threads[2];
-        OK(pipe2(there, 0));
-        OK(pipe2(back, 0));
-        atomic_store(&over, 0);
-        atomic_store(&started, 0);
-        atomic_store(&hogged, 0);
-        EQUAL(pthread_create(&threads[0], 0, echo, 0), 0);
-        EQUAL(pthread_create(&threads[1], 0, hog, (void *)calls), 0);
-        while (!atomic_load(&started)) sched_yield();
+        pthread_t echoes[ECHOES], other;
+        for (int i = 0; i < ECHOES; i++) {
+            OK(pipe2(there[i], 0));
+            OK(pipe2(back[i], 0));
+            echoes[i] = start(echo, i);
+        }
+        other = start_hog(calls);
 
-        // A slice is 10 ms: waiting for one at each of two wakes would give it 20 ms a trip.
-        long before = atomic_load(&hogged);
-        for (int i = 0; i < 200; i++) trip();
-        CHECK(atomic_load(&hogged) - before < 200 * 5000000L);
+        // Each trip yields, which may give the other a slice; those are not counted.
+        int waits = 0;
+        for (int i = 0; i < TRIPS; i++) {
+            char c = 'x';
+            long before = atomic_load(&hogged);
+            for (int j = 0; j < ECHOES; j++) EQUAL(write(there[j][1], &c, 1), 1);
+            for (int j = 0; j < ECHOES; j++) EQUAL(read(back[j][0], &c, 1), 1);
+            waits += atomic_load(&hogged) - before > LONG;
+        }
+        // Each thread's slice ends now and then, and the host has other work.
+        CHECK(waits < TRIPS / 10);
 
-        long start = ns(CLOCK_MONOTONIC), end = start;
-        before = atomic_load(&hogged);
-        while (end - start < 600000000L) {
-            for (int i = 0; i < 100; i++) trip();
+        long began = ns(CLOCK_MONOTONIC), end = began, before = atomic_load(&hogged);
+        while (end - began < 600000000L) {
+            trip();
             end = ns(CLOCK_MONOTONIC);
         }
-        CHECK(atomic_load(&hogged) - before > (end - start) / 8);
+        CHECK(atomic_load(&hogged) - before > (end - began) / 5);
 
         atomic_store(&over, 1);
-        close(there[1]);
-        for (int i = 0; i < 2; i++) EQUAL(pthread_join(threads[i], 0), 0);
-        close(there[0]);
-        close(back[0]);
-        close(back[1]);
+        for (int i = 0; i < ECHOES; i++) close(there[i][1]);
+        for (int i = 0; i < ECHOES; i++) EQUAL(pthread_join(echoes[i], 0), 0);
+        EQUAL(pthread_join(other, 0), 0);
+        for (int i = 0; i < ECHOES; i++) {
+            close(there[i][0]);
+            close(back[i][0]);
+            close(back[i][1]);
+        }
+    }
+    puts("slices: woken threads");
+    if (cpus > 1) {
+        pthread_t other = start_hog(0), travellers[2] = {start(traveller, 0), start(traveller, 0)};
+        long began = ns(CLOCK_MONOTONIC), before = atomic_load(&hogged);
+        struct timespec second = {1, 0};
+        OK(nanosleep(&second, 0));
+        long got = atomic_load(&hogged) - before, took = ns(CLOCK_MONOTONIC) - began;
+        atomic_store(&over, 1);
+        for (int i = 0; i < 2; i++) EQUAL(pthread_join(travellers[i], 0), 0);
+        EQUAL(pthread_join(other, 0), 0);
+        CHECK(got > took / 6);
     }
     puts("slices: all checks passed");
     return 0;

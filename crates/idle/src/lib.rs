@@ -31,15 +31,16 @@
 //! * *Who naps is awaited in epochs.* [`Collect::nap`] says nothing to Refcache: the CPU's bit stays pending, so the epoch after
 //!   the present one doesn't begin before the CPU has flushed. Only [`Collect::tick`] takes a CPU out, once it has held nothing
 //!   back for a whole epoch ([`refcache::Domain::park`]), and [`Collect::idle_enter`], which brings all changes first.
-//! * *Who halts is in no section.* Both ways to halt take the `&mut Pinned`, which sections borrow.
+//! * *Who halts is in no section.* Both ways to halt take a `&mut Pinned`, which sections borrow; the idle thread opens none around them.
 //! * *Who naps comes back.* [`Halt::Nap`] names the time, and the caller arms a timer for it with interrupts off, before it halts.
 //! * *The last goes on.* A CPU that leaves something learns whether anybody is left: of the epochs' members under the gate
 //!   ([`refcache::Domain::leave`]), of grace periods by a fence between its own word and the look at the others'
 //!   ([`rcu::kernel::Domain::is_abandoned`]). Of CPUs that fall asleep at once at least one is told.
 //! * *What is queued for a CPU that halts wakes it.* It announces itself and then looks at its queue; who queues looks for the
 //!   announcement afterwards: [`Announcement`].
-//! * *Who is asked to tick does so, or has left.* A request ([`State::set_due`]) comes before its interrupt, which ends a halt. Who is
-//!   [asleep](State::is_asleep) holds nothing back, so nobody [waits](State::is_awaited) for it.
+//! * *Who is asked to tick does so, or has left.* A request ([`State::set_due`]) comes before its interrupt. That ends a halt, or comes
+//!   before it; so who is about to halt looks for a request with interrupts off. Who is [asleep](State::is_asleep) holds nothing
+//!   back, so nobody [waits](State::is_awaited) for it.
 //!
 //! The models in `tests/loom.rs` run this source with the two domains it is about.
 #![no_std]

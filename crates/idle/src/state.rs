@@ -32,7 +32,7 @@ impl Idle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "who halts otherwise is waited for"]
 pub enum Halt {
-    /// It must go on: there would be nobody to collect what is left.
+    /// It must go on: it is asked to tick, or there would be nobody to collect what is left.
     No,
     /// It halts, and comes back at this time (ns since boot) also if nothing else wakes it.
     Nap(u64),
@@ -127,6 +127,10 @@ impl State {
     }
     /// This CPU is about to halt. Interrupts are off until it does, or goes on; whichever it is, it [wakes](Self::wake) then.
     pub fn sleep(&self, what: &impl Collect, idle: Idle, pin: &mut Pinned<'_>) -> Halt {
+        // The interrupt that told of it may have come before the halt, which it can't end then.
+        if self.is_due() && !mutant!("idle-due-slept-over") {
+            return Halt::No;
+        }
         let naps = !self.rested.load(Ordering::Relaxed) && !idle.is_long();
         if naps && !what.is_free(pin) {
             what.nap(pin);

@@ -12,7 +12,7 @@ use idle::{Announcement, Collect, Domains, Halt, Idle, State};
 use loom::{
     cell::UnsafeCell,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -288,27 +288,30 @@ fn who_is_asked_to_tick_does_or_has_left() {
     explore("a request against a halt", None, || {
         let sim = Sim::new();
         sim.add(B, -1);
-        let done = Arc::new(AtomicBool::new(false));
-        let (other, ended) = (sim.clone(), done.clone());
+        // Whether B has interrupts off, or has halted: an interrupt at another time ends no halt.
+        let (done, off) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(false)));
+        let (other, ended, window) = (sim.clone(), done.clone(), off.clone());
         let cpu = thread::spawn(move || {
             loop {
                 other.rest(B, SHORT);
-                if other.sleep(B, SHORT) == Halt::No {
-                    other.wake(B);
-                    continue;
+                *window.lock().unwrap() = true;
+                if other.sleep(B, SHORT) != Halt::No {
+                    // Relaxed: the interrupt orders it.
+                    if ended.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    thread::park();
                 }
-                // Relaxed: the interrupt orders it.
-                if ended.load(Ordering::Relaxed) {
-                    return;
-                }
-                thread::park();
+                *window.lock().unwrap() = false;
                 other.wake(B);
             }
         });
         let state = &sim.states[B];
         if !state.is_asleep() {
             state.set_due();
-            cpu.thread().unpark();
+            if *off.lock().unwrap() {
+                cpu.thread().unpark();
+            }
             while state.is_awaited() {
                 thread::yield_now();
             }

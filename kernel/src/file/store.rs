@@ -180,7 +180,13 @@ impl Store {
     fn with(pages: Pages) -> Self {
         let size = AtomicU64::new(pages.image.len() as u64);
         let seals = AtomicU32::new(c::F_SEAL_SEAL);
-        Self { size, pages: Biased::new(pages, &READERS), writer: RwLock::new(()), mappers: Mappers::new(), seals }
+        Self {
+            size,
+            pages: Biased::new(pages, &READERS),
+            writer: RwLock::new(()),
+            mappers: Mappers::new(),
+            seals,
+        }
     }
 
     /// Who maps it.
