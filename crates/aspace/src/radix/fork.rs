@@ -264,7 +264,8 @@ impl<'s, 'p> Heirs<'s, 'p> {
             same &= !self.now.object || run.own + run.objects == 0 || mutant!("fork-freezes-objects");
             framed |= run.own > 0 && self.now.lowered.is_some();
             rest = &mut rest[run.pages..];
-            alike &= run.own == 0 && (rest.is_empty() || Slot::of(rest[0]).desc() == self.now.id);
+            alike &= run.own == 0 || mutant!("fork-frames-folded");
+            alike &= rest.is_empty() || Slot::of(rest[0]).desc() == self.now.id;
         }
         // The node doesn't know who has entries.
         if same || framed {

@@ -1,8 +1,11 @@
 //! Fork by frozen nodes: what it costs, who sees what, and who frees what.
 
-use std::sync::{
-    Arc, Barrier,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use addr::Prot;
@@ -376,6 +379,53 @@ fn an_object_is_cut_after_a_fork_without_memory() {
             assert_eq!(sim.owned(), [0; Use::COUNT], "frames were not given back");
         });
     }
+}
+
+/// Nodes of which all pages are an object's: only read, copied, untouched, or some of each; and one of several mappings. A child
+/// has the copies, and asks for the rest.
+#[test]
+fn a_child_has_the_copies_in_nodes_of_an_objects_pages() {
+    const ALL: u64 = 5 * 64;
+    const SHARED: Range<u64> = 4 * 64 + 20..4 * 64 + 44;
+    let (read, written) = (
+        |n: &u64| matches!(n / 64, 0 | 1) || n / 64 > 2 && n.is_multiple_of(3),
+        |n: &u64| n / 64 == 1 || n / 64 > 2 && n.is_multiple_of(5),
+    );
+    let holds = |n: u64| match n {
+        n if written(&n) => n,
+        n if n >= SHARED.end => 0,
+        _ => 1000 + n,
+    };
+    let sim = Sim::new(1, 2048);
+    sim.cpus.on(0, |ctx| {
+        let file = Pages::new(sim, 1, &(1000..1000 + ALL).collect::<Vec<_>>(), &ctx);
+        let (parent, at) = (sim.space(&ctx), |n: u64| page(FIRST / 64 * 64 + n));
+        for (from, pages, mapping) in [
+            (0, ALL, object(&file, 0, RW, false)),
+            (SHARED.start, 24, object(&file, SHARED.start, RW, true)),
+            (SHARED.end, 20, anonymous(RW)),
+        ] {
+            parent.map(Placement::Fixed(at(from)), pages, mapping, &ctx).expect("there is room");
+        }
+        sim.enter(&*parent, &ctx);
+        (0..ALL).filter(read).for_each(|n| assert!(sim.load(&*parent, at(n), &ctx).is_ok()));
+        (0..ALL).filter(written).for_each(|n| assert_eq!(sim.store(&*parent, at(n), n, &ctx), Ok(())));
+        let child = parent.fork(&ctx).expect("there is memory");
+        assert_eq!(list(&*child, &ctx), list(&*parent, &ctx));
+        let copied = |n: &u64| written(n) && !SHARED.contains(n) || read(n) && *n >= SHARED.end;
+        assert_eq!(child.usage(&ctx).resident_pages, (0..ALL).filter(copied).count() as u64);
+        assert_eq!(child.usage(&ctx).mapped_pages, ALL);
+        (0..ALL).for_each(|n| assert_eq!(sim.store(&*parent, at(n), !n, &ctx), Ok(())));
+        switch(sim, &*parent, &*child, &ctx);
+        for n in 0..ALL {
+            let expected = if SHARED.contains(&n) { !n } else { holds(n) };
+            assert_eq!(sim.load(&*child, at(n), &ctx), Ok(expected), "page {n}");
+        }
+        sim.leave(&*child, &ctx);
+        [&parent, &child].iter().for_each(|space| space.clear(&ctx));
+        file.free(sim, &ctx);
+        assert_eq!(sim.owned(), [0; Use::COUNT], "frames were not given back");
+    });
 }
 
 /// An end needs no memory, in whatever order the members of a family end.
