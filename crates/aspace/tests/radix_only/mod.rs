@@ -570,7 +570,7 @@ fn an_object_is_not_counted_for_a_mapping_that_the_cpu_knows() {
     sim.cpus.on(0, |ctx| {
         let space = sim.space(&ctx);
         sim.enter(&*space, &ctx);
-        let pages = Pages::new(&sim, 1, &[7], &ctx);
+        let pages = Pages::new(sim, 1, &[7], &ctx);
         let shared = Mapping { shared: true, ..anonymous(RW) };
         let counts = [0, 1, 2].map(|_| {
             let at = Placement::Fixed(page(BASE));
@@ -586,7 +586,7 @@ fn an_object_is_not_counted_for_a_mapping_that_the_cpu_knows() {
         space.clear(&ctx);
         (0..32).for_each(|_| sim.tick(&ctx));
         assert_eq!(Arc::strong_count(&pages), 1);
-        pages.free(&sim, &ctx);
+        pages.free(sim, &ctx);
     });
 }
 
