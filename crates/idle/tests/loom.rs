@@ -161,6 +161,8 @@ fn both<R: 'static>(sim: &Arc<Sim>, a: impl Fn(&Sim) -> R, b: impl Fn(&Sim) -> R
 fn nothing_ends_under_a_cpu_that_naps() {
     explore("a nap against ticks", None, || {
         let sim = Sim::new();
+        // After its flush in this epoch.
+        sim.domains.refs.work(&pin(B), Budget::ALL);
         sim.add(B, 1);
         // It idles, but is late with its regular work, which it does before it naps.
         sim.states[B].ticks(SINCE - TICK);
