@@ -36,7 +36,13 @@ impl fmt::Debug for Head {
 /// An object that no new reader can find, and that old ones may still be reading: it may only be handed to
 /// [`Domain::call`](crate::kernel::Domain::call).
 #[must_use = "an object that is retired and then forgotten is never freed"]
-pub struct Retired(NonNull<Head>);
+pub struct Retired {
+    head: NonNull<Head>,
+    bytes: usize,
+}
+
+/// What an object counts for at least, in bytes, where what waits is bounded.
+pub const LEAST_BYTES: usize = 256;
 
 // SAFETY: by the promise of `new` the object may be freed by any thread.
 unsafe impl Send for Retired {}
@@ -51,13 +57,20 @@ impl Retired {
     pub unsafe fn new(head: NonNull<Head>, free: Free) -> Self {
         // SAFETY: the object is allocated, and its link is ours from here on.
         unsafe { head.as_ref() }.free.set(Some(free));
-        Self(head)
+        Self { head, bytes: LEAST_BYTES }
+    }
+    /// It takes so many bytes of memory: for the bound of what waits.
+    pub fn of_bytes(self, bytes: usize) -> Self {
+        Self { bytes: bytes.max(LEAST_BYTES), ..self }
+    }
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
 impl fmt::Debug for Retired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Retired({:p})", self.0)
+        write!(f, "Retired({:p})", self.head)
     }
 }
 
@@ -66,21 +79,25 @@ pub(crate) struct List {
     first: *mut Head,
     last: *mut Head,
     len: usize,
+    bytes: usize,
 }
 
 // SAFETY: it owns what is in it, all of it `Retired`.
 unsafe impl Send for List {}
 
 impl List {
-    pub(crate) const EMPTY: List = List { first: ptr::null_mut(), last: ptr::null_mut(), len: 0 };
+    pub(crate) const EMPTY: List = List { first: ptr::null_mut(), last: ptr::null_mut(), len: 0, bytes: 0 };
 
     pub(crate) fn len(&self) -> usize {
         self.len
     }
-    pub(crate) fn push(&mut self, Retired(head): Retired) {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+    pub(crate) fn push(&mut self, Retired { head, bytes }: Retired) {
         // SAFETY: a retired object is allocated, and its link is the list's.
         unsafe { head.as_ref() }.next.set(ptr::null_mut());
-        self.append(List { first: head.as_ptr(), last: head.as_ptr(), len: 1 });
+        self.append(List { first: head.as_ptr(), last: head.as_ptr(), len: 1, bytes });
     }
     /// Put all of `other` behind what there is.
     pub(crate) fn append(&mut self, other: List) {
@@ -93,12 +110,13 @@ impl List {
             self.last = other.last;
         }
         self.len += other.len;
+        self.bytes += other.bytes;
     }
     pub(crate) fn take(&mut self) -> List {
         core::mem::replace(self, List::EMPTY)
     }
-    /// The first object and how to free it.
-    pub(crate) fn pop(&mut self) -> Option<(NonNull<Head>, Free)> {
+    /// The first object, how to free it, and what it counts for: sizes are known of the list as a whole, of which it has the average.
+    pub(crate) fn pop(&mut self) -> Option<(NonNull<Head>, Free, usize)> {
         let head = NonNull::new(self.first)?;
         // SAFETY: what is in the list is allocated, and its links are the list's.
         let link = unsafe { head.as_ref() };
@@ -106,7 +124,9 @@ impl List {
         if self.first.is_null() {
             self.last = ptr::null_mut();
         }
+        let bytes = self.bytes / self.len;
         self.len -= 1;
-        Some((head, link.free.get()?))
+        self.bytes -= bytes;
+        Some((head, link.free.get()?, bytes))
     }
 }

@@ -113,8 +113,7 @@ impl<D: 'static> Member<'_, D> {
         let need = domain.snap();
         domain.request(need);
         while !domain.poll(need) {
-            domain.qs(&mut self.pin);
-            domain.drive();
+            domain.look(&mut self.pin);
             thread::yield_now();
         }
     }
@@ -167,6 +166,7 @@ impl<D: 'static> Member<'_, D> {
 impl<D: 'static> Drop for Member<'_, D> {
     fn drop(&mut self) {
         self.leave();
+        self.qsbr.domain.offline(&mut self.pin);
         self.qsbr.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.pin.cpu());
     }
 }
