@@ -12,7 +12,10 @@ use loom::{
     thread,
 };
 use percpu::{CpuId, Pinned, testing::explore};
-use rcu::{Head, Retired, kernel::Domain};
+use rcu::{
+    Head, Retired,
+    kernel::{Domain, Gp},
+};
 
 fn pin(cpu: usize) -> Pinned<'static> {
     // SAFETY: each CPU is one thread's in a model.
@@ -31,6 +34,12 @@ unsafe impl Sync for Sim {}
 // SAFETY: as above.
 unsafe impl Send for Sim {}
 
+/// A thread of the model.
+fn on(sim: &Arc<Sim>, f: impl FnOnce(&Sim) + 'static) -> thread::JoinHandle<()> {
+    let sim = sim.clone();
+    thread::spawn(move || f(&sim))
+}
+
 impl Sim {
     /// A machine of `cpus` CPUs, of which those below `awake` don't idle.
     fn new(cpus: usize, awake: usize) -> Arc<Self> {
@@ -43,12 +52,25 @@ impl Sim {
         // Acquire: partner in `replace`.
         self.cells[self.current.load(Ordering::Acquire)].with(|_| ());
     }
-    /// Publish the other cell and, if the period can be driven to its end in a few looks, free the old one.
-    fn replace(&self, looks: usize) {
-        let pin = &mut pin(0);
+    fn section_and_report(&self, cpu: usize) {
+        self.section(&pin(cpu));
+        self.domain.qs(&mut pin(cpu));
+    }
+    fn unlink(&self) {
         self.cells[1].with_mut(|_| ());
         // Release: partner in `section`.
         self.current.store(1, Ordering::Release);
+    }
+    /// If the period has ended by now.
+    fn free_after(&self, need: Gp) {
+        if self.domain.poll(need) {
+            self.cells[0].with_mut(|_| ());
+        }
+    }
+    /// Publish the other cell and, if the period can be driven to its end in a few looks, free the old one.
+    fn replace(&self, looks: usize) {
+        let pin = &mut pin(0);
+        self.unlink();
         // SAFETY: unlinked above; `free` frees it, once.
         self.domain.call(pin, unsafe { retired(&self.cells[0]) });
         for _ in 0..looks {
@@ -233,25 +255,60 @@ fn a_wish_is_not_lost_to_who_drives() {
     });
 }
 
-/// Three CPUs on two leaves, which report one after the other or at once.
+/// Three CPUs on two leaves: who frees has seen only that the period has ended, not the reports.
 #[test]
 fn reports_are_combined() {
-    explore("reports are combined", Some(2), || {
+    explore("reports are combined", Some(3), || {
         let sim = Sim::new(3, 3);
-        let readers: Vec<_> = (1..3)
-            .map(|cpu| {
-                let sim = sim.clone();
-                thread::spawn(move || {
-                    let pin = &mut pin(cpu);
-                    sim.section(pin);
-                    sim.domain.qs(pin);
-                })
-            })
-            .collect();
-        sim.replace(3);
+        let readers: Vec<_> = (1..3).map(|cpu| on(&sim, move |sim| sim.section_and_report(cpu))).collect();
+        sim.unlink();
+        let need = sim.domain.snap();
+        sim.domain.request(need);
+        sim.domain.qs(&mut pin(0));
+        sim.free_after(need);
         readers.into_iter().for_each(|reader| reader.join().expect("the reader went well"));
-        (0..4).for_each(|_| (0..3).for_each(|cpu| _ = sim.domain.tick(&mut pin(cpu))));
-        assert_eq!(sim.domain.pending(&pin(0)), 0);
+        (1..3).for_each(|cpu| sim.domain.qs(&mut pin(cpu)));
+        assert!(sim.domain.poll(need), "{:?}", sim.domain);
+    });
+}
+
+/// A CPU that never idles long enough to be found so: it is found to have napped, by another CPU than the one that frees.
+#[test]
+fn who_frees_need_not_have_scanned() {
+    explore("naps found by another", Some(3), || {
+        let sim = Sim::new(3, 0);
+        sim.domain.idle_exit(&mut pin(1));
+        let reader = on(&sim, |sim| {
+            sim.section(&pin(1));
+            nap(sim, 1);
+        });
+        let third = on(&sim, |sim| (0..2).for_each(|_| sim.domain.look(&mut pin(2))));
+        sim.unlink();
+        let need = sim.domain.snap();
+        sim.domain.request(need);
+        sim.free_after(need);
+        reader.join().expect("the reader went well");
+        third.join().expect("the third went well");
+    });
+}
+
+/// A CPU that wakes while another ends one period for it, begins the next, and scans at once.
+#[test]
+fn periods_may_follow_each_other() {
+    explore("a period after the other", Some(3), || {
+        let sim = Sim::new(3, 0);
+        sim.domain.idle_exit(&mut pin(1));
+        sim.domain.idle_enter(&mut pin(1));
+        (0..2).for_each(|_| sim.replace_nothing());
+        let reader = on(&sim, |sim| {
+            sim.domain.idle_exit(&mut pin(1));
+            sim.section(&pin(1));
+        });
+        let third = on(&sim, |sim| sim.domain.look(&mut pin(2)));
+        sim.unlink();
+        sim.free_after(sim.domain.snap());
+        reader.join().expect("the reader went well");
+        third.join().expect("the third went well");
     });
 }
 
@@ -272,8 +329,7 @@ fn a_hurried_period_waits_for_sections() {
             }
         });
         let (domain, updater) = (&sim.domain, &mut pin(0));
-        sim.cells[1].with_mut(|_| ());
-        sim.current.store(1, Ordering::Release);
+        sim.unlink();
         let need = domain.snap();
         domain.request(need);
         for _ in 0..2 {
@@ -282,9 +338,7 @@ fn a_hurried_period_waits_for_sections() {
                 told.fetch_add(1, Ordering::Release);
             });
         }
-        if domain.poll(need) {
-            sim.cells[0].with_mut(|_| ());
-        }
+        sim.free_after(need);
         reader.join().expect("the reader went well");
         let told = told.load(Ordering::Relaxed);
         assert!(told == 1 || told == 0 && domain.poll(need), "told {told} times");
