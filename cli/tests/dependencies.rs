@@ -61,6 +61,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "quire-owned",
             "quire-pagetable",
             "quire-tlb",
+            "quire-rcu",
             "quire-aspace",
         ],
     ),

@@ -17,6 +17,7 @@ mod exec;
 mod fault;
 mod file;
 mod futex;
+mod grace;
 mod heap;
 mod hw;
 mod limits;

@@ -22,6 +22,7 @@ use idle::{Collect, Halt, Idle, State};
 use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
+    grace,
     hw::{cpu, irq, marker, timer},
     memory,
     options::{self, Design},
@@ -130,7 +131,7 @@ pub fn set_due() {
 /// Whether this CPU has to do its regular work, or anybody has to drop what nobody names any more.
 #[inline]
 pub fn is_due() -> bool {
-    mine().is_due() || get().is_some_and(Realm::has_dead)
+    mine().is_due() || get().is_some_and(|realm| realm.has_dead() || grace::is_asked(realm))
 }
 
 /// A CPU's regular work. For a thread that is in no operation on an address space, holds nothing, and may sleep.
@@ -141,8 +142,12 @@ pub fn work() {
             marker::periodic_begin();
             state.ticks(timer::now());
             realm.tick(&mut here());
+            grace::watch(realm);
             sched::plan_tick();
             marker::periodic_end();
+        }
+        if grace::is_asked(realm) {
+            grace::attend(realm);
         }
         realm.reap(&task::unpinned());
     }

@@ -17,7 +17,7 @@ use frames::Reclaim;
 use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
-    heap,
+    grace, heap,
     hw::{apic, cpu, irq, timer},
     memory::frames,
     options, realm, task,
@@ -99,6 +99,7 @@ pub fn idle(since: u64, is_idle: impl Fn() -> bool) {
     while zeroes && is_idle() && allocator.idle(&here(), AT_A_TIME) > 0 {
         // There may be seconds of it: epochs don't wait for that.
         realm::rest(since);
+        grace::quiescent_point();
     }
     allocator.park(&here());
 }

@@ -44,6 +44,7 @@ use percpu::{CpuId, CpuSet, Line, MAX_CPUS};
 use crate::{
     algo, central,
     cpu_time::{self, CpuClock},
+    grace,
     hw::{self, cpu, irq, thread},
     places::Place,
     process, realm, reclaim,
@@ -408,6 +409,7 @@ fn schedule() {
         // Relaxed, here and where it is read: this CPU's own.
         rq.idle_since.store(now, Ordering::Relaxed);
     }
+    grace::on_switch();
     me.rseq.set_due();
     next.sched.clock.start(me.sched.clock.stop());
     // Relaxed: the place of the thread that runs here, published by `on_cpu`.

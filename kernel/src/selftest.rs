@@ -7,7 +7,7 @@ use addr::PageRange;
 use tlb::Shootdown;
 
 use crate::{
-    file, hw, process, sanitize, sched,
+    file, grace, hw, process, sanitize, sched,
     shootdown::Ipi,
     stats::{self, Counter},
     supervisor,
@@ -15,7 +15,7 @@ use crate::{
     wait::{self, WaitQueue},
 };
 
-type Test = fn() -> Result<(), String>;
+pub type Test = fn() -> Result<(), String>;
 
 const TESTS: &[(&str, Test)] = &[
     ("threads run on every CPU", threads_run_everywhere),
@@ -42,7 +42,9 @@ pub fn run(which: &str) -> u32 {
         supervisor::record(&format!("test {which} FAIL nobody noticed"));
         return 1;
     }
-    for (name, test) in hw::selftest::TESTS.iter().chain(TESTS).chain(file::selftest::TESTS) {
+    for (name, test) in
+        hw::selftest::TESTS.iter().chain(TESTS).chain(file::selftest::TESTS).chain(grace::selftest::TESTS)
+    {
         if which != "all" && which != *name {
             continue;
         }
@@ -65,7 +67,7 @@ fn spawn(f: impl FnOnce() + Send + 'static) -> Result<Arc<Task>, String> {
 }
 
 /// Sleep until `done` reaches `n`, for at most `seconds`.
-fn await_count(done: &AtomicU64, n: u64, seconds: u64) -> Result<(), String> {
+pub fn await_count(done: &AtomicU64, n: u64, seconds: u64) -> Result<(), String> {
     let deadline = hw::timer::now() + seconds * 1_000_000_000;
     // Acquire: pairs with the Release increments of the test threads.
     while done.load(Ordering::Acquire) < n {

@@ -9,7 +9,7 @@ use linux_raw_sys::general as abi;
 use addr::VirtAddr;
 
 use crate::{
-    algo, fault,
+    algo, fault, grace,
     hw::{self, TrapFrame, apic, cpu, irq, marker},
     oom, panic,
     planted::{self, Planted},
@@ -66,6 +66,7 @@ fn interrupt(frame: &TrapFrame, vector: u8) {
         apic::VECTOR_RESCHED => {
             apic::eoi();
             sched::on_kick();
+            grace::on_kick(frame.is_user());
         }
         apic::VECTOR_FLUSH => {
             apic::eoi();

@@ -10,7 +10,7 @@ use tlb::Shootdown;
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
-    file,
+    file, grace,
     hw::{cpu, numa},
     process, sched,
     shootdown::Ipi,
@@ -136,7 +136,7 @@ pub fn getrandom(a: &Args) -> SysResult {
     Ok(done)
 }
 
-/// `membarrier(2)`, each barrier by interrupting every other CPU: an interrupt serialises the processor too, and a thread
+/// `membarrier(2)`: for all processes by a grace period, else, and where there are none, by interrupting every other CPU: an interrupt serialises the processor too, and a thread
 /// that is marked before it leaves its restartable sequence on the way back.
 pub fn membarrier(a: &Args) -> SysResult {
     const QUERY: u32 = 0;
@@ -182,7 +182,13 @@ pub fn membarrier(a: &Args) -> SysResult {
             mm.barriers.fetch_or(command, Ordering::Relaxed);
             return Ok(0);
         }
-        GLOBAL | GLOBAL_EXPEDITED => {}
+        command @ (GLOBAL | GLOBAL_EXPEDITED) => {
+            if let Some(domain) = grace::domain() {
+                let wait = if command == GLOBAL { grace::synchronize } else { grace::synchronize_expedited };
+                wait(domain);
+                return Ok(0);
+            }
+        }
         command @ (PRIVATE_EXPEDITED | PRIVATE_EXPEDITED_SYNC_CORE | PRIVATE_EXPEDITED_RSEQ) => {
             // A command's registration is the next bit.
             if registered & command << 1 == 0 {

@@ -317,7 +317,7 @@ impl Realm {
         self.mappings.push(grave);
     }
     /// Whose sections delay what is retired.
-    pub(crate) fn sections(&self) -> &rcu::kernel::Domain {
+    pub fn sections(&self) -> &rcu::kernel::Domain {
         &self.domains.rcu
     }
     /// This CPU has retired something: it is not [quiet](Self::is_quiet) until that is free.

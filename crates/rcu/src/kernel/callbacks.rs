@@ -14,7 +14,7 @@
 
 use core::cell::{Cell, RefCell};
 
-use percpu::{Line, PerCpu, Pinned};
+use percpu::{CpuId, Line, PerCpu, Pinned};
 use sync::{
     SpinLock, mutant,
     primitive::{AtomicBool, AtomicU64, Ordering},
@@ -100,7 +100,7 @@ impl Queues {
         // Relaxed: who must know of this hears of it from who has retired it.
         self.held.get(pin).store(now as u64, Ordering::Relaxed);
         if now >= mine.relieve_at.get() {
-            self.ask(pin);
+            self.ask(pin.cpu());
         }
     }
     fn sub(&self, pin: &Pinned<'_>, bytes: usize) {
@@ -113,8 +113,8 @@ impl Queues {
             mine.relieve_at.set(SOFT);
         }
     }
-    pub(super) fn ask(&self, pin: &Pinned<'_>) {
-        let asked = self.asked.get(pin);
+    pub(super) fn ask(&self, cpu: CpuId) {
+        let Some(asked) = self.asked.of(cpu) else { return };
         // Relaxed, here and below: for this CPU, which looks on its way.
         if !asked.load(Ordering::Relaxed) {
             asked.store(true, Ordering::Relaxed);
@@ -123,6 +123,7 @@ impl Queues {
     pub(super) fn is_asked(&self, pin: &Pinned<'_>) -> bool {
         self.asked.get(pin).load(Ordering::Relaxed)
     }
+    /// To be called before a report: who asks meanwhile needs no more than that.
     pub(super) fn take_asked(&self, pin: &Pinned<'_>) {
         if self.is_asked(pin) {
             self.asked.get(pin).store(false, Ordering::Relaxed);
@@ -138,7 +139,7 @@ impl Queues {
         c.next.len() + c.wait[0].1.len() + c.wait[1].1.len() + c.ready.len()
     }
     /// Whether a CPU has freed, or handed over, all that it has ever retired, as far as the caller knows of that.
-    pub(super) fn holds_nothing(&self, cpu: percpu::CpuId) -> bool {
+    pub(super) fn holds_nothing(&self, cpu: CpuId) -> bool {
         // Acquire: partner of the store in `sub`.
         self.held.of(cpu).is_none_or(|held| held.load(Ordering::Acquire) == 0)
     }
@@ -146,6 +147,9 @@ impl Queues {
     pub(super) fn held(&self) -> usize {
         // Relaxed: a sum of what is changed all the time.
         self.held.iter().map(|held| held.load(Ordering::Relaxed) as usize).sum()
+    }
+    pub(super) fn limit(&self) -> usize {
+        self.hard
     }
     /// The most that this CPU has held, in bytes.
     pub(super) fn most(&self, pin: &Pinned<'_>) -> usize {

@@ -286,8 +286,8 @@ impl Domain {
             spin_loop();
         }
     }
-    /// A period that is open for `limit` ns or more, as far as this CPU, which looks often, has seen it, `now` by its clock. Each is
-    /// told of once.
+    /// A period that is open for `limit` ns or more, as far as this CPU, which waits for one and looks often, has seen it, `now` by
+    /// its clock. Each is told of once.
     pub fn stall(&self, pin: &Pinned<'_>, now: u64, limit: u64) -> Option<Stall> {
         self.watch.look(self, pin, now, limit)
     }
@@ -307,6 +307,10 @@ impl Domain {
     /// How many objects this CPU has retired that are not freed.
     pub fn pending(&self, pin: &Pinned<'_>) -> usize {
         self.queues.len(pin)
+    }
+    /// What may wait on all CPUs, in bytes, before those that retire more are held back.
+    pub fn limit(&self) -> usize {
+        self.queues.limit()
     }
     /// What wait on all CPUs, in bytes, and the most that this one has held.
     pub fn held(&self, pin: &Pinned<'_>) -> (usize, usize) {
@@ -331,9 +335,11 @@ impl Domain {
         }
         self.queues.run(pin)
     }
-    /// This CPU should come to its work soon: to be called by its own interrupt handlers.
-    pub fn ask(&self, pin: &Pinned<'_>) {
-        self.queues.ask(pin);
+    /// `cpu`, whose interrupt handler calls this, should come to its work soon if it owes a report.
+    pub fn ask(&self, cpu: CpuId) {
+        if self.periods.owes(cpu) {
+            self.queues.ask(cpu);
+        }
     }
     /// Whether this CPU was asked to come to [`Self::relieve`].
     #[inline]

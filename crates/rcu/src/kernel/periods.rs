@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, vec};
 use core::cell::Cell;
 
-use percpu::{CpuSet, Line, PerCpu, Pinned};
+use percpu::{CpuId, CpuSet, Line, PerCpu, Pinned};
 use sync::{
     SpinLock, mutant,
     primitive::{AtomicU64, Ordering, fence},
@@ -289,8 +289,14 @@ impl Periods {
     }
     /// Those who owe a report for the open period, as far as they did a moment ago; nobody if there is none.
     pub(super) fn owing(&self) -> CpuSet {
-        // Relaxed: for people.
-        let g = self.gp.0.load(Ordering::Relaxed);
+        let g = self.last();
         (0..self.tree.leaves()).flat_map(|leaf| self.tree.owing(leaf, g)).collect()
+    }
+    /// Whether a CPU is one of these, and awake.
+    pub(super) fn owes(&self, cpu: CpuId) -> bool {
+        let (leaf, _) = tree::place(cpu);
+        // Relaxed: of the CPU that is interrupted here.
+        self.awake.of(cpu).is_some_and(|awake| awake.load(Ordering::Relaxed) & 1 != 0)
+            && self.tree.owing(leaf, self.last()).any(|owing| owing == cpu)
     }
 }
