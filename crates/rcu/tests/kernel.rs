@@ -6,9 +6,12 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use percpu::{CpuId, Pinned, testing::Machine};
+use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned, testing::Machine};
 use proptest::prelude::*;
-use rcu::{Head, Retired, kernel::Domain};
+use rcu::{
+    Head, Retired,
+    kernel::{Domain, callbacks::SOFT},
+};
 
 fn pin(cpu: usize) -> Pinned<'static> {
     // SAFETY: each test is one thread that plays all CPUs in turn.
@@ -161,6 +164,187 @@ fn synchronize_waits_for_the_other_cpus_sections() {
     });
 }
 
+#[test]
+fn who_was_kicked_is_told_once_and_nobody_else_is() {
+    let domain = Domain::new(40);
+    (0..35).for_each(|cpu| domain.idle_exit(&mut pin(cpu)));
+    (30..35).for_each(|cpu| _ = domain.idle_enter(&mut pin(cpu)));
+    let need = domain.snap();
+    domain.request(need);
+    // One reports anyhow.
+    domain.qs(&mut pin(7));
+    let kicked = Cell::new(CpuSet::EMPTY);
+    for _ in 0..3 {
+        domain.hurry(&mut pin(3), |cpus| {
+            assert!(kicked.get().is_empty(), "told twice");
+            kicked.set(*cpus);
+        });
+    }
+    let told: Vec<_> = kicked.get().iter().map(CpuId::index).collect();
+    assert_eq!(told, (0..30).filter(|cpu| ![3, 7].contains(cpu)).collect::<Vec<_>>());
+    for cpu in told {
+        assert!(!domain.poll(need));
+        assert!(!domain.is_asked(&pin(cpu)));
+        // Half of them were in the kernel, and come by later.
+        if cpu % 2 == 0 {
+            domain.ask(CpuId::new(cpu).unwrap());
+            assert!(domain.is_asked(&pin(cpu)));
+            domain.relieve_nothing(cpu);
+            assert!(!domain.is_asked(&pin(cpu)));
+        } else {
+            // SAFETY: no section is open anywhere.
+            unsafe { domain.qs_interrupted(CpuId::new(cpu).unwrap()) };
+        }
+        domain.ask(CpuId::new(cpu).unwrap());
+        assert!(!domain.is_asked(&pin(cpu)), "it has reported");
+    }
+    assert!(domain.poll(need));
+}
+
+/// What a CPU does that was asked.
+trait Attend {
+    fn relieve_nothing(&self, cpu: usize);
+}
+
+impl Attend for Domain {
+    fn relieve_nothing(&self, cpu: usize) {
+        Machine::new(MAX_CPUS)
+            .on(cpu, |ctx| self.relieve(&ctx, |_| panic!("no flood"), || panic!("no wait")));
+    }
+}
+
+#[test]
+fn a_cpu_that_naps_is_found_to_have_napped() {
+    let domain = Domain::new(2);
+    (0..2).for_each(|cpu| domain.idle_exit(&mut pin(cpu)));
+    let need = domain.snap();
+    domain.request(need);
+    domain.look(&mut pin(0));
+    domain.look(&mut pin(0));
+    assert!(!domain.poll(need));
+    domain.idle_enter(&mut pin(1));
+    domain.idle_exit(&mut pin(1));
+    domain.look(&mut pin(0));
+    assert!(domain.poll(need));
+}
+
+#[test]
+fn who_comes_online_is_waited_for_from_the_next_period_on() {
+    let domain = Domain::new(MAX_CPUS);
+    domain.idle_exit(&mut pin(0));
+    let now = domain.snap();
+    domain.request(now);
+    domain.idle_exit(&mut pin(200));
+    let (reader, next) = (pin(200), domain.snap());
+    let section = domain.read(&reader);
+    domain.request(next);
+    (0..4).for_each(|_| domain.look(&mut pin(0)));
+    assert!(domain.poll(now) && !domain.poll(next));
+    drop(section);
+    domain.offline(&mut pin(200));
+    domain.look(&mut pin(0));
+    assert!(domain.poll(next));
+}
+
+#[test]
+fn a_stall_is_told_once_with_its_place() {
+    const MS: u64 = 1_000_000;
+    let domain = Domain::new(20);
+    (0..20).for_each(|cpu| domain.idle_exit(&mut pin(cpu)));
+    let reader = pin(17);
+    let section = domain.read(&reader);
+    let line = line!() - 1;
+    let need = domain.snap();
+    domain.request(need);
+    (0..17).chain(18..20).for_each(|cpu| domain.qs(&mut pin(cpu)));
+    let tell = |cpu, now| domain.stall(&pin(cpu), now, 100 * MS);
+    assert!(tell(0, 1000 * MS).is_none() && tell(1, 1050 * MS).is_none());
+    assert!(tell(0, 1099 * MS).is_none(), "too early");
+    let stall = tell(0, 1101 * MS).expect("it is open for too long");
+    assert_eq!((stall.cpus.iter().collect::<Vec<_>>(), stall.age), (vec![CpuId::new(17).unwrap()], 101 * MS));
+    if cfg!(debug_assertions) {
+        let place = stall.place.expect("debug builds know");
+        assert!(place.file().ends_with("kernel.rs") && place.line() == line, "{stall}");
+    }
+    assert!(tell(1, 2000 * MS).is_none(), "told twice");
+    drop(section);
+    domain.qs(&mut pin(17));
+    assert!(domain.poll(need) && tell(0, 9000 * MS).is_none());
+}
+
+#[test]
+fn a_barrier_waits_for_all_cpus_and_for_what_was_left() {
+    let (domain, freed) = (Domain::new(4), [const { Cell::new(false) }; 4]);
+    (0..4).for_each(|cpu| domain.idle_exit(&mut pin(cpu)));
+    (0..4).for_each(|cpu| domain.call(&pin(cpu), retire(&freed[cpu])));
+    domain.offline(&mut pin(2));
+    domain.idle_enter(&mut pin(3));
+    let mut barrier = domain.begin_barrier().expect("the first");
+    assert!(domain.begin_barrier().is_none());
+    for _ in 0..4 {
+        assert!(!barrier.step(&mut pin(0)), "CPU 1 and CPU 3 have not come by");
+        domain.qs(&mut pin(1));
+    }
+    assert!(freed[0].get() && domain.has_orphans(), "nobody adopts meanwhile");
+    domain.call(&pin(1), retire(&Cell::new(false)));
+    let steps = (0..20).find(|_| {
+        let over = barrier.step(&mut pin(0));
+        assert!(!over || freed.iter().all(Cell::get), "{freed:?}");
+        [1, 3].into_iter().for_each(|cpu| _ = domain.tick(&mut pin(cpu)));
+        over
+    });
+    assert!(steps.is_some());
+    assert!(domain.begin_barrier().is_some_and(|mut next| (0..20).any(|_| {
+        [1, 3].into_iter().for_each(|cpu| _ = domain.tick(&mut pin(cpu)));
+        next.step(&mut pin(0))
+    })));
+}
+
+/// A reader that never leaves, and writers at full speed: they stand at the limit, until it does.
+#[test]
+fn a_flood_is_held_back() {
+    const CPUS: usize = 3;
+    let (machine, domain) = (Machine::new(CPUS), Domain::new(CPUS));
+    let (stood, left, most) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    machine.run(|cpu, ctx| {
+        domain.idle_exit(&mut ctx.pin());
+        if cpu.index() == 0 {
+            let pin = ctx.pin();
+            let section = domain.read(&pin);
+            while stood.load(Ordering::Acquire) < CPUS - 1 {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            left.store(1, Ordering::Release);
+            drop(section);
+        } else {
+            let (mut kicks, mut stands) = (0, false);
+            // Twice what may wait, each.
+            for _ in 0..2 * domain.limit() / 4096 {
+                let flag = Box::leak(Box::new(Cell::new(false)));
+                domain.call(&ctx.pin(), retire(flag).of_bytes(4096));
+                if domain.is_asked(&ctx.pin()) {
+                    let kick = |cpus: &CpuSet| _ = cpus.len();
+                    domain.relieve(&ctx, kick, || {
+                        kicks += 1;
+                        if !stands && left.load(Ordering::Acquire) == 0 {
+                            stands = true;
+                            stood.fetch_add(1, Ordering::Release);
+                        }
+                        std::thread::yield_now();
+                    });
+                }
+                most.fetch_max(domain.held(&ctx.pin()).0, Ordering::Relaxed);
+            }
+            assert!(stands, "nobody was in the way");
+        }
+        domain.offline(&mut ctx.pin());
+    });
+    let (most, limit) = (most.into_inner(), domain.limit());
+    println!("{most} bytes waited at most, of {limit}");
+    assert!(most >= limit && most <= limit + CPUS * (SOFT + 4096), "{most} bytes, of {limit}");
+}
+
 const CPUS: usize = 3;
 
 #[derive(Clone, Copy, Debug)]
@@ -170,12 +354,17 @@ enum Step {
     Open,
     Close,
     Sleep,
+    Leave,
+    Report,
+    Look,
+    Hurry,
 }
 
 fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
     let step = prop_oneof![
         2 => Just(Step::Retire), 6 => Just(Step::Tick), 2 => Just(Step::Open), 3 => Just(Step::Close),
-        1 => Just(Step::Sleep),
+        1 => Just(Step::Sleep), 1 => Just(Step::Leave), 3 => Just(Step::Report), 2 => Just(Step::Look),
+        1 => Just(Step::Hurry),
     ];
     prop::collection::vec((0..CPUS, step), 1..200)
 }
@@ -212,6 +401,21 @@ proptest! {
                     domain.idle_enter(&mut pin(cpu));
                     awake[cpu] = false;
                 }
+                Step::Leave if open[cpu].is_none() => {
+                    domain.offline(&mut pin(cpu));
+                    awake[cpu] = false;
+                }
+                Step::Report if open[cpu].is_none() => domain.qs(&mut pin(cpu)),
+                Step::Look if open[cpu].is_none() => domain.look(&mut pin(cpu)),
+                // Those that are told report if they are in no section, as if they were in user mode.
+                Step::Hurry if open[cpu].is_none() => domain.hurry(&mut pin(cpu), |told| {
+                    for other in told.iter().map(CpuId::index) {
+                        assert!(awake[other], "CPU {other} idles");
+                        if open[other].is_none() {
+                            domain.qs(&mut pin(other));
+                        }
+                    }
+                }),
                 _ => {}
             }
             for (object, sections) in &retired {

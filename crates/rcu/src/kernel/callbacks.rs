@@ -9,8 +9,8 @@
 //! **Bound.** Each object counts for its size, and for [`LEAST_BYTES`](crate::list::LEAST_BYTES) at least. From [`SOFT`] on a CPU
 //! [asks itself](super::Domain::is_asked) for [relief](super::Domain::relieve): then its period is hurried; and if all CPUs
 //! together hold the *hard limit*, [`SOFT`] for each and [`LEAST_HARD`] at least, it waits for the period and frees before it
-//! retires more. So what waits is at most the hard limit and, for each CPU, what it adds between two looks: a [`STEP`] and one
-//! operation's.
+//! retires more. Between two looks a CPU adds [`SOFT`] at most, and what it has retired in one operation. So what waits is at most twice the hard
+//! limit, beside these; of one CPU that floods, the hard limit and an eighth of [`SOFT`].
 
 use core::cell::{Cell, RefCell};
 
@@ -28,7 +28,7 @@ pub const SOFT: usize = if cfg!(loom) { 1024 } else { 1 << 20 };
 /// What all may hold together, of however few CPUs, before those wait that retire more, in bytes.
 pub const LEAST_HARD: usize = 16 * SOFT;
 /// What a CPU may add before it looks again what all hold.
-pub const STEP: usize = SOFT / 8;
+const STEP: usize = SOFT / 8;
 
 /// Of one CPU.
 struct Callbacks {
