@@ -61,7 +61,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "quire-owned",
             "quire-pagetable",
             "quire-tlb",
-            "quire-rcu",
             "quire-aspace",
         ],
     ),

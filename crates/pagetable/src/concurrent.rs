@@ -133,6 +133,10 @@ impl Unlinked {
     pub fn is_empty(&self) -> bool {
         self.one.is_none() && self.many.is_empty()
     }
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        usize::from(self.one.is_some()) + self.many.len()
+    }
     fn has_room(&mut self) -> bool {
         self.one.is_none() || self.many.try_reserve(1).is_ok()
     }

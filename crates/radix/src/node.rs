@@ -75,7 +75,8 @@ unsafe impl<S: Space> Counted for Node<S> {
             // SAFETY: none; a reader may be in the node.
             return unsafe { free::<S>(this.byte_add(offset_of!(Self, retired)).cast(), pin) };
         }
-        space.rcu().call(pin, retired);
+        let bytes = layout::<S>(at.level()).size();
+        space.rcu().call(pin, retired.of_bytes(bytes));
     }
 }
 

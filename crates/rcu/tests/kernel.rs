@@ -336,6 +336,9 @@ fn a_flood_is_held_back() {
                 }
                 most.fetch_max(domain.held(&ctx.pin()).0, Ordering::Relaxed);
             }
+            if !stands {
+                stood.fetch_add(1, Ordering::Release);
+            }
             assert!(stands, "nobody was in the way");
         }
         domain.offline(&mut ctx.pin());

@@ -100,7 +100,7 @@ fn hurries_once() -> Result<(), String> {
     let domain = the_domain()?;
     let realm = realm::get().ok_or("there is no realm")?;
     let (stop, running) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let result = sched::on_cpu(CpuId::default(), || {
+    let test = || {
         for cpu in others() {
             let (stop, running) = (stop.clone(), running.clone());
             start_on(cpu, move || {
@@ -128,9 +128,13 @@ fn hurries_once() -> Result<(), String> {
         } else {
             Err(format!("{kicks} interrupts in {periods} periods"))
         }
-    });
-    stop.store(true, Ordering::Relaxed);
-    result
+    };
+    sched::on_cpu(CpuId::default(), || {
+        let result = test();
+        // Else this thread couldn't go back.
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
 }
 
 /// Counts that it was freed.

@@ -89,11 +89,13 @@ impl Bonsai {
         }
     }
     fn retire(&self, waiting: Box<Waiting>, pin: &Pinned<'_>) {
+        let bytes = (waiting.tables.len() + usize::from(waiting.root.is_some())) * addr::PAGE_BYTES;
         let head = NonNull::from(Box::leak(waiting)).cast::<Head>();
         self.realm.retires(pin);
         // SAFETY: what is named there was unlinked by this thread, or by who has cleared the space, and flushed; `free` is for
         // this type, and the pointer is to all of it.
-        self.realm.sections().call(pin, unsafe { Retired::new(head, free) });
+        let retired = unsafe { Retired::new(head, free) };
+        self.realm.sections().call(pin, retired.of_bytes(bytes));
     }
     /// The same when there is no more room: what was taken goes too.
     fn round(&self, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
