@@ -115,7 +115,7 @@ impl Drop for Guarded {
 
 /// How a child ended.
 pub struct Finished {
-    /// `None`: it was killed at the time limit.
+    /// `None`: it was killed, at the time limit or because it had said enough.
     pub status: Option<ExitStatus>,
     /// Standard output and standard error together, or standard output alone if they were captured apart.
     pub stdout: Vec<u8>,

@@ -8,7 +8,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -61,31 +61,35 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
         }
     }
     let suites: Vec<_> = programs.into_iter().map(|(program, tests)| Suite { program, tests }).collect();
-    let (shared, mut sound) = (RefCell::new(report), BTreeSet::new());
+    let (shared, mut sound) = (RefCell::new(report), BTreeMap::new());
     // Those of a model checker are single threads.
     pool::in_order(
         suites.len(),
         |i| suites[i].threads(),
-        |i| child::lines(&mut suites[i].command(), BUILD_LIMIT, |_| ()),
+        |i| {
+            let began = Instant::now();
+            let end = child::lines(&mut suites[i].command(), BUILD_LIMIT, |_| ())?;
+            Ok((end, began.elapsed()))
+        },
         |i| shared.borrow().doing(&suites[i].name()),
-        |i, end| {
+        |i, (end, took)| {
             if end.success() {
-                sound.insert(&suites[i].program);
+                sound.insert(&suites[i].program, took);
             } else {
                 let name = format!("{}: with all faults asleep", suites[i].name());
                 shared.borrow_mut().fail(&name, &output::tail(&end));
             }
         },
     )?;
-    let mutants: Vec<_> = mutants.iter().filter(|(_, suite)| sound.contains(&suite.program)).collect();
+    let mutants: Vec<_> = mutants.iter().filter(|(_, suite)| sound.contains_key(&suite.program)).collect();
     let mut caught = 0;
     pool::in_order(
         mutants.len(),
         |i| mutants[i].1.threads(),
-        |i| mutants[i].1.against(&mutants[i].0),
+        |i| mutants[i].1.against(&mutants[i].0, sound[&mutants[i].1.program]),
         |i| shared.borrow().begin(i, mutants.len(), &mutants[i].0),
         |i, end| {
-            let result = if end.success() { Err("the fault was not caught".to_owned()) } else { Ok(()) };
+            let result = if end { Ok(()) } else { Err("the fault was not caught".to_owned()) };
             caught += u32::from(result.is_ok());
             shared.borrow_mut().record(&mutants[i].0, result);
         },
@@ -140,18 +144,22 @@ impl Suite {
         command
     }
 
-    /// Run it with this fault awake, until a test fails or all were run [`TRIES`] times.
-    fn against(&self, fault: &str) -> Result<child::Finished> {
+    /// Whether a test fails with this fault awake, in at most [`TRIES`] runs. Building its program and running its tests took
+    /// `usually` with none awake: a hang is something else than a slow host.
+    fn against(&self, fault: &str, usually: Duration) -> Result<bool> {
         let failed = |line: &str| line.starts_with("test ") && line.ends_with("FAILED");
-        let run = || child::lines_until(self.command().env(AWAKE, fault), RUN_LIMIT, failed);
-        let mut end = run()?;
-        for _ in 1..TRIES {
-            if !end.success() {
-                break;
+        for _ in 0..TRIES {
+            let mut seen = false;
+            let end =
+                child::lines_until(self.command().env(AWAKE, fault), RUN_LIMIT.max(3 * usually), |line| {
+                    seen |= failed(line);
+                    seen
+                })?;
+            if seen || !end.success() {
+                return Ok(true);
             }
-            end = run()?;
         }
-        Ok(end)
+        Ok(false)
     }
 
     /// How many threads of the host it keeps busy.
