@@ -325,7 +325,7 @@ fn enqueue_on(target: CpuId, task: Arc<Task>, woken: bool) {
             stats::count(Counter::RescheduleIpis);
             hw::apic::send(&CpuSet::from_iter([target]), hw::apic::VECTOR_RESCHED);
         }
-    } else if waiting == 0 && !is_idle_task() {
+    } else if waiting == 0 && is_busy() {
         others_wait();
     }
 }
@@ -353,8 +353,9 @@ fn charge(me: &Entity) {
     }
 }
 
-fn is_idle_task() -> bool {
-    thread::has_current() && task::current().is_idle()
+/// Whether this CPU runs a thread, other than its idle one.
+fn is_busy() -> bool {
+    thread::has_current() && !task::current().is_idle()
 }
 
 /// The CPU where a woken task should run: its last one if idle, else any idle one that it may use, else its last.
@@ -601,7 +602,7 @@ pub fn on_kick() {
     central::serve();
     let rq = mine();
     // Relaxed: a hint; the interrupt came after the queueing.
-    if !is_idle_task() && rq.len.0.load(Ordering::Relaxed) > 0 {
+    if is_busy() && rq.len.0.load(Ordering::Relaxed) > 0 {
         others_wait();
     }
     if thread::has_current() {
