@@ -283,7 +283,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     let me = task::current().arc();
     let p = me.process.clone();
     let comm = program.path.clone();
-    let found = program.find(&p.fs())?;
+    let found = program.find(&p.fs)?;
     let stack = stack_bytes(&p);
     let args: usize = found.argv.iter().chain(&found.envp).map(|s| s.len() + 9).sum();
     if args as u64 > stack / 4 {
@@ -369,8 +369,8 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
 /// The first program: a process of its own under `parent`, its first thread started. For the supervisor's thread.
 pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Process>, Errno> {
     let pid = process::new_id()?;
-    let p = Process::new(pid, Arc::downgrade(parent), parent.files().fork()?, Arc::new(parent.fs().fork()));
-    let found = program.find(&p.fs())?;
+    let p = Process::new(pid, Arc::downgrade(parent), parent.files().fork()?, Arc::new(parent.fs.fork()));
+    let found = program.find(&p.fs)?;
     let space = new_space()?;
     let layout = match build(&found, &*space, stack_bytes(&p)) {
         Ok(l) => l,

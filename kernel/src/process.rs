@@ -197,7 +197,7 @@ pub struct Process {
     /// Where the table of `files` is, for threads to see whether it is the one that they know.
     table: AtomicUsize,
     /// Working directory and file mode mask.
-    pub fs: Lock<Arc<FsInfo>>,
+    pub fs: Arc<FsInfo>,
     /// Its live threads; the first one first.
     pub threads: Lock<Vec<Arc<Task>>>,
     /// Its children, ended or not, until they are collected.
@@ -330,7 +330,7 @@ impl Process {
             signals: ProcessSignals::new(),
             table: AtomicUsize::new(Arc::as_ptr(files.table()).addr()),
             files: Lock::new(files),
-            fs: Lock::new(fs),
+            fs,
             threads: Lock::new(Vec::new()),
             children: Lock::new(Vec::new()),
             child_wait: WaitQueue::new(),
@@ -370,10 +370,6 @@ impl Process {
     pub fn has_table(&self, table: &Arc<FileTable>) -> bool {
         // Relaxed: as above.
         self.table.load(Ordering::Relaxed) == Arc::as_ptr(table).addr()
-    }
-    /// Working directory and mask.
-    pub fn fs(&self) -> Arc<FsInfo> {
-        self.fs.lock().clone()
     }
     /// The address space of its first live thread.
     pub fn mm(&self) -> Option<Arc<Mm>> {

@@ -9,7 +9,7 @@ use core::{
 use aspace::Policy;
 use percpu::{CpuId, CpuSet};
 
-pub use crate::hw::thread::{current, pinned, unpinned};
+pub use crate::hw::thread::{Current, current, pinned, unpinned};
 use crate::{
     errno::Errno,
     file::Files,

@@ -20,7 +20,8 @@
 //! writer finds the slot, and waits. If it was set after the writer, who set it was in the `RwLock` after the writer, and the
 //! reader acquires what that had seen [B2]. What the reader read comes before the writer's writing by [B3].
 //!
-//! A reader must not sleep, nor read another such lock: it is pinned, and its CPU has one slot.
+//! A reader must not sleep, nor read another such lock: it is pinned, and its CPU has one slot. One that may comes through the
+//! `RwLock` ([`Biased::read_long`]).
 
 use core::{
     fmt,
@@ -110,6 +111,10 @@ impl<T, R: Deref<Target = Readers>> Biased<T, R> {
             self.biased.store(true, Ordering::Release);
         }
         BiasedReadGuard(Held::Lock(guard))
+    }
+    /// Sleep until the lock can be held for reading, and take it, for a reader that may sleep in it.
+    pub fn read_long<'l>(&'l self, ctx: &Unpinned<'_>) -> ReadGuard<'l, T> {
+        self.lock.read(ctx)
     }
     /// Sleep until the lock can be held for writing, and take it. Spins for readers that are in by their slots.
     pub fn write<'l>(&'l self, ctx: &Unpinned<'_>) -> WriteGuard<'l, T> {

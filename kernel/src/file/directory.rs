@@ -1,6 +1,6 @@
 //! Directories in memory, and the calls that change them.
 //!
-//! A directory has a sleeping lock of its own; look-ups share it. A listing goes by *position*: each child gets the
+//! A directory has a sleeping lock of its own; look-ups share it, and write nothing for it while it is biased. A listing goes by *position*: each child gets the
 //! next number when it enters and keeps it, so a listing that is continued after changes neither repeats nor skips
 //! what stayed.
 //!
@@ -15,10 +15,10 @@ use alloc::{boxed::Box, collections::BTreeMap, sync::Arc};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as c;
-use sync::RwLock;
+use sync::{Biased, Readers, RwLock};
 
 use super::{
-    Result,
+    READERS, Result,
     entry::Entry,
     inode::{Inode, Kind},
 };
@@ -47,7 +47,7 @@ pub fn capacity() -> (u64, u64) {
 
 /// The names in one directory.
 pub struct Directory {
-    children: RwLock<Children>,
+    children: Biased<Children, &'static Readers>,
 }
 
 struct Children {
@@ -98,10 +98,10 @@ impl Default for Directory {
 
 impl Directory {
     /// An empty directory.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         let children =
             Children { by_name: BTreeMap::new(), by_position: BTreeMap::new(), next: 2, removed: false };
-        Self { children: RwLock::new(children) }
+        Self { children: Biased::new(children, &READERS) }
     }
 
     /// The child `name`.
@@ -116,7 +116,7 @@ impl Directory {
 
     /// Show the children at `from` and later positions to `each`, until it answers false.
     pub fn list(&self, from: u64, mut each: impl FnMut(u64, &Arc<Entry>) -> bool) {
-        for (&position, entry) in self.children.read(&task::unpinned()).by_position.range(from..) {
+        for (&position, entry) in self.children.read_long(&task::unpinned()).by_position.range(from..) {
             if !each(position, entry) {
                 break;
             }

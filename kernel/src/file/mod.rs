@@ -71,7 +71,7 @@ use alloc::{format, sync::Arc, vec::Vec};
 
 use aspace::Object;
 use linux_raw_sys::general as c;
-use sync::SpinLock;
+use sync::{Readers, SpinLock};
 
 pub use dev::{Device, node, split as split_device};
 pub use directory::{Directory, Existing, capacity as name_capacity, create, link, rename, rmdir, unlink};
@@ -112,6 +112,8 @@ use addr::PAGE_SIZE;
 pub type Result<T> = core::result::Result<T, Errno>;
 
 static ROOT: SpinLock<Option<Arc<Entry>>> = SpinLock::new(None);
+/// Which directory, or index of pages, each CPU is reading.
+static READERS: Readers = Readers::new();
 /// The standard input that the boot image brought, until the first process has it.
 static INPUT: SpinLock<Option<Arc<Entry>>> = SpinLock::new(None);
 
@@ -187,7 +189,7 @@ pub fn teardown(kernel: &Process) {
 
 /// Make `path` the working directory of `process`, which has no thread yet or is the kernel's.
 pub fn set_first_directory(process: &Process, path: &[u8]) -> Result<()> {
-    process.fs().chdir(path)
+    process.fs.chdir(path)
 }
 
 /// Find the program `path` for `execve`. EACCES if it is no regular file or nobody may execute it.

@@ -70,9 +70,9 @@ type ProcessLinkTo = (&'static str, fn(&Process) -> Result<Target>);
 
 /// The links of a process, and of each of its threads.
 const LINKS: &[ProcessLinkTo] = &[
-    ("cwd", |p| Ok(Target::Entry(p.fs().cwd()))),
+    ("cwd", |p| Ok(Target::Entry(p.fs.cwd()))),
     ("exe", |p| p.mm().map(|mm| Target::Path(mm.exe.clone())).ok_or(Errno::ENOENT)),
-    ("root", |p| Ok(Target::Entry(p.fs().root_directory().clone()))),
+    ("root", |p| Ok(Target::Entry(p.fs.root_directory().clone()))),
 ];
 
 /// /proc/N, or /proc/N/task/M.
@@ -330,7 +330,7 @@ fn status(s: &Subject) -> Result<Vec<u8>> {
         text,
         "\nUmask:\t{:04o}\nState:\t{letter} ({word})\nTgid:\t{}\nNgid:\t0\nPid:\t{id}\nPPid:\t{}\nTracerPid:\t0\n\
          Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nFDSize:\t{}\nGroups:\t0 \n",
-        p.fs().umask(),
+        p.fs.umask(),
         p.pid,
         p.ppid(),
         p.files().descriptors().len().next_multiple_of(64),

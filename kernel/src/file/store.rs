@@ -37,7 +37,7 @@ use owned::OwnedFrame;
 use sync::{Biased, Readers, RwLock};
 
 use super::{
-    Result,
+    READERS, Result,
     io::{Sink, Source, moved},
     page::{PageShare, ZEROS},
 };
@@ -48,9 +48,6 @@ pub const MAX_SIZE: u64 = i64::MAX as u64;
 
 /// The seals that forbid writing.
 const WRITING: u32 = c::F_SEAL_WRITE | c::F_SEAL_FUTURE_WRITE;
-
-/// Who is looking up pages.
-static READERS: Readers = Readers::new();
 
 /// How many pages limited files hold in frames, and how many they may.
 static USED: AtomicU64 = AtomicU64::new(0);

@@ -10,6 +10,7 @@ mod transfer;
 mod wait;
 
 use alloc::{sync::Arc, vec::Vec};
+use core::ops::Deref;
 
 use linux_raw_sys::{general as c, ioctl as io};
 
@@ -31,8 +32,18 @@ pub(super) fn files() -> Files {
 }
 
 /// The caller's root, working directory and mask.
-fn fs() -> Arc<FsInfo> {
-    task::current().process.fs()
+fn fs() -> Fs {
+    Fs(task::current())
+}
+
+/// They are the process's for good, so there is nothing to count.
+struct Fs(task::Current);
+
+impl Deref for Fs {
+    type Target = FsInfo;
+    fn deref(&self) -> &FsInfo {
+        &self.0.process.fs
+    }
 }
 
 /// The open file behind argument `i`. EBADF.

@@ -81,7 +81,8 @@ impl Address {
             Address::Unnamed => return Err(Errno::EINVAL),
             Address::Abstract(name) => ABSTRACT.lock().get(&(style, name.clone())).cloned(),
             Address::Path(path) => {
-                let fs = task::current().process.fs();
+                let me = task::current();
+                let fs = &me.process.fs;
                 let entry = fs.walk(&fs.cwd(), path, Follow::Always)?.existing()?;
                 match &entry.inode.kind {
                     Kind::SocketName(socket) => Some(socket.clone()),
@@ -106,7 +107,8 @@ impl Address {
                 Ok(())
             }
             Address::Path(path) => {
-                let fs = task::current().process.fs();
+                let me = task::current();
+                let fs = &me.process.fs;
                 let found = fs.walk(&fs.cwd(), path, Follow::Never)?;
                 let (parent, name) = found.vacant(false).map_err(in_use)?;
                 let mode = 0o777 & !fs.umask();
