@@ -10,6 +10,8 @@
 //! | `Qsbr` (feature `std`) | no instruction | threads of a program that say now and then that they are in no section |
 //! | `user::Domain`, `read()` (feature `std`) | two stores to a line of the thread's own | any thread of a program |
 //!
+//! Who has to sleep with what it found, or wants it to end at once when it is given up, is [lent](lend) it instead.
+//!
 //! [`Ptr`] is what readers load from, and [`ptr`] says which mistakes don't compile. `docs/rcu.md` says what it is good for.
 #![no_std]
 
