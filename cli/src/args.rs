@@ -102,6 +102,8 @@ pub struct Run {
     /// With the Bonsai design: what page faults wait for [default: rcu, nothing]
     #[arg(long, value_name = "stock|fault-lock|hybrid|per-mapping|rcu")]
     pub exclude: Option<Exclude>,
+    #[command(flatten)]
+    pub locked: Locked,
     /// The algorithm that hands out page frames [default: row]
     #[arg(long, value_name = "row|avl|buddy|slab|global|served")]
     pub frames: Option<FrameAlgo>,
@@ -240,6 +242,8 @@ pub struct Bench {
     /// With the Bonsai design: what page faults wait for [default: rcu, nothing]
     #[arg(long, value_name = "stock|fault-lock|hybrid|per-mapping|rcu")]
     pub exclude: Option<Exclude>,
+    #[command(flatten)]
+    pub locked: Locked,
     /// Quire's algorithm that hands out page frames [default: row]
     #[arg(long, value_name = "row|avl|buddy|slab|global|served")]
     pub frames: Option<FrameAlgo>,
@@ -300,6 +304,7 @@ impl Default for Bench {
             aspace: AspaceChoice::Locked,
             pagetable: None,
             exclude: None,
+            locked: Locked::default(),
             frames: None,
             accel: Accel::Exact,
             quantum: None,
@@ -405,6 +410,68 @@ impl Exclude {
             Self::Rcu => "rcu",
         }
     }
+}
+
+/// What the `locked` design is like.
+#[derive(clap::Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Locked {
+    /// With the locked design: whether threads look for a while before they sleep for the lock [default: sleep]
+    #[arg(long, value_name = "sleep|spin")]
+    pub rwlock: Option<Wait>,
+    /// With the locked design: whether the mapping that was found last is tried first [default: on]
+    #[arg(long, value_name = "on|off")]
+    pub last_hit: Option<Switch>,
+    /// With the locked design: whether up to 33 pages are flushed one by one, or always the whole space [default: range33]
+    #[arg(long, value_name = "range33|space")]
+    pub flush: Option<Flush>,
+}
+
+impl Locked {
+    /// What was said: names and values, as the kernel knows them.
+    pub fn said(self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let rwlock = self.rwlock.map(|wait| match wait {
+            Wait::Sleep => "sleep",
+            Wait::Spin => "spin",
+        });
+        let last_hit = self.last_hit.map(|switch| match switch {
+            Switch::On => "on",
+            Switch::Off => "off",
+        });
+        let flush = self.flush.map(|flush| match flush {
+            Flush::Range33 => "range33",
+            Flush::Space => "space",
+        });
+        [("rwlock", rwlock), ("last-hit", last_hit), ("flush", flush)]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+    }
+}
+
+/// How threads wait for the lock of a `locked` address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wait {
+    /// They sleep at once
+    Sleep,
+    /// They look for a while whether it is their turn, and then sleep
+    Spin,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is
+    On,
+    /// It isn't
+    Off,
+}
+
+/// What a shootdown makes CPUs forget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Flush {
+    /// What has changed, or everything if that is more than 33 pages
+    Range33,
+    /// The whole address space
+    Space,
 }
 
 /// How many page tables a radix address space has.

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    args::{Accel, Aspace, Exclude, FrameAlgo, PageTables},
+    args::{Accel, Aspace, Exclude, FrameAlgo, Locked, PageTables},
     exact::Exact,
     failure::{USAGE, failure},
     linux,
@@ -210,6 +210,8 @@ pub struct Boot {
     pub pagetable: Option<PageTables>,
     /// What page faults of Bonsai address spaces wait for, if not as by default.
     pub exclude: Option<Exclude>,
+    /// What `locked` address spaces are like, if not as by default.
+    pub locked: Locked,
     /// Quire's algorithm for page frames, if not its default.
     pub frames: Option<FrameAlgo>,
     /// Send the counters at the end.
@@ -261,6 +263,9 @@ impl Boot {
         if let Some(exclude) = self.exclude {
             let _ = write!(line, " exclude={}", exclude.name());
         }
+        for (name, value) in self.locked.said() {
+            let _ = write!(line, " {name}={value}");
+        }
         if let Some(algo) = self.frames {
             let _ = write!(line, " frames={}", algo.name());
         }
@@ -305,6 +310,7 @@ impl Boot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{Flush, Wait};
 
     #[test]
     fn the_boot_line_has_what_was_set() {
@@ -313,6 +319,7 @@ mod tests {
             aspace: Some(Aspace::Locked),
             pagetable: Some(PageTables::Shared),
             exclude: Some(Exclude::FaultLock),
+            locked: Locked { rwlock: Some(Wait::Spin), last_hit: None, flush: Some(Flush::Space) },
             frames: Some(FrameAlgo::Avl),
             stats: true,
             terminals: vec![0, 2],
@@ -327,7 +334,7 @@ mod tests {
         };
         assert_eq!(
             boot.line(8),
-            "cpus=8 aspace=locked pagetable=shared exclude=fault-lock frames=avl tty=0,2 rows=24 cols=80 stats=1 selftest=all \
+            "cpus=8 aspace=locked pagetable=shared exclude=fault-lock rwlock=spin flush=space frames=avl tty=0,2 rows=24 cols=80 stats=1 selftest=all \
              serial_time=1 places=1 plant=shared-counter verbose=1 inject"
         );
     }

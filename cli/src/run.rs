@@ -104,6 +104,7 @@ pub fn execute(options: &Run) -> Result<Ran> {
         aspace: Some(options.aspace),
         pagetable: options.pagetable,
         exclude: options.exclude,
+        locked: options.locked,
         frames: options.frames,
         stats: options.stats.is_some(),
         terminals: if talks { terminal::standard_files() } else { Vec::new() },

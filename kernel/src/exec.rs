@@ -7,7 +7,7 @@ use alloc::{borrow::ToOwned, sync::Arc, vec, vec::Vec};
 use core::sync::atomic::Ordering;
 
 use addr::{PAGE_SIZE, Page, Prot, USER_END};
-use aspace::{AddressSpace, Bonsai, Error, Flags, Label, Locked, Machine, Mapping, Placement, Radix};
+use aspace::{AddressSpace, Error, Flags, Label, Machine, Mapping, Placement, Radix, Serial};
 use linux_raw_sys::{auxvec, general as abi};
 
 use crate::{
@@ -157,10 +157,10 @@ pub fn new_space() -> Result<Arc<dyn AddressSpace>, Errno> {
     let options = options::get();
     let space: Result<Arc<dyn AddressSpace>, Error> = match realm::get() {
         Some(realm) if options.design == Design::Bonsai => {
-            Bonsai::new(machine, realm, options.exclude, ctx).map(|space| space as _)
+            Serial::bonsai(machine, realm, options.exclude, ctx).map(|space| space as _)
         }
         Some(realm) => Radix::new(machine, realm, realm::tables(), ctx).map(|space| space as _),
-        None => Locked::new(machine, ctx).map(|space| space as _),
+        None => Serial::locked(machine, hw::cpu::count(), options.variant, ctx).map(|space| space as _),
     };
     space.map_err(|_| Errno::ENOMEM)
 }

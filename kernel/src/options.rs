@@ -2,7 +2,7 @@
 
 use alloc::string::{String, ToString};
 
-use aspace::Exclude;
+use aspace::{Exclude, Variant};
 use frames::AlgoKind;
 
 use crate::{central::Mode, hw::irq::Lock, planted::Planted};
@@ -36,6 +36,8 @@ pub struct Options {
     pub design: Design,
     /// What page faults exclude in a Bonsai tree.
     pub exclude: Exclude,
+    /// What lists with a lock are like.
+    pub variant: Variant,
     /// Whether their CPUs share one page table.
     pub shared_table: bool,
     /// The algorithm that hands out frames, if not rows.
@@ -92,6 +94,11 @@ pub fn init(line: &str) {
                 Some(exclude) => o.exclude = exclude,
                 None => crate::log!("exclude={value} is not known; using rcu"),
             },
+            "rwlock" | "last-hit" | "flush" => {
+                if !o.variant.set(key, value) {
+                    crate::log!("{key}={value} is not known");
+                }
+            }
             "rows" => o.rows = value.parse().unwrap_or(o.rows),
             "cols" => o.cols = value.parse().unwrap_or(o.cols),
             "tty" => {

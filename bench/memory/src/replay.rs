@@ -14,8 +14,8 @@ use std::{
 
 use addr::{Page, PageRange, Prot};
 use aspace::{
-    Access, AddressSpace, Backing, Collect, Flags, Label, Locked, Machine, Mappers, Mapping, Object,
-    ObjectError, PageTables, Placement, Policy, Radix, Realm,
+    Access, AddressSpace, Backing, Collect, Flags, Label, Machine, Mappers, Mapping, Object, ObjectError,
+    PageTables, Placement, Policy, Radix, Realm, Serial, Variant,
 };
 use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{CpuSet, Pinned, Unpinned, testing::Machine as Cpus};
@@ -132,7 +132,9 @@ impl Host {
             Design::Radix => {
                 Radix::new(self.machine, self.realm, PageTables::PerCpu, ctx).map(|space| space as _)
             }
-            Design::Locked => Locked::new(self.machine, ctx).map(|space| space as _),
+            Design::Locked => {
+                Serial::locked(self.machine, 1, Variant::default(), ctx).map(|space| space as _)
+            }
         };
         space.map_err(|error| format!("no address space: {error:?}"))
     }

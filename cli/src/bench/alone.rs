@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{host, refcache};
 use crate::{
-    args::Bench,
+    args::{Bench, Locked},
     failure::{USAGE, failure},
 };
 
@@ -124,6 +124,7 @@ fn of_machines(options: &Bench) -> bool {
         || options.all
         || options.pagetable.is_some()
         || options.exclude.is_some()
+        || options.locked != Locked::default()
         || options.plant_shared_counter
         || options.first_touch
         || options.processes

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    args::{Accel, Aspace, AspaceChoice, Bench, Exclude, FrameAlgo, Linux, PageTables, Vs},
+    args::{Accel, Aspace, AspaceChoice, Bench, Exclude, FrameAlgo, Linux, Locked, PageTables, Vs},
     failure::{USAGE, failure},
 };
 
@@ -90,6 +90,8 @@ pub struct Sweep {
     pub planted: bool,
     /// What page faults wait for, if said; the Bonsai design alone has it.
     pub exclude: Option<Exclude>,
+    /// What the locked design is like, if said; it alone has a choice.
+    pub locked: Locked,
     /// The algorithm for page frames, if said; Quire alone has it.
     pub frames: Option<FrameAlgo>,
     /// The tables of an address space, if said; Quire's radix design alone has a choice.
@@ -128,6 +130,7 @@ impl Sweep {
         let mut told: Vec<_> =
             words.iter().filter(|(is, _)| *is).map(|(_, word)| (*word).to_owned()).collect();
         told.extend(self.exclude.map(|exclude| format!("--exclude {}", exclude.name())));
+        told.extend(self.locked.said().map(|(name, value)| format!("--{name} {value}")));
         told.extend(self.frames.map(frames_variant));
         told.extend(self.tables.map(|tables| format!("--pagetable {}", tables.name())));
         told.extend(self.pairs.as_ref().map(|pairs| format!("--pairs {pairs}")));
@@ -192,6 +195,10 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
                 processes: options.processes,
                 planted: options.plant_shared_counter && matches!(system, Target::Quire(_)),
                 exclude: options.exclude.filter(|_| *system == Target::Quire(Aspace::Bonsai)),
+                locked: match system {
+                    Target::Quire(Aspace::Locked) => options.locked,
+                    _ => Locked::default(),
+                },
                 frames: options.frames.filter(|_| matches!(system, Target::Quire(_))),
                 tables: options.pagetable.filter(|_| matches!(system, Target::Quire(_))),
                 pairs: (!of_imbalance.is_empty()).then(|| of_imbalance.join(",")),
@@ -218,6 +225,7 @@ pub fn of_subjects(subjects: &[&str], operations: u32, cpus: &[u32]) -> Vec<Swee
         processes: false,
         planted: false,
         exclude: None,
+        locked: Locked::default(),
         frames: None,
         tables: None,
         pairs: None,

@@ -217,6 +217,7 @@ fn once(lab: &Lab, sweep: &Sweep, cpus: u32, words: &[String]) -> Result<Measure
     let boot = Boot {
         aspace,
         exclude: sweep.exclude,
+        locked: sweep.locked,
         frames: sweep.frames,
         pagetable: sweep.tables,
         places: lab.is_exact(),

@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use super::{all_of, alone::Alone, host, plan, point::Lab, table};
 use crate::{
-    args::{Accel, Bench},
+    args::{Accel, Bench, Locked},
     machine, ui,
 };
 
@@ -27,6 +27,7 @@ pub fn run(suite: &Alone, names: &[String], options: &Bench) -> Result<u8> {
         || (options.plant_shared_counter, options.pagetable.is_some()) != (false, false)
         || options.frames.is_some()
         || options.exclude.is_some()
+        || options.locked != Locked::default()
         || !options.pairs.is_empty()
         || !options.words.is_empty();
     suite.refuse(others)?;

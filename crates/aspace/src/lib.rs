@@ -15,8 +15,9 @@
 //!                                   v
 //!                               gather: owns what was taken out, until every CPU that runs the space is flushed
 //! ```
-//! A design is one file that says who is excluded while these steps run; all designs keep the steps in this order.
-//! [`Locked`] is the protocol of Unix kernels: one reader-writer lock for each address space. [`model`] is the oracle
+//! A design says who is excluded while these steps run; all designs keep the steps in this order. [`Serial::locked`] is the
+//! protocol of Unix kernels: one reader-writer lock for each address space. [`Serial::bonsai`] is the same for all that changes
+//! mappings, but faults take no lock. [`Radix`] locks what an operation is about. [`model`] is the oracle
 //! that the tests compare with: a map from single pages to what they are, without any cleverness.
 //!
 //! **The one rule**: a frame or page-table page is never reused while any CPU could still translate to it.
@@ -24,7 +25,7 @@
 //! ```
 //! # #[cfg(not(loom))] {
 //! use addr::{PageRange, Prot};
-//! use aspace::{Access, AddressSpace, Error, Fault, Locked, Machine, Mapping, Placement};
+//! use aspace::{Access, AddressSpace, Error, Fault, Machine, Mapping, Placement, Serial, Variant};
 //! use owned::testing;
 //!
 //! // Nobody caches translations on this machine, so there is nothing to shoot down.
@@ -36,7 +37,7 @@
 //! let cpus = percpu::testing::Machine::new(1);
 //! let machine = Machine { frames: testing::memory(256, 1), shootdown: &NoTlb, kernel_root: None };
 //! cpus.on(0, |ctx| {
-//!     let space = Locked::new(machine, &ctx).expect("there is memory");
+//!     let space = Serial::locked(machine, 1, Variant::default(), &ctx).expect("there is memory");
 //!     let rw = Prot::READ | Prot::WRITE;
 //!     let area = Mapping::anonymous(rw);
 //!     let range = space.map(Placement::Anywhere, 4, area, &ctx).expect("there is room");
@@ -59,10 +60,12 @@
 extern crate alloc;
 
 mod bonsai;
+mod index;
 mod leaves;
 mod locked;
 mod mappers;
 mod mapping;
+mod mappings;
 pub mod model;
 pub mod page;
 mod plan;
@@ -70,6 +73,7 @@ mod policy;
 mod radix;
 mod retired;
 mod rules;
+mod serial;
 
 use alloc::sync::Arc;
 use core::{ops::Range, ptr};
@@ -79,14 +83,15 @@ use owned::{Memory, Use};
 use percpu::{CpuSet, Pinned, Unpinned};
 use tlb::Shootdown;
 
-pub use bonsai::{Bonsai, Exclude};
+pub use bonsai::Exclude;
 pub use frames::Place;
 pub use idle::Collect;
-pub use locked::Locked;
+pub use locked::{Flush, Variant, Wait};
 pub use mappers::{MOVES, Mapper, Mappers};
-pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Mappings, Object, ObjectError, Totals};
+pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Object, ObjectError, Totals};
 pub use policy::{Mode, Policy, Said};
 pub use radix::{PageTables, Radix, Realm};
+pub use serial::Serial;
 
 /// Pages below this one are never mapped at a place that the caller dictates: Linux's default `mmap_min_addr`, 64 KiB.
 pub const LOWEST: u64 = 16;

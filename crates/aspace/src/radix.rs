@@ -127,7 +127,7 @@ use sync::{
 };
 use tlb::Gather;
 
-pub(crate) use self::realm::{Buried, try_box};
+pub(crate) use self::realm::{Buried, Graves, try_box};
 use self::{
     arena::Arenas,
     change::{Change, page},

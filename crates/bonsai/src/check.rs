@@ -2,12 +2,19 @@
 
 use crate::{
     domain::Rcu,
-    node::Node,
+    node::{Link, Node, UNKNOWN},
     plan::{is_balanced, most_height},
     pool::Memory,
     span::Span,
     writer::Writer,
 };
+
+fn known<S: Span, V>(node: &Node<S, V>) -> Option<u32> {
+    Some(node.side().gap.get()).filter(|&gap| gap != UNKNOWN)
+}
+fn unknown<S: Span, V>(node: Link<'_, S, V>) -> bool {
+    node.is_some_and(|node| known(node).is_none())
+}
 
 /// What a tree looks like.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -51,7 +58,13 @@ impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'_, '_, S, V, 
         match () {
             () if x.is_private() => Err("a node in the tree is private"),
             () if x.side().size.get() != shape.nodes => Err("a size is wrong"),
-            () if S::GAPS && x.side().gap.get() != shape.gap => Err("a gap is wrong"),
+            () if S::GAPS && known(x).is_some_and(|gap| gap != shape.gap) => Err("a gap is wrong"),
+            () if S::GAPS
+                && known(x).is_some()
+                && [false, true].into_iter().any(|right| unknown(self.child(x, right))) =>
+            {
+                Err("a gap is known below which one is not")
+            }
             () if !is_balanced(left.nodes, right.nodes) => Err("a node is out of balance"),
             () => Ok(shape),
         }

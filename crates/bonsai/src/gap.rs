@@ -2,8 +2,11 @@
 //!
 //! Each missing child stands for one gap, from the end of the last region on its left to the start of the first on its right:
 //! n nodes, n + 1 gaps. A node's gap is the largest of those below it. Turns leave the gaps as they are. An insert divides one,
-//! a removal joins two: those that the search for the region's start ends in. So what is to be computed anew after an
-//! update is on that path, or new itself.
+//! a removal joins two: those that the search for the region's start ends in. So what an update changes is on that path, or
+//! new itself.
+//!
+//! An update only notes that it is not known any more ([`UNKNOWN`]); who searches computes it. Above a node whose gap is not
+//! known there is none whose gap is.
 
 use core::sync::atomic::Ordering;
 
@@ -22,28 +25,39 @@ unsafe fn child<'t, S: Span, V>(node: &Node<S, V>, right: bool) -> Link<'t, S, V
     unsafe { node.place(right).load(Ordering::Relaxed).as_ref() }
 }
 
-/// Compute anew the gaps of the nodes on the path to `key`, and of those whose gap is not known; the largest below `node`.
+/// The gaps of the nodes on the path to `key` have changed.
 ///
 /// # Safety
 /// As [`child`].
-pub(crate) unsafe fn refresh<S: Span, V>(
-    node: Link<'_, S, V>,
-    between: S::Between,
-    path: Option<S::Key>,
-) -> u32 {
+#[inline]
+pub(crate) unsafe fn forget<S: Span, V>(root: Link<'_, S, V>, key: S::Key) {
+    let mut at = root;
+    while let Some(x) = at {
+        x.side().gap.set(UNKNOWN);
+        // SAFETY: the caller's promise.
+        at = unsafe { child(x, x.span.key() <= key) };
+    }
+}
+/// The largest gap below `node`, computed as far as it is not known.
+///
+/// # Safety
+/// As [`child`].
+#[inline]
+unsafe fn known<S: Span, V>(node: Link<'_, S, V>, between: S::Between) -> u32 {
     let Some(x) = node else { return S::gap(between) };
-    if path.is_none() && x.side().gap.get() != UNKNOWN {
-        return x.side().gap.get();
+    match x.side().gap.get() {
+        // SAFETY: the caller's promise.
+        UNKNOWN => unsafe { compute(x, between) },
+        gap => gap,
     }
-    let (mut left, mut right) = (None, None);
-    if let Some(key) = path {
-        *(if x.span.key() <= key { &mut right } else { &mut left }) = path;
-    }
+}
+/// # Safety
+/// As [`child`].
+unsafe fn compute<S: Span, V>(x: &Node<S, V>, between: S::Between) -> u32 {
     // SAFETY: the caller's promise.
-    let gap = unsafe {
-        let left = refresh(child(x, false), x.span.split(between, false), left);
-        left.max(refresh(child(x, true), x.span.split(between, true), right))
-    };
+    let [left, right] =
+        [false, true].map(|right| unsafe { known(child(x, right), x.span.split(between, right)) });
+    let gap = left.max(right);
     x.side().gap.set(gap);
     gap
 }
@@ -79,7 +93,8 @@ pub(crate) unsafe fn find<V>(node: Link<'_, Region, V>, between: (u64, u64), wan
             Fit::Highest => high - want.bytes,
         });
     };
-    if Region::at_most(x.side().gap.get()) < want.bytes {
+    // SAFETY: the caller's promise.
+    if Region::at_most(unsafe { known(node, between) }) < want.bytes {
         return None;
     }
     let first = want.fit == Fit::Highest;

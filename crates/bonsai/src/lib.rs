@@ -115,6 +115,7 @@ mod pool;
 mod region;
 mod span;
 mod stack;
+mod still;
 mod tree;
 mod writer;
 
@@ -126,5 +127,6 @@ pub use map::BonsaiMap;
 pub use pool::{Heap, Memory, PAGE, Pool};
 pub use region::RegionTree;
 pub use span::{Point, Region, Span};
+pub use still::Still;
 pub use tree::{Iter, Reader, Tree};
 pub use writer::{Counts, Error, Refused, Removed, Writer};

@@ -26,7 +26,7 @@ where
 {
     /// Put an entry in. Refused if the key has one.
     pub fn insert(&mut self, key: K, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {
-        self.insert_span(Point(key), entry)
+        self.insert_span(Point(key), entry, |_| true)
     }
     /// Put an entry in the place of the one that the key has: readers find the old one or the new one.
     pub fn replace(&mut self, key: K, entry: Box<Entry<V>>) -> Result<Removed<'_, 'c, V, D>, Refused<V>> {

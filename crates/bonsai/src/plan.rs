@@ -6,7 +6,7 @@
 //!
 //! **Commit.** The kept nodes' children are stored, the lowest first; it can't fail. The first store makes the change visible;
 //! those above only turn the tree. Each leads from a search tree to a search tree with the same keys, and the new nodes it
-//! leads to are complete. Then come sizes and gaps, which readers don't see, and last the retired nodes.
+//! leads to are complete. Sizes are stored on the way, which readers don't see, and last come the retired nodes.
 //!
 //! **Turns.** With weight = size + 1, a node is balanced if neither child is more than [`DELTA`] times as heavy as the other; if
 //! one is, it turns up, by a single rotation if its inner child is lighter than [`GAMMA`] times its outer one, and by a double
@@ -59,6 +59,11 @@ pub(crate) fn most_height(len: usize) -> usize {
         height += 1;
     }
     height
+}
+
+/// At least [`most_height`], and quicker: the logarithm to the base 4/3 is less than 2.41 times that to the base 2.
+pub(crate) const fn height_bound(len: usize) -> usize {
+    (len as u64 + 1).ilog2() as usize * 5 / 2 + 3
 }
 
 /// A node of the path, and what is to become of it.
@@ -131,6 +136,11 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
     fn step(&mut self, node: &'t Node<S, V>, right: bool) -> Link<'t, S, V> {
         self.frames.push(Frame { node, right, kept: false, child: None, size: 0 });
         self.follow(node.place(right))
+    }
+    /// The spans below and above the place where the descent has ended.
+    pub(crate) fn neighbours(&self) -> [Option<&S>; 2] {
+        let last = |right| self.frames.as_slice().iter().rev().find(|frame| frame.right == right);
+        [true, false].map(|right| last(right).map(|frame| &frame.node.span))
     }
     /// A node with this span and entry where the descent has ended.
     pub(crate) fn insert(&mut self, span: S, entry: ptr::NonNull<Entry<V>>) -> Result<Link<'t, S, V>, Error> {
@@ -223,7 +233,8 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
             } else if copy {
                 self.take(x, right, cur, other)?
             } else {
-                self.frames.as_mut_slice()[i] = Frame { node: x, right, kept: true, child: cur, size };
+                let frame = &mut self.frames.as_mut_slice()[i];
+                (frame.kept, frame.child, frame.size) = (true, cur, size);
                 x
             });
         }
@@ -334,15 +345,13 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
             node.set_next(ptr::null_mut());
         }
         for i in (0..self.frames.as_slice().len()).rev() {
-            let Frame { node, right, kept, child, .. } = self.frames.as_slice()[i];
+            let Frame { node, right, kept, child, size } = self.frames.as_slice()[i];
             if kept {
                 self.publish(node.place(right), child);
+                node.side().size.set(size);
             }
         }
         self.publish(self.root, root);
-        for frame in self.frames.as_slice().iter().filter(|frame| frame.kept) {
-            frame.node.side().size.set(frame.size);
-        }
         self.counts
     }
     fn publish(&mut self, place: &AtomicPtr<Node<S, V>>, new: Link<'t, S, V>) {

@@ -304,12 +304,21 @@ impl<S, V, M: Memory> Magazine<S, V, M> {
     }
 }
 
-impl<S, V, M: Memory> Drop for Magazine<S, V, M> {
-    fn drop(&mut self) {
-        while let Some(node) = self.pop() {
+impl<S, V, M: Memory> Magazine<S, V, M> {
+    /// Give nodes back until there are no more than `most`.
+    pub(crate) fn shrink(&mut self, most: usize) {
+        while self.len > most
+            && let Some(node) = self.pop()
+        {
             // SAFETY: what is in the list came from a pool, by the promise of `push`.
             unsafe { give::<S, V, M>(node) };
         }
+    }
+}
+
+impl<S, V, M: Memory> Drop for Magazine<S, V, M> {
+    fn drop(&mut self) {
+        self.shrink(0);
     }
 }
 

@@ -13,25 +13,25 @@ use crate::{
 pub type RegionTree<V, D, M = Heap> = Tree<Region, V, D, M>;
 
 impl<'c, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'_, 'c, Region, V, D, M> {
-    /// The first region that has an address in common with `region`.
+    /// As [`Still::first_in`](crate::Still::first_in).
     pub fn first_in(&self, region: Region) -> Option<(Region, &Entry<V>)> {
-        let [before, behind] = self.around(region.start());
-        let overlaps = |(found, _): &(Region, _)| region.overlaps(found);
-        before.filter(overlaps).or_else(|| behind.filter(overlaps))
+        self.still().first_in(region)
     }
     /// Put a region in. Refused if some of it is taken.
     pub fn insert(&mut self, region: Region, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {
-        match self.first_in(region) {
-            Some(_) => Err(Refused { error: Error::Occupied, entry }),
-            None => self.insert_span(region, entry),
+        if self.tombstones() > 0 && self.first_in(region).is_some() {
+            return Err(Refused { error: Error::Occupied, entry });
         }
+        self.insert_span(region, entry, |neighbours| {
+            neighbours.into_iter().flatten().all(|other| !other.overlaps(&region))
+        })
     }
     /// Put a piece of a region in, before the region makes room for it: it lies within the region and starts later, and
     /// the caller goes on to [`replace`](Self::replace) the region by one that ends where the piece starts, or earlier. So no
     /// reader ever finds the piece's addresses uncovered. Refused if there is no such region.
     pub fn insert_piece(&mut self, piece: Region, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {
         match self.read().lower(piece.start()) {
-            Some((whole, _)) if whole.contains(&piece) => self.insert_span(piece, entry),
+            Some((whole, _)) if whole.contains(&piece) => self.insert_span(piece, entry, |_| true),
             _ => Err(Refused { error: Error::Absent, entry }),
         }
     }
@@ -49,8 +49,8 @@ impl<'c, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'_, 'c, Region, V, 
         }
     }
     /// Where in `within` a region of so many bytes has room. The answer takes as many steps as the tree is high, for regions of
-    /// whole pages. What was given up and is still in the tree counts as taken.
-    pub fn gap(&self, bytes: u64, within: Region, fit: Fit) -> Option<u64> {
+    /// whole pages, and those that updates have left to it. What was given up and is still in the tree counts as taken.
+    pub fn gap(&mut self, bytes: u64, within: Region, fit: Fit) -> Option<u64> {
         // SAFETY: the lock is held, and the writer is borrowed.
         unsafe { gap::find(self.root(), Region::EVERYTHING, &Want { bytes, within, fit }) }
     }

@@ -15,6 +15,7 @@ use crate::{
     node::{Link, Node},
     pool::{self, Heap, Magazine, Memory, Pool},
     span::Span,
+    still::Still,
     writer::{Counts, Writer},
 };
 
@@ -23,6 +24,8 @@ pub struct Tree<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory = Heap> {
     pub(crate) root: AtomicPtr<Node<S, V>>,
     pub(crate) domain: D,
     pub(crate) pool: Arc<Pool<S, V, M>>,
+    /// Nodes that writers leave for the next one.
+    pub(crate) keeps: usize,
     /// On lines of its own: readers need what is above.
     state: Line<SpinLock<Kept<S, V, M>>>,
 }
@@ -52,7 +55,14 @@ impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Tree<S, V, D, M> {
     /// An empty tree with nodes from `pool`.
     pub fn in_pool(domain: D, pool: Arc<Pool<S, V, M>>) -> Self {
         let state = Kept { magazine: Magazine::EMPTY, tombstones: 0, counts: Counts::default() };
-        Self { root: AtomicPtr::new(ptr::null_mut()), domain, pool, state: Line(SpinLock::new(state)) }
+        let root = AtomicPtr::new(ptr::null_mut());
+        Self { root, domain, pool, keeps: 0, state: Line(SpinLock::new(state)) }
+    }
+    /// The same tree, but what a writer has [reserved](Writer::reserve) and not used stays for the next one, if it is not more
+    /// than `nodes`: for who reserves before each update.
+    pub fn keeping(mut self, nodes: usize) -> Self {
+        self.keeps = nodes;
+        self
     }
     /// The domain of its readers.
     pub fn domain(&self) -> &D {
@@ -67,6 +77,15 @@ impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Tree<S, V, D, M> {
     pub fn read<'g>(&'g self, guard: &'g D::Guard<'_>) -> Reader<'g, S, V> {
         assert!(self.domain.is_of(guard), "a section of another domain");
         Reader { root: &self.root }
+    }
+    /// Look into a tree that stays as it is, without a section.
+    ///
+    /// # Safety
+    /// The caller knows that nobody changes the tree before the borrow ends, and sees all changes so far.
+    #[inline]
+    pub unsafe fn still(&self) -> Still<'_, S, V> {
+        // SAFETY: the caller's promise; nodes and entries are freed only after they were taken out.
+        unsafe { Still::of(Reader::of(&self.root)) }
     }
     /// Change the tree. Spins while somebody else does: users whose changes are long have a lock of their own around this.
     pub fn write<'t, 'c>(&'t self, context: D::Context<'c>) -> Writer<'t, 'c, S, V, D, M> {
@@ -149,6 +168,9 @@ impl<'g, S: Span, V> Reader<'g, S, V> {
     /// For who keeps nodes from being freed for all of 'g, by a section or as the writer.
     pub(crate) fn of(root: &'g AtomicPtr<Node<S, V>>) -> Self {
         Self { root }
+    }
+    pub(crate) fn root(&self) -> &'g AtomicPtr<Node<S, V>> {
+        self.root
     }
     #[inline(always)]
     fn follow(place: &AtomicPtr<Node<S, V>>) -> Link<'g, S, V> {

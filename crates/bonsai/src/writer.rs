@@ -3,16 +3,17 @@
 use alloc::boxed::Box;
 use core::{fmt, ops::Deref, ptr::NonNull};
 
-use sync::{SpinGuard, mutant, primitive::Ordering};
+use sync::{SpinGuard, mutant};
 
 use crate::{
     domain::Rcu,
     entry::{self, Entry, State},
     gap, node,
     node::{Link, Node},
-    plan::{MAX_LEN, Plan, most_height, most_nodes},
-    pool::{Magazine, Memory},
+    plan::{MAX_LEN, Plan, height_bound, most_nodes},
+    pool::Memory,
     span::Span,
+    still::Still,
     tree::{Kept, Reader, Tree},
 };
 
@@ -145,22 +146,21 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
     pub fn read(&self) -> Reader<'_, S, V> {
         Reader::of(&self.tree.root)
     }
-    /// The last entry with a key at or below, above, and so on, are [`Self::read`]'s; this is the largest of all.
-    pub fn last(&self) -> Option<(S, &Entry<V>)> {
-        let mut x = self.root()?;
-        while let Some(next) = self.child(x, true) {
-            x = next;
-        }
-        match x.entry().state() {
-            State::Live => Some((x.span, x.entry())),
-            _ => self.read().lower(x.span.key()),
-        }
+    /// As [`Self::read`], with what only the writer may look at.
+    pub fn still(&self) -> Still<'_, S, V> {
+        // SAFETY: only the writer changes the tree, and it is borrowed.
+        unsafe { Still::of(self.read()) }
     }
-    /// Take as much memory as `updates` updates may need, so that they can't fail for want of it. What this writer has not
-    /// used goes back when it is dropped.
-    pub fn reserve(&mut self, updates: usize) -> Result<(), Error> {
+    /// As [`Still::last`].
+    pub fn last(&self) -> Option<(S, &Entry<V>)> {
+        self.still().last()
+    }
+    /// Take as much memory as `updates` updates may need, and as many replacements, so that they can't fail for want of it. What
+    /// this writer has not used goes back when it is dropped, but for as much as the tree [keeps](Tree::keeping).
+    pub fn reserve(&mut self, updates: usize, replacements: usize) -> Result<(), Error> {
         // With the nodes that the updates may add.
-        self.reserve_nodes(updates.saturating_mul(most_nodes(most_height(self.nodes() + updates))))
+        let each = most_nodes(height_bound(self.nodes() + updates));
+        self.reserve_nodes(updates.saturating_mul(each).saturating_add(replacements))
     }
     fn reserve_nodes(&mut self, nodes: usize) -> Result<(), Error> {
         while self.kept.magazine.len() < nodes {
@@ -172,26 +172,10 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
     }
 
     pub(crate) fn root(&self) -> Link<'_, S, V> {
-        // Relaxed [O3]: only the writer stores.
-        // SAFETY: only the writer retires nodes, and it is borrowed.
-        unsafe { self.tree.root.load(Ordering::Relaxed).as_ref() }
+        self.still().root()
     }
     pub(crate) fn child(&self, node: &Node<S, V>, right: bool) -> Link<'_, S, V> {
-        // Relaxed [O3] and SAFETY: as above.
-        unsafe { node.place(right).load(Ordering::Relaxed).as_ref() }
-    }
-    /// The last entry with a key at or below `at`, and the first above.
-    pub(crate) fn around(&self, at: S::Key) -> [Option<(S, &Entry<V>)>; 2] {
-        if self.kept.tombstones > 0 {
-            return [self.read().floor(at), self.read().higher(at)];
-        }
-        let (mut next, mut found) = (self.root(), [None; 2]);
-        while let Some(x) = next {
-            let right = x.span.key() <= at;
-            found[usize::from(!right)] = Some((x.span, x.entry()));
-            next = self.child(x, right);
-        }
-        found
+        self.still().child(node, right)
     }
     fn nodes(&self) -> usize {
         self.root().map_or(0, |root| root.side().size.get() as usize)
@@ -212,9 +196,9 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
             retire(tree, &self.context, update.retiring());
         }
         let counts = update.commit(root);
-        if S::GAPS {
+        if S::GAPS && !mutant!("bonsai-gap-kept") {
             // SAFETY: the lock is held, and nothing is retired yet.
-            unsafe { gap::refresh(root, S::EVERYTHING, (!mutant!("bonsai-gap-kept")).then_some(key)) };
+            unsafe { gap::forget(root, key) };
         }
         if !early {
             retire(tree, &self.context, update.retiring());
@@ -273,8 +257,16 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         }
         Removed { entry, domain: &self.tree.domain, context: &self.context, buried }
     }
-    pub(crate) fn insert_span(&mut self, span: S, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {
+    /// `fits` is asked about the neighbours, the last below and the first above, unless entries were given up that are found
+    /// still.
+    pub(crate) fn insert_span(
+        &mut self,
+        span: S,
+        entry: Box<Entry<V>>,
+        fits: impl Fn([Option<&S>; 2]) -> bool,
+    ) -> Result<(), Refused<V>> {
         self.purge();
+        let covered = self.kept.tombstones > 0;
         let key = span.key();
         if self.nodes() >= MAX_LEN as usize {
             return Err(Refused { error: Error::Full, entry });
@@ -288,6 +280,7 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
                 buried = Some(node.entry);
                 plan.replace(node, span, new)
             }
+            None if !covered && !fits(plan.neighbours()) => Err(Error::Occupied),
             None => plan.insert(span, new),
         });
         match done {
@@ -358,8 +351,7 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
             Some((span, entry_pointer(entry)))
         };
         let Some(first) = next() else { return Ok(()) };
-        let mut first = Some(first);
-        let key = first.expect("it is there").0.key();
+        let (key, mut first) = (first.0.key(), Some(first));
         self.update(key, |plan| plan.build(n, &mut || first.take().or_else(&mut next)))
     }
 }
@@ -390,9 +382,10 @@ fn retire<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory>(
 }
 
 impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Drop for Writer<'_, '_, S, V, D, M> {
-    /// Nodes that were reserved, or taken for updates that failed, go back.
+    /// Nodes that were reserved, or taken for updates that failed, go back, unless the tree keeps them.
     fn drop(&mut self) {
-        self.kept.magazine = Magazine::EMPTY;
+        let most = self.tree.keeps;
+        self.kept.magazine.shrink(most);
     }
 }
 

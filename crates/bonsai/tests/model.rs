@@ -228,9 +228,9 @@ fn what_is_reserved_suffices() {
     for round in 0..40u16 {
         map.pool().set_limit(usize::MAX);
         let mut writer = map.write(&cpu.pin);
-        writer.reserve(30).unwrap();
+        writer.reserve(30, 0).unwrap();
         map.pool().set_limit(0);
-        assert_eq!(writer.reserve(1000), Err(Error::Memory));
+        assert_eq!(writer.reserve(1000, 0), Err(Error::Memory));
         // Ascending keys turn the most.
         for key in round * 30..round * 30 + 30 {
             writer.insert(key, Value::new(0, &alive)).unwrap();

@@ -1,6 +1,6 @@
-//! A reader-writer lock whose waiters sleep and are served first come, first served.
+//! A reader-writer lock whose waiters sleep, or look for a while before they do, and are served first come, first served.
 //!
-//! **Claim.** Nobody waits by spinning (the inner spin lock is held for a few instructions), nobody is overtaken, a
+//! **Claim.** Nobody waits by spinning, unless told to and then not for long (the inner spin lock is held for a few instructions), nobody is overtaken, a
 //! reader is never let in beside a writer, and no wake-up is lost.
 //!
 //! **Idea.** The state (who is in, who waits) is plain data under a spin lock. Whoever can't enter puts a node, which
@@ -44,7 +44,7 @@ use percpu::Unpinned;
 
 use crate::{
     mutant,
-    primitive::{AtomicBool, ConstPtr, MutPtr, Ordering, UnsafeCell},
+    primitive::{AtomicBool, ConstPtr, MutPtr, Ordering, UnsafeCell, spin_loop},
 };
 
 #[cfg(not(loom))]
@@ -88,6 +88,8 @@ mod blocking {
 /// ```
 pub struct RwLock<T> {
     state: SpinLock<State>,
+    /// Turns for which a waiter looks whether it is its turn before it sleeps.
+    patience: u32,
     value: UnsafeCell<T>,
 }
 
@@ -133,7 +135,8 @@ struct Granted(*mut Waiter);
 impl State {
     /// Enter if the rules let a newcomer of this kind in now.
     fn enter(&mut self, kind: Kind) -> bool {
-        let free = self.head.is_null()
+        let overtakes = kind == Kind::Reader && mutant!("rwlock-readers-first");
+        let free = (self.head.is_null() || overtakes)
             && match kind {
                 Kind::Reader => !self.writer,
                 Kind::Writer => !self.writer && self.readers == 0,
@@ -156,6 +159,14 @@ impl State {
     /// # Safety
     /// `node` is valid for reads and writes until it is granted, and nobody else touches it but for `granted`.
     unsafe fn enqueue(&mut self, node: NonNull<Waiter>) {
+        // SAFETY: the caller's promise.
+        if mutant!("rwlock-writers-first") && unsafe { node.as_ref() }.kind == Kind::Writer {
+            // SAFETY: as above.
+            unsafe { (*node.as_ptr()).next = self.head };
+            self.head = node.as_ptr();
+            self.tail = if self.tail.is_null() { self.head } else { self.tail };
+            return;
+        }
         match NonNull::new(self.tail) {
             // SAFETY: a queued node is alive, and its link belongs to the holder of the inner lock.
             Some(tail) => unsafe { (*tail.as_ptr()).next = node.as_ptr() },
@@ -226,12 +237,17 @@ impl<T> RwLock<T> {
     /// A free lock over `value`.
     #[cfg(not(loom))]
     pub const fn new(value: T) -> Self {
-        Self { state: SpinLock::new(State::EMPTY), value: UnsafeCell::new(value) }
+        Self::patient(value, 0)
     }
     /// A free lock over `value`.
     #[cfg(loom)]
     pub fn new(value: T) -> Self {
-        Self { state: SpinLock::new(State::EMPTY), value: UnsafeCell::new(value) }
+        Self { state: SpinLock::new(State::EMPTY), patience: 0, value: UnsafeCell::new(value) }
+    }
+    /// The same, but who waits looks so many turns whether it may enter before it sleeps. The order is the same.
+    #[cfg(not(loom))]
+    pub const fn patient(value: T, patience: u32) -> Self {
+        Self { state: SpinLock::new(State::EMPTY), patience, value: UnsafeCell::new(value) }
     }
     /// Sleep until the lock can be held for reading, and take it.
     pub fn read<'l>(&'l self, ctx: &Unpinned<'_>) -> ReadGuard<'l, T> {
@@ -288,7 +304,13 @@ impl<T> RwLock<T> {
         let guard = Unwound;
         // SAFETY: as above; `granted` is atomic, so it may be read while the granter stores it.
         let granted = unsafe { &(*node).granted };
-        // Acquire: all that happened inside the lock comes before; partner of the store in `Granted::wake`.
+        // Acquire, both: all that happened inside the lock comes before; partner of the store in `Granted::wake`.
+        for _ in 0..self.patience {
+            if granted.load(Ordering::Acquire) {
+                break;
+            }
+            spin_loop();
+        }
         while !granted.load(Ordering::Acquire) {
             ctx.park();
         }

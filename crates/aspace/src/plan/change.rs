@@ -1,9 +1,10 @@
 //! New mappings, stacks that grow, what is locked, and what shows an object.
 
 use addr::{Page, PageRange, VirtAddr};
+use percpu::Unpinned;
 
 use crate::{
-    Backing, Error, Flags, LOWEST, Limits, Lock, Mapping, Mappings, Placement, STACK_GAP, Totals,
+    Backing, Error, Flags, LOWEST, Limits, Lock, Mapping, Placement, STACK_GAP, Totals, mappings::Mappings,
     rules::dictated,
 };
 
@@ -27,16 +28,18 @@ impl NewMapping {
         pages: u64,
         mapping: &Mapping,
         limits: &Limits,
+        ctx: &Unpinned<'_>,
     ) -> Result<Self, Error> {
         let mapping = Mapping { flags: mapping.flags | future.flags(), ..mapping.clone() };
-        let range = mappings.place(at, pages).ok_or(Error::NoRoom)?;
+        let range = mappings.place(at, pages, ctx).ok_or(Error::NoRoom)?;
         dictated(at, range)?;
         let free = mappings.is_free(range);
         if matches!(at, Placement::FixedNoReplace(_)) && !free {
             return Err(Error::Exists);
         }
         let now = mappings.totals();
-        limits.admit(&Totals { locked: now.locked, ..mappings.totals_without(range) }, &mapping, pages)?;
+        let others = if free { *now } else { mappings.totals_without(range) };
+        limits.admit(&Totals { locked: now.locked, ..others }, &mapping, pages)?;
         Ok(Self { range, free, mapping, bring_in: false })
     }
     /// Settle how it is locked, once it is [announced](Mappings::announce). As on Linux, droppable memory counts and is

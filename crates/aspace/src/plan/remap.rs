@@ -1,9 +1,11 @@
 //! What `mremap` will do, with every check that Linux makes and in its order, found before anything changes.
 
 use addr::{Page, PageRange, USER_END_PAGE};
+use percpu::Unpinned;
 
 use crate::{
-    Error, Limits, Mapping, Mappings, Placement, RemapTo,
+    Error, Limits, Mapping, Placement, RemapTo,
+    mappings::Mappings,
     rules::{check, dictated, user},
 };
 
@@ -36,6 +38,7 @@ impl Remap {
         to: RemapTo,
         keep: bool,
         limits: &Limits,
+        ctx: &Unpinned<'_>,
     ) -> Result<Self, Error> {
         if pages == 0 || keep && (pages != old.len() || to == RemapTo::InPlace) {
             return Err(Error::Invalid);
@@ -93,7 +96,7 @@ impl Remap {
             RemapTo::Hint(at) => Placement::Hint(at),
             RemapTo::MayMove | RemapTo::Fixed(_) => Placement::Anywhere,
         };
-        plan.target = Some(mappings.place(to, pages).ok_or(Error::NoRoom)?);
+        plan.target = Some(mappings.place(to, pages, ctx).ok_or(Error::NoRoom)?);
         Ok(plan)
     }
     /// Whether there may be more mappings afterwards, or page tables have to be made.

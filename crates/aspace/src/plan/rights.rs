@@ -2,7 +2,7 @@
 
 use addr::{PageRange, Prot};
 
-use crate::{Error, Limits, Mappings};
+use crate::{Error, Limits, mappings::Mappings};
 
 /// `range` from the start of the lowest mapping in it, which must grow down.
 pub(crate) fn down_to_start(mappings: &Mappings, range: PageRange) -> Result<PageRange, Error> {

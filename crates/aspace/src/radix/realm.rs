@@ -109,7 +109,7 @@ unsafe fn free(head: NonNull<rcu::Head>, pin: &Pinned<'_>) {
 }
 
 /// What can wait on a list without memory for that.
-trait Linked: Sized {
+pub(crate) trait Linked: Sized {
     fn next(&mut self) -> &mut Option<Box<Self>>;
 }
 
@@ -168,15 +168,25 @@ pub(crate) fn try_box<T>(value: T) -> Option<Box<T>> {
     }
 }
 
+/// Mappings that nobody can find any more.
+pub(crate) type Graves = Waiting<Buried>;
+
+impl Graves {
+    pub(crate) fn bury(&self, mapping: Mapping, mut grave: Box<Buried>) {
+        grave.mapping = Some(mapping);
+        self.push(grave);
+    }
+}
+
 /// Things that wait for somebody to come by. As long as there are none, looking writes nothing, and the line is shared.
 #[repr(align(128))]
-struct Waiting<T> {
+pub(crate) struct Waiting<T> {
     list: SpinLock<Option<Box<T>>>,
     any: AtomicBool,
 }
 
 impl<T: Linked> Waiting<T> {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { list: SpinLock::new(None), any: AtomicBool::new(false) }
     }
     fn push(&self, mut one: Box<T>) {
@@ -187,11 +197,11 @@ impl<T: Linked> Waiting<T> {
         self.any.store(true, Ordering::Relaxed);
     }
     #[inline]
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         !self.any.load(Ordering::Relaxed)
     }
     /// All that wait now, one by one.
-    fn take(&self) -> impl Iterator<Item = Box<T>> + use<T> {
+    pub(crate) fn take(&self) -> impl Iterator<Item = Box<T>> + use<T> {
         let mut list = self.list.lock();
         self.any.store(false, Ordering::Relaxed);
         let mut rest = list.take();
@@ -225,7 +235,7 @@ struct Numbers {
     fresh: u32,
 }
 
-/// The surroundings of all [`Radix`](super::Radix) and [`Bonsai`](crate::Bonsai) address spaces of a machine. It lives for ever.
+/// The surroundings of all address spaces of the designs `radix` and `bonsai` of a machine. It lives for ever.
 pub struct Realm {
     domains: Domains<WAYS>,
     table: [AtomicPtr<Chunk>; DESCRIPTORS as usize / CHUNK],
@@ -238,7 +248,7 @@ pub struct Realm {
     /// Those of spaces that are no more.
     trees: Waiting<Grave>,
     frames: &'static Memory,
-    /// What faults of [`Bonsai`](crate::Bonsai) spaces could find, and can't any more.
+    /// What faults of Bonsai spaces could find, and can't any more.
     mappings: Waiting<Buried>,
     relax: fn(),
 }
@@ -312,9 +322,8 @@ impl Realm {
         self.trees.push(grave);
     }
     /// Drop, by a thread that may sleep, what a mapping names.
-    pub(crate) fn bury_mapping(&self, mapping: Mapping, mut grave: Box<Buried>) {
-        grave.mapping = Some(mapping);
-        self.mappings.push(grave);
+    pub(crate) fn bury_mapping(&self, mapping: Mapping, grave: Box<Buried>) {
+        self.mappings.bury(mapping, grave);
     }
     /// Whose sections delay what is retired.
     pub fn sections(&self) -> &rcu::kernel::Domain {

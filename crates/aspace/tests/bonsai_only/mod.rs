@@ -15,8 +15,8 @@ use std::{
 };
 
 use addr::Prot;
-use aspace::{Access, AddressSpace, Advice, Bonsai, Error, Exclude, Fault, Placement, RemapTo};
-use machine::{Pages, RW, Random, Sim, anonymous, object, page, range};
+use aspace::{Access, AddressSpace, Advice, Error, Exclude, Fault, Placement, RemapTo, Serial};
+use machine::{Pages, RW, Random, Sim, anonymous, object, page, range, storm};
 use owned::Use;
 use percpu::Unpinned;
 
@@ -379,35 +379,12 @@ fn faults_go_on_while_mappings_change() {
     end(sim, &*space);
 }
 
-/// One CPU's `steps` on pages that all use.
-fn storm(sim: &'static Sim, space: &dyn AddressSpace, random: &mut Random, steps: u64, ctx: &Unpinned<'_>) {
-    sim.enter(space, ctx);
-    for stamp in 0..steps {
-        let (at, pages) = (BASE + random.below(12), 1 + random.below(4));
-        match random.below(8) {
-            0 => map(space, at, pages, ctx),
-            1 => assert_eq!(space.unmap(range(at, pages), ctx), Ok(())),
-            2 => {
-                let prot = random.pick(&[RW, Prot::READ, Prot::empty()]);
-                let answer = space.protect(range(at, pages), prot, ctx);
-                assert!(matches!(answer, Ok(()) | Err(Error::NoMapping)), "{answer:?}");
-            }
-            3 => drop(space.advise(range(at, pages), Advice::DontNeed, ctx)),
-            4 => drop(sim.load(space, page(at), ctx)),
-            _ => drop(sim.store(space, page(at), stamp, ctx)),
-        }
-        sim.stir(range(BASE, 16), |n| random.below(n));
-        sim.audit(space, range(BASE + random.below(12), 4), ctx);
-    }
-    sim.leave(space, ctx);
-}
-
 #[test]
 fn an_object_is_asked_by_who_may_sleep() {
     for exclude in ALL {
         let sim = Sim::new(1, 256);
         sim.cpus.on(0, |ctx| {
-            let space = Bonsai::new(sim.machine(), sim.realm, exclude, &ctx).expect("there is memory");
+            let space = Serial::bonsai(sim.machine(), sim.realm, exclude, &ctx).expect("there is memory");
             let pages = Pages::new(sim, 1, &[41, 42], &ctx);
             let at = Placement::Fixed(page(BASE));
             space.map(at, 2, object(&pages, 0, RW, true), &ctx).expect("there is room");
@@ -425,9 +402,9 @@ fn an_object_is_asked_by_who_may_sleep() {
 fn all_that_faults_may_exclude_is_right() {
     for exclude in ALL {
         let sim = Sim::new(4, 512);
-        let space = sim.cpus.on(0, |ctx| Bonsai::new(sim.machine(), sim.realm, exclude, &ctx));
+        let space = sim.cpus.on(0, |ctx| Serial::bonsai(sim.machine(), sim.realm, exclude, &ctx));
         let space = space.expect("there is memory");
-        sim.cpus.run(|cpu, ctx| storm(sim, &*space, &mut Random::new(1, cpu.index()), 600, &ctx));
+        sim.cpus.run(|cpu, ctx| storm(sim, &*space, BASE, &mut Random::new(1, cpu.index()), 600, &ctx));
         sim.cpus.on(0, |ctx| space.clear(&ctx));
         assert_eq!(sim.owned(), [0; Use::COUNT], "{exclude:?}: frames were not given back");
     }

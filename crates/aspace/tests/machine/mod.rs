@@ -27,8 +27,8 @@ use std::{
 
 use addr::{Frame, Page, PageRange, Prot};
 use aspace::{
-    Access, AddressSpace, Backing, Bonsai, Collect, Error, Exclude, Fault, Locked, Machine, Mappers, Mapping,
-    Object, ObjectError, PageTables, Policy, Radix, Realm,
+    Access, AddressSpace, Advice, Backing, Collect, Error, Exclude, Fault, Machine, Mappers, Mapping, Object,
+    ObjectError, PageTables, Placement, Policy, Radix, Realm, Serial, Variant,
 };
 use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{CpuId, CpuSet, Pinned, Unpinned, testing::Machine as Cpus};
@@ -199,10 +199,10 @@ impl Sim {
     }
     pub fn try_space(&'static self, ctx: &Unpinned<'_>) -> Result<Arc<dyn AddressSpace>, Error> {
         Ok(match design() {
-            Design::Locked => Locked::new(self.machine(), ctx)?,
+            Design::Locked => Serial::locked(self.machine(), self.cpus.cpus(), Variant::default(), ctx)?,
             Design::Radix => Radix::new(self.machine(), self.realm, PageTables::Shared, ctx)?,
             Design::RadixPerCpu => Radix::new(self.machine(), self.realm, PageTables::PerCpu, ctx)?,
-            Design::Bonsai => Bonsai::new(self.machine(), self.realm, Exclude::Rcu, ctx)?,
+            Design::Bonsai => Serial::bonsai(self.machine(), self.realm, Exclude::Rcu, ctx)?,
         })
     }
     /// A CPU's regular work.
@@ -479,3 +479,36 @@ pub fn list(space: &dyn AddressSpace, ctx: &Unpinned<'_>) -> Vec<(PageRange, asp
 }
 /// For matching on errors in a test's own words.
 pub type Answer<T> = Result<T, Error>;
+
+/// One CPU's `steps` on pages from `base` on, which all CPUs use.
+pub fn storm(
+    sim: &'static Sim,
+    space: &dyn AddressSpace,
+    base: u64,
+    random: &mut Random,
+    steps: u64,
+    ctx: &Unpinned<'_>,
+) {
+    sim.enter(space, ctx);
+    for stamp in 0..steps {
+        let (at, pages) = (base + random.below(12), 1 + random.below(4));
+        match random.below(8) {
+            0 => {
+                let there = Placement::Fixed(page(at));
+                space.map(there, pages, anonymous(RW), ctx).expect("there is room");
+            }
+            1 => assert_eq!(space.unmap(range(at, pages), ctx), Ok(())),
+            2 => {
+                let prot = random.pick(&[RW, Prot::READ, Prot::empty()]);
+                let answer = space.protect(range(at, pages), prot, ctx);
+                assert!(matches!(answer, Ok(()) | Err(Error::NoMapping)), "{answer:?}");
+            }
+            3 => drop(space.advise(range(at, pages), Advice::DontNeed, ctx)),
+            4 => drop(sim.load(space, page(at), ctx)),
+            _ => drop(sim.store(space, page(at), stamp, ctx)),
+        }
+        sim.stir(range(base, 16), |n| random.below(n));
+        sim.audit(space, range(base + random.below(12), 4), ctx);
+    }
+    sim.leave(space, ctx);
+}

@@ -7,13 +7,16 @@ use core::{mem, ptr::NonNull};
 use addr::PageRange;
 use owned::{Memory, OwnedFrame};
 use pagetable::{Full, Unlinked, Which};
-use percpu::{Pinned, Unpinned};
+use percpu::{CpuSet, Pinned, Unpinned};
 use rcu::{Head, Retired};
 use sync::{mutant, pause};
-use tlb::Gather;
+use tlb::{Gather, Shootdown};
 
-use super::{Bonsai, Maps};
+use super::{Maps, Protocol, Serial};
 use crate::{
+    Realm, Variant,
+    locked::Flush,
+    mappings::Mappings,
     radix::{totals::Difference, try_box},
     rules::beside,
 };
@@ -22,6 +25,15 @@ use crate::{
 pub(super) struct Taken<'f> {
     pub(super) gather: Gather<'f>,
     pub(super) tables: Unlinked,
+}
+
+/// A shootdown of everything, whatever is asked for.
+struct Whole<'s>(&'s dyn Shootdown);
+
+impl Shootdown for Whole<'_> {
+    fn flush(&self, pin: &Pinned<'_>, cpus: &CpuSet, _: PageRange) {
+        self.0.flush(pin, cpus, Mappings::everywhere());
+    }
 }
 
 /// Tables that wait for the end of sections.
@@ -50,13 +62,18 @@ unsafe fn free(head: NonNull<Head>, pin: &Pinned<'_>) {
     waiting.root.take().into_iter().for_each(|root| frames.free(pin, root));
 }
 
-impl Bonsai {
+impl Serial {
     pub(super) fn taken<'a>(&self, ctx: &Unpinned<'a>) -> Taken<'a> {
         Taken { gather: Gather::new(self.machine.frames, *ctx), tables: Unlinked::default() }
     }
     /// Nobody translates by what the gather was told of when this returns.
     pub(super) fn flush(&self, gather: &mut Gather<'_>, pin: &Pinned<'_>) {
-        gather.flush(pin, self.machine.shootdown, &self.active.0);
+        match self.protocol {
+            Protocol::Locked { variant: Variant { flush: Flush::Space, .. }, .. } => {
+                gather.flush(pin, &Whole(self.machine.shootdown), &self.active.0);
+            }
+            _ => gather.flush(pin, self.machine.shootdown, &self.active.0),
+        }
     }
     /// Flush, and hand over the tables. Frames go when `taken` is dropped.
     pub(super) fn close(&self, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
@@ -73,29 +90,33 @@ impl Bonsai {
         if taken.tables.is_empty() {
             return;
         }
-        let tables = mem::take(&mut taken.tables);
+        let mut tables = mem::take(&mut taken.tables);
+        let Some(realm) = self.protocol.realm() else {
+            // SAFETY: they were flushed, and who walks has `maps`, which the caller has for writing.
+            unsafe { tables.free(self.machine.frames, &pin) };
+            return;
+        };
         match Waiting::new(self.machine.frames) {
             Some(mut waiting) => {
                 waiting.tables = tables;
-                self.retire(waiting, &pin);
+                self.retire(realm, waiting, &pin);
             }
             None => {
                 drop(pin);
-                self.realm.sections().synchronize(ctx);
-                let mut tables = tables;
+                realm.sections().synchronize(ctx);
                 // SAFETY: they were flushed, and then all sections have ended.
                 unsafe { tables.free(self.machine.frames, &ctx.pin()) };
             }
         }
     }
-    fn retire(&self, waiting: Box<Waiting>, pin: &Pinned<'_>) {
+    fn retire(&self, realm: &'static Realm, waiting: Box<Waiting>, pin: &Pinned<'_>) {
         let bytes = (waiting.tables.len() + usize::from(waiting.root.is_some())) * addr::PAGE_BYTES;
         let head = NonNull::from(Box::leak(waiting)).cast::<Head>();
-        self.realm.retires(pin);
+        realm.retires(pin);
         // SAFETY: what is named there was unlinked by this thread, or by who has cleared the space, and flushed; `free` is for
         // this type, and the pointer is to all of it.
         let retired = unsafe { Retired::new(head, free) };
-        self.realm.sections().call(pin, retired.of_bytes(bytes));
+        realm.sections().call(pin, retired.of_bytes(bytes));
     }
     /// The same when there is no more room: what was taken goes too.
     fn round(&self, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
@@ -104,11 +125,15 @@ impl Bonsai {
     }
     /// Free the root if the space is cleared and no CPU has it in CR3, after all sections.
     pub(super) fn free_root(&self, pin: &Pinned<'_>) {
-        if let Some(root) = self.retired.take_unused(&self.active.0)
-            && let Some(mut waiting) = self.grave.lock().take()
-        {
-            waiting.root = Some(root);
-            self.retire(waiting, pin);
+        let Some(root) = self.retired.take_unused(&self.active.0) else { return };
+        let grave = self.grave.lock().take();
+        match self.protocol.realm().zip(grave) {
+            Some((realm, mut waiting)) => {
+                waiting.root = Some(root);
+                self.retire(realm, waiting, pin);
+            }
+            // Nobody walks it without the space.
+            None => self.machine.frames.free(pin, root),
         }
     }
     /// Unmap `range`: the mappings, the entries and the tables that serve nothing else. To be [closed](Self::close).
@@ -138,9 +163,8 @@ impl Bonsai {
         self.take_part(maps, range, taken, ctx);
     }
     fn take_part(&self, maps: &mut Maps, range: PageRange, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) {
-        maps.mappings.remove(range);
         // Dead before an entry is touched (B2).
-        self.publish(maps, range, ctx);
+        maps.mappings.remove(range, ctx);
         self.take(range, Which::All, taken, ctx);
     }
     /// Unlink the tables that serve pages of `range` and none that is mapped.

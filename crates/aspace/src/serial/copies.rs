@@ -1,17 +1,17 @@
 //! Frames that are copied, or shared until they are: pages that move, and fork.
 
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 
 use addr::{Frame, Page};
 use percpu::Unpinned;
 use sync::mutant;
-use tlb::Gather;
 
-use super::{Locked, Space};
+use super::{Maps, Serial, Taken};
 use crate::{AddressSpace, Error, Flags, Place, Unmoved, leaves, page};
 
-impl Locked {
-    /// See [`AddressSpace::move_page`](crate::AddressSpace::move_page).
+impl Serial {
+    /// See [`AddressSpace::move_page`].
     pub(super) fn move_private(
         &self,
         at: Page,
@@ -21,14 +21,14 @@ impl Locked {
     ) -> Result<(), Unmoved> {
         let frames = self.machine.frames;
         // Exclude those that change the mappings, not faults.
-        let space = self.space.read(ctx);
-        let (_, mapping) = space.mappings.find(at).ok_or(Unmoved::NoMapping)?;
-        let mut gather = self.gather(ctx);
+        let maps = self.maps.0.read(ctx);
+        let (_, mapping) = maps.mappings.find(at).ok_or(Unmoved::NoMapping)?;
+        let mut taken = self.taken(ctx);
         let old = {
             let pin = ctx.pin();
-            let leaf = space.table.lock_leaf(at).ok_or(Unmoved::Empty)?;
-            let old = leaves::hold_still(&leaf, at, mapping, wanted, frames, &mut gather)?;
-            self.flush(&mut gather, &pin);
+            let leaf = self.table.lock_leaf(at).ok_or(Unmoved::Empty)?;
+            let old = leaves::hold_still(&leaf, at, mapping, wanted, frames, &mut taken.gather)?;
+            self.flush(&mut taken.gather, &pin);
             let Some(old) = old else { return Ok(()) };
             old
         };
@@ -42,18 +42,18 @@ impl Locked {
             }
         };
         let rights = page::hardware(mapping.prot);
-        if self.replace(&space, at, old, new, rights, &mut gather, ctx) { Ok(()) } else { Err(Unmoved::Busy) }
+        if self.replace(at, old, new, rights, || true, ctx) { Ok(()) } else { Err(Unmoved::Busy) }
     }
 
-    /// See [`AddressSpace::fork`](crate::AddressSpace::fork).
+    /// See [`AddressSpace::fork`].
     pub(super) fn duplicate(&self, ctx: &Unpinned<'_>) -> Result<Arc<Self>, Error> {
-        // Exclude.
-        let parent = self.space.write(ctx);
+        // Exclude others that change mappings.
+        let parent = self.maps.0.write(ctx);
         if self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
-        let child = Self::new(self.machine, ctx)?;
-        let mut into = child.space.write(ctx);
+        let child = Self::new(self.machine, self.protocol, ctx)?;
+        let mut into = child.maps.0.write(ctx);
         // Known to the objects before it has anything of theirs, so that what is cut off from now on is cut off here.
         for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.contains(Flags::DONT_FORK)) {
             let mut mapping = mapping.clone();
@@ -62,12 +62,18 @@ impl Locked {
                 // Whatever a shared mapping may write, the parent's may too: so it is not sealed.
                 let _ = into.mappings.announce(&mapping, area.len(), &ctx.pin());
             }
-            into.mappings.insert(area, mapping);
+            into.mappings.insert(area, mapping, ctx);
         }
-        let mut gather = self.gather(ctx);
-        let copied = self.share_private(&parent, &into, &mut gather, ctx);
-        // Also if it failed half way: see the module's table of races.
-        self.flush(&mut gather, &ctx.pin());
+        let mut taken = self.taken(ctx);
+        // Faults fill and copy no private pages meanwhile. Relaxed, as they look at the gate under a lock that is taken after
+        // this: that of a leaf, or of the table above it.
+        self.fork_gate.fetch_add(1, Ordering::Relaxed);
+        let copied = self.share_private(&parent, &child, &mut taken, ctx);
+        // Also if it failed half way: else another fork would find nothing to lower, flush nothing, and leave a CPU with a
+        // writable translation to a shared frame.
+        self.flush(&mut taken.gather, &ctx.pin());
+        // Release: who finds the gate open comes after the flush; partner: the load in `step`.
+        self.fork_gate.fetch_add(1, Ordering::Release);
         drop(parent);
         drop(into);
         if copied {
@@ -78,24 +84,17 @@ impl Locked {
         }
     }
 
-    /// The child's entries: the same frames as the parent's in private mappings, writable in neither, and guards.
-    /// Shared mappings are filled from their objects as the child uses them. False if a page table can't be made; what
-    /// was made by then is the child's.
-    fn share_private(
-        &self,
-        parent: &Space,
-        into: &Space,
-        gather: &mut Gather<'_>,
-        ctx: &Unpinned<'_>,
-    ) -> bool {
+    /// The child's entries: the same frames as the parent's in private mappings, writable in neither, and guards. False if a
+    /// page table can't be made; what was made by then is the child's.
+    fn share_private(&self, parent: &Maps, child: &Self, taken: &mut Taken<'_>, ctx: &Unpinned<'_>) -> bool {
         let frames = self.machine.frames;
         let pin = ctx.pin();
         let skipped = Flags::DONT_FORK | Flags::WIPE_ON_FORK;
         for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.intersects(skipped)) {
-            for (from, part) in parent.table.leaves(area) {
-                let to = || into.table.lock_leaf_or_make(frames, &pin, part.start());
-                match leaves::share(&from, part, mapping, frames, gather, to) {
-                    Some(gained) => into.gained(gained),
+            for (from, part) in self.table.leaves_in_order(area) {
+                let to = || child.table.lock_leaf_or_make(frames, &pin, part.start(), || true).ok();
+                match leaves::share(&from, part, mapping, frames, &mut taken.gather, to) {
+                    Some(gained) => child.resident(gained as i64, ctx),
                     None => return false,
                 }
             }

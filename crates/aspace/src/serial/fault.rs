@@ -9,22 +9,23 @@ use pagetable::{Leaf, Unmade, use_of};
 use percpu::{Pinned, Unpinned};
 use sync::{mutant, pause};
 
-use super::{Bonsai, Exclude, index, index::Within};
-use crate::{Access, Backing, Fault, Mapping, Policy, leaves, page};
+use super::Serial;
+use crate::{
+    Access, Backing, Exclude, Fault, Mapping, Policy, Realm,
+    index::{HIDDEN, Within, is_alive},
+    leaves, page,
+};
 
 /// So often a fault looks the page up anew before it locks the list.
 const TRIES: u32 = 3;
-
-/// What the list says when nobody has looked the mapping up in the tree.
-const LISTED: u64 = 0;
 
 /// A mapping, as a fault has found it.
 struct Seen<'a> {
     mapping: &'a Mapping,
     /// Pages from the mapping's start.
     offset: u64,
-    /// By what number the tree knows it; [`LISTED`] if it was found in the list.
-    id: u64,
+    /// By what it is known; [`HIDDEN`] to who has the lock of the mappings, and need not know it again.
+    number: u64,
 }
 
 /// The frame of an object's page, asked for while nothing was locked.
@@ -32,7 +33,7 @@ struct Spare {
     frame: OwnedFrame,
     rights: Prot,
     /// Of which mapping.
-    id: u64,
+    number: u64,
 }
 
 /// What a fault comes to.
@@ -46,7 +47,7 @@ enum Step {
     Slow(Fault),
 }
 
-impl Bonsai {
+impl Serial {
     pub(super) fn resolve(
         &self,
         policy: &Policy,
@@ -55,9 +56,11 @@ impl Bonsai {
         ctx: &Unpinned<'_>,
     ) -> Result<(), Fault> {
         let mut spare = None;
-        let fast = match self.exclude {
-            Exclude::Stock => Ok(false),
-            _ => self.resolve_fast(policy, at, access, &mut spare, ctx),
+        let fast = match self.protocol.realm() {
+            Some(realm) if self.protocol.exclude() != Exclude::Stock => {
+                self.resolve_fast(realm, policy, at, access, &mut spare, ctx)
+            }
+            _ => Ok(false),
         };
         let result = match fast {
             Ok(false) => self.resolve_listed(policy, at, access, &mut spare, ctx),
@@ -70,26 +73,32 @@ impl Bonsai {
     /// False if the list has to be asked. Refuses nothing by itself (B1), but an object may.
     fn resolve_fast(
         &self,
+        realm: &'static Realm,
         policy: &Policy,
         at: Page,
         access: Access,
         spare: &mut Option<Spare>,
         ctx: &Unpinned<'_>,
     ) -> Result<bool, Fault> {
-        let _shared = (self.exclude == Exclude::FaultLock).then(|| self.faults.0.read(ctx));
+        let exclude = self.protocol.exclude();
+        let _shared = (exclude == Exclude::FaultLock).then(|| self.index.faults.0.read(ctx));
         for _ in 0..TRIES {
             let asked = {
-                let looking = (self.exclude == Exclude::Hybrid).then(|| self.faults.0.read(ctx));
+                let looking = (exclude == Exclude::Hybrid).then(|| self.index.faults.0.read(ctx));
                 let pin = ctx.pin();
-                let section = self.realm.sections().read(&pin);
-                let Some((region, area)) = self.index.read(&section).covering(index::key(at)) else {
+                let section = realm.sections().read(&pin);
+                let Some(area) = self.index.covering(at, &section) else {
                     return if mutant!("bonsai-refused-fast") { Err(Fault::NoMapping) } else { Ok(false) };
                 };
+                let number = area.number();
+                if number == HIDDEN {
+                    return Ok(false);
+                }
                 drop(looking);
-                let _within = Within::new(area, self.exclude);
-                let alive = || !area.is_dead() || mutant!("bonsai-dead-unseen");
-                let offset = at.number() - index::pages(region).start().number();
-                let seen = Seen { mapping: &area.mapping, offset, id: area.id };
+                let _within = Within::new(area, exclude);
+                let alive = || is_alive(area, number) || mutant!("bonsai-dead-unseen");
+                let offset = at.number() - area.range.start().number();
+                let seen = Seen { mapping: &area.mapping, offset, number };
                 if !access.allowed_by(seen.mapping.prot) {
                     return Ok(false);
                 }
@@ -98,25 +107,24 @@ impl Bonsai {
                     Step::Slow(_) => return Ok(false),
                     Step::Again => None,
                     // Who sleeps holds no section: the mapping is copied.
-                    Step::Ask => Some((seen.mapping.clone(), offset, area.id)),
+                    Step::Ask => Some((seen.mapping.clone(), offset, number)),
                 }
             };
-            if let Some((mapping, offset, id)) = asked {
-                let seen = Seen { mapping: &mapping, offset, id };
+            if let Some((mapping, offset, number)) = asked {
+                let seen = Seen { mapping: &mapping, offset, number };
                 if let Err(fault) = self.ask(&seen, policy, access, spare, ctx) {
                     // That is the answer, if it was the one to be asked.
-                    return if self.shows(at, id, ctx) { Err(fault) } else { Ok(false) };
+                    return if self.shows(realm, at, number, ctx) { Err(fault) } else { Ok(false) };
                 }
             }
         }
         Ok(false)
     }
-    /// Whether `at` is still what mapping `id` shows.
-    fn shows(&self, at: Page, id: u64, ctx: &Unpinned<'_>) -> bool {
+    /// Whether `at` is still what the mapping known by `number` shows.
+    fn shows(&self, realm: &'static Realm, at: Page, number: u64, ctx: &Unpinned<'_>) -> bool {
         let pin = ctx.pin();
-        let section = self.realm.sections().read(&pin);
-        let found = self.index.read(&section).covering(index::key(at));
-        found.is_some_and(|(_, area)| area.id == id && !area.is_dead())
+        let section = realm.sections().read(&pin);
+        self.index.covering(at, &section).is_some_and(|area| is_alive(area, number))
     }
 
     /// With the list locked, so that it does not change and tables stay. Other faults go on.
@@ -133,7 +141,7 @@ impl Bonsai {
         if !access.allowed_by(mapping.prot) {
             return Err(Fault::Denied);
         }
-        let seen = Seen { mapping, offset: at.number() - area.start().number(), id: LISTED };
+        let seen = Seen { mapping, offset: at.number() - area.start().number(), number: HIDDEN };
         loop {
             // The pin ends with the step: an object that is asked may sleep.
             let step = self.step(&seen, &|| true, policy, at, access, spare, &ctx.pin(), ctx);
@@ -164,7 +172,7 @@ impl Bonsai {
         let policy = seen.mapping.policy.get().or(*policy);
         let (frame, rights) =
             page::of_object(seen.mapping, object, &policy, access, self.machine.frames, ctx)?;
-        *spare = Some(Spare { frame, rights, id: seen.id });
+        *spare = Some(Spare { frame, rights, number: seen.number });
         Ok(())
     }
 
@@ -187,14 +195,15 @@ impl Bonsai {
             return Step::Slow(Fault::Guard);
         }
         if entry.is_empty() {
-            let mine = match spare.take_if(|spare| spare.id == seen.id || mutant!("bonsai-spare-of-another"))
+            let mine = match spare
+                .take_if(|spare| spare.number == seen.number || mutant!("bonsai-spare-of-another"))
             {
                 Some(spare) => spare,
                 None if matches!(mapping.backing, Backing::Object { .. }) => return Step::Ask,
                 None => {
                     let policy = mapping.policy.get().or(*policy);
                     match page::ensure(mapping, &policy, at, seen.offset, None, access, frames, ctx) {
-                        Ok((frame, rights)) => Spare { frame, rights, id: seen.id },
+                        Ok((frame, rights)) => Spare { frame, rights, number: seen.number },
                         Err(fault) => return Step::Slow(fault),
                     }
                 }

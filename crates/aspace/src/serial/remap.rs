@@ -4,10 +4,10 @@ use addr::{Page, PageRange, Prot};
 use percpu::Unpinned;
 use sync::mutant;
 
-use super::{Bonsai, Maps, Taken};
+use super::{Maps, Serial, Taken};
 use crate::{Error, Limits, Lock, RemapTo, page, plan::Remap, rules::relock};
 
-impl Bonsai {
+impl Serial {
     /// One mapping of `remap_within`, with the list locked.
     #[allow(clippy::too_many_arguments, reason = "the operation's own arguments, and what it holds")]
     pub(super) fn remap_one(
@@ -21,7 +21,7 @@ impl Bonsai {
         taken: &mut Taken<'_>,
         ctx: &Unpinned<'_>,
     ) -> Result<Page, Error> {
-        let plan = Remap::plan(&mut maps.mappings, old, new_pages, to, keep, limits)?;
+        let plan = Remap::plan(&mut maps.mappings, old, new_pages, to, keep, limits, ctx)?;
         if plan.needs_memory(&maps.mappings) && self.machine.frames.low() {
             return Err(Error::NoMemory);
         }
@@ -47,8 +47,7 @@ impl Bonsai {
                 let tail = mapping.advanced(grown.start().number() - source.number());
                 // It is more of a mapping that there is: nothing can forbid it.
                 let _ = maps.mappings.announce(&tail, grown.len(), &ctx.pin());
-                maps.mappings.insert(grown, tail);
-                self.publish(maps, grown, ctx);
+                maps.mappings.insert(grown, tail, ctx);
             }
             self.close(taken, ctx);
             return Ok(old.start());
@@ -56,11 +55,13 @@ impl Bonsai {
         // Its tables stay: they are in use again in a moment.
         self.take_all(maps, target, taken, ctx);
         // Faults find neither place from here on.
-        let hidden = if mutant!("bonsai-source-found") { kept } else { self.hide(kept, ctx) };
+        if !mutant!("bonsai-source-found") {
+            maps.mappings.hide(kept, ctx);
+        }
         // They may have filled pages since tables were made. What was cut off or replaced is gone if there is no memory for that,
         // as on Linux.
         if !self.make_tables(kept, target.start(), ctx) {
-            self.publish(maps, hidden, ctx);
+            maps.mappings.show(kept);
             self.detach(maps, target, taken, ctx);
             self.close(taken, ctx);
             return Err(Error::NoMemory);
@@ -72,20 +73,19 @@ impl Bonsai {
         self.close(taken, ctx);
         let moved = mapping.advanced(old.start().number() - source.number());
         self.table.relocate(kept, target.start(), |frame| page::rights(&moved, frame, self.machine.frames));
+        // As above. Before the source is given up, so that the object has no moment in which nobody maps it.
+        let _ = maps.mappings.announce(&moved, target.len(), &ctx.pin());
         if keep {
             // All of the old mapping, as Linux does (`dontunmap_complete`).
             let old = maps.mappings.find(kept.start()).map_or(kept, |(area, _)| area);
-            maps.mappings.update(old, |mapping| relock(mapping, Lock::Off));
-        }
-        // As above.
-        let _ = maps.mappings.announce(&moved, target.len(), &ctx.pin());
-        maps.mappings.insert(target, moved);
-        if !keep && !kept.is_empty() {
-            self.evict(maps, kept, taken, ctx);
+            maps.mappings.change(old, |mapping| relock(mapping, Lock::Off), ctx);
+            maps.mappings.show(old);
+        } else if !kept.is_empty() {
+            self.take_all(maps, kept, taken, ctx);
+            self.detach_beside(maps, kept, Some(target), taken, ctx);
             self.close(taken, ctx);
         }
-        self.publish(maps, hidden, ctx);
-        self.publish(maps, target, ctx);
+        maps.mappings.insert(target, moved, ctx);
         Ok(target.start())
     }
     /// Make the leaf tables that the entries of `from` need when they move to `to`. False if there is no memory.

@@ -5,8 +5,12 @@ use percpu::Unpinned;
 use sync::mutant;
 use tlb::Gather;
 
-use super::{Bonsai, Exclude, index, index::Within};
-use crate::{Advice, Backing, Error, Flags, Mapping, Policy, Said, leaves};
+use super::Serial;
+use crate::{
+    Advice, Backing, Error, Exclude, Flags, Mapping, Policy, Said,
+    index::{HIDDEN, Within, is_alive},
+    leaves,
+};
 
 /// Pages that are served in one section: 16 leaf tables.
 const AT_ONCE: u64 = 16 << 9;
@@ -22,7 +26,7 @@ fn is_for(advice: &Advice, mapping: &Mapping) -> bool {
     }
 }
 
-impl Bonsai {
+impl Serial {
     /// Advice that leaves the mappings as they are.
     pub(super) fn advise_pages(
         &self,
@@ -31,7 +35,7 @@ impl Bonsai {
         ctx: &Unpinned<'_>,
     ) -> Result<(), Error> {
         let contents = matches!(advice, Advice::DontNeed | Advice::DontNeedLocked | Advice::Free);
-        if contents && self.exclude != Exclude::Stock && self.discard_fast(range, advice, ctx) {
+        if contents && self.discard_fast(range, advice, ctx) {
             return Ok(());
         }
         // Exclude those that change the mappings, not faults.
@@ -58,22 +62,26 @@ impl Bonsai {
     }
     /// Give up the contents of `range` without the list. False, with some of it done perhaps, if that has to be asked.
     fn discard_fast(&self, range: PageRange, advice: &Advice, ctx: &Unpinned<'_>) -> bool {
-        let _shared = (self.exclude == Exclude::FaultLock).then(|| self.faults.0.read(ctx));
+        let exclude = self.protocol.exclude();
+        let Some(realm) = self.protocol.realm().filter(|_| exclude != Exclude::Stock) else { return false };
+        let _shared = (exclude == Exclude::FaultLock).then(|| self.index.faults.0.read(ctx));
         let mut at = range.start();
         while at < range.end() {
-            let looking = (self.exclude == Exclude::Hybrid).then(|| self.faults.0.read(ctx));
+            let looking = (exclude == Exclude::Hybrid).then(|| self.index.faults.0.read(ctx));
             let pin = ctx.pin();
-            let section = self.realm.sections().read(&pin);
-            let found = self.index.read(&section).covering(index::key(at));
-            let Some((region, area)) = found.filter(|(_, area)| is_for(advice, &area.mapping)) else {
+            let section = realm.sections().read(&pin);
+            let found = self.index.covering(at, &section);
+            let Some(area) = found.filter(|area| is_for(advice, &area.mapping)) else { return false };
+            let number = area.number();
+            if number == HIDDEN {
                 return false;
-            };
+            }
             drop(looking);
-            let _within = Within::new(area, self.exclude);
+            let _within = Within::new(area, exclude);
             let most = Page::new(at.number() + AT_ONCE).unwrap_or(range.end());
-            let end = index::pages(region).end().min(range.end()).min(most);
+            let end = area.range.end().min(range.end()).min(most);
             let part = PageRange::new(at, end).unwrap_or_default();
-            if part.is_empty() || !self.discard(part, &|| !area.is_dead(), ctx) {
+            if part.is_empty() || !self.discard(part, &|| is_alive(area, number), ctx) {
                 return false;
             }
             at = end;
@@ -125,8 +133,8 @@ impl Bonsai {
             if maps.mappings.splits(part) > 0 && self.machine.frames.low() {
                 return Err(Error::NoMemory);
             }
-            maps.mappings.update(part, |mapping| mapping.flags = mapping.flags.difference(clear).union(set));
-            self.publish(&mut maps, part, ctx);
+            let change = |mapping: &mut Mapping| mapping.flags = mapping.flags.difference(clear).union(set);
+            maps.mappings.update(part, change, ctx)?;
             at = Some(part.end()).filter(|&end| end < range.end());
         }
         if maps.mappings.covers(range) { Ok(()) } else { Err(Error::NoMapping) }
@@ -148,8 +156,6 @@ impl Bonsai {
             return Err(Error::NoMemory);
         }
         let policy = Said::from(policy);
-        maps.mappings.update(range, |mapping| mapping.policy = policy.clone());
-        self.publish(&mut maps, range, ctx);
-        Ok(())
+        maps.mappings.update(range, |mapping| mapping.policy = policy.clone(), ctx)
     }
 }

@@ -1,0 +1,249 @@
+//! What `locked` alone promises: in which order threads get its lock, that the mapping found last is forgotten in time, what it
+//! flushes, and that all its variants are right.
+
+mod machine;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use addr::Prot;
+use aspace::{Access, AddressSpace, Fault, Flush, Placement, Serial, Variant, Wait};
+use machine::{Pages, RW, Random, Sim, anonymous, object, page, range, storm};
+use owned::Use;
+use percpu::Unpinned;
+
+const BASE: u64 = 0x1000;
+/// Another page, in another leaf table.
+const OTHER: u64 = BASE + 512;
+/// As long as others get to queue, or to do what they should not get done.
+const MOMENT: Duration = Duration::from_millis(200);
+/// As long as others get to do what they must get done.
+const LONG: Duration = Duration::from_secs(20);
+
+fn space(sim: &'static Sim, variant: Variant) -> Arc<dyn AddressSpace> {
+    sim.cpus
+        .on(0, |ctx| Serial::locked(sim.machine(), sim.cpus.cpus(), variant, &ctx))
+        .expect("there is memory")
+}
+
+fn waits() -> [Variant; 2] {
+    [Wait::Sleep, Wait::Spin].map(|wait| Variant { wait, ..Variant::default() })
+}
+
+fn map(space: &dyn AddressSpace, at: u64, ctx: &Unpinned<'_>) {
+    space.map(Placement::Fixed(page(at)), 1, anonymous(RW), ctx).expect("there is room");
+}
+
+fn end(sim: &'static Sim, space: &dyn AddressSpace) {
+    sim.cpus.on(0, |ctx| space.clear(&ctx));
+    assert_eq!(sim.owned(), [0; Use::COUNT], "frames were not given back");
+}
+
+/// CPU 0 does `first`, in the midst of which it calls what it is given; there it waits until CPU 1 has been at `second` for a
+/// moment, and CPU 2, after that, at `third`. Neither must be done then.
+fn one_after_the_other(
+    sim: &'static Sim,
+    first: impl Fn(&Unpinned<'_>, Arc<dyn Fn() + Send + Sync>) + Sync,
+    second: impl Fn(&Unpinned<'_>) + Sync,
+    third: impl Fn(&Unpinned<'_>) + Sync,
+) {
+    let (turn, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let until = |turn: &AtomicUsize, n: usize| {
+        let late = Instant::now() + LONG;
+        while turn.load(Ordering::SeqCst) < n {
+            assert!(Instant::now() < late, "the other CPU does not come");
+            thread::yield_now();
+        }
+    };
+    sim.cpus.run(|cpu, ctx| match cpu.index() {
+        0 => {
+            let (turn, done) = (turn.clone(), done.clone());
+            let wait = move || {
+                turn.store(1, Ordering::SeqCst);
+                until(&turn, 3);
+                thread::sleep(MOMENT);
+                assert_eq!(done.load(Ordering::SeqCst), 0, "somebody is in beside the first");
+            };
+            first(&ctx, Arc::new(wait));
+        }
+        1 => {
+            until(&turn, 1);
+            turn.store(2, Ordering::SeqCst);
+            second(&ctx);
+            done.fetch_add(1, Ordering::SeqCst);
+        }
+        _ => {
+            until(&turn, 2);
+            thread::sleep(MOMENT);
+            turn.store(3, Ordering::SeqCst);
+            third(&ctx);
+            done.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+}
+
+#[test]
+fn a_change_is_not_overtaken_by_a_fault_that_comes_later() {
+    for variant in waits() {
+        let sim = Sim::new(3, 256);
+        let space = space(sim, variant);
+        sim.cpus.on(0, |ctx| map(&*space, BASE, &ctx));
+        one_after_the_other(
+            sim,
+            |ctx, wait| {
+                *sim.on_asking.lock().unwrap() = Some((Use::Anonymous, Box::new(move || wait())));
+                assert_eq!(space.fault(page(BASE).base(), Access::Write, ctx), Ok(()));
+            },
+            |ctx| map(&*space, OTHER, ctx),
+            // It would find no mapping if it were first.
+            |ctx| assert_eq!(space.fault(page(OTHER).base(), Access::Write, ctx), Ok(()), "{variant:?}"),
+        );
+        end(sim, &*space);
+    }
+}
+
+#[test]
+fn a_fault_is_not_overtaken_by_a_change_that_comes_later() {
+    for variant in waits() {
+        let sim = Sim::new(3, 256);
+        let space = space(sim, variant);
+        sim.cpus.on(0, |ctx| {
+            map(&*space, BASE, &ctx);
+            map(&*space, OTHER, &ctx);
+            assert_eq!(space.fault(page(BASE).base(), Access::Write, &ctx), Ok(()));
+        });
+        one_after_the_other(
+            sim,
+            |ctx, wait| {
+                let first = AtomicBool::new(true);
+                let wait = move || {
+                    if first.swap(false, Ordering::SeqCst) {
+                        wait()
+                    }
+                };
+                *sim.on_flush.lock().unwrap() = Some(Arc::new(wait));
+                assert_eq!(space.unmap(range(BASE, 1), ctx), Ok(()));
+            },
+            // It would find no mapping if it were last.
+            |ctx| assert_eq!(space.fault(page(OTHER).base(), Access::Write, ctx), Ok(()), "{variant:?}"),
+            |ctx| assert_eq!(space.unmap(range(OTHER, 1), ctx), Ok(())),
+        );
+        *sim.on_flush.lock().unwrap() = None;
+        end(sim, &*space);
+    }
+}
+
+#[test]
+fn faults_that_wait_for_a_change_are_let_in_together() {
+    for variant in waits() {
+        let sim = Sim::new(3, 256);
+        let space = space(sim, variant);
+        let inside = Arc::new(AtomicUsize::new(0));
+        // Each of the two faults asks its object in the lock, and waits there for the other one.
+        let objects = [1, 2].map(|id| {
+            let pages = sim.cpus.on(0, |ctx| Pages::new(sim, id, &[id], &ctx));
+            let inside = inside.clone();
+            *pages.on_page.lock().unwrap() = Some(Box::new(move || {
+                inside.fetch_add(1, Ordering::SeqCst);
+                let late = Instant::now() + LONG;
+                while inside.load(Ordering::SeqCst) < 2 {
+                    assert!(Instant::now() < late, "the other fault is not let in");
+                    thread::yield_now();
+                }
+            }));
+            pages
+        });
+        sim.cpus.on(0, |ctx| {
+            map(&*space, BASE, &ctx);
+            for (i, pages) in objects.iter().enumerate() {
+                let at = Placement::Fixed(page(OTHER + i as u64));
+                space.map(at, 1, object(pages, 0, Prot::READ, true), &ctx).expect("there is room");
+            }
+            assert_eq!(space.fault(page(BASE).base(), Access::Write, &ctx), Ok(()));
+        });
+        let fault = |i, ctx: &Unpinned<'_>| space.fault(page(OTHER + i).base(), Access::Read, ctx);
+        one_after_the_other(
+            sim,
+            |ctx, wait| {
+                let first = AtomicBool::new(true);
+                let wait = move || {
+                    if first.swap(false, Ordering::SeqCst) {
+                        wait()
+                    }
+                };
+                *sim.on_flush.lock().unwrap() = Some(Arc::new(wait));
+                assert_eq!(space.unmap(range(BASE, 1), ctx), Ok(()));
+            },
+            |ctx| assert_eq!(fault(0, ctx), Ok(())),
+            |ctx| assert_eq!(fault(1, ctx), Ok(())),
+        );
+        *sim.on_flush.lock().unwrap() = None;
+        sim.cpus.on(0, |ctx| {
+            space.clear(&ctx);
+            objects.iter().for_each(|pages| pages.free(sim, &ctx));
+        });
+        assert_eq!(sim.owned(), [0; Use::COUNT], "frames were not given back");
+    }
+}
+
+#[test]
+fn what_was_found_last_is_forgotten_when_it_goes() {
+    let sim = Sim::new(1, 256);
+    let space = space(sim, Variant::default());
+    sim.cpus.on(0, |ctx| {
+        let fault = |access| space.fault(page(BASE).base(), access, &ctx);
+        map(&*space, BASE, &ctx);
+        assert_eq!(fault(Access::Write), Ok(()));
+        assert_eq!(space.protect(range(BASE, 1), Prot::READ, &ctx), Ok(()));
+        assert_eq!((fault(Access::Write), fault(Access::Read)), (Err(Fault::Denied), Ok(())));
+        assert_eq!(space.unmap(range(BASE, 1), &ctx), Ok(()));
+        assert_eq!(fault(Access::Read), Err(Fault::NoMapping));
+        map(&*space, BASE, &ctx);
+        assert_eq!(fault(Access::Write), Ok(()));
+    });
+    end(sim, &*space);
+}
+
+#[test]
+fn what_is_flushed_is_what_has_changed_or_all_of_the_space() {
+    for (flush, pages) in [(Flush::Range33, 1), (Flush::Space, pagetable::USER_PAGES)] {
+        let sim = Sim::new(1, 256);
+        let space = space(sim, Variant { flush, ..Variant::default() });
+        sim.cpus.on(0, |ctx| {
+            map(&*space, BASE, &ctx);
+            sim.enter(&*space, &ctx);
+            assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(()));
+            assert_eq!(space.protect(range(BASE, 1), Prot::READ, &ctx), Ok(()));
+            assert_eq!(sim.flushed.lock().unwrap().len(), pages, "{flush:?}");
+            sim.leave(&*space, &ctx);
+        });
+        end(sim, &*space);
+    }
+}
+
+#[test]
+fn all_variants_are_right() {
+    for wait in [Wait::Sleep, Wait::Spin] {
+        for (last_hit, flush) in [(true, Flush::Space), (false, Flush::Range33), (false, Flush::Space)] {
+            let sim = Sim::new(4, 512);
+            let space = space(sim, Variant { wait, last_hit, flush });
+            sim.cpus.run(|cpu, ctx| storm(sim, &*space, BASE, &mut Random::new(1, cpu.index()), 300, &ctx));
+            end(sim, &*space);
+        }
+    }
+}
+
+#[test]
+fn options_are_known_by_name() {
+    let mut variant = Variant::default();
+    let said = [("rwlock", "spin"), ("last-hit", "off"), ("flush", "space")];
+    assert!(said.into_iter().all(|(key, value)| variant.set(key, value)));
+    assert_eq!(variant, Variant { wait: Wait::Spin, last_hit: false, flush: Flush::Space });
+    assert!(!variant.set("flush", "nothing") && !variant.set("lock", "spin"));
+}
