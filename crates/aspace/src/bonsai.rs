@@ -10,7 +10,7 @@
 //! a fault needs no lock to know what it has found, only to know whether it still counts; and the place to ask that is the
 //! one at which it has to stop anyway, the lock of the leaf table in which it wants to put an entry. Everything else a fault
 //! can't decide alone (there is no mapping, or it does not allow the access, or the object has to be waited for in vain) it
-//! leaves to the list of mappings, under the lock.
+//! leaves to a look into the same tree with the lock of those that change it. All else than faults is [`serial`](crate::serial)'s.
 //!
 //! # Protocol
 //! | operation | `maps` | in a section | leaf lock | flush |
@@ -19,7 +19,7 @@
 //! | fault: copy on write | no | look-up to the end | over insert, flush and raise | under the leaf lock |
 //! | fault that found nothing, or was refused | shared | no | as above | as above |
 //! | advise(DontNeed, Free) | no; shared if refused | 32 MiB at a time | over take and flush, leaf by leaf | under the leaf lock |
-//! | advise(InstallGuards, RemoveGuards), move_page | shared | no | as in `Locked` | as there |
+//! | advise(InstallGuards, RemoveGuards), move_page | shared | no | as in `locked` | as there |
 //! | advise(Flags, Place), lock, grow | exclusive | no | no | none: rights stay as they are |
 //! | map, unmap, protect, remap, fork, cut, clear | exclusive, until after the flush | no | each leaf while it changes | one round; a second if remap emptied a table |
 //! | find, shared_page | no; shared if nothing is found | look-up | no | no |
@@ -33,22 +33,24 @@
 //!
 //! # Invariants
 //! * **B1** *(no refusal without the lock)* What finds no live mapping, a guard, or a mapping that does not allow what is asked,
-//!   asks the list under `maps`, which alone decides SIGSEGV and SIGBUS.
-//! * **B2** *(dead first)* A mapping in the tree is immutable but for being dead. It dies once, after the tree no longer leads
-//!   to it, and before any entry of its pages is touched for what changes ([`Bonsai::publish`]).
+//!   looks again with `maps` held, which alone decides SIGSEGV and SIGBUS.
+//! * **B2** *(dead first)* A mapping in the tree is immutable but for its number and for being dead. It dies once, after the tree no
+//!   longer leads to it, and before any entry of its pages is touched for what changes. Who changes what its pages have, and
+//!   not what they should be, takes its number away before, and gives it another one afterwards ([`Mappings::hide`](crate::mappings::Mappings::hide)): to a
+//!   fault that had found it it is dead, and a fault that finds it without a number has found nothing.
 //! * **B3** *(grow before shrink)* The pieces of a mapping that stay are in the tree before it goes.
 //! * **B4** *(ask again)* An entry is made to grant more only under the lock of its leaf table, by who has found the mapping
 //!   alive under that lock: the very one by which its object was asked.
 //! * **B5** *(visit all)* Who declares a mapping dead visits all leaf tables that its pages have or get: an absent one is passed
 //!   under the lock of the table above ([`pagetable::Concurrent::leaves_in_order`]).
 //! * **B6** *(tables)* A table is unlinked by a holder of `maps` when nothing alive has pages in it, and is free after the flush
-//!   *and* the end of all sections that were open ([`Waiting`](tables::Waiting)).
+//!   *and* the end of all sections that were open.
 //! * **B7** *(frames)* leave by a [`Gather`](tlb::Gather): free after the flush.
-//! * I1, I2 and I4 of `Locked`; I3 while `maps` is free.
+//! * I1, I2 and I4 of `locked`; I3 while `maps` is free.
 //!
 //! # Races, and what decides them
 //! * **R1** *A fault looks up what is being split.* It finds the old mapping, still alive or dead by now, or the piece; or
-//!   nothing, and asks the list (B3, B1).
+//!   nothing, and looks again with the lock (B3, B1).
 //! * **R3** *A fault has found its mapping; munmap clears the page; the fault goes on.* Dead before the leaf is locked to be
 //!   cleared (B2), looked at with the leaf locked (B4): either the fault's section of that lock comes first, and what it puts
 //!   in is found and taken; or it finds the mapping dead.
@@ -60,10 +62,10 @@
 //!   any more, so it starts again.
 //! * **R8** *A fault has found the protection that was.* B2 and B4 again. One that has found the new protection may meet an
 //!   entry that grants more, as `protect` is still on its way there: such an entry is not lowered by the fault, which would not
-//!   flush, but left to `protect`: the fault waits for the list.
+//!   flush, but left to `protect`: the fault waits for the lock.
 //! * **R9** *Memory of a mapping is reused.* Not while a section is open in which it was found. A fault that has left its section
-//!   to ask an object compares the numbers of mappings, which are not reused.
-//! * **R12** *Copy on write, and a sibling that reads the old frame*: as in `Locked`.
+//!   to ask an object compares the number of the mapping that it finds, as numbers are not reused.
+//! * **R12** *Copy on write, and a sibling that reads the old frame*: as in `locked`.
 //! * **R13** *Fork lowers an entry, another CPU still stores by its stale translation, a third copies the page.* The copy
 //!   would miss the store. `fork_gate` is odd from before the first entry is lowered until after the flush; who wants to
 //!   copy looks at it under the leaf lock: if it finds the gate open, either fork has not come to this leaf, and then the
@@ -71,13 +73,13 @@
 //!   Nor is an empty page of a private mapping filled while the gate is closed: a store to it would not be the child's, though a
 //!   later one to a page that fork has not come to would. An absent leaf table is passed as in R4.
 //! * **R14** *"Only share" against fork.* Fork shares and lowers under the leaf lock under which a fault asks.
-//! * **R15** *Pages are cut off an object while a fault has one in its hands.* Who cuts declares the mappings dead, as if
-//!   they changed, after the object has been changed and before an entry is taken; what is published after the flush says the
-//!   same, and is another one (R9).
+//! * **R15** *Pages are cut off an object while a fault has one in its hands.* Who cuts takes the mappings'
+//!   numbers away, as if they had died, after the object has been changed and before an entry is taken; after the flush
+//!   they have others (R9).
 //! * **R16** *A page of an object is freed between look-up and use.* The object gives a share.
-//! * **R17** *map over old mappings.* Unpublish, clear, flush, and only then publish: a fault in between asks the list, and waits.
-//! * **R18** *remap.* The source is unpublished before it loses its rights, the target published when the entries are there.
-//! * **R19** *DontNeed* looks whether the mapping is alive under each leaf lock; if it isn't any more, the list is asked. It may
+//! * **R17** *map over old mappings.* Unpublish, clear, flush, and only then publish: a fault in between waits for the lock.
+//! * **R18** *remap.* The source is hidden before it loses its rights, the target published when the entries are there.
+//! * **R19** *DontNeed* looks whether the mapping is alive under each leaf lock; if it isn't any more, it looks again with the lock. It may
 //!   meet an entry from which `protect` has taken the last right, and has not flushed yet: though the entry is not present,
 //!   CPUs may have it cached. So here a frame goes no sooner than after a flush of its page, whatever its entry says.
 //! * **R20** *A CPU joins or leaves*: see [`tlb`].
@@ -94,7 +96,7 @@ use crate::{Error, Machine, Realm, Serial, serial::Protocol};
 /// What page faults wait for, and what waits for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Exclude {
-    /// A fault takes the lock of the list, shared, throughout.
+    /// A fault takes the lock of the mappings, shared, throughout.
     Stock,
     /// A fault takes a second lock, shared, throughout; who changes mappings has it from the first change of the tree to the end
     /// of the flush.

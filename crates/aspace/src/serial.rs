@@ -152,7 +152,7 @@ impl AddressSpace for Serial {
         f("", of(self));
         let [lock, value] = self.maps.0.places();
         f("lock", lock);
-        f("list of mappings", value);
+        f("mappings, but the tree", value);
         f("second lock", of(&self.index.faults));
         f("tree", self.index.place());
         f("page table's root and lock", of(&self.table));
@@ -513,7 +513,7 @@ impl AddressSpace for Serial {
 
 impl Mapper for Serial {
     fn cut(&self, of: &Mappers, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
-        // Exclude others that change mappings, and those that ask the object with the list locked.
+        // Exclude others that change mappings, and those that ask the object with them locked.
         let mut maps = self.maps.0.write(ctx);
         let mut taken = self.taken(ctx);
         let which = if copies { Which::Frames } else { Which::Objects };

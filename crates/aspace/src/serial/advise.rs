@@ -1,4 +1,4 @@
-//! What advice does: to frames and entries under the leaves' locks, to mappings under that of the list.
+//! What advice does: to frames and entries under the leaves' locks, to mappings under that of all.
 
 use addr::{Page, PageRange};
 use percpu::Unpinned;
@@ -60,7 +60,8 @@ impl Serial {
         }
         if maps.mappings.covers(range) { Ok(()) } else { Err(Error::NoMapping) }
     }
-    /// Give up the contents of `range` without the list. False, with some of it done perhaps, if that has to be asked.
+    /// Give up the contents of `range` without the lock of the mappings. False, with some of it done perhaps, if it is for who has
+    /// that.
     fn discard_fast(&self, range: PageRange, advice: &Advice, ctx: &Unpinned<'_>) -> bool {
         let exclude = self.protocol.exclude();
         let Some(realm) = self.protocol.realm().filter(|_| exclude != Exclude::Stock) else { return false };
@@ -98,7 +99,7 @@ impl Serial {
         self.resident(-(taken as i64), ctx);
         alive()
     }
-    /// Guards on every page of `part`, leaf by leaf. The list is locked.
+    /// Guards on every page of `part`, leaf by leaf. The mappings are locked.
     fn install_guards(&self, part: PageRange, ctx: &Unpinned<'_>) -> Result<(), Error> {
         let pin = ctx.pin();
         let mut gather = Gather::new(self.machine.frames, *ctx);

@@ -1,5 +1,5 @@
-//! The page fault: without any lock but that of the page's leaf table; and, if that does not get anywhere, with the list of
-//! mappings locked for reading.
+//! The page fault: in a section, without any lock but that of the page's leaf table; and, if that does not get anywhere or there
+//! are no sections, with the mappings locked for reading.
 
 use core::sync::atomic::Ordering;
 
@@ -16,7 +16,7 @@ use crate::{
     leaves, page,
 };
 
-/// So often a fault looks the page up anew before it locks the list.
+/// So often a fault looks the page up anew before it locks the mappings.
 const TRIES: u32 = 3;
 
 /// A mapping, as a fault has found it.
@@ -43,7 +43,7 @@ enum Step {
     Again,
     /// The page is one of an object's, which is asked without locks.
     Ask,
-    /// What only the list can decide.
+    /// What only who has the mappings locked can decide.
     Slow(Fault),
 }
 
@@ -63,14 +63,14 @@ impl Serial {
             _ => Ok(false),
         };
         let result = match fast {
-            Ok(false) => self.resolve_listed(policy, at, access, &mut spare, ctx),
+            Ok(false) => self.resolve_locked(policy, at, access, &mut spare, ctx),
             done => done.map(drop),
         };
         self.drop_spare(&mut spare, &ctx.pin());
         result
     }
 
-    /// False if the list has to be asked. Refuses nothing by itself (B1), but an object may.
+    /// False if it is for who has the mappings locked. Refuses nothing by itself (B1), but an object may.
     fn resolve_fast(
         &self,
         realm: &'static Realm,
@@ -127,8 +127,8 @@ impl Serial {
         self.index.covering(at, &section).is_some_and(|area| is_alive(area, number))
     }
 
-    /// With the list locked, so that it does not change and tables stay. Other faults go on.
-    fn resolve_listed(
+    /// With the mappings locked, so that they do not change and tables stay. Other faults go on.
+    fn resolve_locked(
         &self,
         policy: &Policy,
         at: Page,
@@ -176,7 +176,7 @@ impl Serial {
         Ok(())
     }
 
-    /// What can be done without sleeping, while the mapping that was seen is `alive`. In a section, or with the list locked.
+    /// What can be done without sleeping, while the mapping that was seen is `alive`. In a section, or with the mappings locked.
     #[allow(clippy::too_many_arguments, reason = "a page, an access, what was found, and who asks")]
     fn step(
         &self,

@@ -8,7 +8,7 @@ use super::{Maps, Serial, Taken};
 use crate::{Error, Limits, Lock, RemapTo, page, plan::Remap, rules::relock};
 
 impl Serial {
-    /// One mapping of `remap_within`, with the list locked.
+    /// One mapping of `remap_within`, with the mappings locked.
     #[allow(clippy::too_many_arguments, reason = "the operation's own arguments, and what it holds")]
     pub(super) fn remap_one(
         &self,

@@ -15,7 +15,7 @@ use std::{
 };
 
 use addr::Prot;
-use aspace::{Access, AddressSpace, Advice, Error, Exclude, Fault, Placement, RemapTo, Serial};
+use aspace::{Access, AddressSpace, Advice, Exclude, Fault, Placement, RemapTo, Serial};
 use machine::{Pages, RW, Random, Sim, anonymous, object, page, range, storm};
 use owned::Use;
 use percpu::Unpinned;
