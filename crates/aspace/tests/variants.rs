@@ -193,6 +193,24 @@ fn faults_that_wait_for_a_change_are_let_in_together() {
 }
 
 #[test]
+fn a_page_that_is_filled_during_a_fault_keeps_that_frame() {
+    let sim = Sim::new(2, 256);
+    let space = space(sim, Variant::default());
+    sim.cpus.on(0, |ctx| {
+        map(&*space, BASE, &ctx);
+        let there = space.clone();
+        let meanwhile = move || {
+            let fault = move || sim.cpus.on(1, |ctx| there.fault(page(BASE).base(), Access::Write, &ctx));
+            assert_eq!(thread::spawn(fault).join().expect("it ends"), Ok(()));
+        };
+        *sim.on_asking.lock().unwrap() = Some((Use::Anonymous, Box::new(meanwhile)));
+        assert_eq!(space.fault(page(BASE).base(), Access::Write, &ctx), Ok(()));
+    });
+    assert_eq!(sim.owned()[Use::Anonymous as usize], 1, "a page has two frames");
+    end(sim, &*space);
+}
+
+#[test]
 fn what_was_found_last_is_forgotten_when_it_goes() {
     let sim = Sim::new(1, 256);
     let space = space(sim, Variant::default());

@@ -242,11 +242,16 @@ impl<T> RwLock<T> {
     /// A free lock over `value`.
     #[cfg(loom)]
     pub fn new(value: T) -> Self {
-        Self { state: SpinLock::new(State::EMPTY), patience: 0, value: UnsafeCell::new(value) }
+        Self::patient(value, 0)
     }
     /// The same, but who waits looks so many turns whether it may enter before it sleeps. The order is the same.
     #[cfg(not(loom))]
     pub const fn patient(value: T, patience: u32) -> Self {
+        Self { state: SpinLock::new(State::EMPTY), patience, value: UnsafeCell::new(value) }
+    }
+    /// The same, but who waits looks so many turns whether it may enter before it sleeps. The order is the same.
+    #[cfg(loom)]
+    pub fn patient(value: T, patience: u32) -> Self {
         Self { state: SpinLock::new(State::EMPTY), patience, value: UnsafeCell::new(value) }
     }
     /// Sleep until the lock can be held for reading, and take it.
