@@ -403,8 +403,8 @@ pub trait AddressSpace: Send + Sync {
     ///
     /// Errors: `NoMapping` at the first hole, `Denied` at the first mapping whose `max_prot` is less, `Limit` at the
     /// first that would be too much data; what lies before stays changed. `Invalid` if the range is empty, or `down`
-    /// and the mapping doesn't grow; `NoMemory` if memory is short and a mapping would have to be split, with nothing
-    /// changed.
+    /// and the mapping doesn't grow; `NoMemory` if memory is short: with nothing changed if a mapping would have to be
+    /// split, else with what lies before changed.
     fn protect_within(
         &self,
         range: PageRange,
@@ -450,7 +450,7 @@ pub trait AddressSpace: Send + Sync {
     fn lock(&self, range: PageRange, lock: Lock, limits: &Limits, ctx: &Unpinned<'_>) -> Result<(), Error>;
     /// Lock or unlock everything that is mapped (`now`), and all that will be (`future`); `None` leaves that as it is.
     ///
-    /// Errors: `LockLimit`.
+    /// Errors: `LockLimit`; `NoMemory`, with some of it done.
     fn lock_all(
         &self,
         now: Option<Lock>,

@@ -9,7 +9,7 @@
 //! said otherwise is dead.
 //!
 //! **Memory.** A new area needs an entry and nodes, which are taken before anything changes. [`Mappings::update`], which may need many,
-//! fails if there are none. The others need two areas at most, and must not fail half way through what their callers do: who calls
+//! fails if there are none, and says how far it got. The others need two areas at most, and must not fail half way through what their callers do: who calls
 //! them has asked [`Memory::low`](owned::Memory::low), which keeps a reserve for them.
 
 use alloc::{
@@ -71,6 +71,9 @@ fn found(entry: &Entry<Area>) -> Found<'_> {
 fn out_of_memory<T>() -> T {
     handle_alloc_error(Layout::new::<Entry<Area>>())
 }
+
+/// So many areas are changed at a time: what is to be in their place is listed first.
+const AT_ONCE: usize = 64;
 
 /// What is to be in the place of some areas: an area that is there already, or a new one.
 type Piece = (PageRange, Option<Box<Entry<Area>>>);
@@ -336,11 +339,25 @@ impl Mappings {
             out_of_memory()
         }
     }
-    /// Change what the mapped pages of `within` say. Errors: `NoMemory`, with nothing changed.
+    /// Change what the mapped pages of `within` say. If there is no memory, the page up to which that is done.
     pub(crate) fn update(
         &mut self,
         within: PageRange,
         change: impl Fn(&mut Mapping),
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Page> {
+        let mut at = within.start();
+        while let Some(last) = self.areas(range(at, within.end())).take(AT_ONCE).last() {
+            let end = last.range.end().min(within.end());
+            self.update_some(range(at, end), &change, ctx).map_err(|_| at)?;
+            at = end;
+        }
+        Ok(())
+    }
+    fn update_some(
+        &mut self,
+        within: PageRange,
+        change: &impl Fn(&mut Mapping),
         ctx: &Unpinned<'_>,
     ) -> Result<(), Error> {
         let (mut totals, mut list) = (self.totals, Vec::new());
@@ -403,7 +420,7 @@ impl Mappings {
             gone += usize::from(!begins(&pieces, key(area.range.start())));
         }
         let added = pieces.len() + gone - old;
-        tree.reserve(added + gone, pieces.len()).map_err(|_| Error::NoMemory)?;
+        tree.reserve(added, pieces.len()).map_err(|_| Error::NoMemory)?;
         self.len = self.len + added - gone;
         if mutant!("bonsai-shrink-first") {
             let mut next = key(around.start());
@@ -432,7 +449,12 @@ impl Mappings {
         while let Some((span, _)) = tree.read().ceiling(next).filter(|(s, _)| s.start() < key(around.end())) {
             next = span.start() + 1;
             if !begins(&pieces, span.start()) {
-                tree.remove(span.start()).into_iter().for_each(|removed| index.ended(&removed));
+                // What is still to be put in keeps its nodes.
+                let removed = match tree.reserve(added + 1, pieces.len()) {
+                    Ok(()) => tree.remove(span.start()),
+                    Err(_) => tree.give_up(span.start()),
+                };
+                removed.into_iter().for_each(|removed| index.ended(&removed));
             }
         }
         // And what is in the place of others, or has begun within one.

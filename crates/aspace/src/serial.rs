@@ -284,9 +284,12 @@ impl AddressSpace for Serial {
         // Change what the pages should be, then what they are.
         let faults = self.exclude_faults(ctx);
         let late = mutant!("bonsai-protect-unpublished");
-        if !late {
-            maps.mappings.update(reach, |mapping| mapping.prot = prot, ctx)?;
-        }
+        let change = |mapping: &mut Mapping| mapping.prot = prot;
+        let done = if late { Ok(()) } else { maps.mappings.update(reach, change, ctx) };
+        let (reach, result) = match done {
+            Ok(()) => (reach, result),
+            Err(at) => (PageRange::new(reach.start(), at).unwrap_or_default(), Err(Error::NoMemory)),
+        };
         let mut taken = self.taken(ctx);
         for (area, mapping) in maps.mappings.overlapping(reach) {
             let Some(part) = area.intersect(reach) else { continue };
@@ -301,7 +304,7 @@ impl AddressSpace for Serial {
         }
         self.close(&mut taken, ctx);
         if late {
-            maps.mappings.update(reach, |mapping| mapping.prot = prot, ctx)?;
+            maps.mappings.change(reach, change, ctx);
         }
         drop(faults);
         drop(maps);
@@ -360,7 +363,8 @@ impl AddressSpace for Serial {
             return Err(Error::NoMemory);
         }
         if !reach.is_empty() {
-            maps.mappings.update(reach, |mapping| relock(mapping, lock), ctx)?;
+            let done = maps.mappings.update(reach, |mapping| relock(mapping, lock), ctx);
+            done.map_err(|_| Error::NoMemory)?;
         }
         if reach == range { Ok(()) } else { Err(Error::NoMapping) }
     }
@@ -378,7 +382,8 @@ impl AddressSpace for Serial {
             return Err(Error::LockLimit);
         }
         if let Some(lock) = now {
-            maps.mappings.update(Mappings::everywhere(), |mapping| relock(mapping, lock), ctx)?;
+            let done = maps.mappings.update(Mappings::everywhere(), |mapping| relock(mapping, lock), ctx);
+            done.map_err(|_| Error::NoMemory)?;
         }
         maps.future = future.unwrap_or(maps.future);
         Ok(())

@@ -324,11 +324,21 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         let buried = self.unlink(key, State::Live, &mut old).is_err();
         let entry = old?;
         if buried {
-            // SAFETY: the tree leads to it.
-            unsafe { entry.as_ref() }.bury();
-            self.kept.tombstones += 1;
+            self.bury(entry);
         }
         Some(self.removed(entry, buried))
+    }
+    /// As [`Self::remove`] when there is no memory: by who has reserved some for what comes after this.
+    pub fn give_up(&mut self, key: S::Key) -> Option<Removed<'_, 'c, V, D>> {
+        let (_, entry) = self.read().get_span(key)?;
+        let entry = NonNull::from(entry);
+        self.bury(entry);
+        Some(self.removed(entry, true))
+    }
+    fn bury(&mut self, entry: NonNull<Entry<V>>) {
+        // SAFETY: the tree leads to it.
+        unsafe { entry.as_ref() }.bury();
+        self.kept.tombstones += 1;
     }
     pub(crate) fn build_spans(
         &mut self,

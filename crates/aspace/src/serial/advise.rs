@@ -135,7 +135,7 @@ impl Serial {
                 return Err(Error::NoMemory);
             }
             let change = |mapping: &mut Mapping| mapping.flags = mapping.flags.difference(clear).union(set);
-            maps.mappings.update(part, change, ctx)?;
+            maps.mappings.update(part, change, ctx).map_err(|_| Error::NoMemory)?;
             at = Some(part.end()).filter(|&end| end < range.end());
         }
         if maps.mappings.covers(range) { Ok(()) } else { Err(Error::NoMapping) }
@@ -157,6 +157,7 @@ impl Serial {
             return Err(Error::NoMemory);
         }
         let policy = Said::from(policy);
-        maps.mappings.update(range, |mapping| mapping.policy = policy.clone(), ctx)
+        let done = maps.mappings.update(range, |mapping| mapping.policy = policy.clone(), ctx);
+        done.map_err(|_| Error::NoMemory)
     }
 }
