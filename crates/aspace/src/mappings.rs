@@ -524,12 +524,13 @@ impl Mappings {
             let (bytes, within) = (pages << addr::PAGE_SHIFT, region(range(lowest, top)));
             let start = self.index.write(&ctx.pin()).gap(bytes, within, Fit::Highest)?;
             let room = PageRange::with_len(page(start >> addr::PAGE_SHIFT), pages)?;
-            let [_, behind] = self.still().around(key(room.start()));
+            let [before, behind] = self.still().around(key(room.start()));
             let end = behind.map_or(top, |(_, area)| Self::clear_of(area.range.start(), &area.mapping));
             if room.end() <= end {
                 return Some(room);
             }
-            top = end;
+            // Lower in the same gap, or in one below it.
+            top = end.max(before.map_or(lowest, |(_, area)| area.range.end()).max(lowest));
         }
         None
     }
