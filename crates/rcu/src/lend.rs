@@ -1,7 +1,8 @@
 //! Counted references that a table lends: for readers that may sleep, of objects that have to end when they are given up.
 //!
-//! **Claim.** Who is lent an object writes to lines of its own and waits for nobody. An object lives until it is in no table, and
-//! everybody who was lent it has given it back; it ends then and there, in the hands of the last of them, once.
+//! **Claim.** Who is lent an object writes to lines of its own, and takes no lock while it has a word left. An object lives until it is in no table, and
+//! everybody who was lent it has given it back; it ends then and there, in the hands of the last of them, once. A look begins anew
+//! only if somebody has changed the place meanwhile.
 //!
 //! **Why not a section.** A section may not sleep, and a grace period is too late: who closes the last writing end of a pipe
 //! wants the reader to see its end when the call returns. **Why not a count.** Where threads share a descriptor, each
@@ -32,15 +33,26 @@
 //!
 //! **Whom the taker asks.** All users of all places would make closing slow where threads have files of their own. So a place
 //! says who put its object there, until somebody else is lent it; a user that takes out what it put in, and what nobody
-//! else was lent, looks through its own words only.
+//! else was lent, looks through its own words only. As an object may come back to the place where it was, and as any address may,
+//! the owner is that of one *put*: each has a generation of its own, in one word with the owner's number and the bit SHARED.
 //! ```text
-//! lend:     if owner is neither me nor SHARED: owner = SHARED; (before the fence L1; looked at again after it, with the place)
-//! put:      owner = me; place = p (Release)
-//! take:     (after the fence L1) owner
+//! put:      owner = next generation, my number or SHARED (Release) [L4]; place = p (Release) [L5]
+//! lend:     o = owner (Acquire) [L4]; p = place; word = p; o's number not mine, nor SHARED in it: owner: o -> o + SHARED, else again;
+//!           fence [L1]; place (Acquire) [L5] == p, and owner has o's generation: lent; else again
+//! take:     (after the fence L1) owner is mine and not SHARED: my words; else all
 //! ```
-//! A user that is lent p has seen, after its fence, an owner that is itself or SHARED. If its fence is before the taker's, the
-//! taker sees that, or what was put later. Later is only what was put in its place after p was taken out, or p once more;
-//! then the second look has found the latter's owner.
+//! Let a look succeed with generation g before and after its fence, and let its second look have found what put h had put. Then
+//! h <= g, as h's owner was written before [L5]. And h >= g, unless g replaced what h put: whoever took out what was put before g did so
+//! before g's owner was written [L4]. If g replaced it, g is the taker, and asks all. So let h = g, and t take that out. If the look's
+//! fence is before t's, then t finds SHARED, or is the look's own user, or another than the owner: in each case the word is looked at;
+//! a later owner isn't there before t is over, by the lock. If t's fence is before the look's, the second look finds
+//! null or something later than g, whose owner was written before: that isn't g's generation.
+//!
+//! Without the generation the look could find p as put h had it, and then SHARED as put g wrote it, when h's owner had
+//! asked nobody. Generations have 47 bits: they come round in the course of one look if 2^47 changes of a place do.
+//!
+//! A number is used again when its user is gone. Its user was lent nothing then, so the next may own what that one had put.
+//! Users beyond the last number own nothing.
 //!
 //! What isn't lent, because a user has too few words, is counted, under the table's lock.
 
@@ -49,13 +61,13 @@ use core::{
     fmt,
     mem::{self, ManuallyDrop},
     ops::Deref,
-    ptr,
+    ptr::{self, NonNull},
 };
 
 use percpu::Line;
 use sync::{
     SpinGuard, SpinLock, mutant,
-    primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence},
+    primitive::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence},
 };
 
 /// What a user can be lent at once without counting.
@@ -69,28 +81,58 @@ pub const MOST: usize = FIRST * ((1 << PIECES) - 1);
 
 /// In a word: a counted reference comes with it.
 const HANDED: usize = 1;
-/// The owner of a place whose object others than who put it there may have been lent.
-const SHARED: usize = 1;
+/// In an owner: others than who put the object there may have been lent it.
+const SHARED: u64 = 1;
+/// In an owner, over SHARED: the number of who put the object there. No user has number 0.
+const NUMBERS: u64 = (1 << 16) - 1;
+/// In an owner, over the number: the generation.
+const GENERATION: u32 = 17;
+
+/// The owner of what user `number` puts where `last` was.
+fn next_owner(last: u64, number: u64) -> u64 {
+    let generation = (last >> GENERATION).wrapping_add(1) << GENERATION;
+    generation | number << 1 | if number == 0 { SHARED } else { 0 }
+}
+
+/// Whether an owner is user `number` alone.
+fn is_own(owner: u64, number: u64) -> bool {
+    number != 0 && owner & (NUMBERS << 1 | SHARED) == number << 1
+}
+
+/// Whether an owner lets user `number` be lent the object: it is itself, or has been told of others.
+fn knows(owner: u64, number: u64) -> bool {
+    owner & SHARED != 0 || is_own(owner, number)
+}
 
 /// A place in a table.
 struct Place<T> {
     /// A counted reference, or null.
     to: AtomicPtr<T>,
-    /// Whose words are to be looked through when it is taken out: the address of the words of who put it there, or [`SHARED`].
-    owner: AtomicUsize,
+    /// Whose words are to be looked through when it is taken out: generation, number and [`SHARED`].
+    owner: AtomicU64,
     /// What the table's owner notes beside it; under the table's lock.
     mark: AtomicU32,
 }
 
-/// What a user is lent.
-struct Words<T>(Line<[AtomicPtr<T>; WORDS]>);
+/// What a user is lent. It stays as long as the table, for the next user when one is gone.
+struct Words<T> {
+    lent: Line<[AtomicPtr<T>; WORDS]>,
+    /// The user's: 1 for the first that the table made, and so on; 0 beyond the last number.
+    number: u64,
+    /// Whether somebody uses it; under the lock of the table's users.
+    used: AtomicBool,
+    /// The one that was made before.
+    next: *mut Words<T>,
+}
 
 impl<T> Words<T> {
-    fn new() -> Self {
-        Self(Line(core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut()))))
-    }
-    fn address(&self) -> usize {
-        ptr::from_ref(self).addr()
+    /// One that is used. `None` if there is no memory.
+    fn new(number: u64, next: *mut Self) -> Option<NonNull<Self>> {
+        let mut one = Vec::new();
+        one.try_reserve_exact(1).ok()?;
+        let lent = Line(core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())));
+        one.push(Self { lent, number, used: AtomicBool::new(true), next });
+        NonNull::new(Box::into_raw(one.into_boxed_slice()).cast())
     }
     /// Say that `to` is lent. Which word says so; `None` if there is none left.
     fn claim(&self, to: *mut T) -> Option<usize> {
@@ -101,13 +143,13 @@ impl<T> Words<T> {
             word.load(Ordering::Relaxed).is_null()
                 && word.compare_exchange(null, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         };
-        self.0.0.iter().position(claimed)
+        self.lent.0.iter().position(claimed)
     }
     /// It is used no more.
     fn give_back(&self, at: usize) {
         let order = if mutant!("lend-relaxed-end") { Ordering::Acquire } else { Ordering::AcqRel };
         // Release [L2]: the uses come before; partner: the load in `hand_over`. Acquire [L3]: partner of the exchange there.
-        let was = self.0.0[at].swap(ptr::null_mut(), order);
+        let was = self.lent.0[at].swap(ptr::null_mut(), order);
         if was.addr() & HANDED != 0 {
             // SAFETY: who set the mark counted a reference for whoever takes it out of the word.
             drop(unsafe { Arc::from_raw(was.map_addr(|address| address & !HANDED)) });
@@ -116,7 +158,7 @@ impl<T> Words<T> {
     /// Count a reference for each word that names `to`, of which the caller has one that was in a place until before its fence.
     fn hand_over(&self, to: &Arc<T>) {
         let to = Arc::as_ptr(to).cast_mut();
-        for word in &self.0.0 {
+        for word in &self.lent.0 {
             // Acquire [L2]: if it was given back, its uses come before; partner: the swap in `give_back`.
             if word.load(Ordering::Acquire) != to {
                 continue;
@@ -162,7 +204,35 @@ pub struct Table<T> {
     pieces: [AtomicPtr<Place<T>>; PIECES],
     /// How many places there are.
     held: SpinLock<usize>,
-    users: SpinLock<Vec<Arc<Words<T>>>>,
+    users: SpinLock<Users<T>>,
+}
+
+/// The words of all users that a table has had at a time.
+struct Users<T> {
+    first: *mut Words<T>,
+    /// How many there are.
+    made: u64,
+}
+
+impl<T> Users<T> {
+    fn each(&self) -> impl Iterator<Item = &Words<T>> {
+        // SAFETY: null or one of the table's words, which stay as long as it.
+        let first = unsafe { self.first.as_ref() };
+        // SAFETY: as above.
+        core::iter::successors(first, |words| unsafe { words.next.as_ref() })
+    }
+    /// Words that nobody uses, or new ones.
+    fn claim(&mut self) -> Option<NonNull<Words<T>>> {
+        // Relaxed: under the lock.
+        if let Some(free) = self.each().find(|words| !words.used.load(Ordering::Relaxed)) {
+            free.used.store(true, Ordering::Relaxed);
+            return Some(NonNull::from(free));
+        }
+        let number = self.made + 1;
+        let words = Words::new(if number <= NUMBERS { number } else { 0 }, self.first)?;
+        (self.first, self.made) = (words.as_ptr(), number);
+        Some(words)
+    }
 }
 
 // SAFETY: as for `Arc`: the table's objects are shared, and may be dropped by any thread.
@@ -181,7 +251,11 @@ impl<T> Table<T> {
     pub fn new() -> Self {
         const { assert!(align_of::<T>() > HANDED, "there is room for the mark") };
         let pieces = core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut()));
-        Self { pieces, held: SpinLock::new(0), users: SpinLock::new(Vec::new()) }
+        Self {
+            pieces,
+            held: SpinLock::new(0),
+            users: SpinLock::new(Users { first: ptr::null_mut(), made: 0 }),
+        }
     }
     /// Change it, which excludes others that do.
     pub fn lock(&self) -> Locked<'_, T> {
@@ -210,11 +284,18 @@ impl<T> AsRef<Table<T>> for Table<T> {
 
 impl<T> Drop for Table<T> {
     fn drop(&mut self) {
-        let mut held = self.lock();
-        for at in 0..held.len() {
-            drop(held.take::<Self>(at, None));
+        let len = self.lock().len();
+        for at in 0..len {
+            // The lock is held for the taking only: what ends may do what it likes.
+            let taken = self.lock().take::<Self>(at, None);
+            drop(taken);
         }
-        drop(held);
+        let mut words = self.users.lock().first;
+        while !words.is_null() {
+            // SAFETY: made of a box of one in `Words::new`, and used by nobody any more, as users have the table.
+            let [ended] = *unsafe { Box::from_raw(words.cast::<[Words<T>; 1]>()) };
+            words = ended.next;
+        }
         for (piece, first) in self.pieces.iter().enumerate() {
             // Relaxed: nobody else has the table.
             let first = first.load(Ordering::Relaxed);
@@ -249,16 +330,16 @@ impl<T> Locked<'_, T> {
     pub fn extend_to(&mut self, at: usize) -> Result<(), Full> {
         while at >= self.len() {
             let (piece, _) = position(self.len());
+            let first = self.table.pieces.get(piece).ok_or(Full)?;
             let mut places: Vec<Place<T>> = Vec::new();
             places.try_reserve_exact(FIRST << piece).map_err(|_| Full)?;
             places.extend((0..FIRST << piece).map(|_| Place {
                 to: AtomicPtr::new(ptr::null_mut()),
-                owner: AtomicUsize::new(SHARED),
+                owner: AtomicU64::new(SHARED),
                 mark: AtomicU32::new(0),
             }));
-            let first = Box::into_raw(places.into_boxed_slice()).cast();
             // Release: partner in `place`.
-            self.table.pieces.get(piece).ok_or(Full)?.store(first, Ordering::Release);
+            first.store(Box::into_raw(places.into_boxed_slice()).cast(), Ordering::Release);
             *self.places += FIRST << piece;
         }
         Ok(())
@@ -304,22 +385,24 @@ impl<T> Locked<'_, T> {
         // Relaxed: changed under the lock.
         let free = place.to.load(Ordering::Relaxed).is_null();
         // Who replaces an object doesn't know who is lent it.
-        let owner = by.filter(|_| free).map_or(SHARED, |user| user.words.address());
-        // Relaxed, both: before the object is there, and ordered by that.
-        place.owner.store(owner, Ordering::Relaxed);
+        let number = by.filter(|_| free).map_or(0, |user| user.number());
+        // Relaxed: only SHARED is set by others, and that isn't kept.
+        let owner = next_owner(place.owner.load(Ordering::Relaxed), number);
+        // Release [L4]: what was here before was taken out before; partner: the first load of it in `lend`.
+        place.owner.store(owner, Ordering::Release);
+        // Relaxed: the lock orders it.
         place.mark.store(mark, Ordering::Relaxed);
-        // Release: the object, and whose it is; partner: the loads in `lend`.
+        // Release [L5]: the object, and whose it is; partner: the loads in `lend`.
         let was = place.to.swap(Arc::into_raw(object).cast_mut(), Ordering::Release);
         self.settle(was, None)
     }
     /// Take out what is at `at`, and let those have a reference of their own that it is lent to. `by`: the user that does.
     pub fn take<D: AsRef<Table<T>>>(&mut self, at: usize, by: Option<&User<T, D>>) -> Option<Arc<T>> {
         let place = self.table.place(at)?;
-        // Relaxed: who looks again after this finds nothing, by the fence.
-        let was = place.to.swap(ptr::null_mut(), Ordering::Relaxed);
-        let me = by.map(|user| &*user.words);
-        // Relaxed: ordered by the fence in `settle`.
-        self.settle(was, me.map(|me| (me, place)))
+        // Release: who finds nothing here finds what came before the taking too, as that the table is replaced; partner: the loads
+        // in `lend`. Who looks again after this finds nothing, by the fence in `settle`.
+        let was = place.to.swap(ptr::null_mut(), Ordering::Release);
+        self.settle(was, by.and_then(User::words).map(|me| (me, place)))
     }
     /// Hand over what was taken out to those that it is lent to: `own`'s user alone, if nobody else was lent what is there.
     fn settle(&self, was: *mut T, own: Option<(&Words<T>, &Place<T>)>) -> Option<Arc<T>> {
@@ -333,9 +416,9 @@ impl<T> Locked<'_, T> {
             fence(Ordering::SeqCst);
         }
         // Relaxed: ordered by the fence.
-        match own.filter(|(me, place)| place.owner.load(Ordering::Relaxed) == me.address()) {
+        match own.filter(|(me, place)| is_own(place.owner.load(Ordering::Relaxed), me.number)) {
             Some((me, _)) => me.hand_over(&was),
-            None => self.table.users.lock().iter().for_each(|user| user.hand_over(&was)),
+            None => self.table.users.lock().each().for_each(|words| words.hand_over(&was)),
         }
         Some(was)
     }
@@ -344,15 +427,27 @@ impl<T> Locked<'_, T> {
 /// Somebody who is lent what is in a table: one for each thread, or each would write the other's lines.
 pub struct User<T, D: AsRef<Table<T>> = Table<T>> {
     table: Arc<D>,
-    words: Arc<Words<T>>,
+    /// `None` if there was no memory for them: then all that it is lent is counted.
+    words: Option<NonNull<Words<T>>>,
 }
+
+// SAFETY: its words are the table's, and atomic; who may use and drop a table and its objects on any thread may a user.
+unsafe impl<T: Send + Sync, D: AsRef<Table<T>> + Send + Sync> Send for User<T, D> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync, D: AsRef<Table<T>> + Send + Sync> Sync for User<T, D> {}
 
 impl<T, D: AsRef<Table<T>>> User<T, D> {
     /// A user of `table`.
     pub fn of(table: Arc<D>) -> Arc<Self> {
-        let words = Arc::new(Words::new());
-        (*table).as_ref().users.lock().push(words.clone());
+        let words = (*table).as_ref().users.lock().claim();
         Arc::new(Self { table, words })
+    }
+    fn words(&self) -> Option<&Words<T>> {
+        // SAFETY: the table's, which it keeps as long as it is; and this keeps the table.
+        self.words.map(|words| unsafe { &*words.as_ptr() })
+    }
+    fn number(&self) -> u64 {
+        self.words().map_or(0, |words| words.number)
     }
     /// The table.
     pub fn table(&self) -> &Arc<D> {
@@ -362,33 +457,41 @@ impl<T, D: AsRef<Table<T>>> User<T, D> {
     pub fn lend(self: &Arc<Self>, at: usize) -> Option<Lent<T, D>> {
         let table: &Table<T> = (*self.table).as_ref();
         let place = table.place(at)?;
-        let me = self.words.address();
-        let known = |owner: usize| owner == me || owner == SHARED;
         loop {
-            // Acquire: what is there, and whose it is; partner: the swap in `put`.
+            // Acquire [L4]: what was there before that owner is not found any more; partner: the store in `put`.
+            let owner = place.owner.load(Ordering::Acquire);
+            // Acquire [L5]: what is there, and whose it is; partner: the swap in `put`. Or null, and why; partner: in `take`.
             let to = place.to.load(Ordering::Acquire);
             if to.is_null() {
                 return None;
             }
-            let Some(word) = self.words.claim(to) else {
+            let claimed = self.words().and_then(|words| Some((words, words.claim(to)?)));
+            let Some((words, word)) = claimed else {
                 let counted = table.lock().counted(at)?;
                 return Some(Lent(How::Counted(counted)));
             };
-            // Relaxed, all three: before or after the fence. Looked at before it is written: the line is read by all.
-            if !known(place.owner.load(Ordering::Relaxed)) && !mutant!("lend-owner-unshared") {
-                place.owner.store(SHARED, Ordering::Relaxed);
-            }
+            let unshared = mutant!("lend-owner-unshared");
+            // Relaxed, both: before the fence. An exchange, as it would be another put's owner else.
+            let known = knows(owner, words.number)
+                || unshared
+                || place
+                    .owner
+                    .compare_exchange(owner, owner | SHARED, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok();
             // SeqCst [L1]: that it is lent, before it is found in its place again; partner: the fence in `settle`.
             if !mutant!("lend-no-fence") {
                 fence(Ordering::SeqCst);
             }
-            // Acquire: as above, as it may be another by now.
-            let there = place.to.load(Ordering::Acquire) == to;
-            let shared = known(place.owner.load(Ordering::Relaxed)) || mutant!("lend-owner-unshared");
-            if there && shared || mutant!("lend-one-look") {
-                return Some(Lent(How::Lent { user: self.clone(), word, to }));
+            // Acquire [L5]: as above, as it may be another by now, at the same address.
+            let again = if mutant!("lend-one-look") { to } else { place.to.load(Ordering::Acquire) };
+            // Relaxed: after the load before it, whose put wrote it before.
+            let still = place.owner.load(Ordering::Relaxed);
+            let same = still | SHARED == owner | SHARED
+                || mutant!("lend-generation-ignored") && (unshared || knows(still, words.number));
+            if known && again == to && same {
+                return Some(Lent(How::Lent { user: self.clone(), word, to: again }));
             }
-            self.words.give_back(word);
+            words.give_back(word);
         }
     }
 }
@@ -403,12 +506,11 @@ impl<T, D: AsRef<Table<T>>> Deref for User<T, D> {
 impl<T, D: AsRef<Table<T>>> Drop for User<T, D> {
     /// Nothing is lent to it, as that keeps it.
     fn drop(&mut self) {
-        let gone = {
-            let mut users = (*self.table).as_ref().users.lock();
-            let at = users.iter().position(|words| Arc::ptr_eq(words, &self.words));
-            at.map(|at| users.swap_remove(at))
-        };
-        drop(gone);
+        let _users = (*self.table).as_ref().users.lock();
+        if let Some(words) = self.words() {
+            // Relaxed: under the lock.
+            words.used.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -453,8 +555,10 @@ impl<T, D: AsRef<Table<T>>> Deref for Lent<T, D> {
 
 impl<T, D: AsRef<Table<T>>> Drop for Lent<T, D> {
     fn drop(&mut self) {
-        if let How::Lent { user, word, .. } = &self.0 {
-            user.words.give_back(*word);
+        if let How::Lent { user, word, .. } = &self.0
+            && let Some(words) = user.words()
+        {
+            words.give_back(*word);
         }
     }
 }

@@ -135,3 +135,27 @@ fn who_has_put_it_there_takes_it_out() {
         sim.end();
     });
 }
+
+/// A look begins before it is put there again, and ends when who put it has taken it out without asking others, and what has replaced
+/// it is said to be shared.
+#[test]
+fn the_owner_of_another_put_is_not_believed() {
+    explore("lend: its owner closes, opens the same, closes, and another is put there", Some(6), || {
+        let (sim, owner) = Sim::new(|table| Some(User::of(table.clone())));
+        // As above.
+        sim.handed.store(true, Relaxed);
+        let owner = owner.expect("made above");
+        let reader = {
+            let (sim, user) = (sim.clone(), User::of(sim.table.clone()));
+            thread::spawn(move || sim.look(&user))
+        };
+        let again = sim.table.lock().take(0, Some(&owner)).expect("it was there");
+        assert!(sim.table.lock().put(0, again, 0, Some(&owner)).is_none());
+        sim.close(Some(&owner));
+        let other = sim.files[1].clone();
+        assert!(sim.table.lock().put::<Table<File>>(0, other, 0, None).is_none());
+        assert!(matches!(reader.join().unwrap(), None | Some(0 | 1)));
+        sim.close(None);
+        sim.end();
+    });
+}
