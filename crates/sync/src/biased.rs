@@ -18,9 +18,10 @@
 //! **Why no reader is beside a writer.** Let a reader's second look at `biased` find it true. If that was set before the
 //! writer took it away, the reader's fence is before the writer's (after it, it would have found false or something later), so the
 //! writer finds the slot, and waits. If it was set after the writer, who set it was in the `RwLock` after the writer, and the
-//! reader acquires what that had seen [B2]. What the reader read comes before the writer's writing by [B3].
+//! reader acquires what that had seen [B2]. What the reader read comes before the writer's writing by [B3]: the writer's look at
+//! the slot finds what the reader left there or something later, which may be the name of another lock, so that is released too.
 //!
-//! A reader must not sleep, nor read another such lock: it is pinned, and its CPU has one slot. One that may comes through the
+//! A reader must not sleep, nor read another such lock: it is pinned, and its CPU has one slot. One that may, or reads for long, comes through the
 //! `RwLock` ([`Biased::read_long`]).
 
 use core::{
@@ -112,7 +113,7 @@ impl<T, R: Deref<Target = Readers>> Biased<T, R> {
         }
         BiasedReadGuard(Held::Lock(guard))
     }
-    /// Sleep until the lock can be held for reading, and take it, for a reader that may sleep in it.
+    /// Sleep until the lock can be held for reading, and take it, for a reader that may sleep in it or keeps it for long.
     pub fn read_long<'l>(&'l self, ctx: &Unpinned<'_>) -> ReadGuard<'l, T> {
         self.lock.read(ctx)
     }
@@ -155,9 +156,11 @@ impl<T, R: Deref<Target = Readers>> Biased<T, R> {
             return None;
         }
         let slot = &self.readers.slots[pin.cpu().index()].0;
-        // Relaxed, both: this CPU's own; the fence orders it.
+        // Relaxed: this CPU's own.
         debug_assert_eq!(slot.load(Ordering::Relaxed), 0, "the CPU reads another lock");
-        slot.store(self.name(), Ordering::Relaxed);
+        let order = if mutant!("biased-relaxed-name") { Ordering::Relaxed } else { Ordering::Release };
+        // Release [B3]: what was read of another lock comes before, if its writer finds this; partner: the load in `revoke`.
+        slot.store(self.name(), order);
         // SeqCst [B1]: that it is read, before whether that is allowed; partner: the fence in `revoke`.
         if !mutant!("biased-no-read-fence") {
             fence(Ordering::SeqCst);
@@ -165,8 +168,8 @@ impl<T, R: Deref<Target = Readers>> Biased<T, R> {
         if self.biased.load(Ordering::Acquire) || mutant!("biased-one-look") {
             return Some(slot);
         }
-        // Relaxed: nothing was read.
-        slot.store(0, Ordering::Relaxed);
+        // Release [B3]: nothing was read, but maybe before, of another lock.
+        slot.store(0, Ordering::Release);
         None
     }
 }

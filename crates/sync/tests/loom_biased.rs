@@ -52,3 +52,26 @@ fn it_is_biased_again_behind_a_writer() {
         shared.0.on(0, |ctx| assert_eq!(*shared.1.read(&ctx), 2));
     });
 }
+
+/// A writer that finds the name of another lock in a slot has the reads of its own before it.
+#[test]
+fn a_slot_names_another_lock() {
+    explore("biased: a reader of two locks and a writer of the first", None, || {
+        let readers = Arc::new(Readers::new());
+        let machine = Machine::new(2);
+        let locks = [(); 2].map(|()| Biased::new(0u64, readers.clone()));
+        machine.on(0, |ctx| locks.iter().for_each(|lock| assert_eq!(*lock.read(&ctx), 0)));
+        let shared = Arc::new((machine, locks));
+        let reader = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                shared.0.on(1, |ctx| {
+                    assert!(*shared.1[0].read(&ctx) <= 1);
+                    assert_eq!(*shared.1[1].read(&ctx), 0);
+                });
+            })
+        };
+        shared.0.on(0, |ctx| *shared.1[0].write(&ctx) += 1);
+        reader.join().unwrap();
+    });
+}
