@@ -300,21 +300,17 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
             return Err(Errno::ENOMEM);
         }
     };
-    let files = p.share_files();
-    let own_files = if files.count() > 2 { files.fork() } else { Ok(files) };
-    let own_files = match own_files {
-        Ok(f) => f,
-        Err(e) => {
-            space.clear(&task::unpinned());
-            return Err(e);
-        }
-    };
     if process::end_other_threads().is_err() {
         // The process is ending; this thread goes with it.
         space.clear(&task::unpinned());
         return Err(Errno::EINTR);
     }
-    // The point of no return.
+    // The point of no return. No thread is left that could share the descriptors anew.
+    if let Err(e) = p.unshare_files() {
+        space.clear(&task::unpinned());
+        process::group_exit(Status::killed(abi::SIGSEGV));
+        return Err(e);
+    }
     let heap = layout.program.end.div_ceil(PAGE_SIZE) * PAGE_SIZE;
     let mm = Mm::new(
         space,
@@ -358,9 +354,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     me.robust_list.store(0, Ordering::Relaxed);
     me.rseq.clear();
     p.has_execed.store(true, Ordering::Relaxed);
-    own_files.exec();
-    let shared_files = p.set_files(own_files);
-    drop(shared_files);
+    p.files().exec();
     me.thread.reset_state();
     *frame = entry_frame(&layout, sp);
     Ok(())
@@ -369,7 +363,8 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
 /// The first program: a process of its own under `parent`, its first thread started. For the supervisor's thread.
 pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Process>, Errno> {
     let pid = process::new_id()?;
-    let p = Process::new(pid, Arc::downgrade(parent), parent.files().fork()?, Arc::new(parent.fs.fork()));
+    let p =
+        Process::new(pid, Arc::downgrade(parent), parent.share_files().fork()?, Arc::new(parent.fs.fork()));
     let found = program.find(&p.fs)?;
     let space = new_space()?;
     let layout = match build(&found, &*space, stack_bytes(&p)) {

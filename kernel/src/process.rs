@@ -362,14 +362,28 @@ impl Process {
     #[must_use = "closing may sleep"]
     pub fn set_files(&self, files: Share) -> Share {
         let mut mine = self.files.lock();
-        // Relaxed: a thread that calls at the same time has either; to others it is ordered by what tells them to call.
-        self.table.store(Arc::as_ptr(files.table()).addr(), Ordering::Relaxed);
+        // Release: before the old table is cleared; partner: the load in `has_table`, by who has found it empty.
+        self.table.store(Arc::as_ptr(files.table()).addr(), Ordering::Release);
         core::mem::replace(&mut *mine, files)
+    }
+    /// Have descriptors that no other process shares: a copy, if need be. ENOMEM. The copy is made and put in place with the old
+    /// table locked: so who changes a table, and sees under its lock that its process has it, changes the copy too.
+    pub fn unshare_files(&self) -> Result<(), Errno> {
+        // Keeps the table from being cleared.
+        let old = self.share_files();
+        if old.count() <= 2 {
+            return Ok(());
+        }
+        // Another thread may have been first: then its copy stays.
+        let left =
+            old.fork_then(|copy| if self.has_table(old.table()) { self.set_files(copy) } else { copy })?;
+        drop(left); // with no lock held
+        Ok(())
     }
     /// Whether `table`, which the caller has, is that of the descriptors.
     pub fn has_table(&self, table: &Arc<FileTable>) -> bool {
-        // Relaxed: as above.
-        self.table.load(Ordering::Relaxed) == Arc::as_ptr(table).addr()
+        // Acquire: partner of the store in `set_files`.
+        self.table.load(Ordering::Acquire) == Arc::as_ptr(table).addr()
     }
     /// The address space of its first live thread.
     pub fn mm(&self) -> Option<Arc<Mm>> {

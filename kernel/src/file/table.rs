@@ -76,9 +76,15 @@ impl FileTable {
 
     /// A table of its own with the same files, for a new process. ENOMEM.
     pub fn fork(&self) -> Result<Share> {
+        self.fork_then(|copy| copy)
+    }
+
+    /// As [`Self::fork`], with the copy given to `then` while the files are still as they were copied. What `then` gives is given, to
+    /// be dropped with no lock held.
+    pub fn fork_then(&self, then: impl FnOnce(Share) -> Share) -> Result<Share> {
         let copy = Self::new();
+        let theirs = self.files.lock();
         {
-            let theirs = self.files.lock();
             let mut ours = copy.files.lock();
             for fd in (0..theirs.len()).filter(|&fd| theirs.get(fd).is_some()) {
                 ours.extend_to(fd).map_err(|_| Errno::ENOMEM)?;
@@ -86,10 +92,10 @@ impl FileTable {
                     ours.put::<FileTable>(fd, file, theirs.mark(fd), None);
                 }
             }
-            // Relaxed: both are locked.
-            copy.first_free.store(self.first_free.load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        Ok(Share::of(copy))
+        // Relaxed: one is locked, and the other nobody else's.
+        copy.first_free.store(self.first_free.load(Ordering::Relaxed), Ordering::Relaxed);
+        Ok(then(Share::of(copy)))
     }
 
     /// Close what is to be closed when another program is executed.
@@ -98,16 +104,22 @@ impl FileTable {
     }
 
     fn close_where(&self, wanted: impl Fn(&Held<'_>, usize) -> bool) {
-        let mut closed = Vec::new();
-        {
-            let mut held = self.files.lock();
-            for fd in 0..held.len() {
-                if held.get(fd).is_some() && wanted(&held, fd) {
-                    closed.push(self.take(&mut held, fd, None));
-                }
+        let taken = self.take_where(&mut self.files.lock(), wanted);
+        taken.into_iter().for_each(|file| self.let_go(file));
+    }
+
+    fn take_where(
+        &self,
+        held: &mut Held<'_>,
+        wanted: impl Fn(&Held<'_>, usize) -> bool,
+    ) -> Vec<Arc<OpenFile>> {
+        let mut taken = Vec::new();
+        for fd in 0..held.len() {
+            if held.get(fd).is_some() && wanted(held, fd) {
+                taken.extend(self.take(held, fd, None));
             }
         }
-        closed.into_iter().flatten().for_each(|file| self.let_go(file));
+        taken
     }
 
     fn take(&self, held: &mut Held<'_>, fd: usize, by: Option<&User>) -> Option<Arc<OpenFile>> {
@@ -117,7 +129,7 @@ impl FileTable {
         Some(file)
     }
 
-    /// The open file behind `fd`, counted: for who keeps it, or is no thread of a process that has the table. EBADF.
+    /// The open file behind `fd`, counted: for who is no thread of a process that has the table. EBADF.
     pub fn get(&self, fd: i32) -> Result<Arc<OpenFile>> {
         self.files.lock().counted(index(fd)?).ok_or(Errno::EBADF)
     }
@@ -131,30 +143,6 @@ impl FileTable {
     /// What tells it from all other tables.
     pub fn number(&self) -> u64 {
         self.number
-    }
-
-    /// Close the descriptors `first..=last`, or, if `on_exec`, mark them to be closed on exec.
-    pub fn close_range(&self, first: usize, last: usize, on_exec: bool) {
-        if !on_exec {
-            return self.close_where(|_, fd| (first..=last).contains(&fd));
-        }
-        let mut held = self.files.lock();
-        let end = last.saturating_add(1).min(held.len());
-        (first..end).for_each(|fd| held.set_mark(fd, CLOSE_ON_EXEC));
-    }
-
-    /// Whether `fd` is closed on exec. EBADF.
-    pub fn close_on_exec(&self, fd: i32) -> Result<bool> {
-        let (fd, held) = (index(fd)?, self.files.lock());
-        held.get(fd).map(|_| held.mark(fd) == CLOSE_ON_EXEC).ok_or(Errno::EBADF)
-    }
-
-    /// Say whether `fd` is closed on exec. EBADF.
-    pub fn set_close_on_exec(&self, fd: i32, on: bool) -> Result<()> {
-        let (fd, mut held) = (index(fd)?, self.files.lock());
-        held.get(fd).ok_or(Errno::EBADF)?;
-        held.set_mark(fd, u32::from(on));
-        Ok(())
     }
 
     /// The descriptors in use, in ascending order.
@@ -232,6 +220,9 @@ impl Drop for Share {
 }
 
 /// The descriptors of the calling thread's process, of which the thread is a user of its own.
+///
+/// The process may get another table at any time (`Process::unshare_files`). So what changes the table, or counts a file of it,
+/// looks under its lock whether the process still has it, and takes the process's present one else.
 #[derive(Clone)]
 pub struct Files(Arc<User>);
 
@@ -251,26 +242,86 @@ impl Files {
         self.0.lend(index(fd)?).ok_or(Errno::EBADF)
     }
 
+    /// What `f` does with the present table of the calling thread's process, and those files if they are others than these.
+    fn change<R>(&self, f: impl FnOnce(&Self, &mut Held<'_>) -> R) -> (R, Option<Self>) {
+        let mut present = None;
+        loop {
+            let files = present.as_ref().unwrap_or(self);
+            let mut held = files.files.lock();
+            if task::current().process.has_table(files.table()) {
+                let result = f(files, &mut held);
+                drop(held);
+                return (result, present);
+            }
+            drop(held);
+            present = Some(task::files());
+        }
+    }
+
+    /// The open file behind `fd`, counted: for who keeps it. EBADF.
+    pub fn get(&self, fd: i32) -> Result<Arc<OpenFile>> {
+        let fd = index(fd)?;
+        self.change(|_, held| held.counted(fd)).0.ok_or(Errno::EBADF)
+    }
+
+    /// Close the descriptors `first..=last`, or, if `on_exec`, mark them to be closed on exec.
+    pub fn close_range(&self, first: usize, last: usize, on_exec: bool) {
+        let (taken, present) = self.change(|files, held| {
+            if !on_exec {
+                return files.take_where(held, |_, fd| (first..=last).contains(&fd));
+            }
+            let end = last.saturating_add(1).min(held.len());
+            (first..end).for_each(|fd| held.set_mark(fd, CLOSE_ON_EXEC));
+            Vec::new()
+        });
+        let files = present.as_ref().unwrap_or(self);
+        taken.into_iter().for_each(|file| files.let_go(file));
+    }
+
+    /// Whether `fd` is closed on exec. EBADF.
+    pub fn close_on_exec(&self, fd: i32) -> Result<bool> {
+        let fd = index(fd)?;
+        let mark = self.change(|_, held| held.get(fd).map(|_| held.mark(fd) == CLOSE_ON_EXEC)).0;
+        mark.ok_or(Errno::EBADF)
+    }
+
+    /// Say whether `fd` is closed on exec. EBADF.
+    pub fn set_close_on_exec(&self, fd: i32, on: bool) -> Result<()> {
+        let fd = index(fd)?;
+        let set = |_: &Self, held: &mut Held<'_>| {
+            held.get(fd).ok_or(Errno::EBADF)?;
+            held.set_mark(fd, u32::from(on));
+            Ok(())
+        };
+        self.change(set).0
+    }
+
     /// Give `file` the lowest free descriptor from `least` on. EMFILE; EINVAL if `least` is beyond the limit.
     pub fn insert_from(&self, least: u64, file: Arc<OpenFile>, close_on_exec: bool) -> Result<usize> {
         let limit = limit();
         if least >= limit {
             return Err(Errno::EINVAL);
         }
-        let mut held = self.files.lock();
-        // Relaxed: under the lock.
-        let first_free = self.first_free.load(Ordering::Relaxed);
-        let from = first_free.max(least as usize);
-        let fd = (from..).find(|&fd| held.get(fd).is_none()).ok_or(Errno::EMFILE)?;
-        if fd as u64 >= limit {
-            return Err(Errno::EMFILE);
-        }
-        held.extend_to(fd).map_err(|_| Errno::EMFILE)?;
-        held.put(fd, file, u32::from(close_on_exec), Some(&*self.0));
-        if from == first_free {
-            self.first_free.store(fd + 1, Ordering::Relaxed);
-        }
-        Ok(fd)
+        // Dropped with no lock held if there is no place.
+        let mut file = Some(file);
+        let insert = |files: &Self, held: &mut Held<'_>| {
+            // Relaxed: under the lock.
+            let first_free = files.first_free.load(Ordering::Relaxed);
+            let from = first_free.max(least as usize);
+            let fd = (from..).find(|&fd| held.get(fd).is_none()).ok_or(Errno::EMFILE)?;
+            if fd as u64 >= limit {
+                return Err(Errno::EMFILE);
+            }
+            held.extend_to(fd).map_err(|_| Errno::EMFILE)?;
+            if let Some(file) = file.take() {
+                held.put(fd, file, u32::from(close_on_exec), Some(&*files.0));
+            }
+            if from == first_free {
+                files.first_free.store(fd + 1, Ordering::Relaxed);
+            }
+            Ok(fd)
+        };
+        self.change(insert).0
     }
 
     /// Give `file` the lowest free descriptor. EMFILE.
@@ -281,13 +332,15 @@ impl Files {
     /// Make `fd` refer to `file`, closing what it referred to. EBADF beyond the limit.
     pub fn replace(&self, fd: i32, file: Arc<OpenFile>, close_on_exec: bool) -> Result<usize> {
         let at = u64::try_from(fd).ok().filter(|&at| at < limit()).ok_or(Errno::EBADF)? as usize;
-        let old = {
-            let mut held = self.files.lock();
+        // As above.
+        let mut file = Some(file);
+        let (old, present) = self.change(|files, held| {
             held.extend_to(at).map_err(|_| Errno::EMFILE)?;
-            held.put(at, file, u32::from(close_on_exec), Some(&*self.0))
-        };
-        if let Some(file) = old {
-            self.let_go(file);
+            let Some(file) = file.take() else { return Ok(None) };
+            Ok(held.put(at, file, u32::from(close_on_exec), Some(&*files.0)))
+        });
+        if let Some(file) = old? {
+            present.as_ref().unwrap_or(self).let_go(file);
         }
         Ok(at)
     }
@@ -295,8 +348,8 @@ impl Files {
     /// Take `fd` away, and close the file if that was its last descriptor. EBADF.
     pub fn close(&self, fd: i32) -> Result<()> {
         let fd = index(fd)?;
-        let file = self.take(&mut self.files.lock(), fd, Some(&*self.0));
-        file.map(|file| self.let_go(file)).ok_or(Errno::EBADF)
+        let (file, present) = self.change(|files, held| files.take(held, fd, Some(&*files.0)));
+        file.map(|file| present.as_ref().unwrap_or(self).let_go(file)).ok_or(Errno::EBADF)
     }
 }
 

@@ -260,6 +260,7 @@ pub fn pidfd_getfd(a: &Args) -> SysResult {
     if process.ended().is_some() {
         return Err(Errno::ESRCH);
     }
-    let theirs = process.files().get(a.int(1))?;
+    // A share, as the table may be replaced and cleared meanwhile.
+    let theirs = process.share_files().get(a.int(1))?;
     files().insert(theirs, true)
 }

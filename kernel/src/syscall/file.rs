@@ -120,12 +120,10 @@ pub fn close_range(a: &Args) -> SysResult {
     if flags & !(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) != 0 || first > last {
         return Err(Errno::EINVAL);
     }
-    let process = task::current().process.clone();
     if flags & CLOSE_RANGE_UNSHARE != 0 {
-        let own = process.files().fork()?;
-        drop(process.set_files(own));
+        task::current().process.unshare_files()?;
     }
-    process.files().close_range(first as usize, last as usize, flags & CLOSE_RANGE_CLOEXEC != 0);
+    files().close_range(first as usize, last as usize, flags & CLOSE_RANGE_CLOEXEC != 0);
     Ok(0)
 }
 

@@ -295,7 +295,7 @@ fn fork_mm(mm: &Arc<Mm>) -> Result<Arc<Mm>, Errno> {
 fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Arc<Process>, Errno> {
     let has = |f| c.flags & f != 0;
     let parent = if has(CLONE_PARENT) { p.parent.lock().clone() } else { Arc::downgrade(p) };
-    let files = if has(CLONE_FILES) { p.share_files() } else { p.files().fork()? };
+    let files = if has(CLONE_FILES) { p.share_files() } else { p.share_files().fork()? };
     let fs = if has(CLONE_FS) { p.fs.clone() } else { Arc::new(p.fs.fork()) };
     let child = Process::new(pid, parent, files, fs);
     // Relaxed, all: published when the child is registered.
@@ -476,7 +476,7 @@ pub fn waitid(a: &Args) -> SysResult {
     let mut no_wait = false;
     let which = match kind {
         abi::P_PIDFD if id >= 0 => {
-            let file = me.files().get(id)?;
+            let file = task::files().get(id)?;
             no_wait = !file.blocks();
             Which::Pid(super::event::process_of(&file)?.process().pid)
         }

@@ -72,7 +72,7 @@ pub fn process_madvise(a: &Args) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let ranges = ranges(a.raw(1), a.raw(2))?;
-    let file = task::current().process.files().get(a.int(0))?;
+    let file = task::files().get(a.int(0))?;
     let process = process_of(&file)?.alive_or_zombie()?;
     let mm = process.mm().ok_or(Errno::ESRCH)?;
     if !Arc::ptr_eq(&mm, &*super::mm()?) {
