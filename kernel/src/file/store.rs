@@ -13,7 +13,7 @@
 //! * `pages` protects the index of pages, for a look-up at a time. It is the innermost: a page fault on a mapping takes
 //!   it inside the address space's own locks. User memory is never touched while it is held; copies work on a share
 //!   taken under it. Pages of one file are looked up by many CPUs, so readers are [`Biased`]: they write no line that others write,
-//!   and don't sleep.
+//!   and don't sleep; calls that look at many pages at once come through the lock itself.
 //!
 //! Files may fill at most half of the memory, as on Linux's tmpfs; then writes fail with ENOSPC while programs still
 //! have memory to run in. Shared anonymous memory and `memfd` files are the programs' own and not limited so, nor are the pages of the boot image.
@@ -247,7 +247,8 @@ impl Store {
 
     /// How many pages hold bytes, for `st_blocks`.
     pub fn pages(&self) -> u64 {
-        self.pages.read(&task::unpinned()).count()
+        // It may look at all of them, so not pinned.
+        self.pages.read_long(&task::unpinned()).count()
     }
 
     /// Copy from byte `offset` on into `sink`, to its end or the file's. EFAULT if nothing could be copied.
@@ -456,7 +457,9 @@ impl Store {
         if offset >= size {
             return Err(Errno::ENXIO);
         }
-        let pages = self.pages.read(&task::unpinned());
+        // As in `pages`.
+        let ctx = task::unpinned();
+        let pages = self.pages.read_long(&ctx);
         let held = |i: u64| pages.present.contains_key(&i) || !pages.image_of(i).is_empty();
         let mut index = offset / PAGE_SIZE;
         if data && !held(index) {
