@@ -33,7 +33,8 @@
 //! A CPU's list is made under the lock of the common list, which who reads takes first; so there are no fewer at that moment
 //! than were locked. In CPUs' lists a space stays when its number comes to 0, as it is likely to come back, and others' counts of
 //! it need not be looked at. Such entries, and those of spaces that are no more, whatever they say, are dropped when
-//! the list has doubled since the last time. A space that is no more has no pages, so its sum isn't asked for.
+//! the list has doubled since the last time, and whenever the lists are read. A space that is no more has no pages, so its
+//! sum isn't asked for.
 
 use alloc::{
     boxed::Box,
@@ -118,10 +119,15 @@ impl List {
             return;
         }
         if self.others.len() >= self.full {
-            self.others.retain(|_, entry| entry.is_needed());
-            self.full = FEW.max(2 * self.others.len());
+            self.tidy();
         }
         self.others.insert(key, entry);
+    }
+    /// Forget what isn't needed.
+    fn tidy(&mut self) {
+        self.one.take_if(|(_, entry)| !entry.is_needed());
+        self.others.retain(|_, entry| entry.is_needed());
+        self.full = FEW.max(2 * self.others.len());
     }
     /// Forget `key` if nothing is counted of it.
     fn remove_empty(&mut self, key: usize) -> Option<Entry> {
@@ -263,7 +269,10 @@ impl Mappers {
     }
     /// Lock every list; `f` sees each as it is when all are locked.
     fn lock_all(&self, mut f: impl FnMut(&mut List)) -> All<'_> {
-        let mut all = All { common: self.common.lock(), own: Vec::new() };
+        // Room for all guards before the first lock, unless the CPUs get their lists just now.
+        let most = if self.own.get().is_some() { MAX_CPUS } else { 0 };
+        let own = Vec::with_capacity(most);
+        let mut all = All { common: self.common.lock(), own };
         f(&mut all.common.list);
         for own in self.own.get().into_iter().flatten().filter_map(Once::get) {
             let mut list = own.0.lock();
@@ -291,14 +300,14 @@ impl Mappers {
         let mut visited: BTreeMap<usize, Arc<dyn Mapper>> = BTreeMap::new();
         loop {
             let mut fresh = self.all();
-            fresh.retain(|mapper| !visited.contains_key(&key(&Arc::downgrade(mapper))));
-            for mapper in &fresh {
+            fresh.retain(|key, _| !visited.contains_key(key));
+            for mapper in fresh.values() {
                 mapper.cut(self, pages.clone(), copies, ctx);
             }
             if fresh.is_empty() || mutant!("cut-forked-missed") {
                 return;
             }
-            visited.extend(fresh.into_iter().map(|mapper| (key(&Arc::downgrade(&mapper)), mapper)));
+            visited.append(&mut fresh);
         }
     }
     /// Whether somebody maps pages of it.
@@ -307,21 +316,21 @@ impl Mappers {
     }
     /// How many mappings there are.
     pub fn count(&self, ctx: &Unpinned<'_>) -> u64 {
-        self.all().iter().map(|mapper| mapper.count(self, ctx)).sum()
+        self.all().values().map(|mapper| mapper.count(self, ctx)).sum()
     }
-    /// Those that map pages. One that has ended meanwhile has nothing to forget.
-    fn all(&self) -> Vec<Arc<dyn Mapper>> {
+    /// Those that map pages, by their addresses. One that has ended meanwhile has nothing to forget. In maps, whose pieces are small.
+    fn all(&self) -> BTreeMap<usize, Arc<dyn Mapper>> {
         let mut sums: BTreeMap<usize, Entry> = BTreeMap::new();
-        let held = self.lock_all(|list| {
+        drop(self.lock_all(|list| {
+            list.tidy();
             for (key, entry) in list.all() {
                 let sum = || Entry { mapper: entry.mapper.clone(), pages: 0 };
                 sums.entry(key).or_insert_with(sum).pages += entry.pages;
             }
-        });
-        let mapping = sums.values().filter(|sum| sum.pages > 0);
-        let all = mapping.filter_map(|sum| sum.mapper.upgrade()).collect();
-        drop(held);
-        all
+        }));
+        // With no list locked: the weak references keep the addresses.
+        let mapping = sums.iter().filter(|(_, sum)| sum.pages > 0);
+        mapping.filter_map(|(key, sum)| Some((*key, sum.mapper.upgrade()?))).collect()
     }
 }
 

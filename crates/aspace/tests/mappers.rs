@@ -103,7 +103,7 @@ fn what_is_mapped_on_one_cpu_and_unmapped_on_another_is_mapped_no_more() {
 /// Pages go from the list that is looked at last to the one that is looked at first: as when a parent forks and ends.
 #[test]
 fn what_is_mapped_at_any_time_is_never_missed() {
-    const LOOKS: usize = 50_000;
+    const LOOKS: usize = 150_000;
     // With many lists between the two, so that a look takes its time.
     const LAST: usize = 99;
     let machine = testing::Machine::new(LAST + 1);

@@ -1,18 +1,18 @@
 //! Counted references that a table lends: for readers that may sleep, of objects that have to end when they are given up.
 //!
-//! **Claim.** Who is lent an object writes to lines of its own, and takes no lock while it has a word left. An object lives until it is in no table, and
-//! everybody who was lent it has given it back; it ends then and there, in the hands of the last of them, once. A look begins anew
-//! only if somebody has changed the place meanwhile.
+//! **Claim.** Who is lent an object writes to lines of its own, and takes no lock while it has a word left. An object lives
+//! until it is in no table, and everybody who was lent it has given it back; it ends then and there, in the hands of the last
+//! of them, once. A look begins anew only if somebody has changed the place meanwhile.
 //!
 //! **Why not a section.** A section may not sleep, and a grace period is too late: who closes the last writing end of a pipe
-//! wants the reader to see its end when the call returns. **Why not a count.** Where threads share a descriptor, each
-//! look-up would write the count's line twice.
+//! wants the reader to see its end when the call returns. **Why not a count.** Where threads share a descriptor, each look-up
+//! would write the count's line twice.
 //!
 //! **Idea.** These are hazard pointers (Michael, "Hazard Pointers: Safe Memory Reclamation for Lock-Free Objects", 2004) with
-//! another end. A [`User`] of a table has a few words in which it says what it is lent. Who takes a reference out of the
-//! table looks through the words of all users, and *hands over* a counted reference of its own to each that names the object,
-//! by a mark in the word. It gives up the table's reference then and waits for nobody; if nobody had the object, it ends there.
-//! Who gives back finds the mark, and gives up the reference that was handed over.
+//! another end. A [`User`] of a table has a few words in which it says what it is lent. Who takes a reference out of the table
+//! looks through the words of all users, and *hands over* a counted reference of its own to each that names the object, by a
+//! mark in the word. It gives up the table's reference then and waits for nobody; if nobody had the object, it ends there. Who
+//! gives back finds the mark, and gives up the reference that was handed over.
 //!
 //! ```text
 //! lend:     p = place (Acquire); word: null -> p; fence(SeqCst) [L1]
@@ -24,16 +24,16 @@
 //! ```
 //!
 //! **Why nothing ends too early.** Let a user's second look find p. Then p was in the table after its fence, or its fence is
-//! before the fence of whoever took it out. In the latter case (the former comes to the same, with the next to take it out) the taker finds
-//! p in the word and marks it, unless it was given back before: then the taker's load acquired the end of the use [L2],
-//! also if the word names something else by now, as words change by exchanges only. If the second look finds
-//! something else, p is not used. That p may have ended between the looks, and another object been put in its place at the same
-//! address, is no harm: the second look finds that one in the table. Nor is it if the word that the taker marks was
-//! given back and taken for p anew, as lent by another place: then that use has a reference of its own, which it gives up.
+//! before the fence of whoever took it out. In the latter case (the former comes to the same, with the next to take it out)
+//! the taker finds p in the word and marks it, unless it was given back before: then the taker's load acquired the end of the
+//! use [L2], also if the word names something else by now, as words change by exchanges only. If the second look finds
+//! something else, p is not used. That p may have ended between the looks, and another object been put in its place at the
+//! same address, is no harm: the second look finds that one in the table. Nor is it if the word that the taker marks was given
+//! back and taken for p anew, as lent by another place: then that use has a reference of its own, which it gives up.
 //!
 //! **Whom the taker asks.** All users of all places would make closing slow where threads have files of their own. So a place
-//! says who put its object there, until somebody else is lent it; a user that takes out what it put in, and what nobody
-//! else was lent, looks through its own words only. As an object may come back to the place where it was, and as any address may,
+//! says who put its object there, until somebody else is lent it; a user that takes out what it put in, and what nobody else
+//! was lent, looks through its own words only. As an object may come back to the place where it was, and as any address may,
 //! the owner is that of one *put*: each has a generation of its own, in one word with the owner's number and the bit SHARED.
 //! ```text
 //! put:      owner = next generation, my number or SHARED (Release) [L4]; place = p (Release) [L5]
@@ -41,15 +41,15 @@
 //!           fence [L1]; place (Acquire) [L5] == p, and owner has o's generation: lent; else again
 //! take:     (after the fence L1) owner is mine and not SHARED: my words; else all
 //! ```
-//! Let a look succeed with generation g before and after its fence, and let its second look have found what put h had put. Then
-//! h <= g, as h's owner was written before [L5]. And h >= g, unless g replaced what h put: whoever took out what was put before g did so
-//! before g's owner was written [L4]. If g replaced it, g is the taker, and asks all. So let h = g, and t take that out. If the look's
-//! fence is before t's, then t finds SHARED, or is the look's own user, or another than the owner: in each case the word is looked at;
-//! a later owner isn't there before t is over, by the lock. If t's fence is before the look's, the second look finds
-//! null or something later than g, whose owner was written before: that isn't g's generation.
+//! Let a look succeed with generation g before and after its fence, and let its second look have found what put h had put.
+//! Then h <= g, as h's owner was written before [L5]. And h >= g, unless g replaced what h put: whoever took out what was put
+//! before g did so before g's owner was written [L4]. If g replaced it, g is the taker, and asks all. So let h = g, and t take
+//! that out. If the look's fence is before t's, then t finds SHARED, or is the look's own user, or another than the owner: in
+//! each case the word is looked at; a later owner isn't there before t is over, by the lock. If t's fence is before the
+//! look's, the second look finds null or something later than g, whose owner was written before: that isn't g's generation.
 //!
-//! Without the generation the look could find p as put h had it, and then SHARED as put g wrote it, when h's owner had
-//! asked nobody. Generations have 47 bits: they come round in the course of one look if 2^47 changes of a place do.
+//! Without the generation the look could find p as put h had it, and then SHARED as put g wrote it, when h's owner had asked
+//! nobody. Generations have 47 bits: they come round in the course of one look if 2^47 changes of a place do.
 //!
 //! A number is used again when its user is gone. Its user was lent nothing then, so the next may own what that one had put.
 //! Users beyond the last number own nothing.
