@@ -21,8 +21,8 @@
 //! reader acquires what that had seen [B2]. What the reader read comes before the writer's writing by [B3]: the writer's look at
 //! the slot finds what the reader left there or something later, which may be the name of another lock, so that is released too.
 //!
-//! A reader must not sleep, nor read another such lock: it is pinned, and its CPU has one slot. One that may, or reads for long, comes through the
-//! `RwLock` ([`Biased::read_long`]).
+//! A reader must not sleep, nor read another such lock: it is pinned, and its CPU has one slot. One that may, or reads for
+//! long, comes through the `RwLock` ([`Biased::read_long`]).
 
 use core::{
     fmt,
