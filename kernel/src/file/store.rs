@@ -113,6 +113,8 @@ struct Pages {
     present: BTreeMap<u64, Present>,
     /// The file's first bytes, for pages that are not present.
     image: &'static [u8],
+    /// How many of the pages that are present are the image's, so that all can be counted at once.
+    covered: u64,
     /// Whether its pages count towards the limit.
     limited: bool,
 }
@@ -139,10 +141,12 @@ impl Pages {
         }
         let mut image = self.image_of(index);
         // The boot image's own pages are no more than it is, and running its programs takes frames for them.
-        let quota = if self.limited && image.is_empty() { Some(Quota::take()?) } else { None };
+        let imaged = !image.is_empty();
+        let quota = if self.limited && !imaged { Some(Quota::take()?) } else { None };
         let page = PageShare::zeroed(policy.place(index))?;
         page.write(0, image.len(), &mut image);
         let share = page.share();
+        self.covered += u64::from(imaged);
         self.present.insert(index, Present { page, _quota: quota });
         Some(share)
     }
@@ -150,7 +154,7 @@ impl Pages {
     /// Pages with bytes in memory: present or in the image.
     fn count(&self) -> u64 {
         let image = (self.image.len() as u64).div_ceil(PAGE_SIZE);
-        image + self.present.range(image..).count() as u64
+        image + self.present.len() as u64 - self.covered
     }
 }
 
@@ -166,12 +170,12 @@ pub struct Store {
 impl Store {
     /// A file whose contents are `image`.
     pub fn new(image: &'static [u8]) -> Self {
-        Self::with(Pages { present: BTreeMap::new(), image, limited: true })
+        Self::with(Pages { present: BTreeMap::new(), image, covered: 0, limited: true })
     }
 
     /// Memory of programs, which the limit on files does not concern.
     pub fn unlimited() -> Self {
-        Self::with(Pages { present: BTreeMap::new(), image: &[], limited: false })
+        Self::with(Pages { present: BTreeMap::new(), image: &[], covered: 0, limited: false })
     }
 
     fn with(pages: Pages) -> Self {
@@ -247,8 +251,7 @@ impl Store {
 
     /// How many pages hold bytes, for `st_blocks`.
     pub fn pages(&self) -> u64 {
-        // It may look at all of them, so not pinned.
-        self.pages.read_long(&task::unpinned()).count()
+        self.pages.read(&task::unpinned()).count()
     }
 
     /// Copy from byte `offset` on into `sink`, to its end or the file's. EFAULT if nothing could be copied.
@@ -360,8 +363,14 @@ impl Store {
             // Under the lock, so that no fault brings in a page after the end.
             self.publish_size(size);
             let keep = usize::try_from(size).unwrap_or(usize::MAX).min(pages.image.len());
+            let into_image = keep < pages.image.len();
             pages.image = pages.image.get(..keep).unwrap_or(&[]);
-            pages.present.split_off(&size.div_ceil(PAGE_SIZE))
+            let cut = pages.present.split_off(&size.div_ceil(PAGE_SIZE));
+            if into_image {
+                // What is left is the image's.
+                pages.covered = pages.present.len() as u64;
+            }
+            cut
         };
         // No page past the end comes into a mapping from here on; those that are there go, and copies of them.
         self.mappers.cut(size.div_ceil(PAGE_SIZE)..u64::MAX, true, &ctx);
@@ -457,7 +466,7 @@ impl Store {
         if offset >= size {
             return Err(Errno::ENXIO);
         }
-        // As in `pages`.
+        // It may look at all of them, so not pinned.
         let ctx = task::unpinned();
         let pages = self.pages.read_long(&ctx);
         let held = |i: u64| pages.present.contains_key(&i) || !pages.image_of(i).is_empty();
@@ -498,7 +507,7 @@ impl Store {
         let pages = {
             let mut pages = self.pages.write(&ctx);
             self.publish_size(0);
-            pages.image = &[];
+            (pages.image, pages.covered) = (&[], 0);
             core::mem::take(&mut pages.present)
         };
         drop(pages);
