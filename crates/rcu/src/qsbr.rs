@@ -99,7 +99,8 @@ impl<D: 'static> Member<'_, D> {
     #[inline]
     pub fn quiescent(&mut self) {
         self.qsbr.domain.qs(&mut self.pin);
-        if self.qsbr.domain.pending(&self.pin) > 0 {
+        // Also what others have left, if this is one that never retires anything.
+        if self.qsbr.domain.pending(&self.pin) > 0 || self.qsbr.domain.has_orphans() {
             self.work();
         }
     }

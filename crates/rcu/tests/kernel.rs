@@ -300,6 +300,51 @@ fn a_barrier_waits_for_all_cpus_and_for_what_was_left() {
     })));
 }
 
+/// Barrier after barrier, each of which some CPUs sit out and come by later.
+#[test]
+fn barriers_follow_each_other_whoever_comes_by_late() {
+    const CPUS: usize = 3;
+    for seed in 1..400_u64 {
+        let (domain, mut random) = (Domain::new(CPUS), seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut below = |n: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random >> 16) % n
+        };
+        let flags: Vec<_> = (0..4000).map(|_| Cell::new(false)).collect();
+        let (mut retired, mut ended) = (0, 0);
+        (0..CPUS).for_each(|cpu| domain.idle_exit(&mut pin(cpu)));
+        let (mut barrier, mut before, mut steps) = (None, 0, 0);
+        while ended < 20 {
+            let cpu = below(CPUS as u64) as usize;
+            match below(8) {
+                0 if retired < flags.len() => {
+                    domain.call(&pin(cpu), retire(&flags[retired]));
+                    retired += 1;
+                }
+                1 => _ = domain.tick(&mut pin(cpu)),
+                2 => domain.qs(&mut pin(cpu)),
+                3 if barrier.is_none() => {
+                    barrier = domain.begin_barrier();
+                    (before, steps) = (retired, 0);
+                }
+                _ => {
+                    let Some(under_way) = &mut barrier else { continue };
+                    steps += 1;
+                    assert!(steps < 20_000, "seed {seed}: it never ends");
+                    if under_way.step(&mut pin(0)) {
+                        assert!(flags[..before].iter().all(Cell::get), "seed {seed}: it ended early");
+                        (barrier, ended) = (None, ended + 1);
+                    }
+                }
+            }
+        }
+        ticks(&domain, CPUS, 8);
+        assert!(flags[..retired].iter().all(Cell::get), "seed {seed}: something is lost");
+    }
+}
+
 /// A reader that never leaves, and writers at full speed: they stand at the limit, until it does.
 #[test]
 fn a_flood_is_held_back() {

@@ -6,6 +6,10 @@
 //! * then each CPU puts its marker, or is found to hold nothing: it has freed what it had, or handed it over, with a marker or not;
 //! * then the last marker is put behind the orphans, and they are open again.
 //!
+//! A CPU that held nothing, and was not waited for, puts its marker for that barrier later all the same, if it comes by before the
+//! next has begun. It is counted like the others, so the next barrier waits for it too; and while it is in a list its CPU
+//! puts it nowhere else, and is waited for.
+//!
 //! So each object that was retired before is before a marker in some list, whichever way it goes from there, or is free. A CPU
 //! that sees the new number has seen the orphans closed, by the order of the lock and the number.
 
@@ -33,10 +37,12 @@ struct Marker {
     outstanding: Cell<*const AtomicU64>,
     /// The last barrier that its CPU has put it for. Stored by that CPU.
     put: AtomicU64,
+    /// It is in a list.
+    queued: AtomicBool,
 }
 
 // SAFETY: head and pointer are touched by who puts the marker into a list and by who frees it there; one comes after the other,
-// as a barrier that has ended comes before the next.
+// by `queued`, and for the last marker because a barrier ends with it before the next.
 unsafe impl Sync for Marker {}
 // SAFETY: the pointer is to a `Sync` value.
 unsafe impl Send for Marker {}
@@ -54,11 +60,18 @@ pub(super) struct Markers {
 
 impl Marker {
     fn new() -> Self {
-        Self { head: Head::new(), outstanding: Cell::new(ptr::null()), put: AtomicU64::new(0) }
+        Self {
+            head: Head::new(),
+            outstanding: Cell::new(ptr::null()),
+            put: AtomicU64::new(0),
+            queued: AtomicBool::new(false),
+        }
     }
     fn retire(&self, outstanding: &AtomicU64) -> Retired {
-        // Relaxed: whoever waits for zero has one in it himself as long as markers are put.
+        // Relaxed, both: whoever waits for zero has one in it himself as long as markers are put for him; and until it is freed
+        // nobody else looks.
         outstanding.fetch_add(1, Ordering::Relaxed);
+        self.queued.store(true, Ordering::Relaxed);
         self.outstanding.set(outstanding);
         // SAFETY: it lives in a box of the domain in whose lists it is, nobody finds it by a pointer, and it is in no list. The
         // head is its first field; what `free` touches of it lies beside the head, so the pointer is made of the whole.
@@ -73,6 +86,8 @@ unsafe fn free(head: NonNull<Head>, _: &Pinned<'_>) {
     let marker = unsafe { head.cast::<Marker>().as_ref() };
     // SAFETY: set when it was retired, to what lives as long.
     let outstanding = unsafe { &*marker.outstanding.get() };
+    // Release: head and pointer are nobody's; partner: the load in `put`.
+    marker.queued.store(false, Ordering::Release);
     // Release: what was freed before; partner: the load in `step`.
     outstanding.fetch_sub(1, Ordering::Release);
 }
@@ -87,11 +102,13 @@ impl Markers {
             last: Marker::new(),
         })
     }
-    /// Put this CPU's marker behind what it holds, if that was not done for barrier `number`.
+    /// Put this CPU's marker behind what it holds, if that was not done for barrier `number`, nor is it in a list still.
     pub(super) fn put(&self, pin: &Pinned<'_>, number: u64, queues: &Queues) {
         let Line(marker) = &self.of[pin.cpu().index()];
+        // Acquire: what was done with it in the list; partner: the store in `free`, perhaps on another CPU.
+        let is_free = !marker.queued.load(Ordering::Acquire) || mutant!("rcu-barrier-twice");
         // Relaxed: this CPU's own.
-        if marker.put.load(Ordering::Relaxed) != number {
+        if marker.put.load(Ordering::Relaxed) != number && is_free {
             queues.push(pin, marker.retire(&self.outstanding));
             // Release: that it is outstanding; partner: the load in `step`.
             marker.put.store(number, Ordering::Release);
@@ -121,8 +138,8 @@ impl<'d> Barrier<'d> {
         let markers = &*domain.markers;
         // Acquire: what the barrier before did; partner: the store in `step`. Relaxed: nothing is read.
         markers.busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        // Relaxed: published by the notice.
-        markers.outstanding.store(1, Ordering::Relaxed);
+        // Relaxed: published by the notice. Added: a marker of a barrier that has ended may be in a list, or on its way there.
+        markers.outstanding.fetch_add(1, Ordering::Relaxed);
         Some(Self { domain, number: domain.queues.close(), cpu: 0, closed: true })
     }
     /// Go on, and do this CPU's work. True at the end: then all is free that was retired before the barrier began.

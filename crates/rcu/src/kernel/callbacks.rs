@@ -109,9 +109,8 @@ impl Queues {
         mine.held.set(now);
         // Release: what was freed, or is with the orphans, before; partner: the load in `holds_nothing`.
         self.held.get(pin).store(now as u64, Ordering::Release);
-        if now < SOFT {
-            mine.relieve_at.set(SOFT);
-        }
+        // What it comes to from here on is a flood anew.
+        mine.relieve_at.set(mine.relieve_at.get().min(SOFT.max(now + STEP)));
     }
     pub(super) fn ask(&self, cpu: CpuId) {
         let Some(asked) = self.asked.of(cpu) else { return };
