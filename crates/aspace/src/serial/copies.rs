@@ -55,7 +55,13 @@ impl Serial {
         let child = Self::new(self.machine, self.protocol, ctx)?;
         let mut into = child.maps.0.write(ctx);
         // Known to the objects before it has anything of theirs, so that what is cut off from now on is cut off here.
+        let mut room = true;
         for (area, mapping) in parent.mappings.iter().filter(|(_, m)| !m.flags.contains(Flags::DONT_FORK)) {
+            // There may be more of them than what is kept back for a call that has begun.
+            room = !self.machine.frames.low();
+            if !room {
+                break;
+            }
             let mut mapping = mapping.clone();
             mapping.flags = mapping.flags.difference(Flags::LOCKED | Flags::ON_FAULT);
             if !mutant!("fork-unannounced") {
@@ -63,6 +69,11 @@ impl Serial {
                 let _ = into.mappings.announce(&mapping, area.len(), &ctx.pin());
             }
             into.mappings.insert(area, mapping, ctx);
+        }
+        if !room {
+            drop(into);
+            child.clear(ctx);
+            return Err(Error::NoMemory);
         }
         let mut taken = self.taken(ctx);
         // Faults fill and copy no private pages meanwhile. Relaxed, as they look at the gate under a lock that is taken after

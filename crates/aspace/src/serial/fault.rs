@@ -231,7 +231,8 @@ impl Serial {
             leaf.protect(at, rights);
             return Step::Done;
         }
-        if !self.is_gate_open() && !mutant!("bonsai-gate-open") {
+        // A copy would be for nothing.
+        if !self.is_gate_open() {
             return Step::Slow(Fault::Denied);
         }
         // The copy needs the old frame to stay: one more share.
@@ -239,10 +240,16 @@ impl Serial {
         drop(leaf);
         let policy = mapping.policy.get().or(*policy);
         match page::ensure(mapping, &policy, at, seen.offset, Some(&old), access, frames, ctx) {
-            Ok((new, rights)) => match self.replace(at, old, new, rights, alive, ctx) {
-                true => Step::Done,
-                false => Step::Again,
-            },
+            Ok((new, rights)) => {
+                pause!("bonsai-copy-made");
+                // Again: a copy that came between the pages that fork shares would be later for the child than what is stored
+                // after it.
+                let may = || alive() && (self.is_gate_open() || mutant!("bonsai-copy-in-fork"));
+                match self.replace(at, old, new, rights, may, ctx) {
+                    true => Step::Done,
+                    false => Step::Again,
+                }
+            }
             Err(fault) => {
                 frames.free(pin, old);
                 Step::Slow(fault)

@@ -185,6 +185,51 @@ fn r14_who_had_the_only_share_does_not_keep_it_through_a_fork() {
 }
 
 #[test]
+fn r13_no_copy_comes_between_the_pages_that_fork_shares() {
+    let sim = Sim::new(2, 256);
+    let space = two_leaves(sim);
+    let first = sim.cpus.on(0, |ctx| {
+        assert_eq!(sim.store(&*space, page(BASE), 1, &ctx), Ok(()));
+        let child = space.fork(&ctx).expect("there is memory");
+        // For this one there is something to flush.
+        assert_eq!(sim.store(&*space, page(OTHER), 1, &ctx), Ok(()));
+        child
+    });
+    let (stop, rest) = Stop::new(MOMENT);
+    let (stopped, done, early) = (AtomicBool::new(false), Arc::new(AtomicBool::new(false)), Arc::default());
+    let (seen, too_early): (_, Arc<AtomicBool>) = (done.clone(), Arc::clone(&early));
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
+        if !stopped.swap(true, Ordering::SeqCst) {
+            stop();
+            too_early.store(seen.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+    }));
+    let (children, child) = channel();
+    sim.cpus.on(0, |ctx| {
+        let there = space.clone();
+        let rest = Arc::new(rest);
+        let other = rest.clone();
+        pause::once_at("bonsai-copy-made", move || {
+            thread::spawn(move || {
+                sim.cpus.on(1, |ctx| {
+                    let _ = children.send(there.fork(&ctx).expect("there is memory"));
+                });
+            });
+            // Fork has shared the pages, and has not flushed.
+            other.stopped.lock().unwrap().recv_timeout(LONG).expect("fork comes to its flush");
+        });
+        assert_eq!(sim.store(&*space, page(BASE), 2, &ctx), Ok(()));
+        done.store(true, Ordering::SeqCst);
+        let _ = rest.done.lock().unwrap().send(());
+    });
+    let second = child.recv_timeout(LONG).expect("there was a fork during the fault");
+    *sim.on_flush.lock().unwrap() = None;
+    assert!(!early.load(Ordering::SeqCst), "a page was copied, and stored to, while fork was under way");
+    sim.cpus.on(0, |ctx| [first, second].iter().for_each(|child| child.clear(&ctx)));
+    end(sim, &*space);
+}
+
+#[test]
 fn r16_a_page_that_is_cut_off_stays_allocated_while_a_fault_has_it() {
     let sim = Sim::new(2, 256);
     let space = two_leaves(sim);

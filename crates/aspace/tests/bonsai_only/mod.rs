@@ -308,7 +308,12 @@ fn r13_no_store_is_lost_that_comes_between_fork_and_its_flush() {
     let (stop_fork, fork) = Stop::new(LONG);
     let (copying, copied) = channel::<()>();
     let (copying, copied) = (Mutex::new(copying), Mutex::new(copied));
-    *sim.on_flush.lock().unwrap() = Some(Arc::new(stop_fork));
+    let first = AtomicBool::new(true);
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
+        if first.swap(false, Ordering::SeqCst) {
+            stop_fork();
+        }
+    }));
     sim.cpus.run(|cpu, ctx| match cpu.index() {
         0 => *child.lock().unwrap() = Some(space.fork(&ctx).expect("there is memory")),
         1 => {
