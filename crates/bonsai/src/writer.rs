@@ -80,6 +80,8 @@ pub struct Writer<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> 
     tree: &'t Tree<S, V, D, M>,
     kept: SpinGuard<'t, Kept<S, V, M>>,
     context: D::Context<'c>,
+    /// It has reserved memory, which is for its updates alone.
+    reserved: bool,
 }
 
 /// An entry that was taken out of a tree, whose readers may still have it. It is retired when this is dropped.
@@ -124,7 +126,7 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         kept: SpinGuard<'t, Kept<S, V, M>>,
         context: D::Context<'c>,
     ) -> Self {
-        Self { tree, kept, context }
+        Self { tree, kept, context, reserved: false }
     }
     /// How many entries there are.
     pub fn len(&self) -> usize {
@@ -158,6 +160,8 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
     /// Take as much memory as `updates` updates may need, and as many replacements, so that they can't fail for want of it. What
     /// this writer has not used goes back when it is dropped, but for as much as the tree [keeps](Tree::keeping).
     pub fn reserve(&mut self, updates: usize, replacements: usize) -> Result<(), Error> {
+        self.purge();
+        self.reserved = true;
         // With the nodes that the updates may add.
         let each = most_nodes(height_bound(self.nodes() + updates));
         self.reserve_nodes(updates.saturating_mul(each).saturating_add(replacements))
@@ -207,9 +211,9 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         kept.counts.add(counts);
         Ok(())
     }
-    /// Take out what was given up before, as far as there is memory.
+    /// Take out what was given up before, as far as there is memory that isn't reserved.
     fn purge(&mut self) {
-        while self.kept.tombstones > 0 {
+        while !self.reserved && self.kept.tombstones > 0 {
             let buried = self.nodes_in_order(|x| x.entry().state() == State::Tombstone);
             let Some((key, entry)) = buried else { return };
             if self.unlink(key, State::Tombstone, &mut None).is_err() {
