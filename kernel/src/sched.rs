@@ -397,6 +397,10 @@ fn schedule() {
         realm::look(now);
     }
     if core::ptr::eq(&*next, &*me) {
+        // Relaxed: a hint; who is queued later tells this CPU of it if he is the first.
+        if rq.len.0.load(Ordering::Relaxed) > 0 && is_busy() {
+            others_wait();
+        }
         return;
     }
     // Relaxed, all: a hint; LEAVING is changed by this CPU only; this CPU's own.
@@ -526,8 +530,10 @@ pub fn yield_now() {
 /// Let others run first: those that resume their slices, or with `to_all` all that wait now.
 fn yield_from(me: &Task, must_leave: bool, to_all: bool) {
     let rq = mine();
-    // Relaxed: a hint; if something arrives later it will interrupt us, and ask again if it is not to wait.
+    // Relaxed, both: a hint; if something arrives later it will interrupt us, and ask again if it is not to wait. And this CPU's
+    // own.
     if !must_leave && rq.len.0.load(Ordering::Relaxed) == 0 {
+        rq.crowded.store(NOBODY, Ordering::Relaxed);
         return;
     }
     let s = &me.sched;
