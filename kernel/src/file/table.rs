@@ -264,6 +264,13 @@ impl Files {
         self.change(|_, held| held.counted(fd)).0.ok_or(Errno::EBADF)
     }
 
+    /// Whether the calling thread's process has this table still, and `fd` is `file` in it.
+    pub fn still_has(&self, fd: i32, file: &OpenFile) -> bool {
+        let held = self.files.lock();
+        let is = |fd| held.get(fd).is_some_and(|now| core::ptr::eq(now, file));
+        task::current().process.has_table(self.table()) && index(fd).is_ok_and(is)
+    }
+
     /// Close the descriptors `first..=last`, or, if `on_exec`, mark them to be closed on exec.
     pub fn close_range(&self, first: usize, last: usize, on_exec: bool) {
         let (taken, present) = self.change(|files, held| {

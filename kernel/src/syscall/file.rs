@@ -56,8 +56,8 @@ pub(super) fn lent(fd: i32) -> Result<Lent, Errno> {
     loop {
         let files = files();
         let found = files.lend(fd);
-        // One that was closed as the process got another table may be there.
-        if found.is_ok() || task::current().process.has_table(files.table()) {
+        // In a table that the process has no more others may have put what is found, or closed what isn't.
+        if task::current().process.has_table(files.table()) {
             return found;
         }
     }

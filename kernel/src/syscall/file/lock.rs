@@ -1,13 +1,11 @@
 //! `fcntl`'s locks on parts of files.
 
-use core::ptr;
-
 use linux_raw_sys::general as c;
 
 use super::files;
 use crate::{
     errno::{Errno, SysResult},
-    file::{OpenFile, Owner, Record},
+    file::{Files, OpenFile, Owner, Record},
     task, usercopy,
 };
 
@@ -52,8 +50,19 @@ fn range(file: &OpenFile, given: &Flock) -> Result<(u64, u64), Errno> {
 
 /// F_GETLK, F_SETLK, F_SETLKW and those of open files, on `file`, which is `fd`.
 pub fn record_lock(fd: i32, file: &OpenFile, command: u32, at: u64) -> SysResult {
+    loop {
+        let files = files();
+        let result = record_lock_of(&files, fd, file, command, at);
+        // The locks of a table that the process has no more are let go of by nobody.
+        if result != Err(Errno::EBADF) || task::current().process.has_table(files.table()) {
+            return result;
+        }
+    }
+}
+
+/// The same, as the process has these descriptors. EBADF if it has them no more, too.
+fn record_lock_of(files: &Files, fd: i32, file: &OpenFile, command: u32, at: u64) -> SysResult {
     let mut given: Flock = usercopy::read(at)?;
-    let files = files();
     let pid = task::current().process.pid;
     let of_file = matches!(command, c::F_OFD_GETLK | c::F_OFD_SETLK | c::F_OFD_SETLKW);
     if of_file && given.pid != 0 {
@@ -89,8 +98,8 @@ pub fn record_lock(fd: i32, file: &OpenFile, command: u32, at: u64) -> SysResult
     }
     if kind != c::F_UNLCK {
         records.lock(&record, matches!(command, c::F_SETLKW | c::F_OFD_SETLKW))?;
-        // If another thread closed the descriptor meanwhile, nothing would let go of the lock.
-        if !of_file && !files.get(fd).is_ok_and(|now| ptr::eq(&*now, file)) {
+        // If another thread closed the descriptor meanwhile, or replaced the table, nothing would let go of the lock.
+        if !of_file && !files.still_has(fd, file) {
             records.release(owner);
             return Err(Errno::EBADF);
         }
