@@ -36,8 +36,7 @@ const CASES: [Case; 4] = [
         arguments: ["map", "20"],
         planted: false,
         check: |traced| {
-            // Who takes it is inlined.
-            at_the_top(traced, TOP, "address space of PID 2: lock", "rwlock::acquire")
+            at_the_top(traced, TOP, "address space of PID 2: lock", "sync::rwlock::RwLock<..>::acquire")
         },
     },
     Case {
