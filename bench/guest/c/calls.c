@@ -26,6 +26,8 @@ static _Atomic unsigned long arrived[2];
 static unsigned long times, threads;
 static const char *mode;
 static int file;
+// Of this process alone: others may run the same.
+static char path[32];
 
 static int is(const char *name) { return strcmp(mode, name) == 0; }
 
@@ -37,7 +39,7 @@ static void meet(int where)
 
 static void call(const int ends[2])
 {
-    char byte = 7, path[64];
+    char byte = 7, text[64];
     struct stat about;
     struct sigaction action;
     sigset_t set;
@@ -51,9 +53,9 @@ static void call(const int ends[2])
         OK(pthread_sigmask(SIG_BLOCK, &set, NULL));
         OK(pthread_sigmask(SIG_UNBLOCK, &set, NULL));
     } else if (is("stat")) {
-        OK(stat("/tmp/calls", &about));
+        OK(stat(path, &about));
     } else if (is("open")) {
-        int fd = open("/tmp/calls", O_RDONLY);
+        int fd = open(path, O_RDONLY);
         CHECK(fd >= 0);
         OK(close(fd));
     } else if (is("fstat")) {
@@ -66,7 +68,7 @@ static void call(const int ends[2])
     } else if (is("kill")) {
         OK(kill(getpid(), 0));
     } else {
-        CHECK(is("cwd") && getcwd(path, sizeof path) == path);
+        CHECK(is("cwd") && getcwd(text, sizeof text) == text);
     }
 }
 
@@ -100,11 +102,12 @@ int main(int argc, char **argv)
     times = strtoul(argv[2], NULL, 10);
     threads = strtoul(argv[3], NULL, 10);
     CHECK(threads >= 1 && threads <= MOST);
-    file = open("/tmp/calls", O_RDWR | O_CREAT | O_TRUNC, 0600);
+    snprintf(path, sizeof path, "/tmp/calls.%d", (int)getpid());
+    file = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
     CHECK(file >= 0 && write(file, "calls", 5) == 5);
     for (unsigned long i = 0; i < threads; i++) CHECK(pthread_create(&all[i], NULL, thread, (void *)i) == 0);
     for (unsigned long i = 0; i < threads; i++) CHECK(pthread_join(all[i], NULL) == 0);
-    OK(unlink("/tmp/calls"));
+    OK(unlink(path));
     puts("calls: ok");
     return 0;
 }
