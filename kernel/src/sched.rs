@@ -528,6 +528,8 @@ pub fn yield_now() {
 }
 
 /// Let others run first: those that resume their slices, or with `to_all` all that wait now.
+#[cold]
+#[inline(never)]
 fn yield_from(me: &Task, must_leave: bool, to_all: bool) {
     let rq = mine();
     // Relaxed, both: a hint; if something arrives later it will interrupt us, and ask again if it is not to wait. And this CPU's
