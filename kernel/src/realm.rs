@@ -48,7 +48,10 @@ fn here() -> Pinned<'static> {
 /// Make it, if there are to be such address spaces. On the boot CPU, before there are others.
 pub fn init() {
     if options::get().design != Design::Locked {
-        let realm: &Realm = Box::leak(Box::new(Realm::new(cpu::count(), memory::frames(), wait)));
+        let mut realm = Box::new(Realm::new(cpu::count(), memory::frames(), wait));
+        // One word says of all that a CPU has to do on its way to user mode: it is looked at after each fault and call.
+        realm.sections_mut().tell(|cpu| STATES[cpu.index()].set_due());
+        let realm: &Realm = Box::leak(realm);
         realm.init();
         // Release: partner in `get`.
         REALM.store(core::ptr::from_ref(realm).cast_mut(), Ordering::Release);
@@ -131,7 +134,7 @@ pub fn set_due() {
 /// Whether this CPU has to do its regular work, or anybody has to drop what nobody names any more.
 #[inline]
 pub fn is_due() -> bool {
-    mine().is_due() || get().is_some_and(|realm| realm.has_dead() || grace::is_asked(realm))
+    mine().is_due() || get().is_some_and(Realm::has_dead)
 }
 
 /// A CPU's regular work. For a thread that is in no operation on an address space, holds nothing, and may sleep.

@@ -329,6 +329,10 @@ impl Realm {
     pub fn sections(&self) -> &rcu::kernel::Domain {
         &self.domains.rcu
     }
+    /// The same, before anything uses it.
+    pub fn sections_mut(&mut self) -> &mut rcu::kernel::Domain {
+        &mut self.domains.rcu
+    }
     /// This CPU has retired something: it is not [quiet](Self::is_quiet) until that is free.
     pub(crate) fn retires(&self, pin: &Pinned<'_>) {
         self.domains.retires(pin);

@@ -63,6 +63,8 @@ pub(super) struct Queues {
     held: PerCpu<AtomicU64>,
     /// Whether a CPU should do its work soon. Stored by that CPU and its interrupt handlers.
     asked: PerCpu<AtomicBool>,
+    /// Called when a CPU is asked.
+    tell: fn(CpuId),
     orphans: Line<SpinLock<Orphans>>,
     /// `2 * number of the last barrier + whether there are orphans`. Stored by who has their lock.
     notice: Line<AtomicU64>,
@@ -86,6 +88,7 @@ impl Queues {
             mine: PerCpu::new(cpus, make),
             held: PerCpu::new(cpus, |_| AtomicU64::new(0)),
             asked: PerCpu::new(cpus, |_| AtomicBool::new(false)),
+            tell: |_| (),
             orphans: Line(SpinLock::new(Orphans { list: List::EMPTY, closed: false })),
             notice: Line(AtomicU64::new(0)),
             hard: LEAST_HARD.max(cpus * SOFT),
@@ -112,12 +115,17 @@ impl Queues {
         // What it comes to from here on is a flood anew.
         mine.relieve_at.set(mine.relieve_at.get().min(SOFT.max(now + STEP)));
     }
+    pub(super) fn tell(&mut self, f: fn(CpuId)) {
+        self.tell = f;
+    }
     pub(super) fn ask(&self, cpu: CpuId) {
         let Some(asked) = self.asked.of(cpu) else { return };
         // Relaxed, here and below: for this CPU, which looks on its way.
         if !asked.load(Ordering::Relaxed) {
             asked.store(true, Ordering::Relaxed);
         }
+        // Also if it is asked already: it may have forgotten what it was told.
+        (self.tell)(cpu);
     }
     pub(super) fn is_asked(&self, pin: &Pinned<'_>) -> bool {
         self.asked.get(pin).load(Ordering::Relaxed)

@@ -341,6 +341,11 @@ impl Domain {
             self.queues.ask(cpu);
         }
     }
+    /// Have `f` called, by the CPU itself or its interrupt handler, each time when one [is asked](Self::is_asked): for who has more
+    /// to look at on a CPU's way, and wants one word for all.
+    pub fn tell(&mut self, f: fn(CpuId)) {
+        self.queues.tell(f);
+    }
     /// Whether this CPU was asked to come to [`Self::relieve`].
     #[inline]
     pub fn is_asked(&self, pin: &Pinned<'_>) -> bool {
