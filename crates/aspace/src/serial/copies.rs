@@ -71,6 +71,7 @@ impl Serial {
             into.mappings.insert(area, mapping, ctx);
         }
         if !room {
+            drop(parent);
             drop(into);
             child.clear(ctx);
             return Err(Error::NoMemory);

@@ -150,7 +150,11 @@ impl Serial {
         ctx: &Unpinned<'_>,
     ) {
         // An object hears that its pages are mapped no more when nobody translates to them any more.
-        while let Some((part, mapping)) = maps.mappings.announced(range) {
+        let mut from = range.start();
+        while let Some((part, mapping)) =
+            PageRange::new(from, range.end()).and_then(|rest| maps.mappings.announced(rest))
+        {
+            from = part.end();
             if mutant!("retract-before-flush") {
                 maps.mappings.retract(&mapping, part.len(), &ctx.pin());
             }
