@@ -1,5 +1,8 @@
 //! Planted faults: one build of each crate holds them all, a variable wakes one, and its tests must then fail.
 //!
+//! Cargo builds the programs of tests beforehand, as many at once as share their dependencies; each run then starts its program
+//! itself, in its package's folder as cargo would. Two run at a time: most are single threads, or wait for each other's.
+//!
 //! The lists `crates/mutants*.txt` have a line for each: `name | package | cargo test arguments | loom, shuttle or no`.
 //! The same tests must pass with all faults asleep, or a failure would say nothing. `kernel/mutants.txt` has those that a word
 //! on the kernel's command line wakes, and the guest programs that must notice.
@@ -7,6 +10,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -24,7 +28,8 @@ use crate::{
 
 /// Names the fault that is awake.
 const AWAKE: &str = "QUIRE_MUTANT";
-const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
+const BUILD_LIMIT: Duration = Duration::from_secs(15 * 60);
+const SOUND_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// A fault may make its tests hang; that is caught too.
 const RUN_LIMIT: Duration = Duration::from_secs(90);
 /// The same for a machine, in seconds.
@@ -36,9 +41,26 @@ const TRIES: u32 = 3;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Program {
     package: String,
-    arguments: Vec<String>,
+    /// `--test` and its name, or `--lib`.
+    target: Vec<String>,
+    /// Cargo's other arguments.
+    flags: Vec<String>,
     /// The `cfg` of the model checker that it runs under.
     under: Option<&'static str>,
+}
+
+/// Programs that one command builds.
+struct Batch<'a> {
+    flags: &'a [String],
+    under: Option<&'static str>,
+    programs: Vec<&'a Program>,
+}
+
+/// A program that is built, and the folder of its package.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Built {
+    file: PathBuf,
+    folder: PathBuf,
 }
 
 /// Some tests of a program, by parts of their names; all if there are none.
@@ -61,22 +83,33 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
         }
     }
     let suites: Vec<_> = programs.into_iter().map(|(program, tests)| Suite { program, tests }).collect();
+    let mut built = BTreeMap::new();
+    for build in Batch::all(suites.iter().map(|suite| &suite.program)) {
+        report.doing(&build.name());
+        match build.run()? {
+            Ok(programs) => built.extend(programs),
+            Err(why) => report.fail(&build.name(), &why),
+        }
+    }
+    let suites: Vec<_> =
+        suites.iter().filter_map(|suite| Some((suite, built.get(&suite.program)?))).collect();
     let (shared, mut sound) = (RefCell::new(report), BTreeMap::new());
-    // Those of a model checker are single threads.
     pool::in_order(
         suites.len(),
-        |i| suites[i].threads(),
+        |_| 1,
         |i| {
+            let (suite, built) = suites[i];
             let began = Instant::now();
-            let end = child::lines(&mut suites[i].command(), BUILD_LIMIT, |_| ())?;
+            let end = child::lines(&mut suite.command(built), SOUND_LIMIT, |_| ())?;
             Ok((end, began.elapsed()))
         },
-        |i| shared.borrow().doing(&suites[i].name()),
+        |i| shared.borrow().doing(&suites[i].0.name()),
         |i, (end, took)| {
+            let (suite, built) = suites[i];
             if end.success() {
-                sound.insert(&suites[i].program, took);
+                sound.insert(&suite.program, (built, took));
             } else {
-                let name = format!("{}: with all faults asleep", suites[i].name());
+                let name = format!("{}: with all faults asleep", suite.name());
                 shared.borrow_mut().fail(&name, &output::tail(&end));
             }
         },
@@ -85,8 +118,12 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
     let mut caught = 0;
     pool::in_order(
         mutants.len(),
-        |i| mutants[i].1.threads(),
-        |i| mutants[i].1.against(&mutants[i].0, sound[&mutants[i].1.program]),
+        |_| 1,
+        |i| {
+            let (fault, suite) = mutants[i];
+            let (built, usually) = sound[&suite.program];
+            suite.against(fault, built, usually)
+        },
         |i| shared.borrow().begin(i, mutants.len(), &mutants[i].0),
         |i, end| {
             let result = if end { Ok(()) } else { Err("the fault was not caught".to_owned()) };
@@ -135,26 +172,89 @@ fn of_kernel(line: &str) -> Result<(String, Case)> {
     Ok((name.to_owned(), case))
 }
 
-impl Suite {
+impl<'a> Batch<'a> {
+    /// The builds of all `programs`. Those under a model checker are built package by package: together they would be given the
+    /// features of each other's dependencies, and explore more than they are meant to.
+    fn all(programs: impl Iterator<Item = &'a Program>) -> Vec<Self> {
+        let mut builds = BTreeMap::<_, Vec<_>>::new();
+        for program in programs {
+            let Program { package, flags, under, .. } = program;
+            let alone = under.map(|_| package.as_str());
+            builds.entry((*under, flags.as_slice(), alone)).or_default().push(program);
+        }
+        builds.into_iter().map(|((under, flags, _), programs)| Self { flags, under, programs }).collect()
+    }
+
+    fn name(&self) -> String {
+        let packages: BTreeSet<_> = self.programs.iter().map(|program| program.package.as_str()).collect();
+        let packages: Vec<_> = packages.into_iter().collect();
+        format!("building {} {}", self.under.unwrap_or_default(), packages.join(" "))
+    }
+
     fn command(&self) -> Command {
-        let Program { package, arguments, under } = &self.program;
-        let mut command = under.map_or_else(|| cargo::command(host::target()), loom::under);
+        let mut command = self.under.map_or_else(|| cargo::command(host::target()), loom::under);
         host::quick(&mut command);
-        command.args(["test", "-p", package]).args(arguments).arg("--").args(&self.tests);
+        command.args(["test", "--no-run", "--message-format=json"]).args(self.flags);
+        let packages: BTreeSet<_> = self.programs.iter().map(|program| &program.package).collect();
+        let targets: BTreeSet<_> = self.programs.iter().map(|program| &program.target).collect();
+        command.args(packages.into_iter().flat_map(|package| ["-p", package]));
+        command.args(targets.into_iter().flatten());
         command
     }
 
-    /// Whether a test fails with this fault awake, in at most [`TRIES`] runs. Building its program and running its tests took
-    /// `usually` with none awake: a hang is something else than a slow host.
-    fn against(&self, fault: &str, usually: Duration) -> Result<bool> {
+    /// Where each program is; or what cargo says if it can't build them.
+    fn run(&self) -> Result<Result<BTreeMap<Program, Built>, String>> {
+        let end = child::capture(&mut self.command(), &[], BUILD_LIMIT)?;
+        if !end.success() {
+            return Ok(Err(format!("{}\n{}", end.ending(), String::from_utf8_lossy(&end.stderr))));
+        }
+        let built: Vec<_> = end.text().lines().filter_map(executable).collect();
+        let mut found = BTreeMap::new();
+        for program in &self.programs {
+            let of = |(target, built): &(Vec<String>, Built)| {
+                let folder = built.folder.file_name().unwrap_or_default().to_string_lossy();
+                *target == program.target && program.package == format!("quire-{folder}")
+            };
+            let Some((_, built)) = built.iter().find(|built| of(built)) else {
+                return Ok(Err(format!("there is no {} of {}", program.target.join(" "), program.package)));
+            };
+            found.insert((*program).clone(), built.clone());
+        }
+        Ok(Ok(found))
+    }
+}
+
+/// Which program of tests cargo says it has made, if that is what the line says.
+fn executable(line: &str) -> Option<(Vec<String>, Built)> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let file = PathBuf::from(message["executable"].as_str()?);
+    let folder = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
+    let target = match message["target"]["kind"][0].as_str()? {
+        "test" => vec!["--test".to_owned(), message["target"]["name"].as_str()?.to_owned()],
+        "lib" => vec!["--lib".to_owned()],
+        _ => return None,
+    };
+    Some((target, Built { file, folder }))
+}
+
+impl Suite {
+    fn command(&self, built: &Built) -> Command {
+        let mut command = Command::new(&built.file);
+        command.current_dir(&built.folder).env("CARGO_MANIFEST_DIR", &built.folder).args(&self.tests);
+        command
+    }
+
+    /// Whether a test fails with this fault awake, in at most [`TRIES`] runs. They took `usually` with none awake: a hang is
+    /// something else than a slow host.
+    fn against(&self, fault: &str, built: &Built, usually: Duration) -> Result<bool> {
         let failed = |line: &str| line.starts_with("test ") && line.ends_with("FAILED");
         for _ in 0..TRIES {
             let mut seen = false;
-            let end =
-                child::lines_until(self.command().env(AWAKE, fault), RUN_LIMIT.max(3 * usually), |line| {
-                    seen |= failed(line);
-                    seen
-                })?;
+            let mut command = self.command(built);
+            let end = child::lines_until(command.env(AWAKE, fault), RUN_LIMIT.max(3 * usually), |line| {
+                seen |= failed(line);
+                seen
+            })?;
             if seen || !end.success() {
                 return Ok(true);
             }
@@ -162,14 +262,10 @@ impl Suite {
         Ok(false)
     }
 
-    /// How many threads of the host it keeps busy.
-    fn threads(&self) -> usize {
-        if self.program.under.is_some() { 1 } else { pool::THREADS }
-    }
-
     fn name(&self) -> String {
+        let Program { package, target, under, .. } = &self.program;
         let tests: Vec<_> = self.tests.iter().map(String::as_str).collect();
-        format!("{} {} {}", self.program.package, self.program.arguments.join(" "), tests.join(" "))
+        format!("{} {package} {} {}", under.unwrap_or_default(), target.join(" "), tests.join(" "))
     }
 }
 
@@ -203,13 +299,14 @@ fn entry(line: &str) -> Result<(String, Suite)> {
     };
     let words: Vec<_> = arguments.split_whitespace().map(str::to_owned).collect();
     // What follows the name of a program of tests, or `--`, are names of tests.
-    let named = words.iter().position(|word| word == "--test").map(|i| i + 2);
-    let lib = || words.iter().position(|word| word == "--lib").map(|i| i + 1);
-    let Some(end) = named.or_else(lib).filter(|end| *end <= words.len()) else {
+    let named = words.iter().position(|word| word == "--test").map(|i| (i, i + 2));
+    let lib = || words.iter().position(|word| word == "--lib").map(|i| (i, i + 1));
+    let Some((begin, end)) = named.or_else(lib).filter(|(_, end)| *end <= words.len()) else {
         bail!("no program of tests: {line}")
     };
     let tests = words[end..].iter().filter(|word| *word != "--").cloned().collect();
-    let program = Program { package: package.to_owned(), arguments: words[..end].to_vec(), under };
+    let (flags, target) = (words[..begin].to_vec(), words[begin..end].to_vec());
+    let program = Program { package: package.to_owned(), target, flags, under };
     Ok((name.to_owned(), Suite { program, tests }))
 }
 
@@ -217,21 +314,61 @@ fn entry(line: &str) -> Result<(String, Suite)> {
 mod tests {
     use super::*;
 
+    fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
+        words.map(str::to_owned).to_vec()
+    }
+
     #[test]
     fn a_line_names_a_fault_and_its_tests() {
         let (name, suite) = entry("drop-ipi | quire-tlb | --test gather -- stale | no").unwrap();
         assert_eq!(name, "drop-ipi");
-        let arguments = ["--test", "gather"].map(str::to_owned).to_vec();
-        let program = Program { package: "quire-tlb".into(), arguments, under: None };
+        let target = words(["--test", "gather"]);
+        let program = Program { package: "quire-tlb".into(), target, flags: vec![], under: None };
         assert_eq!(suite, Suite { program, tests: ["stale".to_owned()].into() });
-        let arguments: Vec<_> =
-            suite.command().get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-        assert!(arguments.ends_with(&["--test", "gather", "--", "stale"].map(str::to_owned)));
+        let built = Built { file: "/t/gather-1".into(), folder: "/w/crates/tlb".into() };
+        let command = suite.command(&built);
+        assert_eq!(
+            (command.get_program(), command.get_args().collect::<Vec<_>>()),
+            ("/t/gather-1".as_ref(), vec!["stale".as_ref()])
+        );
+        assert_eq!(command.get_current_dir(), Some(built.folder.as_path()));
         assert_eq!(entry("a | b | --lib c | shuttle").unwrap().1.program.under, Some("shuttle"));
         assert!(entry("a | b | c | no").is_err());
         assert!(entry("a | b | --test").is_err());
         assert!(entry("a | b | --lib c").is_err());
         assert!(entry("a | b | --lib c | perhaps").is_err());
+    }
+
+    #[test]
+    fn programs_are_built_together_but_for_those_of_model_checkers() {
+        let lines = [
+            "x | quire-tlb | --features mutants --test gather -- stale | no",
+            "x | quire-radix | --features mutants --test map | no",
+            "x | quire-tlb | --release --features mutants --test loom a | yes",
+            "x | quire-radix | --release --features mutants --test loom b | yes",
+            "x | quire-radix | --release --features mutants --lib c | yes",
+            "x | quire-radix | --release --features mutants --test shuttle c | shuttle",
+        ];
+        let programs: Vec<_> = lines.iter().map(|line| entry(line).unwrap().1.program).collect();
+        let builds = Batch::all(programs.iter());
+        let names: Vec<_> = builds.iter().map(|build| build.name()).collect();
+        let alone = ["loom quire-radix", "loom quire-tlb", "shuttle quire-radix"];
+        assert_eq!(names[0], "building  quire-radix quire-tlb");
+        assert_eq!(names[1..], alone.map(|name| format!("building {name}")));
+        let arguments: Vec<_> = builds[1].command().get_args().map(|word| word.to_owned()).collect();
+        let rest = ["--release", "--features", "mutants", "-p", "quire-radix", "--lib", "--test", "loom"];
+        assert!(arguments.ends_with(&rest.map(Into::into)), "{arguments:?}");
+    }
+
+    #[test]
+    fn cargo_says_what_it_has_made() {
+        let line = r#"{"reason":"compiler-artifact","manifest_path":"/w/crates/tlb/Cargo.toml",
+            "target":{"kind":["test"],"name":"gather"},"executable":"/t/gather-1"}"#;
+        let built = Built { file: "/t/gather-1".into(), folder: "/w/crates/tlb".into() };
+        assert_eq!(executable(line), Some((words(["--test", "gather"]), built)));
+        let library = line.replace(r#""/t/gather-1""#, "null");
+        assert_eq!(executable(&library), None);
+        assert_eq!(executable("   Compiling quire-tlb"), None);
     }
 
     #[test]

@@ -175,7 +175,7 @@ fn a_page_that_moves_keeps_what_siblings_store_to_it() {
             while moved < MOVES {
                 // There is something to lose.
                 while stores.load(Ordering::Relaxed) == last && !failed.load(Ordering::Relaxed) {
-                    thread::yield_now();
+                    machine::relax();
                 }
                 last = stores.load(Ordering::Relaxed);
                 if failed.load(Ordering::Relaxed) {

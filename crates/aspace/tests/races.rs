@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use addr::Prot;
 use aspace::{Access, AddressSpace, Advice, Fault, Limits, Lock, Placement, RemapTo};
-use machine::{Pages, RW, Sim, anonymous, object, page, range};
+use machine::{Pages, RW, Sim, anonymous, object, page, range, relax};
 use owned::Use;
 use percpu::{CpuId, Unpinned};
 
@@ -41,7 +41,7 @@ impl Meeting {
         let late = Instant::now() + Duration::from_secs(10);
         while self.0.load(Ordering::SeqCst) < 2 * nth {
             assert!(Instant::now() < late, "the other CPU does not come");
-            std::thread::yield_now();
+            relax();
         }
     }
 }

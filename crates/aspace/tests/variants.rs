@@ -14,7 +14,7 @@ use std::{
 
 use addr::Prot;
 use aspace::{Access, AddressSpace, Fault, Flush, Placement, Serial, Variant, Wait};
-use machine::{Pages, RW, Random, Sim, anonymous, object, page, range, storm};
+use machine::{Pages, RW, Random, Sim, anonymous, object, page, range, relax, storm};
 use owned::Use;
 use percpu::Unpinned;
 
@@ -58,7 +58,7 @@ fn one_after_the_other(
         let late = Instant::now() + LONG;
         while turn.load(Ordering::SeqCst) < n {
             assert!(Instant::now() < late, "the other CPU does not come");
-            thread::yield_now();
+            relax();
         }
     };
     sim.cpus.run(|cpu, ctx| match cpu.index() {
@@ -154,7 +154,7 @@ fn faults_that_wait_for_a_change_are_let_in_together() {
                 let late = Instant::now() + LONG;
                 while inside.load(Ordering::SeqCst) < 2 {
                     assert!(Instant::now() < late, "the other fault is not let in");
-                    thread::yield_now();
+                    relax();
                 }
             }));
             pages

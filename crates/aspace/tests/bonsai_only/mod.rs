@@ -73,12 +73,17 @@ impl Stop {
         };
         (stop, Self { stopped: Mutex::new(sees), done: Mutex::new(done) })
     }
-    /// Do `f` while the other CPU is stopped.
+    /// Do `f` while the other CPU is stopped. That one goes on even if `f` fails.
     fn meanwhile<R>(&self, f: impl FnOnce() -> R) -> R {
+        struct Done<'a>(&'a Stop);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                let _ = self.0.done.lock().map(|done| done.send(()));
+            }
+        }
         self.stopped.lock().unwrap().recv_timeout(LONG).expect("the other CPU stops");
-        let result = f();
-        let _ = self.done.lock().unwrap().send(());
-        result
+        let _done = Done(self);
+        f()
     }
 }
 

@@ -101,8 +101,8 @@ pub struct Sim {
 /// Whether a thread has failed. It may have had slots locked, for which others would wait for ever.
 static FAILED: AtomicBool = AtomicBool::new(false);
 
-/// Wait a little for another CPU.
-fn relax() {
+/// Wait a little for another CPU; not any longer once one has failed.
+pub fn relax() {
     std::thread::yield_now();
     let failing = std::thread::panicking();
     assert!(failing || !FAILED.load(Ordering::Relaxed), "another CPU has failed");
