@@ -382,6 +382,8 @@ pub fn online() -> CpuSet {
 
 /// Pick the next thread and switch to it. Interrupts are off; the caller has put its own state in order.
 fn schedule() {
+    // Whoever is pinned may have a section, which the switch would say is over.
+    assert!(cpu::preempt_count() == 0, "a pinned thread gives way");
     let rq = mine();
     let here = cpu::id();
     let me = task::current();

@@ -51,6 +51,8 @@ pub unsafe trait Host: Sync {
     fn enter_pinned(&self) -> CpuId;
     /// Undo one `enter_pinned`.
     fn leave_pinned(&self);
+    /// How many of the calling thread's `enter_pinned` are not undone.
+    fn pins(&self) -> usize;
     /// How to end this thread's `park`: a wake before the park makes the next park return at once.
     fn waker(&self) -> Waker;
     /// Sleep until woken; may also return for no reason, so callers loop on their condition.
@@ -69,9 +71,15 @@ impl Pinned<'_> {
     ///
     /// # Safety
     /// The calling thread is on `cpu` and can't migrate or be preempted by another thread that pins itself to `cpu`,
-    /// for as long as the value lives; and this isn't an interrupt handler.
+    /// for as long as the value lives; and this isn't an interrupt handler. Whoever borrows it mutably, to show that nothing borrows
+    /// a pin of the thread, has no other.
     pub const unsafe fn assume(cpu: CpuId) -> Pinned<'static> {
         Pinned { cpu, host: None, _thread: PhantomData }
+    }
+    /// Whether the thread holds no other that its host knows of: then what borrows one of the thread's pins borrows this. One that
+    /// was [assumed](Self::assume) is taken for the only one.
+    pub fn is_only(&self) -> bool {
+        self.host.is_none_or(|host| host.pins() == 1)
     }
     /// The CPU that this thread is on.
     pub fn cpu(&self) -> CpuId {

@@ -179,6 +179,9 @@ unsafe impl Host for Machine {
             self.taken[cpu.index()].store(false, Ordering::Release);
         }
     }
+    fn pins(&self) -> usize {
+        PINS.with(|p| p.get())
+    }
     fn waker(&self) -> Waker {
         Waker::from(Arc::new(Unpark(thread::current())))
     }

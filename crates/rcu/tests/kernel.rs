@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned, testing::Machine};
+use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned, Unpinned, testing::Machine};
 use proptest::prelude::*;
 use rcu::{
     Head, Retired,
@@ -41,6 +41,42 @@ fn ticks(domain: &Domain, cpus: usize, rounds: usize) {
     for _ in 0..rounds {
         (0..cpus).for_each(|cpu| _ = domain.tick(&mut pin(cpu)));
     }
+}
+
+/// On a machine of one CPU, which has a section open.
+fn in_a_section(f: impl FnOnce(&Domain, &Unpinned<'_>)) {
+    let (machine, domain) = (Machine::new(1), Domain::new(1));
+    machine.on(0, |ctx| {
+        domain.idle_exit(&mut ctx.pin());
+        let reader = ctx.pin();
+        let section = domain.read(&reader);
+        f(&domain, &ctx);
+        drop(section);
+    });
+}
+
+#[test]
+#[should_panic(expected = "another pin")]
+fn a_thread_does_not_wait_for_its_own_section() {
+    in_a_section(|domain, ctx| domain.synchronize(ctx));
+}
+
+#[test]
+#[should_panic(expected = "another pin")]
+fn a_thread_does_not_hurry_its_own_section() {
+    in_a_section(|domain, ctx| domain.synchronize_expedited(ctx, |_| ()));
+}
+
+#[test]
+#[should_panic(expected = "another pin")]
+fn a_thread_does_not_wait_for_what_its_own_section_delays() {
+    in_a_section(|domain, ctx| domain.barrier(ctx, || ()));
+}
+
+#[test]
+#[should_panic(expected = "another pin")]
+fn a_thread_does_not_idle_in_its_own_section() {
+    in_a_section(|domain, ctx| _ = domain.idle_enter(&mut ctx.pin()));
 }
 
 #[test]

@@ -97,6 +97,9 @@ unsafe impl Host for Counted<'_> {
     fn leave_pinned(&self) {
         self.machine.leave_pinned();
     }
+    fn pins(&self) -> usize {
+        self.machine.pins()
+    }
     fn waker(&self) -> Waker {
         let waker = self.machine.waker();
         if let Some(kept) = self.kept {

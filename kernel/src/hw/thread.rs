@@ -232,6 +232,9 @@ unsafe impl Host for Kernel {
     fn leave_pinned(&self) {
         cpu::preempt_dec();
     }
+    fn pins(&self) -> usize {
+        cpu::preempt_count() as usize
+    }
     fn waker(&self) -> Waker {
         Waker::from(current().arc())
     }

@@ -56,7 +56,9 @@
 //!   node above, acquires; each node's bits are cleared by read-modify-writes, so the last has them all, and `done` carries them to
 //!   who frees x: R's loads come before.
 //!
-//! A section lasts until its guard is dropped, and a report takes `&mut Pinned`, which no guard of that pin survives.
+//! A section lasts until its guard is dropped, and a report takes `&mut Pinned`, which no guard of that pin survives. A guard of
+//! another pin would: so a report panics if its thread has pinned itself twice. Waits report, so they panic too, instead of
+//! ending beside a section that their own thread has open.
 //!
 //! **Why every period ends.** Who reads `gp` with Acquire finds the nodes of that period, so no report is lost to an old tag; what K1
 //! drops is said again with the next number. Who wants a period, and who ends one, each says so before the fence O12 and looks for the
@@ -192,14 +194,21 @@ impl Domain {
         self.places.enter(pin);
         Guard { pin, domain: self }
     }
-    /// This CPU is in no section: `pin` is borrowed by none.
+    /// This CPU is in no section: `pin` is borrowed by none, and the thread has no other. Panics if it has.
     #[inline]
     #[track_caller]
     pub fn qs(&self, pin: &mut Pinned<'_>) {
-        self.places.assert_none(pin);
+        self.assert_none(pin);
         if self.periods.is_awake(pin) {
             self.periods.qs(pin);
         }
+    }
+    /// A section borrows a pin, so none is open if `pin`, which nothing borrows, is the only one.
+    #[inline]
+    #[track_caller]
+    fn assert_none(&self, pin: &mut Pinned<'_>) {
+        assert!(pin.is_only() || mutant!("rcu-second-pin"), "a thread with another pin may be in a section");
+        self.places.assert_none(pin);
     }
     /// As [`Self::qs`], for an interrupt handler on `cpu`.
     ///
@@ -213,7 +222,7 @@ impl Domain {
     /// objects that are still there, for which it must go on to [`Self::tick`] now and then.
     #[track_caller]
     pub fn idle_enter(&self, pin: &mut Pinned<'_>) -> bool {
-        self.places.assert_none(pin);
+        self.assert_none(pin);
         self.periods.idle_enter(pin);
         self.pending(pin) > 0
     }
