@@ -1,8 +1,10 @@
 //! Grace periods: where CPUs are quiescent, and what waits. The domain is the realm's ([`realm`]); `rcu::kernel` has the argument.
 //!
 //! A CPU says that it is in no section when it switches threads, when its slice has ended (its tick), and when it is interrupted
-//! in user mode because a period is hurried. If that interrupt comes in the kernel it says so at the next of these places, or on the way
-//! to user mode. While it halts others find it idle.
+//! because a period is hurried. Whoever has a section is pinned, and the CPU counts pins: so if that interrupt comes in the kernel, and
+//! there is no pin, it says so there; else when the thread gives up its last. While a CPU halts others find it idle.
+//!
+//! Here CPUs are also named by pins that are not counted, to report, or to look. No section borrows one of these.
 //!
 //! What is retired waits for a tick or two. A thread whose CPU holds much of that hurries a period on its way to user mode, and if all
 //! hold too much it stays there until its CPU has freed what it holds: it holds no lock there.
@@ -25,6 +27,8 @@ use crate::{
 const STALL: u64 = 21_000_000_000;
 /// How often who waits for a period looks, in ns.
 const LOOK: u64 = sched::SLICE / 8;
+/// For how long who hurries one looks before that, in ns: some round trips of an interrupt.
+const MOMENT: u64 = 50_000;
 
 /// Whose sections and periods they are, if there is a realm.
 pub fn domain() -> Option<&'static Domain> {
@@ -49,15 +53,19 @@ pub fn quiescent_point() {
     on_switch();
 }
 
-/// The reschedule interrupt, which may be a [`kick`]; it came in user mode, or not.
-pub fn on_kick(user: bool) {
+/// The reschedule interrupt, which may be a [`kick`].
+pub fn on_kick() {
     let Some(domain) = domain() else { return };
-    if user {
-        // SAFETY: as it says.
-        unsafe { domain.qs_interrupted(cpu::id()) };
-    } else {
-        domain.ask(cpu::id());
+    // SAFETY: of the handler. Sections borrow pins that are counted, of the thread that was interrupted; in user mode there is none.
+    if unsafe { domain.qs_interrupted(cpu::id(), cpu::preempt_count() > 0) } {
+        cpu::set_awaited();
     }
+}
+
+/// The thread has given up its last pin, and a period that is hurried waited for that.
+#[cold]
+pub fn on_unpinned() {
+    on_switch();
 }
 
 fn kick(cpus: &CpuSet) {
@@ -109,8 +117,22 @@ pub fn synchronize(domain: &Domain) {
     fence(Ordering::SeqCst);
 }
 
-/// The same for who can't wait so long: CPUs that run are interrupted.
+/// The same for who can't wait so long: CPUs that run are interrupted. So it takes a moment, unless one of them keeps a pin for
+/// longer, or has interrupts off: then the caller sleeps.
 pub fn synchronize_expedited(domain: &Domain) {
-    domain.synchronize_expedited(&task::unpinned(), kick);
+    domain.synchronize_expedited(&task::unpinned(), kick, relax(domain));
     fence(Ordering::SeqCst);
+}
+
+/// What who hurries a period does in between.
+fn relax(domain: &Domain) -> impl FnMut() {
+    let begin = timer::now();
+    move || {
+        if timer::now() - begin < timers::length(MOMENT) {
+            cpu::pause();
+        } else {
+            rest();
+            tell(domain);
+        }
+    }
 }

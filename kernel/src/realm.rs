@@ -12,7 +12,7 @@
 //!
 //! So what an unmapping leaves behind is collected some tens of milliseconds later. When memory is short that is too late:
 //! then calls, and faults that found no frame, first have all running CPUs do turn by turn what they do at ends of slices.
-#![allow(unsafe_code)] // says that this thread stays where it is
+#![allow(unsafe_code)] // hands out the realm, which is leaked
 
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -40,9 +40,9 @@ const PATIENCE: u64 = 20_000_000;
 
 static REALM: AtomicPtr<Realm> = AtomicPtr::new(core::ptr::null_mut());
 
+/// This CPU, in a way that interrupts know of: what is disposed of may have sections.
 fn here() -> Pinned<'static> {
-    // SAFETY: a thread in the kernel isn't preempted, the callers are no interrupt handlers, and none sleeps meanwhile.
-    unsafe { Pinned::assume(cpu::id()) }
+    task::pinned()
 }
 
 /// Make it, if there are to be such address spaces. On the boot CPU, before there are others.

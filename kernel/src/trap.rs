@@ -66,7 +66,7 @@ fn interrupt(frame: &TrapFrame, vector: u8) {
         apic::VECTOR_RESCHED => {
             apic::eoi();
             sched::on_kick();
-            grace::on_kick(frame.is_user());
+            grace::on_kick();
         }
         apic::VECTOR_FLUSH => {
             apic::eoi();

@@ -64,7 +64,7 @@ fn a_thread_does_not_wait_for_its_own_section() {
 #[test]
 #[should_panic(expected = "another pin")]
 fn a_thread_does_not_hurry_its_own_section() {
-    in_a_section(|domain, ctx| domain.synchronize_expedited(ctx, |_| ()));
+    in_a_section(|domain, ctx| domain.synchronize_expedited(ctx, |_| (), || ()));
 }
 
 #[test]
@@ -220,33 +220,18 @@ fn who_was_kicked_is_told_once_and_nobody_else_is() {
     assert_eq!(told, (0..30).filter(|cpu| ![3, 7].contains(cpu)).collect::<Vec<_>>());
     for cpu in told {
         assert!(!domain.poll(need));
-        assert!(!domain.is_asked(&pin(cpu)));
-        // Half of them were in the kernel, and come by later.
+        // SAFETY: no section is open anywhere.
+        let interrupted = |pinned| unsafe { domain.qs_interrupted(CpuId::new(cpu).unwrap(), pinned) };
+        // Half of them are in a section, and report behind it.
         if cpu % 2 == 0 {
-            domain.ask(CpuId::new(cpu).unwrap());
-            assert!(domain.is_asked(&pin(cpu)));
-            domain.relieve_nothing(cpu);
-            assert!(!domain.is_asked(&pin(cpu)));
+            assert!(interrupted(true));
+            domain.qs(&mut pin(cpu));
         } else {
-            // SAFETY: no section is open anywhere.
-            unsafe { domain.qs_interrupted(CpuId::new(cpu).unwrap()) };
+            assert!(!interrupted(false));
         }
-        domain.ask(CpuId::new(cpu).unwrap());
-        assert!(!domain.is_asked(&pin(cpu)), "it has reported");
+        assert!(!interrupted(true), "it has reported");
     }
     assert!(domain.poll(need));
-}
-
-/// What a CPU does that was asked.
-trait Attend {
-    fn relieve_nothing(&self, cpu: usize);
-}
-
-impl Attend for Domain {
-    fn relieve_nothing(&self, cpu: usize) {
-        Machine::new(MAX_CPUS)
-            .on(cpu, |ctx| self.relieve(&ctx, |_| panic!("no flood"), || panic!("no wait")));
-    }
 }
 
 #[test]

@@ -347,6 +347,46 @@ fn a_hurried_period_waits_for_sections() {
     });
 }
 
+/// As above, and the other CPU reports nowhere but where the interrupt finds it: before, in or after a section, which it leaves with
+/// the report in that case.
+#[test]
+fn a_hurried_period_ends_with_the_section_that_it_interrupts() {
+    explore("a hurried period that interrupts a section", None, || {
+        let sim = Sim::new(2, 2);
+        let told = Arc::new(AtomicUsize::new(0));
+        // The interrupt, if it has been sent and was not served. Acquire: as it comes after what it is sent for. SAFETY: as it says.
+        let interrupt = |sim: &Sim, told: &AtomicUsize, pinned| {
+            told.compare_exchange(1, 2, Ordering::Acquire, Ordering::Relaxed).is_ok()
+                && unsafe { sim.domain.qs_interrupted(pin(1).cpu(), pinned) }
+        };
+        let (other, kicked) = (sim.clone(), told.clone());
+        let reader = thread::spawn(move || {
+            for _ in 0..2 {
+                let mut pin = pin(1);
+                let section = other.domain.read(&pin);
+                // Acquire: partner in `replace`.
+                let at = other.current.load(Ordering::Acquire);
+                let awaited = interrupt(&other, &kicked, true);
+                other.cells[at].with(|_| ());
+                drop(section);
+                if awaited {
+                    other.domain.qs(&mut pin);
+                }
+                assert!(!interrupt(&other, &kicked, false));
+            }
+        });
+        let (domain, updater) = (&sim.domain, &mut pin(0));
+        sim.unlink();
+        let need = domain.snap();
+        domain.request(need);
+        domain.hurry(updater, |_| told.store(1, Ordering::Release));
+        sim.free_after(need);
+        reader.join().expect("the reader went well");
+        assert!(!interrupt(&sim, &told, false));
+        assert!(domain.poll(need), "the period waits for a CPU that was interrupted");
+    });
+}
+
 fn updater_cpu() -> CpuId {
     pin(0).cpu()
 }

@@ -23,6 +23,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a grace period waits for a section", waits_for_a_section),
     ("idle CPUs delay no grace period", idle_cpus_delay_nothing),
     ("a hurried grace period interrupts each running CPU once", hurries_once),
+    ("a hurried grace period waits for a pin, and not spinning", hurries_asleep),
     ("a barrier waits for what all CPUs have retired", barrier_waits),
     ("a flood of retired objects is held back", flood_is_held_back),
 ];
@@ -98,18 +99,17 @@ fn idle_cpus_delay_nothing() -> Result<(), String> {
 
 fn hurries_once() -> Result<(), String> {
     let domain = the_domain()?;
-    let realm = realm::get().ok_or("there is no realm")?;
     let (stop, running) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let test = || {
         for cpu in others() {
             let (stop, running) = (stop.clone(), running.clone());
             start_on(cpu, move || {
                 running.fetch_add(1, Ordering::Release);
-                // It reports if it is asked to, and not otherwise.
+                // As in a long call: it reports nowhere, and is pinned half of the time.
                 while !stop.load(Ordering::Relaxed) {
-                    if super::is_asked(realm) {
-                        super::attend(realm);
-                    }
+                    let pin = task::pinned();
+                    cpu::pause();
+                    drop(pin);
                     cpu::pause();
                 }
             })?;
@@ -118,10 +118,11 @@ fn hurries_once() -> Result<(), String> {
         await_count(&running, others, 60)?;
         super::synchronize_expedited(domain);
         let (kicks, periods) = (AtomicU64::new(0), domain.periods());
-        domain.synchronize_expedited(&task::unpinned(), |cpus| {
+        let kick = |cpus: &CpuSet| {
             kicks.fetch_add(cpus.len() as u64, Ordering::Relaxed);
             super::kick(cpus);
-        });
+        };
+        domain.synchronize_expedited(&task::unpinned(), kick, super::relax(domain));
         let (kicks, periods) = (kicks.into_inner(), domain.periods() - periods);
         if periods > 0 && kicks == periods * others {
             Ok(())
@@ -134,6 +135,32 @@ fn hurries_once() -> Result<(), String> {
         // Else this thread couldn't go back.
         stop.store(true, Ordering::Relaxed);
         result
+    })
+}
+
+/// One thread pinned on CPU 1 for as long as [`LONG`], and others on this one, which get it meanwhile.
+fn hurries_asleep() -> Result<(), String> {
+    let domain = the_domain()?;
+    let (at, turns) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    section(domain, &at)?;
+    if at.load(Ordering::Relaxed) == 2 {
+        return Ok(());
+    }
+    sched::on_cpu(CpuId::default(), || {
+        let (there, over) = (turns.clone(), at.clone());
+        start_on(CpuId::default(), move || {
+            // Acquire: partner of the section's end.
+            while over.load(Ordering::Acquire) != 2 {
+                there.fetch_add(1, Ordering::Relaxed);
+                sched::yield_now();
+            }
+        })?;
+        super::synchronize_expedited(domain);
+        match (at.load(Ordering::Acquire), turns.load(Ordering::Relaxed)) {
+            (2, 1..) => Ok(()),
+            (2, 0) => Err("it has kept its CPU".into()),
+            _ => Err("the section was not over".into()),
+        }
     })
 }
 

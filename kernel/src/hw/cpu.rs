@@ -136,6 +136,8 @@ pub struct Local {
     id: u32,
     preempt: u32,
     task: *const (),
+    /// A hurried grace period waits for the thread to hold no pin.
+    awaited: u32,
     /// Used by the CPU on entry from user mode: `rsp0`.
     pub(super) tss: Tss,
     pub(super) gdt: [u64; super::gdt::ENTRIES],
@@ -159,6 +161,7 @@ static LOCALS: Locals = Locals(
             id: 0,
             preempt: 0,
             task: core::ptr::null(),
+            awaited: 0,
             tss: Tss::new(),
             gdt: super::gdt::TEMPLATE,
         })
@@ -248,6 +251,34 @@ pub fn preempt_inc() {
 pub fn preempt_dec() {
     // SAFETY: as in `preempt_inc`.
     unsafe { asm!("dec dword ptr gs:[{}]", const offset_of!(Local, preempt), options(nostack)) }
+}
+
+/// Have [`take_awaited`] say so once the current thread holds no pin. Of an interrupt handler.
+pub fn set_awaited() {
+    // SAFETY: a word of this CPU's.
+    unsafe {
+        asm!("mov dword ptr gs:[{}], 1", const offset_of!(Local, awaited), options(nostack, preserves_flags))
+    }
+}
+
+/// Whether somebody waits for the current thread to hold no pin, and it holds none: to be asked after each
+/// [`preempt_dec`]. An interrupt before that finds a pin; one after it finds none, and need not ask.
+#[inline]
+pub fn take_awaited() -> bool {
+    let n: u32;
+    // SAFETY: a word of this CPU's.
+    unsafe {
+        asm!("mov {:e}, gs:[{}]", out(reg) n, const offset_of!(Local, awaited),
+             options(nostack, preserves_flags, readonly));
+    }
+    if n == 0 || preempt_count() > 0 {
+        return false;
+    }
+    // SAFETY: as above. What an interrupt asks for meanwhile, with no pin held, it does itself.
+    unsafe {
+        asm!("mov dword ptr gs:[{}], 0", const offset_of!(Local, awaited), options(nostack, preserves_flags))
+    }
+    true
 }
 
 /// How many times the current thread is pinned.

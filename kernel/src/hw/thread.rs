@@ -231,6 +231,9 @@ unsafe impl Host for Kernel {
     }
     fn leave_pinned(&self) {
         cpu::preempt_dec();
+        if cpu::take_awaited() {
+            crate::grace::on_unpinned();
+        }
     }
     fn pins(&self) -> usize {
         cpu::preempt_count() as usize

@@ -61,7 +61,7 @@ pub(super) struct Queues {
     mine: PerCpu<Mine>,
     /// Bytes that each CPU holds. Stored by that CPU; nobody else looks, but barriers, and who holds much himself.
     held: PerCpu<AtomicU64>,
-    /// Whether a CPU should do its work soon. Stored by that CPU and its interrupt handlers.
+    /// Whether a CPU should do its work soon. Stored by that CPU.
     asked: PerCpu<AtomicBool>,
     /// Called when a CPU is asked.
     tell: fn(CpuId),
@@ -118,7 +118,7 @@ impl Queues {
     pub(super) fn tell(&mut self, f: fn(CpuId)) {
         self.tell = f;
     }
-    pub(super) fn ask(&self, cpu: CpuId) {
+    fn ask(&self, cpu: CpuId) {
         let Some(asked) = self.asked.of(cpu) else { return };
         // Relaxed, here and below: for this CPU, which looks on its way.
         if !asked.load(Ordering::Relaxed) {
@@ -130,7 +130,6 @@ impl Queues {
     pub(super) fn is_asked(&self, pin: &Pinned<'_>) -> bool {
         self.asked.get(pin).load(Ordering::Relaxed)
     }
-    /// To be called before a report: who asks meanwhile needs no more than that.
     pub(super) fn take_asked(&self, pin: &Pinned<'_>) {
         if self.is_asked(pin) {
             self.asked.get(pin).store(false, Ordering::Relaxed);

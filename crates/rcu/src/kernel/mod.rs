@@ -34,9 +34,9 @@
 //!   others' lines are read. CPUs that are *offline*, as all are in the beginning, owe nothing; each first wakes behind the
 //!   driver's lock.
 //! * **K3** *Callbacks stay on their CPU*, in lists that nobody else touches, until they are freed or [handed over](Domain::hand_over).
-//! * **K4** *Hurrying* interrupts each CPU that owes a report once, but the caller, and none that idles.
-//!   Its handler says so if it interrupted user mode ([`qs_interrupted`](Domain::qs_interrupted)), else it
-//!   [asks](Domain::ask) its CPU, which says it on its way to user mode, to another thread, or to idle.
+//! * **K4** *Hurrying* interrupts each CPU that owes a report once, but the caller, and none that idles. If the thread that is
+//!   interrupted there holds no pin the handler reports for it ([`qs_interrupted`](Domain::qs_interrupted)), also in the middle of a
+//!   long call; else the thread does, when it gives up its last pin. So a hurried period takes no longer than CPUs stay pinned.
 //! * **K5** A kernel's loop that is long says [`qs`](Domain::qs) between its sections.
 //! * **K6** A CPU that waits pinned, and serves the others' flushes meanwhile, is not quiescent.
 //!
@@ -58,7 +58,10 @@
 //!
 //! A section lasts until its guard is dropped, and a report takes `&mut Pinned`, which no guard of that pin survives. A guard of
 //! another pin would: so a report panics if its thread has pinned itself twice. Waits report, so they panic too, instead of
-//! ending beside a section that their own thread has open.
+//! ending beside a section that their own thread has open. A handler has no pin to show; it is told whether the thread that it
+//! interrupted holds one, as whoever counts pins knows: a section begins after its pin, and ends before it. It may find that
+//! thread in the middle of a report, or of beginning a period: then the driver's lock is held, and the thread looks again behind it;
+//! and the number that the thread reports next is an old one, which by K1 changes nothing, or the present one.
 //!
 //! **Why every period ends.** Who reads `gp` with Acquire finds the nodes of that period, so no report is lost to an old tag; what K1
 //! drops is said again with the next number. Who wants a period, and who ends one, each says so before the fence O12 and looks for the
@@ -210,13 +213,19 @@ impl Domain {
         assert!(pin.is_only() || mutant!("rcu-second-pin"), "a thread with another pin may be in a section");
         self.places.assert_none(pin);
     }
-    /// As [`Self::qs`], for an interrupt handler on `cpu`.
+    /// As [`Self::qs`], for the handler of an interrupt by which somebody [hurries](Self::hurry). Nothing if the thread that it
+    /// interrupted is `pinned`: then true if that thread is to call [`Self::qs`] once it isn't.
     ///
     /// # Safety
-    /// Called on `cpu`, which was interrupted in user mode: no section is open there, and nothing of this domain is under way.
-    pub unsafe fn qs_interrupted(&self, cpu: CpuId) {
-        // SAFETY: whoever interrupts user mode is alone on the CPU until it returns, and as good as the thread.
+    /// Called by the handler, on `cpu`. Unless `pinned`, the interrupted thread holds no pin that a section may borrow.
+    #[must_use = "the period would wait for longer"]
+    pub unsafe fn qs_interrupted(&self, cpu: CpuId, pinned: bool) -> bool {
+        if pinned && !mutant!("rcu-kicked-in-section") {
+            return self.periods.owes(cpu) && !mutant!("rcu-kick-forgotten");
+        }
+        // SAFETY: the handler is alone on the CPU until it returns. What it interrupts was not pinned, so no section borrows a pin.
         self.qs(&mut unsafe { Pinned::assume(cpu) });
+        false
     }
     /// This CPU will have no section until [`Self::idle_exit`]: periods don't wait for it. True if it has retired
     /// objects that are still there, for which it must go on to [`Self::tick`] now and then.
@@ -265,7 +274,7 @@ impl Domain {
         self.periods.drive(Look::Scan);
     }
     /// As [`Self::look`]; and have `kick` interrupt those that owe a report for the open period, unless that was done for it. They
-    /// call [`Self::qs_interrupted`], or [ask](Self::ask) their CPU.
+    /// call [`Self::qs_interrupted`].
     pub fn hurry(&self, pin: &mut Pinned<'_>, kick: impl FnOnce(&CpuSet)) {
         self.qs(pin);
         if let Some(mut found) = self.periods.drive(Look::Hurry) {
@@ -286,13 +295,17 @@ impl Domain {
             spin_loop();
         }
     }
-    /// As [`Self::synchronize`], for who can't wait until others come by: they are [kicked](Self::hurry).
-    pub fn synchronize_expedited(&self, ctx: &Unpinned<'_>, kick: impl Fn(&CpuSet)) {
+    /// As [`Self::synchronize`], for who can't wait until others come by: they are [kicked](Self::hurry). `relax` is called in
+    /// between, and may sleep.
+    pub fn synchronize_expedited(&self, ctx: &Unpinned<'_>, kick: impl Fn(&CpuSet), mut relax: impl FnMut()) {
         let need = self.snap();
         self.request(need);
-        while !self.poll(need) {
+        loop {
             self.hurry(&mut ctx.pin(), &kick);
-            spin_loop();
+            if self.poll(need) {
+                return;
+            }
+            relax();
         }
     }
     /// A period that is open for `limit` ns or more, as far as this CPU, which waits for one and looks often, has seen it, `now` by
@@ -344,13 +357,7 @@ impl Domain {
         }
         self.queues.run(pin)
     }
-    /// `cpu`, whose interrupt handler calls this, should come to its work soon if it owes a report.
-    pub fn ask(&self, cpu: CpuId) {
-        if self.periods.owes(cpu) {
-            self.queues.ask(cpu);
-        }
-    }
-    /// Have `f` called, by the CPU itself or its interrupt handler, each time when one [is asked](Self::is_asked): for who has more
+    /// Have `f` called, by the CPU itself, each time when one [is asked](Self::is_asked): for who has more
     /// to look at on a CPU's way, and wants one word for all.
     pub fn tell(&mut self, f: fn(CpuId)) {
         self.queues.tell(f);
@@ -360,7 +367,7 @@ impl Domain {
     pub fn is_asked(&self, pin: &Pinned<'_>) -> bool {
         self.queues.is_asked(pin)
     }
-    /// What a CPU was [asked](Self::is_asked) for: to report, and, if it holds much, to have its period [hurried](Self::hurry) and, if
+    /// What a CPU was [asked](Self::is_asked) for, which holds much: to have its period [hurried](Self::hurry) and, if
     /// all hold too much, to wait until it has freed what it holds. For a thread that holds nothing that others wait for.
     pub fn relieve(&self, ctx: &Unpinned<'_>, kick: impl Fn(&CpuSet), mut relax: impl FnMut()) {
         let flooded = {
