@@ -2,7 +2,10 @@
 
 use percpu::Pinned;
 use refcache::Budget;
-use sync::mutant;
+use sync::{
+    mutant,
+    primitive::{Ordering, fence},
+};
 
 /// Rounds that a single CPU needs to find an object dead, and to see a grace period out.
 const ROUNDS: u32 = 8;
@@ -47,9 +50,22 @@ impl<const WAYS: usize> Domains<WAYS> {
     pub fn retires(&self, pin: &Pinned<'_>) {
         self.refs.unpark(pin);
     }
-    /// Whether there is nothing left to collect, as far as CPUs have [ticked](Collect::tick) since they did something.
+    /// Whether there is nothing left to collect, as far as CPUs have [ticked](Collect::tick) since they did something. What RCU
+    /// delays is with a member of the epochs, or with the orphans: it goes to them before its CPU leaves, and from them to one
+    /// that has joined. So it is seen in either place, unless it is handed over, and taken, and handed over again meanwhile.
     pub fn is_quiet(&self) -> bool {
-        self.refs.is_quiet() && !self.rcu.has_orphans()
+        let nobody = || {
+            let quiet = self.refs.is_quiet();
+            // Acquire: what who has left the epochs had handed over before; partner: the fence in the tree's `leave`.
+            fence(Ordering::Acquire);
+            quiet
+        };
+        if !nobody() || self.rcu.has_orphans() {
+            return false;
+        }
+        // Acquire: who has taken orphans had joined before; partner: the store that says that there are none any more.
+        fence(Ordering::Acquire);
+        nobody() || mutant!("idle-one-look")
     }
 }
 
@@ -58,8 +74,14 @@ impl<const WAYS: usize> Collect for Domains<WAYS> {
         self.rcu.idle_exit(pin);
     }
     fn idle_enter(&self, pin: &mut Pinned<'_>) -> bool {
+        let hand_over = || self.rcu.hand_over(pin);
+        if !mutant!("idle-leaves-holding") {
+            hand_over();
+        }
         let alone = self.refs.leave(pin) && !mutant!("idle-last-member-sleeps");
-        self.rcu.hand_over(pin);
+        if mutant!("idle-leaves-holding") {
+            hand_over();
+        }
         self.rcu.idle_enter(pin);
         !alone && (mutant!("idle-last-retirer-sleeps") || !self.rcu.is_abandoned())
     }
@@ -72,7 +94,7 @@ impl<const WAYS: usize> Collect for Domains<WAYS> {
         !self.refs.is_member(pin) && self.rcu.pending(pin) == 0
     }
     fn tick(&self, pin: &mut Pinned<'_>) -> bool {
-        if self.refs.has_orphans() {
+        if self.refs.has_orphans() || self.rcu.has_orphans() && !mutant!("idle-adopts-parked") {
             self.refs.unpark(pin);
         }
         while self.refs.work(pin, Budget::ALL).more {}

@@ -249,6 +249,49 @@ fn nothing_that_was_retired_is_left_when_all_fall_asleep() {
     });
 }
 
+/// B has something that only RCU delays, and falls asleep: at no moment does it look as if there were nothing left.
+#[test]
+fn it_is_not_quiet_while_something_is_handed_over() {
+    explore("asking whether it is quiet against falling asleep", None, || {
+        let sim = Sim::new();
+        sim.domains.refs.leave(&pin(A));
+        sim.retire(B);
+        let halts = both(
+            &sim,
+            |sim| {
+                assert!(!sim.domains.is_quiet(), "it looks as if there was nothing left");
+                Halt::No
+            },
+            |sim| sim.sleep(B, LONG),
+        );
+        sim.end(halts, 0, 1);
+    });
+}
+
+/// The same if a CPU that was no member takes what was handed over.
+#[test]
+fn it_is_not_quiet_while_something_is_taken_over() {
+    explore("asking whether it is quiet against taking over", None, || {
+        let sim = Sim::new();
+        for cpu in [A, B] {
+            sim.domains.refs.leave(&pin(cpu));
+        }
+        sim.retire(B);
+        let halt = sim.sleep(B, LONG);
+        let ticks = |sim: &Sim| {
+            sim.tick(A);
+            Halt::No
+        };
+        let there = sim.clone();
+        let asks = thread::spawn(move || {
+            assert!(!there.domains.is_quiet(), "it looks as if there was nothing left");
+        });
+        let halts = [ticks(&sim), halt];
+        asks.join().expect("there is something left");
+        sim.end(halts, 0, 1);
+    });
+}
+
 /// A falls asleep while B, late with its work, does that and naps, holding back what the object's end waits for.
 #[test]
 fn who_naps_comes_back_to_what_is_left() {

@@ -2,7 +2,7 @@
 
 use sync::{SpinGuard, SpinLock, primitive::spin_loop};
 
-pub(crate) use sync::primitive::{AtomicBool, AtomicU64, Ordering, UnsafeCell};
+pub(crate) use sync::primitive::{AtomicBool, AtomicU64, Ordering, UnsafeCell, fence};
 
 /// Take the lock.
 pub(crate) fn lock<T>(lock: &SpinLock<T>) -> SpinGuard<'_, T> {

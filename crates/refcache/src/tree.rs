@@ -20,7 +20,7 @@ use core::ptr::NonNull;
 use percpu::{CpuId, Line};
 use sync::{SpinLock, mutant, probe};
 
-use crate::primitive::{AtomicU64, Ordering, lock};
+use crate::primitive::{AtomicU64, Ordering, fence, lock};
 
 /// Children of a word; few under loom, so that two CPUs fill one.
 pub(crate) const FAN_IN: usize = if cfg!(loom) { 2 } else { 8 };
@@ -161,6 +161,9 @@ impl Tree {
     /// whether there are members still.
     pub(crate) fn leave<R>(&self, cpu: CpuId, f: impl FnOnce(bool) -> R) -> R {
         let _gate = lock(&self.gate.0);
+        // Release: what this CPU did before, and by the gate those that have left before it; partner: who finds no members without
+        // the gate, and then asks what they have left (`Domains::is_quiet` of crate idle).
+        fence(Ordering::Release);
         for Step { word, bit } in self.steps(cpu) {
             let bit = bit << FAN_IN;
             // Relaxed: ordered by the gate.
