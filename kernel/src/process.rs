@@ -29,7 +29,7 @@ use crate::{
     algo::Choice,
     cpu_time::CpuTimers,
     errno::Errno,
-    file::{Claim, FileTable, FsInfo, Share},
+    file::{Claim, FileTable, FsInfo, OpenFile, Share},
     hw::irq::Lock,
     limits::{RLIMIT_NPROC, Rlimits},
     memory, oom, places, sched,
@@ -367,18 +367,29 @@ impl Process {
         core::mem::replace(&mut *mine, files)
     }
     /// Have descriptors that no other process shares: a copy, if need be. ENOMEM. The copy is made and put in place with the old
-    /// table locked: so who changes a table, and sees under its lock that its process has it, changes the copy too.
+    /// table locked: so who changes a table, and sees under its lock that its process has it, changes the copy too. If another thread
+    /// was first its copy stays.
     pub fn unshare_files(&self) -> Result<(), Errno> {
-        // Keeps the table from being cleared.
-        let old = self.share_files();
-        if old.count() <= 2 {
-            return Ok(());
+        let table = self.files();
+        table.unshare(|| self.has_table(&table), |copy| self.set_files(copy))
+    }
+    /// A copy of the descriptors for another process. ENOMEM.
+    pub fn fork_files(&self) -> Result<Share, Errno> {
+        loop {
+            let table = self.files();
+            if let Some(copy) = table.fork_if(|| self.has_table(&table)) {
+                return copy;
+            }
         }
-        // Another thread may have been first: then its copy stays.
-        let left =
-            old.fork_then(|copy| if self.has_table(old.table()) { self.set_files(copy) } else { copy })?;
-        drop(left); // with no lock held
-        Ok(())
+    }
+    /// The open file behind `fd`, counted: for another process. EBADF.
+    pub fn file(&self, fd: i32) -> Result<Arc<OpenFile>, Errno> {
+        loop {
+            let table = self.files();
+            if let Some(file) = table.get_if(fd, || self.has_table(&table)) {
+                return file;
+            }
+        }
     }
     /// Whether `table`, which the caller has, is that of the descriptors.
     pub fn has_table(&self, table: &Arc<FileTable>) -> bool {

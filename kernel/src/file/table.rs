@@ -31,7 +31,10 @@ const MOST: u64 = 1 << 20;
 /// or the last thread that was lent it, if that is later.
 ///
 /// The table ends with the last process that has a [`Share`] of it: then its files are closed, though threads that are about to
-/// look elsewhere may keep the empty table for a while.
+/// look elsewhere may keep the empty table for a while. Nobody else has shares: who looks into another process's table, or copies
+/// it, holds its lock, and sees under it that the process has that table; only behind that can it be cleared. So the number of shares
+/// is the number of processes. A process that is to have a table alone sees under the lock whether it has, and gives its share up there if
+/// it hasn't: of two that do so at once the second keeps the table, and its record locks.
 pub struct FileTable {
     files: Table<OpenFile>,
     /// No descriptor below is free. Changed under the table's lock.
@@ -74,16 +77,32 @@ impl FileTable {
         Arc::new(Self { files: Table::new(), first_free, number, shares })
     }
 
-    /// A table of its own with the same files, for a new process. ENOMEM.
-    pub fn fork(&self) -> Result<Share> {
-        self.fork_then(|copy| copy)
+    /// A table of its own with the same files, for a new process. `None` if the table, locked, isn't `present`. ENOMEM.
+    pub fn fork_if(&self, present: impl FnOnce() -> bool) -> Option<Result<Share>> {
+        let theirs = self.files.lock();
+        present().then(|| self.copy(&theirs))
     }
 
-    /// As [`Self::fork`], with the copy given to `then` while the files are still as they were copied. What `then` gives is given, to
-    /// be dropped with no lock held.
-    pub fn fork_then(&self, then: impl FnOnce(Share) -> Share) -> Result<Share> {
-        let copy = Self::new();
+    /// Give a process, which has a share of this table as long as it is `present`, a table of its own: `put` puts a copy in place of
+    /// its share, which it gives. Nothing if the share is the only one, or the table isn't present. ENOMEM.
+    pub fn unshare(&self, present: impl FnOnce() -> bool, put: impl FnOnce(Share) -> Share) -> Result<()> {
         let theirs = self.files.lock();
+        // Relaxed: under the lock; and who leaves the table without it is gone from it.
+        if !present() || self.shares.load(Ordering::Relaxed) == 1 {
+            return Ok(());
+        }
+        let mut left = put(self.copy(&theirs)?);
+        let last = left.give_up();
+        drop(theirs);
+        if last {
+            self.clear();
+        }
+        Ok(())
+    }
+
+    /// A table of its own with the same files, which `theirs` keeps as they are.
+    fn copy(&self, theirs: &Held<'_>) -> Result<Share> {
+        let copy = Self::new();
         {
             let mut ours = copy.files.lock();
             for fd in (0..theirs.len()).filter(|&fd| theirs.get(fd).is_some()) {
@@ -95,7 +114,7 @@ impl FileTable {
         }
         // Relaxed: one is locked, and the other nobody else's.
         copy.first_free.store(self.first_free.load(Ordering::Relaxed), Ordering::Relaxed);
-        Ok(then(Share::of(copy)))
+        Ok(Share::of(copy))
     }
 
     /// Close what is to be closed when another program is executed.
@@ -134,6 +153,12 @@ impl FileTable {
         self.files.lock().counted(index(fd)?).ok_or(Errno::EBADF)
     }
 
+    /// The same, unless the table, locked, isn't `present`: then `None`.
+    pub fn get_if(&self, fd: i32, present: impl FnOnce() -> bool) -> Option<Result<Arc<OpenFile>>> {
+        let held = self.files.lock();
+        present().then(|| held.counted(index(fd)?).ok_or(Errno::EBADF))
+    }
+
     /// Close what was taken out of the table. With its lock not held: closing may sleep. Any descriptor of a file that a
     /// process closes takes the process's locks on it (fcntl(2)).
     fn let_go(&self, file: Arc<OpenFile>) {
@@ -158,13 +183,22 @@ impl FileTable {
 }
 
 /// A process's share of a table.
-pub struct Share(Arc<FileTable>);
+pub struct Share {
+    table: Arc<FileTable>,
+    /// It is not given up.
+    counted: bool,
+}
 
 impl Share {
     fn of(table: Arc<FileTable>) -> Self {
         // Relaxed: others come to share it through a share.
         table.shares.fetch_add(1, Ordering::Relaxed);
-        Self(table)
+        Self { table, counted: true }
+    }
+    /// It is no share any more. True if it was the last: then the table is to be cleared, with its lock not held.
+    fn give_up(&mut self) -> bool {
+        // AcqRel: what other processes did with the table comes before.
+        mem::take(&mut self.counted) && self.table.shares.fetch_sub(1, Ordering::AcqRel) == 1
     }
     /// No descriptors.
     pub fn empty() -> Self {
@@ -187,33 +221,27 @@ impl Share {
     }
     /// The table.
     pub fn table(&self) -> &Arc<FileTable> {
-        &self.0
-    }
-    /// How many shares there are.
-    pub fn count(&self) -> usize {
-        // Relaxed: who has the only one can rely on it.
-        self.0.shares.load(Ordering::Relaxed)
+        &self.table
     }
 }
 
 impl Clone for Share {
     fn clone(&self) -> Self {
-        Self::of(self.0.clone())
+        Self::of(self.table.clone())
     }
 }
 
 impl Deref for Share {
     type Target = FileTable;
     fn deref(&self) -> &FileTable {
-        &self.0
+        &self.table
     }
 }
 
 impl Drop for Share {
     /// Closing may sleep and send signals.
     fn drop(&mut self) {
-        // AcqRel: what other processes did with the table comes before.
-        if self.0.shares.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.give_up() {
             self.clear();
         }
     }

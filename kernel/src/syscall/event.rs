@@ -260,7 +260,6 @@ pub fn pidfd_getfd(a: &Args) -> SysResult {
     if process.ended().is_some() {
         return Err(Errno::ESRCH);
     }
-    // A share, as the table may be replaced and cleared meanwhile.
-    let theirs = process.share_files().get(a.int(1))?;
+    let theirs = process.file(a.int(1))?;
     files().insert(theirs, true)
 }
