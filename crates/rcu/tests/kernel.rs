@@ -107,6 +107,30 @@ fn idle_cpus_delay_nothing() {
 }
 
 #[test]
+fn who_has_begun_a_period_looks_for_idle_cpus_and_others_if_it_does_not() {
+    let (domain, freed) = (Domain::new(3), [const { Cell::new(false) }; 2]);
+    (0..3).for_each(|cpu| domain.idle_exit(&mut pin(cpu)));
+    (0..2).for_each(|cpu| domain.call(&pin(cpu), retire(&freed[cpu])));
+    domain.tick(&mut pin(0));
+    domain.tick(&mut pin(1));
+    // After the period has begun: so it waits for CPU 2.
+    domain.idle_enter(&mut pin(2));
+    // CPU 0, which has begun it, reports and no more.
+    domain.qs(&mut pin(0));
+    for _ in 0..2 {
+        domain.tick(&mut pin(1));
+        assert_eq!(domain.periods(), 0, "the other has looked");
+    }
+    for _ in 0..6 {
+        domain.tick(&mut pin(1));
+        domain.qs(&mut pin(0));
+    }
+    assert!(freed[1].get(), "nobody looks");
+    (0..3).for_each(|_| _ = domain.tick(&mut pin(0)));
+    assert!(freed[0].get());
+}
+
+#[test]
 fn a_cpu_that_idles_is_told_what_it_has_retired() {
     let (domain, freed) = (Domain::new(1), Cell::new(false));
     domain.idle_exit(&mut pin(0));

@@ -30,6 +30,9 @@ pub const LEAST_HARD: usize = 16 * SOFT;
 /// What a CPU may add before it looks again what all hold.
 const STEP: usize = SOFT / 8;
 
+/// At how many ticks a late period is left to who has begun it. None under loom, whose models are short.
+const PATIENCE: u32 = if cfg!(loom) { 0 } else { 2 };
+
 /// Of one CPU.
 struct Callbacks {
     next: List,
@@ -43,6 +46,8 @@ struct Mine {
     callbacks: RefCell<Callbacks>,
     /// Periods up to this one were begun by the last tick, or are older.
     looked: Cell<u64>,
+    /// The last period that was late at a tick, and at how many.
+    late: Cell<(u64, u32)>,
     /// What it holds, in bytes.
     held: Cell<usize>,
     /// The most bytes that it has held.
@@ -80,6 +85,7 @@ impl Queues {
                 ready: List::EMPTY,
             }),
             looked: Cell::new(0),
+            late: Cell::new((0, 0)),
             held: Cell::new(0),
             most: Cell::new(0),
             relieve_at: Cell::new(SOFT),
@@ -232,16 +238,22 @@ impl Queues {
         }
     }
     /// Whether something waits here for a period, and the one that is open was so at the tick before: then those that tick have
-    /// reported, and it is time to look for the others.
+    /// reported, and it is time to look for the others, for who has begun it; or for anybody, if nobody did so.
     pub(super) fn looks(&self, pin: &Pinned<'_>, periods: &Periods) -> bool {
         let mine = self.mine.get(pin);
         if mine.callbacks.borrow().wait[0].1.len() == 0 {
             return false;
         }
         let open = periods.last();
-        let looks = open <= mine.looked.get();
+        let late = open <= mine.looked.get();
         mine.looked.set(open);
-        looks
+        if !late {
+            return false;
+        }
+        let (period, ticks) = mine.late.get();
+        let ticks = if period == open { ticks + 1 } else { 1 };
+        mine.late.set((open, ticks));
+        periods.is_scanned_by(pin.cpu()) || ticks > PATIENCE && !mutant!("rcu-scan-one")
     }
     /// Set free what has waited long enough, and stamp what was retired since. Says which period that needs.
     pub(super) fn advance(&self, pin: &Pinned<'_>, periods: &Periods) -> Option<Gp> {

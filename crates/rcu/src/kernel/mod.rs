@@ -30,8 +30,9 @@
 //!   read `gp`, be delayed, be found idle, wake, and have sections in the next period before it goes on: without the tag it would
 //!   speak for these.
 //! * **K2** *Nobody idle is waited for.* Who waits scans: [`synchronize`](Domain::synchronize) always, a [tick](Domain::tick) of a CPU
-//!   whose callbacks wait if the period was open at its tick before. By then those that run have reported, so that only the
-//!   others' lines are read. CPUs that are *offline*, as all are in the beginning, owe nothing; each first wakes behind the
+//!   whose callbacks wait if the period was open at its tick before, and the CPU has begun it; and any other whose callbacks wait
+//!   if it is open for two ticks more, as who has begun it may idle. By then those that run have reported, so that only the
+//!   others' lines are read; and the driver's lock doesn't go round all CPUs that have retired something. CPUs that are *offline*, as all are in the beginning, owe nothing; each first wakes behind the
 //!   driver's lock.
 //! * **K3** *Callbacks stay on their CPU*, in lists that nobody else touches, until they are freed or [handed over](Domain::hand_over).
 //! * **K4** *Hurrying* interrupts each CPU that owes a report once, but the caller, and none that idles. If the thread that is
@@ -262,7 +263,7 @@ impl Domain {
     }
     /// Have `need` come, and be begun at once if none is open.
     pub fn request(&self, need: Gp) {
-        self.periods.request(need);
+        self.periods.request(need, None);
     }
     /// Whether `need` has ended.
     pub fn poll(&self, need: Gp) -> bool {
@@ -271,13 +272,13 @@ impl Domain {
     /// Take periods forward: begin what is wanted, and report for CPUs that idle. For who waits.
     pub fn look(&self, pin: &mut Pinned<'_>) {
         self.qs(pin);
-        self.periods.drive(Look::Scan);
+        self.periods.drive(Look::Scan, Some(pin.cpu()));
     }
     /// As [`Self::look`]; and have `kick` interrupt those that owe a report for the open period, unless that was done for it. They
     /// call [`Self::qs_interrupted`].
     pub fn hurry(&self, pin: &mut Pinned<'_>, kick: impl FnOnce(&CpuSet)) {
         self.qs(pin);
-        if let Some(mut found) = self.periods.drive(Look::Hurry) {
+        if let Some(mut found) = self.periods.drive(Look::Hurry, Some(pin.cpu())) {
             found.owing.remove(pin.cpu());
             if found.first && !found.owing.is_empty() && !mutant!("rcu-hurry-silent") {
                 kick(&found.owing);
@@ -350,10 +351,10 @@ impl Domain {
         }
         let (queues, periods) = (&self.queues, &self.periods);
         if queues.looks(pin, periods) {
-            periods.drive(Look::Scan);
+            periods.drive(Look::Scan, Some(pin.cpu()));
         }
         if let Some(need) = queues.advance(pin, periods) {
-            periods.request(need);
+            periods.request(need, Some(pin.cpu()));
         }
         self.queues.run(pin)
     }

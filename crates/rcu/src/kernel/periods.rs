@@ -16,8 +16,7 @@ use super::{
 };
 
 pub(super) struct Periods {
-    /// The last period begun. Stored by who holds `driver`.
-    gp: Line<AtomicU64>,
+    gp: Line<Last>,
     /// The last that has ended: at most one behind. Stored by who has cleared the root.
     done: Line<AtomicU64>,
     /// The last period that somebody waits for.
@@ -29,6 +28,15 @@ pub(super) struct Periods {
     awake: PerCpu<AtomicU64>,
     mine: PerCpu<Mine>,
 }
+
+/// The last period begun. Stored by who holds `driver`.
+struct Last {
+    number: AtomicU64,
+    /// The CPU that has begun it, or [`NOBODY`], if that isn't known: it scans at its ticks, so that the others needn't.
+    begun_by: AtomicU64,
+}
+
+const NOBODY: u64 = u64::MAX;
 
 /// What only its CPU looks at.
 #[derive(Default)]
@@ -78,7 +86,7 @@ impl Periods {
             hurried: 0,
         };
         Self {
-            gp: Line(AtomicU64::new(0)),
+            gp: Line(Last { number: AtomicU64::new(0), begun_by: AtomicU64::new(NOBODY) }),
             done: Line(AtomicU64::new(0)),
             wanted: Line(AtomicU64::new(0)),
             driver: Line(SpinLock::new(driver)),
@@ -93,7 +101,7 @@ impl Periods {
     /// The last period begun, wanted, and ended: for people, and for who looks how long one is open.
     pub(super) fn numbers(&self) -> [u64; 3] {
         // Relaxed: nothing is concluded from them.
-        [&self.gp, &self.wanted, &self.done].map(|line| line.0.load(Ordering::Relaxed))
+        [&self.gp.0.number, &self.wanted.0, &self.done.0].map(|word| word.load(Ordering::Relaxed))
     }
     pub(super) fn is_awake(&self, pin: &Pinned<'_>) -> bool {
         self.mine.get(pin).awake.get() & 1 != 0
@@ -157,19 +165,25 @@ impl Periods {
         }
         let ahead = if mutant!("rcu-current-period") { 0 } else { 1 };
         // Relaxed: ordered by the fence.
-        Gp(self.gp.0.load(Ordering::Relaxed) + ahead)
+        Gp(self.gp.0.number.load(Ordering::Relaxed) + ahead)
     }
     /// The last period begun.
     pub(super) fn last(&self) -> u64 {
         // Relaxed: a number, by which nothing is freed.
-        self.gp.0.load(Ordering::Relaxed)
+        self.gp.0.number.load(Ordering::Relaxed)
+    }
+    /// Whether it is this CPU that scans in the last period, as it has begun it; or anybody, if nobody is known to have.
+    pub(super) fn is_scanned_by(&self, cpu: CpuId) -> bool {
+        // Relaxed: that somebody scans in the end is the ticks' doing.
+        let by = self.gp.0.begun_by.load(Ordering::Relaxed);
+        by == cpu.index() as u64 || by == NOBODY
     }
     pub(super) fn poll(&self, need: Gp) -> bool {
         let early = u64::from(mutant!("rcu-early-free"));
         // Acquire [O9]: all sections of all CPUs come before; partner: the store in `finish`.
         self.done.0.load(Ordering::Acquire) + early >= need.0
     }
-    pub(super) fn request(&self, need: Gp) {
+    pub(super) fn request(&self, need: Gp, by: Option<CpuId>) {
         // Relaxed, both: a number that nothing hangs on but what is begun. Looked at before it is written, so that no line moves
         // if others want the same.
         if self.wanted.0.load(Ordering::Relaxed) < need.0 {
@@ -179,14 +193,14 @@ impl Periods {
                 fence(Ordering::SeqCst);
             }
         }
-        self.begin_wanted();
+        self.begin_wanted(by);
     }
     /// This CPU is in no section, and not idle.
     pub(super) fn qs(&self, pin: &mut Pinned<'_>) {
         let reported = &self.mine.get(pin).reported;
         // Acquire: with the fence after it, partner of `snap`; and the nodes as they were when the period began, partner of the
         // store in `begin`.
-        let g = self.gp.0.load(Ordering::Acquire);
+        let g = self.gp.0.number.load(Ordering::Acquire);
         if reported.get() != g && !mutant!("rcu-lost-quiescent") {
             // SeqCst [O8]: partner of the fence in `snap`.
             if !mutant!("rcu-no-report-fence") {
@@ -195,7 +209,7 @@ impl Periods {
             reported.set(g);
             if self.tree.report(pin.cpu(), g) {
                 self.finish(g);
-                self.begin_wanted();
+                self.begin_wanted(Some(pin.cpu()));
             }
         }
     }
@@ -212,19 +226,19 @@ impl Periods {
     /// Whether a period is wanted and none is open.
     fn can_begin(&self) -> bool {
         // Relaxed, all: the driver looks again, and O12 orders them.
-        let g = self.gp.0.load(Ordering::Relaxed);
+        let g = self.gp.0.number.load(Ordering::Relaxed);
         self.wanted.0.load(Ordering::Relaxed) > g && self.done.0.load(Ordering::Relaxed) == g
     }
-    pub(super) fn begin_wanted(&self) {
+    fn begin_wanted(&self, by: Option<CpuId>) {
         if self.can_begin() {
-            self.drive(Look::No);
+            self.drive(Look::No, by);
         }
     }
     /// Begin what is wanted, and perhaps scan. `None` if somebody else is at it, who looks again what is wanted when he is done.
-    pub(super) fn drive(&self, look: Look) -> Option<Found> {
+    pub(super) fn drive(&self, look: Look, by: Option<CpuId>) -> Option<Found> {
         loop {
             let mut driver = self.driver.0.try_lock()?;
-            self.begin(&driver);
+            self.begin(&driver, by);
             let found = self.scan(&mut driver, look);
             drop(driver);
             // SeqCst [O12]: that the lock is free, before the look; partners: the fences in `request` and `finish`, after which
@@ -235,15 +249,17 @@ impl Periods {
             }
         }
     }
-    fn begin(&self, driver: &Driver) {
+    fn begin(&self, driver: &Driver, by: Option<CpuId>) {
         // Relaxed: changed under the lock.
-        let g = self.gp.0.load(Ordering::Relaxed) + 1;
+        let g = self.gp.0.number.load(Ordering::Relaxed) + 1;
         // Acquire: all reports for the period before have changed their nodes; partner: `finish`. Relaxed: a number.
         if self.done.0.load(Ordering::Acquire) + 1 != g || self.wanted.0.load(Ordering::Relaxed) < g {
             return;
         }
+        // Relaxed: a hint.
+        self.gp.0.begun_by.store(by.map_or(NOBODY, |cpu| cpu.index() as u64), Ordering::Relaxed);
         // Release: the nodes before; partner: `qs`.
-        let publish = || self.gp.0.store(g, Ordering::Release);
+        let publish = || self.gp.0.number.store(g, Ordering::Release);
         if mutant!("rcu-begin-late") {
             publish();
         }
@@ -256,7 +272,7 @@ impl Periods {
     /// Report for the CPUs that idle, or have done so since the last scan of this period.
     fn scan(&self, driver: &mut Driver, look: Look) -> Found {
         // Relaxed, both: changed under the lock; and who has ended it has reported all.
-        let g = self.gp.0.load(Ordering::Relaxed);
+        let g = self.gp.0.number.load(Ordering::Relaxed);
         let mut found = Found { owing: CpuSet::EMPTY, first: false };
         if look == Look::No || self.done.0.load(Ordering::Relaxed) >= g {
             return found;
