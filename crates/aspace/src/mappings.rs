@@ -349,7 +349,12 @@ impl Mappings {
         let mut at = within.start();
         while let Some(last) = self.areas(range(at, within.end())).take(AT_ONCE).last() {
             let end = last.range.end().min(within.end());
-            self.update_some(range(at, end), &change, ctx).map_err(|_| at)?;
+            let done = self.update_some(range(at, end), &change, ctx);
+            // Also what was made for a change that failed.
+            if done.is_ok() || !mutant!("update-unreaped") {
+                self.index.reap(ctx);
+            }
+            done.map_err(|_| at)?;
             at = end;
         }
         Ok(())
@@ -400,7 +405,6 @@ impl Mappings {
         if done.is_ok() {
             self.totals = totals;
         }
-        self.index.reap(ctx);
         done
     }
     /// Put `pieces`, ascending, in the place of all areas of `around`, which hold the same pages.
@@ -520,6 +524,10 @@ impl Mappings {
         pages: u64,
         ctx: &Unpinned<'_>,
     ) -> Option<PageRange> {
+        // Areas that were given up lie within others, or where nothing is: then the tree doesn't know where its gaps are.
+        if self.index.write(&ctx.pin()).tombstones() > 0 {
+            return self.highest_hole(range(lowest, top), pages);
+        }
         while lowest < top && pages <= top.number() - lowest.number() {
             let (bytes, within) = (pages << addr::PAGE_SHIFT, region(range(lowest, top)));
             let start = self.index.write(&ctx.pin()).gap(bytes, within, Fit::Highest)?;
@@ -533,6 +541,18 @@ impl Mappings {
             top = end.max(before.map_or(lowest, |(_, area)| area.range.end()).max(lowest));
         }
         None
+    }
+    /// The same by looking at all mappings.
+    fn highest_hole(&self, within: PageRange, pages: u64) -> Option<PageRange> {
+        let fits = |hole: PageRange| {
+            let [_, behind] = self.still().around(key(hole.start()));
+            let clear = |(_, area): (_, &Entry<Area>)| Self::clear_of(area.range.start(), &area.mapping);
+            let end = behind.map_or(hole.end(), clear).min(hole.end());
+            let start = end.checked_sub(pages).filter(|&start| start >= hole.start())?;
+            PageRange::with_len(start, pages)
+        };
+        let mut rooms = self.holes(within).filter_map(fits);
+        if mutant!("hole-lowest") { rooms.next() } else { rooms.last() }
     }
     fn lowest_gap(&self, pages: u64) -> Option<PageRange> {
         let window = range(page(LOW_WINDOW.start), page(LOW_WINDOW.end));

@@ -4,6 +4,8 @@
 mod machine;
 
 use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -12,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use addr::Prot;
+use addr::{PageRange, Prot};
 use aspace::{Access, AddressSpace, Fault, Flush, Placement, Serial, Variant, Wait};
 use machine::{Pages, RW, Random, Sim, anonymous, object, page, range, relax, storm};
 use owned::Use;
@@ -243,6 +245,86 @@ fn what_is_flushed_is_what_has_changed_or_all_of_the_space() {
         });
         end(sim, &*space);
     }
+}
+
+/// Lets allocations of a thread fail: all of at least so many bytes, but for the first ones.
+struct Heap;
+
+thread_local! {
+    static FAILS: Cell<Option<(usize, usize)>> = const { Cell::new(None) };
+}
+
+// SAFETY: the system's allocator, which may fail.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match FAILS.get() {
+            Some((bytes, 0)) if layout.size() >= bytes => return std::ptr::null_mut(),
+            Some((bytes, more)) if layout.size() >= bytes => FAILS.set(Some((bytes, more - 1))),
+            _ => {}
+        }
+        // SAFETY: the caller's.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's.
+        unsafe { System.dealloc(at, layout) };
+    }
+}
+
+#[global_allocator]
+static HEAP: Heap = Heap;
+
+/// A mapping takes the place of two others for whose removal there are no nodes, so that they stay in the tree, given up. Then room
+/// is looked for.
+#[test]
+fn the_highest_room_is_found_beside_mappings_that_were_given_up() {
+    // A page of the tree's nodes.
+    const SLAB: usize = 4096;
+    for others in 0..120 {
+        let sim = Sim::new(1, 256);
+        let space = space(sim, Variant::default());
+        sim.cpus.on(0, |ctx| {
+            let highest =
+                |pages| space.map(Placement::Anywhere, pages, anonymous(RW), &ctx).expect("there is room");
+            let old = highest(30);
+            let part =
+                |from, pages| PageRange::with_len(page(old.start().number() + from), pages).expect("pages");
+            assert_eq!(space.protect(part(10, 10), Prot::READ, &ctx), Ok(()));
+            assert_eq!(space.protect(part(20, 10), Prot::empty(), &ctx), Ok(()));
+            (0..others).for_each(|i| map(&*space, BASE + 2 * i, &ctx));
+            FAILS.set(Some((SLAB, 0)));
+            let _ = space.protect(part(5, 24), RW, &ctx);
+            FAILS.set(None);
+            assert_eq!(highest(5).end(), old.start(), "with {others} others");
+        });
+        end(sim, &*space);
+    }
+}
+
+/// What a change has made before there was no memory any more is gone.
+#[test]
+fn an_object_has_no_more_mappings_after_a_change_that_failed() {
+    let mut failed = 0;
+    for first in 0..20 {
+        let sim = Sim::new(1, 256);
+        let space = space(sim, Variant::default());
+        sim.cpus.on(0, |ctx| {
+            let pages = Pages::new(sim, 1, &[41], &ctx);
+            let at = Placement::Fixed(page(BASE));
+            space.map(at, 3, object(&pages, 0, RW, false), &ctx).expect("there is room");
+            let named = Arc::strong_count(&pages);
+            FAILS.set(Some((1, first)));
+            let done = space.protect(range(BASE + 1, 1), Prot::READ, &ctx);
+            FAILS.set(None);
+            if done.is_err() {
+                failed += 1;
+                assert_eq!(Arc::strong_count(&pages), named, "with {first} allocations");
+            }
+            space.clear(&ctx);
+            pages.free(sim, &ctx);
+        });
+    }
+    assert!((2..20).contains(&failed), "{failed} failed");
 }
 
 #[test]
