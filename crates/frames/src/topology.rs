@@ -240,6 +240,12 @@ impl Builder {
         Self { ranges: [(0, 0, 0); MAX_RANGES], used: 0, cpus, domains: [None; MAX_CPUS] }
     }
 
+    /// As [`Self::new`], in place: it is large for a small stack.
+    pub fn reset(&mut self, cpus: usize) {
+        (self.used, self.cpus) = (0, cpus);
+        self.domains.fill(None);
+    }
+
     /// Take note of a range of memory. Frames belong to the range that has their first byte. Errors: `TooManyRanges`.
     pub fn memory(&mut self, record: MemoryAffinity) -> Result<(), TopologyError> {
         let MemoryAffinity { base, length, domain, enabled } = record;
@@ -269,7 +275,7 @@ impl Builder {
 
     /// As [`Self::build`], in place: a topology is large for a small stack. After an error it has one node.
     pub fn build_in(&self, topology: &mut Topology) -> Result<(), TopologyError> {
-        *topology = Topology::one_node(self.cpus);
+        topology.reset(self.cpus);
         topology.number(self.named())?;
         for (node, domain) in topology.node_of_cpu.iter_mut().zip(self.domains) {
             *node = domain.and_then(|d| topology.domains.node(d)).unwrap_or_default();
@@ -325,6 +331,19 @@ pub struct Topology {
 }
 
 impl Topology {
+    /// As [`Self::one_node`], in place: it is large for a small stack.
+    pub fn reset(&mut self, cpus: usize) {
+        self.domains = Domains { of: [0; MAX_NODES], nodes: 1 };
+        (self.cpus, self.parts) = (cpus, 1);
+        self.node_of_cpu.fill(Node(0));
+        self.starts.fill(0);
+        self.owners.fill(Node(0));
+        for (n, row) in self.distances.iter_mut().enumerate() {
+            row.fill(REMOTE);
+            row[n] = LOCAL;
+        }
+    }
+
     /// A machine with `cpus` CPUs of which nothing is said: one node has them and all memory.
     pub const fn one_node(cpus: usize) -> Self {
         let mut distances = [[REMOTE; MAX_NODES]; MAX_NODES];

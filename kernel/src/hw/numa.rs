@@ -28,12 +28,18 @@ struct Numa {
     topology: Topology,
     /// Of each node, how many frames of RAM the loader listed, the kernel's own among them.
     frames: [u64; MAX_NODES],
+    /// What SRAT says, while it is read: it is large for a stack.
+    records: Builder,
 }
 
 struct Cell(UnsafeCell<Numa>);
 // SAFETY: written by `init`, on the boot CPU before others run.
 unsafe impl Sync for Cell {}
-static NUMA: Cell = Cell(UnsafeCell::new(Numa { topology: Topology::one_node(1), frames: [0; MAX_NODES] }));
+static NUMA: Cell = Cell(UnsafeCell::new(Numa {
+    topology: Topology::one_node(1),
+    frames: [0; MAX_NODES],
+    records: Builder::new(1),
+}));
 
 fn numa() -> &'static Numa {
     // SAFETY: nobody writes after `init`, which runs before anybody calls this.
@@ -89,9 +95,9 @@ pub(super) fn init(tables: Option<&AcpiTables<Direct>>, machine: &Machine, info:
     // SAFETY: the boot CPU, once; see `Cell`.
     let numa = unsafe { &mut *NUMA.0.get() };
     let ids = machine.apic_ids();
-    numa.topology = Topology::one_node(ids.len());
+    numa.topology.reset(ids.len());
     if let Some(srat) = tables.and_then(|tables| tables.find_table::<Srat>().ok())
-        && let Err(why) = read_srat(bytes(&srat), ids, info.ram(), &mut numa.topology)
+        && let Err(why) = read_srat(bytes(&srat), ids, info.ram(), &mut numa.records, &mut numa.topology)
     {
         log!("SRAT is left out: {why}");
     }
@@ -164,9 +170,10 @@ pub(super) fn read_srat(
     table: &[u8],
     apic_ids: &[u32],
     ram: &[PhysRange],
+    builder: &mut Builder,
     topology: &mut Topology,
 ) -> Result<(), Malformed> {
-    let mut builder = Builder::new(apic_ids.len());
+    builder.reset(apic_ids.len());
     // Before revision 2 a domain's upper three bytes are reserved.
     let revision = *table.get(REVISION).ok_or(Malformed::Short)?;
     let domain_of = |domain: u32| if revision < 2 { domain & 0xff } else { domain };

@@ -4,9 +4,10 @@ use alloc::{boxed::Box, collections::BTreeMap, format, string::String, vec::Vec}
 use core::hint::black_box;
 
 use addr::{PAGE_SIZE, Pte};
-use frames::Topology;
+use frames::{Topology, topology::Builder};
 use owned::Use;
 use percpu::Pinned;
+use sync::SpinLock;
 
 use super::{
     apic,
@@ -263,7 +264,9 @@ fn tables_of_nodes() -> Result<(), String> {
     }
     // Topologies are large for this stack.
     let mut topology = Box::new(Topology::one_node(2));
-    let read = |bytes: &[u8], into: &mut Topology| read_srat(bytes, &[4, 0x105], &ram, into);
+    static RECORDS: SpinLock<Builder> = SpinLock::new(Builder::new(2));
+    let read =
+        |bytes: &[u8], into: &mut Topology| read_srat(bytes, &[4, 0x105], &ram, &mut RECORDS.lock(), into);
     read(&srat, &mut topology).map_err(|e| format!("SRAT: {e}"))?;
     let nodes: Vec<_> = topology.all().iter().collect();
     let [a, b] = nodes[..] else { return Err(format!("{nodes:?}")) };
