@@ -217,6 +217,19 @@ pub fn settle() {
     stock();
 }
 
+/// Whether this CPU could have a `T` now: for who is to refuse rather than fail, if that is nearly the last.
+pub fn gives<T>() -> bool {
+    let layout = Layout::new::<T>();
+    // SAFETY: callers' types have a size, and it is given back with the same layout.
+    unsafe {
+        let at = alloc::alloc::alloc(layout);
+        if !at.is_null() {
+            alloc::alloc::dealloc(at, layout);
+        }
+        !at.is_null()
+    }
+}
+
 /// Where the larger objects are.
 pub fn places(add: &mut dyn FnMut(Place)) {
     let runs = HEAP.0.lock().runs;

@@ -86,8 +86,14 @@ impl Children {
         if self.by_name.contains_key(name) {
             return Err(Errno::EEXIST);
         }
-        if memory::frames().low() || capacity().1 == 0 { Err(Errno::ENOSPC) } else { Ok(()) }
+        check_room()
     }
+}
+
+/// ENOSPC without memory to spare for a new name. To be asked before an inode is made for it, too: or threads that are refused afterwards
+/// have taken the last of the memory meanwhile.
+pub fn check_room() -> Result<()> {
+    if memory::frames().low() || capacity().1 == 0 { Err(Errno::ENOSPC) } else { Ok(()) }
 }
 
 impl Default for Directory {

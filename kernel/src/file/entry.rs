@@ -22,7 +22,7 @@ use super::{
     io::KernelBuffer,
     store::{MAX_SIZE, Store},
 };
-use crate::errno::Errno;
+use crate::{errno::Errno, heap};
 
 /// A name in a directory, and what it stands for.
 pub struct Entry {
@@ -138,7 +138,7 @@ impl Entry {
         }
     }
 
-    /// The child `name`. ENOTDIR, ENAMETOOLONG, ENOENT.
+    /// The child `name`. ENOTDIR, ENAMETOOLONG, ENOENT, ENOMEM.
     pub fn lookup(self: &Arc<Self>, name: &[u8]) -> Result<Arc<Entry>> {
         if !self.inode.kind.is_directory() {
             return Err(Errno::ENOTDIR);
@@ -149,6 +149,10 @@ impl Entry {
         match &self.inode.kind {
             Kind::Directory(directory) => directory.get(name).ok_or(Errno::ENOENT),
             Kind::Listing(listing) => {
+                // What is made here goes with the call; so it may have of the last memory, if there is any.
+                if !heap::gives::<(Inode, Entry)>() {
+                    return Err(Errno::ENOMEM);
+                }
                 let node = listing.lookup(name).ok_or(Errno::ENOENT)?;
                 let number = made_up_number(self.inode.number, name);
                 let inode = Inode::numbered(number, node.kind, node.mode, self.inode.volume);

@@ -74,7 +74,9 @@ use linux_raw_sys::general as c;
 use sync::{Readers, SpinLock};
 
 pub use dev::{Device, node, split as split_device};
-pub use directory::{Directory, Existing, capacity as name_capacity, create, link, rename, rmdir, unlink};
+pub use directory::{
+    Directory, Existing, capacity as name_capacity, check_room, create, link, rename, rmdir, unlink,
+};
 pub use entry::Entry;
 pub use epoll::{Epoll, Interest};
 pub use event::{Event, flags_are_known as event_flags_are_known};

@@ -111,6 +111,7 @@ impl Address {
                 let fs = &me.process.fs;
                 let found = fs.walk(&fs.cwd(), path, Follow::Never)?;
                 let (parent, name) = found.vacant(false).map_err(in_use)?;
+                directory::check_room()?;
                 let mode = 0o777 & !fs.umask();
                 let inode = Inode::new(Kind::SocketName(Arc::downgrade(socket)), mode, Volume::Root);
                 directory::create(&parent, &name, inode).map_err(in_use)?;

@@ -82,6 +82,7 @@ fn open_file(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> Result<Arc<OpenF
         return Err(Errno::EISDIR);
     }
     if creates && found.child.is_none() {
+        file::check_room()?;
         let inode = Inode::new(Kind::File(Store::new(&[])), mode, Volume::Root);
         match file::create(&found.parent, &found.name, inode) {
             // The permissions apply to later opens; this one may write whatever they are.
@@ -142,6 +143,7 @@ pub fn mkdirat(a: &Args) -> SysResult {
 fn make_directory(dirfd: i32, addr: u64, mode: u32) -> SysResult {
     let (parent, name) = walk(dirfd, addr, Follow::Never)?.vacant(true)?;
     let mode = mode & 0o1777 & !fs().umask();
+    file::check_room()?;
     file::create(&parent, &name, Inode::new(Kind::Directory(Directory::new()), mode, Volume::Root))?;
     Ok(0)
 }
@@ -160,6 +162,7 @@ fn make_node(dirfd: i32, addr: u64, mode: u32, device: u64) -> SysResult {
     let kind = file::node(mode, device)?;
     let (parent, name) = walk(dirfd, addr, Follow::Never)?.vacant(false)?;
     let mode = mode & 0o7777 & !fs().umask();
+    file::check_room()?;
     file::create(&parent, &name, Inode::new(kind, mode, Volume::Root))?;
     Ok(0)
 }
@@ -180,6 +183,7 @@ fn make_symlink(target: u64, dirfd: i32, addr: u64) -> SysResult {
         return Err(Errno::ENOENT);
     }
     let (parent, name) = walk(dirfd, addr, Follow::Never)?.vacant(false)?;
+    file::check_room()?;
     let target: Box<[u8]> = target.into();
     file::create(&parent, &name, Inode::new(Kind::Symlink(target), 0o777, Volume::Root))?;
     Ok(0)
