@@ -314,9 +314,10 @@ pub struct Usage {
 pub struct Resident {
     /// The frame; `None` for a guard.
     pub frame: Option<Frame>,
-    /// For what the frame is counted: anonymous, or an object's.
+    /// For what the frame is counted: anonymous, or an object's; or lent by one.
     pub usage: Use,
-    /// How many other owners the frame has: entries elsewhere, and its object if it belongs to one.
+    /// How many other owners the frame has: entries elsewhere, and its object if it belongs to one. What is
+    /// [lent](Use::Lent) has none: [`Mappers::shown`] knows how often it is.
     pub sharers: u64,
     /// Whether it was used since it was brought in.
     pub accessed: bool,

@@ -15,6 +15,25 @@
 //! child of a space that was visited has nothing to forget. The spaces are visited one by one, each with a flush of
 //! its own; frames are dropped after it, as always.
 //!
+//! **Lending.** A mapping has no share of the frames of an object that says who maps it, so that nobody counts on a line that
+//! all who show a page write: the object [lends](crate::Object::lend) them. *Claim: no CPU translates to a lent frame that its
+//! object has given up.* An object gives a frame up when it is cut off, or ends:
+//!
+//! * *Cut off.* It lends the frame no more, cuts, and then gives up. When the cut is over nobody translates to the frame, as
+//!   above, and what is left are faults that had it lent before, and have not put it in yet. A fault puts in what it was lent
+//!   with the page locked, if it can tell that the visit is still to come that must come before the object gives up, and takes the
+//!   frame out again. `locked` asks with the mappings locked. `bonsai` finds the area by the number it had, so it was mapped, and
+//!   its space on the list, all the time, and a visit would have changed the number. In `radix` the mapping may have gone meanwhile, so that
+//!   no visit came, and be there again: it looks whether the object has [begun to cut](Mappers::cut_since). If not, the
+//!   list is taken later, and the space is on it, as the mapping is there when the page is locked.
+//! * *Passed by.* A visit must not pass by what is taken out, and not flushed yet: as who takes it out keeps no share. So a
+//!   visit excludes those that change mappings, or waits for every page that is locked.
+//! * *At its end.* Every mapping keeps its object. What unmaps keeps the mapping until it has flushed: `radix` is in a section,
+//!   which descriptors outlive; the others hold one by hand. A fault keeps it until it has put the frame in, or has given up.
+//!
+//! A frame that was lent counts as shared, so private mappings copy it before they write. Who copies an object's page does so without
+//! locks, and takes a share for that. How often a page is shown has to be looked for ([`Mappers::shown`]); reports do.
+//!
 //! **Lock order**: an object's lock for writers > an address space's > this list's (spins, for a look-up at a time) >
 //! the object's pages. Whoever calls `cut` holds no address space's lock, and not the object's lock for pages.
 //!
@@ -46,11 +65,15 @@ use core::{
     fmt,
     ops::Range,
     ptr,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence},
 };
 
+use addr::PageRange;
+use owned::Use;
 use percpu::{CpuId, Line, MAX_CPUS, Pinned, Unpinned};
 use sync::{SpinGuard, SpinLock, mutant};
+
+use crate::{AddressSpace, Resident, Seen};
 
 /// How many times another CPU than before enters the common list until the CPUs have lists of their own.
 pub const MOVES: u32 = 64;
@@ -62,6 +85,38 @@ pub trait Mapper: Send + Sync {
     fn cut(&self, of: &Mappers, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>);
     /// How many mappings show the object whose mappers are `of`.
     fn count(&self, of: &Mappers, ctx: &Unpinned<'_>) -> u64;
+    /// Call `f` with each page of that object, of those in `pages`, that has an entry here: as often as it has some.
+    fn shown(&self, of: &Mappers, pages: Range<u64>, ctx: &Unpinned<'_>, f: &mut dyn FnMut(u64));
+}
+
+/// [`Mapper::shown`] of an address space. If there is no memory for a list of the mappings, of those only that were in it.
+pub(crate) fn shown_in(
+    space: &impl AddressSpace,
+    of: &Mappers,
+    pages: Range<u64>,
+    ctx: &Unpinned<'_>,
+    f: &mut dyn FnMut(u64),
+) {
+    let mut parts = Vec::new();
+    space.mappings(ctx, &mut |info| {
+        let Some((_, first)) = info.mapping.object_page(0).filter(|_| info.mapping.shows(of)) else { return };
+        let (from, to) = (pages.start.max(first), pages.end.min(first.saturating_add(info.range.len())));
+        let start = info.range.start().checked_add(from.saturating_sub(first));
+        let part = start.filter(|_| from < to).and_then(|start| PageRange::with_len(start, to - from));
+        if let Some(part) = part
+            && parts.try_reserve(1).is_ok()
+        {
+            parts.push((part, from));
+        }
+    });
+    for (part, from) in parts {
+        space.inspect(part, ctx, &mut |seen| match seen {
+            Seen::Page(page, Resident { frame: Some(_), usage, .. }) if usage != Use::Anonymous => {
+                f(from + (page.number() - part.start().number()));
+            }
+            Seen::Page(..) | Seen::Mapping(_) => {}
+        });
+    }
 }
 
 struct Entry {
@@ -188,6 +243,8 @@ pub struct Mappers {
     common: SpinLock<Common>,
     /// The lists of CPUs, each made when it is first used. Made with `common` locked.
     own: Once<[Once<Own>; MAX_CPUS]>,
+    /// How many cuts have begun.
+    cuts: AtomicU64,
 }
 
 impl Default for Mappers {
@@ -217,7 +274,7 @@ impl Mappers {
     /// Nobody.
     pub const fn new() -> Self {
         let common = Common { list: List::new(false), last: None, moves: 0 };
-        Self { common: SpinLock::new(common), own: Once::new() }
+        Self { common: SpinLock::new(common), own: Once::new(), cuts: AtomicU64::new(0) }
     }
     /// `mapper` maps `pages` pages more. False, and nothing done, if they may be written and must not be.
     pub fn add(&self, mapper: &Weak<dyn Mapper>, pages: u64, writable: bool, pin: &Pinned<'_>) -> bool {
@@ -296,6 +353,9 @@ impl Mappers {
     }
     /// Make everybody forget `pages` of the object whose mappers these are; see the module.
     pub fn cut(&self, pages: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
+        // SeqCst: counted before the list is taken; partner: the fence in `cut_since`.
+        self.cuts.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         // Kept until the end, so that no other space gets an address that stands for one that was visited.
         let mut visited: BTreeMap<usize, Arc<dyn Mapper>> = BTreeMap::new();
         loop {
@@ -310,6 +370,18 @@ impl Mappers {
             visited.append(&mut fresh);
         }
     }
+    /// How many cuts have begun: to be read before the object is asked.
+    pub(crate) fn cuts(&self) -> u64 {
+        // Acquire: an object that is asked after this says what it says since the last cut; partner: its own lock.
+        self.cuts.load(Ordering::Acquire)
+    }
+    /// Whether a cut has begun since `before` was read, by who has a page locked that is mapped. If none has, the cut that
+    /// follows visits the space.
+    pub(crate) fn cut_since(&self, before: u64) -> bool {
+        // SeqCst: the space was entered, and the page locked, before the look; partner: the fence in `cut`.
+        fence(Ordering::SeqCst);
+        self.cuts.load(Ordering::Relaxed) != before
+    }
     /// Whether somebody maps pages of it.
     pub fn is_mapped(&self) -> bool {
         !self.all().is_empty()
@@ -317,6 +389,11 @@ impl Mappers {
     /// How many mappings there are.
     pub fn count(&self, ctx: &Unpinned<'_>) -> u64 {
         self.all().values().map(|mapper| mapper.count(self, ctx)).sum()
+    }
+    /// Call `f` with each of `pages` as often as it has an entry in a mapping. One mapper is asked after the other, so who moves
+    /// pages meanwhile may be missed.
+    pub fn shown(&self, pages: Range<u64>, ctx: &Unpinned<'_>, f: &mut dyn FnMut(u64)) {
+        self.all().values().for_each(|mapper| mapper.shown(self, pages.clone(), ctx, f));
     }
     /// Those that map pages, by their addresses. One that has ended meanwhile has nothing to forget. In maps, whose pieces are small.
     fn all(&self) -> BTreeMap<usize, Arc<dyn Mapper>> {

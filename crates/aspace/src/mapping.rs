@@ -35,6 +35,17 @@ pub trait Object: Send + Sync {
         frames: &Memory,
         ctx: &Unpinned<'_>,
     ) -> Result<OwnedFrame, ObjectError>;
+    /// The same frame, [lent](Memory::lend) to a mapping of the object: for who says by [`Self::mappers`] who maps it, and gives
+    /// up no share of a frame that it has lent until these have been [cut](Mappers::cut), or the object ends. Others share it.
+    fn lend(
+        &self,
+        index: u64,
+        policy: &Policy,
+        frames: &Memory,
+        ctx: &Unpinned<'_>,
+    ) -> Result<OwnedFrame, ObjectError> {
+        self.page(index, policy, frames, ctx)
+    }
     /// Device and inode number, for `/proc/self/maps`.
     fn identity(&self) -> (u64, u64);
     /// Name, for `/proc/self/maps`.

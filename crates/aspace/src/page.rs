@@ -72,20 +72,23 @@ pub(crate) fn of_object(
     ctx: &Unpinned<'_>,
 ) -> Result<(OwnedFrame, Prot), Fault> {
     let all = hardware(mapping.prot);
-    let theirs = object.page(index, policy, frames, ctx).map_err(|e| match e {
+    // Who copies has no lock, so it needs a share.
+    let copied = !mapping.shared && access == Access::Write;
+    let theirs = match copied {
+        true => object.page(index, policy, frames, ctx),
+        false => object.lend(index, policy, frames, ctx),
+    };
+    let theirs = theirs.map_err(|e| match e {
         ObjectError::BeyondEnd | ObjectError::Io | ObjectError::Sealed => Fault::BeyondObject,
         ObjectError::NoMemory => Fault::NoMemory,
     })?;
     if mutant!("object-share-early") {
         // SAFETY: none; that this is wrong is what is to be found.
-        let again = unsafe { OwnedFrame::from_raw(theirs.frame(), theirs.usage()) };
+        let again = unsafe { OwnedFrame::from_raw(theirs.frame(), Use::File) };
         frames.free(&ctx.pin(), again);
     }
-    if mapping.shared {
-        return Ok((theirs, all));
-    }
-    if access != Access::Write {
-        return Ok((theirs, all.difference(Prot::WRITE)));
+    if !copied {
+        return Ok((theirs, if mapping.shared { all } else { all.difference(Prot::WRITE) }));
     }
     let pin = ctx.pin();
     let mine = copy(&theirs, policy.place(index), frames, &pin);

@@ -65,11 +65,12 @@
 //! * **An object's page against everything.** Objects may sleep, so they are asked with no lock held, and a reference to the
 //!   descriptor is kept instead. Then the slot must still have that descriptor and no frame, else the page that was given
 //!   goes back and the fault begins anew. If it was unmapped meanwhile and mapped again just like before, the page is as good
-//!   as ever: a descriptor means the same page of the same object for the same address.
-//! * **An object's page against a cut.** The object publishes its new size; the space's `cuts` is counted up; then slots are
-//!   locked one after the other and cleaned. A fault reads `cuts`, asks, locks, and reads `cuts` again. If the fault had the
-//!   lock first, the cut finds what it has put in. If the cut had it first, the fault sees that `cuts` has changed, and asks
-//!   again. `moving` keeps the objects' pages, and whole spaces, from moving to where a cut has looked already; who moves
+//!   as ever, if it was not cut off: a descriptor means the same page of the same object for the same address.
+//! * **An object's page against a cut.** The object publishes its new size and counts the cut; then the slots of every space on its
+//!   list are locked one after the other and cleaned. A fault reads the count, asks, locks, and reads the count again. If it is
+//!   the same, the list is taken later, and the cut finds what the fault has put in. Else the fault asks again. What the cut
+//!   finds to be unmapped may still be translated, by a frame that the object owns: so it waits for all that is locked.
+//!   `moving` keeps the objects' pages, and whole spaces, from moving to where a cut has looked already; who moves
 //!   anonymous memory, as is known when it is locked, doesn't need it.
 //! * **A chosen place.** It is looked for without locks, then locked; if it isn't free any more, or a stack has come too
 //!   near, it is looked for again. A stack that grows locks the gap below it too: so of a stack that grows and a mapping that
@@ -142,6 +143,7 @@ use crate::{
     Access, AddressSpace, Advice, Audited, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper,
     Mappers, Mapping, MappingInfo, Place, Placement, Policy, RemapTo, STACK_GAP, Said, Seen, Totals, Unmoved,
     Usage,
+    mappers::shown_in,
     rules::{check, dictated, relock, user},
 };
 
@@ -163,8 +165,6 @@ pub struct Radix {
     arenas: Arenas,
     /// How mappings to come are locked: one of [`FUTURES`].
     future: AtomicU64,
-    /// How many times an object's pages were cut off.
-    cuts: AtomicU64,
     /// Held by those that move an object's pages, and by those that look for them everywhere.
     moving: Line<RwLock<()>>,
     /// Itself, as the objects that it maps are told of it: made once, as each clone is counted by all CPUs.
@@ -233,7 +233,6 @@ impl Radix {
             counts: Counts::new(realm.cpus()),
             arenas: Arenas::new(realm.cpus()),
             future: AtomicU64::new(0),
-            cuts: AtomicU64::new(0),
             moving: Line(RwLock::new(())),
             me: me.clone(),
             cleared: AtomicBool::new(false),
@@ -673,6 +672,9 @@ impl Mapper for Radix {
         let mut count = 0;
         self.mappings(ctx, &mut |info| count += u64::from(shows(info.mapping, of)));
         count
+    }
+    fn shown(&self, of: &Mappers, pages: Range<u64>, ctx: &Unpinned<'_>, f: &mut dyn FnMut(u64)) {
+        shown_in(self, of, pages, ctx, f);
     }
 }
 

@@ -29,6 +29,7 @@ use crate::{
     Mapping, MappingInfo, Place, Placement, Policy, Realm, RemapTo, Seen, Unmoved, Usage, Variant,
     index::{HIDDEN, Index, Readers, is_alive},
     locked::Wait,
+    mappers::shown_in,
     mappings::Mappings,
     page,
     plan::{NewMapping, Remap, down_to_start, growth, in_parts, lockable, part_of, protectable},
@@ -549,6 +550,9 @@ impl Mapper for Serial {
     fn count(&self, of: &Mappers, ctx: &Unpinned<'_>) -> u64 {
         let maps = self.maps.0.read(ctx);
         maps.mappings.iter().filter(|(_, mapping)| mapping.shows(of)).count() as u64
+    }
+    fn shown(&self, of: &Mappers, pages: Range<u64>, ctx: &Unpinned<'_>, f: &mut dyn FnMut(u64)) {
+        shown_in(self, of, pages, ctx, f);
     }
 }
 

@@ -43,6 +43,7 @@ impl Mapper for Parent {
     fn count(&self, _: &Mappers, _: &Unpinned<'_>) -> u64 {
         1
     }
+    fn shown(&self, _: &Mappers, _: Range<u64>, _: &Unpinned<'_>, _: &mut dyn FnMut(u64)) {}
 }
 
 #[test]

@@ -10,9 +10,12 @@ use std::sync::{
 use std::time::{Duration, Instant};
 
 use addr::Prot;
-use aspace::{Access, AddressSpace, Advice, Fault, Limits, Lock, Placement, RemapTo};
+use aspace::{
+    Access, AddressSpace, Advice, Backing, Fault, Limits, Lock, Mappers, Mapping, Object, ObjectError,
+    Placement, Policy, RemapTo,
+};
 use machine::{Pages, RW, Sim, anonymous, object, page, range, relax};
-use owned::Use;
+use owned::{Memory, OwnedFrame, Use};
 use percpu::{CpuId, Unpinned};
 
 const BASE: u64 = 0x1000;
@@ -585,4 +588,169 @@ fn what_moves_while_its_object_is_cut_is_cut_too() {
             end(sim, &space, &ctx);
         });
     }
+}
+
+/// Two CPUs that know page [`BASE`] of an object of two pages, and the space.
+fn shown_on_two_cpus(sim: &'static Sim) -> (Arc<Pages>, Arc<dyn AddressSpace>) {
+    let pages = sim.cpus.on(0, |ctx| Pages::new(sim, 1, &[41, 42], &ctx));
+    let space = sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        let at = Placement::Fixed(page(BASE));
+        space.map(at, 2, object(&pages, 0, RW, true), &ctx).expect("there is room");
+        space
+    });
+    for cpu in [0, 1] {
+        sim.cpus.on(cpu, |ctx| {
+            sim.enter(&*space, &ctx);
+            assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(41));
+        });
+    }
+    (pages, space)
+}
+
+#[test]
+fn a_page_that_is_cut_off_while_its_mapping_is_away_does_not_come_back() {
+    let sim = Sim::new(2, 256);
+    let (pages, space) = shown_on_two_cpus(sim);
+    let ((given, wait), (cut, go_on)) = (mpsc::channel(), mpsc::channel());
+    *pages.on_given.lock().unwrap() = Some(Box::new(move || {
+        given.send(()).expect("the other CPU waits");
+        // Who has to wait for this fault is not waited for.
+        let _ = go_on.recv_timeout(Duration::from_millis(200));
+    }));
+    let ends = std::sync::Mutex::new((wait, cut));
+    sim.cpus.run(|cpu, ctx| {
+        if cpu == CpuId::default() {
+            // The second page has no frame yet. What was there before the cut may be seen, and what is there after it may not be.
+            let _ = sim.load(&*space, page(BASE + 1), &ctx);
+        } else {
+            let (wait, cut) = &*ends.lock().unwrap();
+            wait.recv().expect("a page is given");
+            assert_eq!(space.unmap(range(BASE, 2), &ctx), Ok(()));
+            pages.resize(sim, 0, &ctx);
+            let at = Placement::Fixed(page(BASE));
+            space.map(at, 2, object(&pages, 0, RW, true), &ctx).expect("there is room");
+            let _ = cut.send(());
+        }
+    });
+    sim.cpus.on(0, |ctx| {
+        assert_eq!(sim.load(&*space, page(BASE + 1), &ctx), Err(Fault::BeyondObject));
+        sim.leave(&*space, &ctx);
+    });
+    sim.cpus.on(1, |ctx| {
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+/// A cut comes while `take` has taken a page out, and has not yet told the other CPU: it must not be over before that is.
+fn a_cut_waits(take: impl Fn(&dyn AddressSpace, &Unpinned<'_>)) {
+    let sim = Sim::new(3, 256);
+    let (pages, space) = shown_on_two_cpus(sim);
+    let cutter = Arc::new(std::sync::Mutex::new(None));
+    let (of, begun) = (pages.clone(), cutter.clone());
+    *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
+        let mut begun = begun.lock().unwrap();
+        if begun.is_some() {
+            return;
+        }
+        let (of, (done, wait)) = (of.clone(), mpsc::channel());
+        // The frames are given back there, which finds whoever translates to them.
+        *begun = Some(std::thread::spawn(move || {
+            sim.cpus.on(2, |ctx| of.resize(sim, 0, &ctx));
+            let _ = done.send(());
+        }));
+        drop(begun);
+        let _ = wait.recv_timeout(Duration::from_millis(100));
+    }));
+    sim.cpus.on(1, |ctx| take(&*space, &ctx));
+    let cutter = cutter.lock().unwrap().take().expect("somebody was shot down");
+    cutter.join().expect("no CPU translates to what is given back");
+    *sim.on_flush.lock().unwrap() = None;
+    sim.cpus.on(0, |ctx| sim.leave(&*space, &ctx));
+    sim.cpus.on(1, |ctx| {
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
+#[test]
+fn a_cut_waits_for_what_is_unmapped() {
+    a_cut_waits(|space, ctx| assert_eq!(space.unmap(range(BASE, 2), ctx), Ok(())));
+}
+
+#[test]
+fn a_cut_waits_for_what_is_replaced() {
+    a_cut_waits(|space, ctx| {
+        let there = space.map(Placement::Fixed(page(BASE)), 2, anonymous(RW), ctx);
+        assert_eq!(there, Ok(range(BASE, 2)));
+    });
+}
+
+#[test]
+fn a_cut_waits_for_what_is_discarded() {
+    a_cut_waits(|space, ctx| assert_eq!(space.advise(range(BASE, 2), Advice::DontNeed, ctx), Ok(())));
+}
+
+/// An object that says when it ended.
+struct Mortal {
+    pages: Arc<Pages>,
+    flushes: &'static AtomicUsize,
+    /// How many flushes there had been.
+    ended: Arc<AtomicUsize>,
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        self.ended.store(self.flushes.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
+    }
+}
+
+impl Object for Mortal {
+    fn page(&self, i: u64, p: &Policy, f: &Memory, c: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError> {
+        self.pages.page(i, p, f, c)
+    }
+    fn lend(&self, i: u64, p: &Policy, f: &Memory, c: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError> {
+        self.pages.lend(i, p, f, c)
+    }
+    fn identity(&self) -> (u64, u64) {
+        self.pages.identity()
+    }
+    fn path(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    fn mappers(&self) -> Option<&Mappers> {
+        self.pages.mappers()
+    }
+}
+
+#[test]
+fn an_object_ends_after_the_flush() {
+    let sim = Sim::new(2, 256);
+    let pages = sim.cpus.on(0, |ctx| Pages::new(sim, 1, &[41, 42], &ctx));
+    let ended = Arc::new(AtomicUsize::new(0));
+    let space = sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        let object: Arc<dyn Object> =
+            Arc::new(Mortal { pages: pages.clone(), flushes: &sim.flushes, ended: ended.clone() });
+        let mapping = Mapping { shared: true, ..Mapping::new(RW, Backing::Object { object, page: 0 }) };
+        space.map(Placement::Fixed(page(BASE)), 2, mapping, &ctx).expect("there is room");
+        sim.enter(&*space, &ctx);
+        assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(41));
+        space
+    });
+    let before = sim.flushes.load(Ordering::SeqCst);
+    sim.cpus.on(1, |ctx| assert_eq!(space.unmap(range(BASE, 2), &ctx), Ok(())));
+    assert!(sim.flushes.load(Ordering::SeqCst) > before, "nobody was shot down");
+    for _ in 0..64 {
+        (0..2).for_each(|cpu| sim.cpus.on(cpu, |ctx| sim.tick(&ctx)));
+    }
+    let ended = ended.load(Ordering::SeqCst);
+    assert!(ended > 0, "an object is kept for ever");
+    assert!(ended > before + 1, "an object ended before a CPU was told to forget its page");
+    sim.cpus.on(0, |ctx| {
+        sim.leave(&*space, &ctx);
+        pages.free(sim, &ctx);
+        end(sim, &space, &ctx);
+    });
 }

@@ -11,6 +11,10 @@
 //!           CAS(n, n - 1): done              // Release
 //! ```
 //!
+//! **Lending.** Who owns a frame may [lend](Memory::lend) it, instead of sharing it, to users that it can find and send away: it
+//! keeps its share until they have gone. What is lent is no share: taking it and giving it back writes nothing, so that any
+//! number of CPUs do that to one frame and share no line. A frame that was lent counts as shared until it is free.
+//!
 //! **Uses.** Each frame is allocated for a [`Use`], which says whether its contents can be moved and how deep into the last
 //! frames it may reach: users stop at the allocator's `min` watermark, page tables and stacks at half of it, the kernel's
 //! heap at zero.
@@ -72,11 +76,13 @@ pub enum Use {
     Kernel,
     /// A kernel stack.
     Stack,
+    /// A page of a file, in the hands of who has it [lent](Memory::lend): no share, and nothing is allocated for it.
+    Lent,
 }
 
 impl Use {
-    /// Number of uses.
+    /// Number of uses that frames are allocated for.
     pub const COUNT: usize = 5;
-    /// All uses, in the order of [`Stats::owned`].
+    /// These, in the order of [`Stats::owned`].
     pub const ALL: [Use; Use::COUNT] = [Use::Anonymous, Use::File, Use::PageTable, Use::Kernel, Use::Stack];
 }

@@ -79,6 +79,9 @@ const CENTRAL: u8 = 4;
 /// The kernel has taken its share, see [`Memory::set_strained`].
 const STRAINED: u8 = 2;
 
+/// In the count of a frame's other shares: it was lent, see [`Memory::lend`].
+const WAS_LENT: u32 = 1 << 31;
+
 /// How many frames are where. The sums are exact while nobody allocates or frees.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stats {
@@ -314,11 +317,14 @@ impl Memory {
         true
     }
 
-    /// Give up one share; the frame is free again when it was the last.
+    /// Give up one share; the frame is free again when it was the last. What was lent just ends.
     #[inline]
     pub fn free(&self, pin: &Pinned<'_>, owned: OwnedFrame) {
         let usage = owned.usage();
         let frame = owned.into_raw();
+        if usage == Use::Lent {
+            return;
+        }
         let at = self.index(frame);
         self.marks.expect(at, frame, usage);
         if self.give_up_share(at, usage) {
@@ -332,12 +338,31 @@ impl Memory {
         unsafe { self.share_raw(owned.frame(), owned.usage()) }
     }
 
-    /// One more share of `frame`.
+    /// A frame of a file for a user who gives it up before `owned`, and all other shares that there are now, are given up:
+    /// who lends sees to that.
+    pub fn lend(&self, owned: &OwnedFrame) -> OwnedFrame {
+        debug_assert_eq!(owned.usage(), Use::File);
+        let frame = owned.frame();
+        let sharers = &self.sharers[self.index(frame)];
+        // Relaxed, both: the mark stays as long as the caller's share, by whose order the frame was made known to the caller, and
+        // goes with the last share. Written once, so that the line stays with everybody.
+        if sharers.load(Ordering::Relaxed) & WAS_LENT == 0 && !mutant!("owned-lent-unmarked") {
+            sharers.fetch_or(WAS_LENT, Ordering::Relaxed);
+        }
+        // SAFETY: it is no share.
+        unsafe { OwnedFrame::from_raw(frame, Use::Lent) }
+    }
+
+    /// One more share of `frame`, or, if that is for what was lent, no share either.
     ///
     /// # Safety
     /// Somebody has a share and keeps it during the call (say, it is in a page table that the caller has locked), and
-    /// the frame was allocated for `usage`.
+    /// the frame was allocated for `usage`, or is lent.
     pub unsafe fn share_raw(&self, frame: Frame, usage: Use) -> OwnedFrame {
+        if usage == Use::Lent {
+            // SAFETY: the caller's promise.
+            return unsafe { OwnedFrame::from_raw(frame, usage) };
+        }
         let at = self.index(frame);
         self.marks.expect(at, frame, usage);
         // Relaxed: the new share comes from an old one, by whatever order the holder has it; giving shares up is what
@@ -348,19 +373,19 @@ impl Memory {
         unsafe { OwnedFrame::from_raw(frame, usage) }
     }
 
-    /// Whether `frame` has more than one share. If the caller has one and the answer is no, it stays no until the
+    /// Whether `frame` has more than one share, or was lent. If the caller has one and the answer is no, it stays no until the
     /// caller makes another, and what other owners did to the frame has been done.
     pub fn is_shared(&self, frame: Frame) -> bool {
         // Acquire: the other owners' use of the frame comes before; partner of the exchanges in `give_up_share`.
         self.sharers[self.index(frame)].load(Ordering::Acquire) != 0
     }
 
-    /// How many shares `frame` has beside one; a report, which may be out of date.
+    /// How many shares `frame` has beside one, without what was lent; a report, which may be out of date.
     pub fn sharers(&self, frame: Frame) -> u64 {
         // Relaxed: nothing follows from it.
         let sharers = self.sharers[self.index(frame)].load(Ordering::Relaxed);
         // Less than none while the last share is given up.
-        sharers.wrapping_add(1).saturating_sub(1).into()
+        u64::from(sharers.wrapping_add(1) & !WAS_LENT).saturating_sub(1)
     }
 
     /// Whether memory is short: only the reserve is left, so that the user's allocations fail, or the kernel is
@@ -457,11 +482,11 @@ impl Memory {
     fn give_up_share(&self, at: usize, usage: Use) -> bool {
         let sharers = &self.sharers[at];
         let last = if mutant!("owned-early-free") { 1 } else { 0 };
-        // Pages of files mostly have other owners, on other CPUs: the count's line comes once for an exchange, but twice for a
-        // look and an exchange.
+        // Pages of files mostly have other owners: the file, and who reads it on other CPUs. The count's line comes once for an
+        // exchange, but twice for a look and an exchange.
         if usage == Use::File {
             // Release and Acquire: as below, of one exchange with another.
-            let seen = sharers.fetch_sub(1, Ordering::AcqRel);
+            let seen = sharers.fetch_sub(1, Ordering::AcqRel) & !WAS_LENT;
             if seen <= last {
                 // Relaxed: nobody else has a share, so nobody else counts. Reports may have seen one less than none.
                 sharers.store(0, Ordering::Relaxed);
@@ -526,7 +551,7 @@ impl Use {
     /// their own; the rest is for the kernel's heap, which has to answer while it refuses and ends whoever took so much.
     pub const fn req(self) -> Req {
         let (class, ctx) = match self {
-            Use::Anonymous | Use::File => (Class::Movable, Ctx::Normal),
+            Use::Anonymous | Use::File | Use::Lent => (Class::Movable, Ctx::Normal),
             Use::PageTable | Use::Stack => (Class::Unmovable, Ctx::Atomic),
             Use::Kernel => (Class::Unmovable, Ctx::Reserve),
         };

@@ -535,11 +535,22 @@ impl<'t> Leaf<'t> {
             }
         }
     }
-    /// One more share of the frame in `page`'s entry, if it has one.
+    /// One more share of the frame in `page`'s entry, if it has one: for another entry. Of what the entry was lent it is none.
     pub fn share(&self, page: Page, frames: &Memory) -> Option<OwnedFrame> {
         let entry = self.peek(page);
         let usage = use_of(entry)?;
         // SAFETY: the entry owns a share, and keeps it while the lock is held.
+        Some(unsafe { frames.share_raw(entry.frame(), usage) })
+    }
+    /// A share of the frame in `page`'s entry, if it has one, for who keeps the frame longer than the entry may be there.
+    pub fn hold(&self, page: Page, frames: &Memory) -> Option<OwnedFrame> {
+        let entry = self.peek(page);
+        let usage = match use_of(entry)? {
+            Use::Lent => Use::File,
+            usage => usage,
+        };
+        // SAFETY: the entry owns a share and keeps it while the lock is held; or who has lent it the frame has one, and gives it
+        // up after the entry is gone.
         Some(unsafe { frames.share_raw(entry.frame(), usage) })
     }
 
@@ -572,7 +583,7 @@ pub fn use_of(entry: Pte) -> Option<Use> {
         return None;
     }
     let code = (entry.bits() & USE_BITS) >> USE_SHIFT;
-    Use::ALL.into_iter().find(|&usage| usage as u64 == code)
+    Use::ALL.into_iter().chain([Use::Lent]).find(|&usage| usage as u64 == code)
 }
 
 /// `range` grown so that it holds `page`.

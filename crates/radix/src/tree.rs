@@ -63,6 +63,8 @@ pub struct Found {
     pub keys: u64,
     /// Whether the slot is in a frozen node: other trees have it as well.
     pub frozen: bool,
+    /// Whether somebody has the slot locked, who may not be done with what it said before.
+    pub locked: bool,
 }
 
 impl<S: Space> Tree<S> {
@@ -125,7 +127,8 @@ impl<S: Space> Tree<S> {
                 return None;
             }
             let keys = Shape::<S>::span(level);
-            return Some(Found { value: seen & !LOCK, first: key & !(keys - 1), keys, frozen });
+            let (value, locked) = (seen & !LOCK, seen & LOCK != 0);
+            return Some(Found { value, first: key & !(keys - 1), keys, frozen, locked });
         }
         unreachable!("a leaf has no links")
     }
@@ -149,7 +152,8 @@ impl<S: Space> Tree<S> {
                 if key >= end || seen == DEAD || word::is_link(seen) || !at.is_still_in(link) {
                     break;
                 }
-                let found = Found { value: seen & !LOCK, first: key & !(span - 1), keys: span, frozen };
+                let (value, first, locked) = (seen & !LOCK, key & !(span - 1), seen & LOCK != 0);
+                let found = Found { value, first, keys: span, frozen, locked };
                 if !each(found) {
                     return;
                 }

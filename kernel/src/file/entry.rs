@@ -20,6 +20,7 @@ use super::{
     Result,
     inode::{Inode, Kind, Volume},
     io::KernelBuffer,
+    page::PageShare,
     store::{MAX_SIZE, Store},
 };
 use crate::{errno::Errno, heap};
@@ -205,7 +206,16 @@ impl Object for Entry {
         _: &Memory,
         _: &Unpinned<'_>,
     ) -> core::result::Result<OwnedFrame, ObjectError> {
-        self.inode.store().ok_or(ObjectError::Io)?.frame(index, policy)
+        self.inode.store().ok_or(ObjectError::Io)?.frame(index, policy, |page| page.share().into_owned())
+    }
+    fn lend(
+        &self,
+        index: u64,
+        policy: &Policy,
+        _: &Memory,
+        _: &Unpinned<'_>,
+    ) -> core::result::Result<OwnedFrame, ObjectError> {
+        self.inode.store().ok_or(ObjectError::Io)?.frame(index, policy, PageShare::lend)
     }
     fn identity(&self) -> (u64, u64) {
         (self.inode.volume.device(), self.inode.number)

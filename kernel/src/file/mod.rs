@@ -53,6 +53,7 @@ pub mod proc_frames;
 mod proc_memory;
 mod proc_numa;
 mod proc_pid;
+mod proc_users;
 mod random;
 mod record;
 pub mod selftest;

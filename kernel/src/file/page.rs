@@ -35,6 +35,11 @@ impl PageShare {
         Self(ManuallyDrop::new(memory::frames().share(&self.0)))
     }
 
+    /// The frame for a mapping of the file whose page this is: see [`Object::lend`](aspace::Object::lend).
+    pub fn lend(&self) -> OwnedFrame {
+        memory::frames().lend(&self.0)
+    }
+
     /// The share, to be given back by its new owner.
     pub fn into_owned(self) -> OwnedFrame {
         let mut this = ManuallyDrop::new(self);

@@ -1,7 +1,7 @@
 //! What /proc says of a process's memory: maps, smaps, smaps_rollup, statm, the Vm lines of status, pagemap.
 //!
 //! Each mapping is shown as it is at one instant; the list as a whole is of one instant too, as the address space is
-//! walked under one of its locks.
+//! walked under one of its locks. What smaps says of their pages is looked at afterwards, one mapping after the other.
 
 use alloc::{format, string::String, vec::Vec};
 use core::fmt::Write;
@@ -15,6 +15,7 @@ use super::{
     dev::split,
     io::{Sink, moved},
     proc::Text,
+    proc_users,
 };
 use crate::{errno::Errno, process::Mm, task};
 
@@ -115,14 +116,12 @@ struct Shares {
 const SHARE: u64 = 12;
 
 impl Tally {
-    fn page(&mut self, info: &Shown, page: &Resident) {
+    fn page(&mut self, info: &Shown, page: &Resident, users: u64) {
         if page.frame.is_none() {
             return;
         }
         self.rss += 1;
         let own = page.usage == Use::Anonymous;
-        // An object's frame is the object's, and each mapping's beside it.
-        let users = page.sharers.saturating_add(u64::from(own)).max(1);
         let part = (PAGE_SIZE << SHARE) / users;
         // Memory without a file behind it is dirty as soon as it is there.
         let dirty = page.dirty || own || info.memory;
@@ -259,31 +258,23 @@ fn counts(t: &Tally, parts: bool) -> String {
 /// Call `each` with every mapping's line and flags, and what it holds.
 fn survey(mm: &Mm, mut each: impl FnMut(&[u8], &str, &Tally) -> Result<()>) -> Result<()> {
     let heap = heap(mm);
-    let mut last: Option<(Vec<u8>, String, Shown, Tally)> = None;
-    let mut result = Ok(());
-    mm.aspace.inspect(everything(), &task::unpinned(), &mut |seen| match seen {
-        Seen::Mapping(info) => {
-            if let (Ok(()), Some((line, flags, _, tally))) = (result, &last) {
-                result = each(line, flags, tally);
-            }
-            let memory = match &info.mapping.backing {
-                Backing::Object { object, .. } => object.is_memory(),
-                Backing::Anonymous => false,
-            };
-            let shown = Shown { memory, locked: info.mapping.flags.contains(Flags::LOCKED) };
-            let tally = Tally { size: info.range.len(), ..Tally::default() };
-            last = Some((line(info, heap), vm_flags(info), shown, tally));
-        }
-        Seen::Page(_, page) => {
-            if let Some((_, _, shown, tally)) = &mut last {
-                tally.page(shown, &page);
-            }
-        }
-    });
-    if let (Ok(()), Some((line, flags, _, tally))) = (result, &last) {
-        result = each(line, flags, tally);
+    let all = proc_users::mappings(mm, &mut |info| {
+        let memory = match &info.mapping.backing {
+            Backing::Object { object, .. } => object.is_memory(),
+            Backing::Anonymous => false,
+        };
+        let shown = Shown { memory, locked: info.mapping.flags.contains(Flags::LOCKED) };
+        (line(info, heap), vm_flags(info), shown)
+    })?;
+    for (range, (line, flags, shown)) in all {
+        let mut tally = Tally { size: range.len(), ..Tally::default() };
+        proc_users::pages(mm, range, &mut |_, page, users| {
+            tally.page(&shown, page, users);
+            Ok(())
+        })?;
+        each(&line, &flags, &tally)?;
     }
-    result
+    Ok(())
 }
 
 /// /proc/N/smaps.
@@ -422,24 +413,19 @@ pub fn pagemap(mm: Option<&Mm>, offset: u64, sink: &mut dyn Sink) -> Result<usiz
         let range = Page::new(first).and_then(|first| PageRange::with_len(first, n as u64));
         let Some(range) = range.filter(|_| n > 0) else { break };
         let mut words = [0u64; STEP];
-        mm.aspace.inspect(range, &task::unpinned(), &mut |seen| match seen {
-            Seen::Mapping(_) => {}
-            Seen::Page(page, resident) => {
-                let own = resident.usage == Use::Anonymous;
-                // An object's frame is the object's too.
-                let alone = resident.sharers == u64::from(!own);
-                if let Some(word) = words.get_mut((page.number() - first) as usize) {
-                    *word = match resident.frame {
-                        // As on Linux, where a guard is kept in the form of a swapped page.
-                        None => GUARD | SWAP,
-                        Some(frame) => {
-                            let file = if own { 0 } else { FILE };
-                            PRESENT | frame.number() | file | if alone { EXCLUSIVE } else { 0 }
-                        }
-                    };
-                }
+        proc_users::pages(mm, range, &mut |page, resident, users| {
+            if let Some(word) = words.get_mut((page.number() - first) as usize) {
+                *word = match resident.frame {
+                    // As on Linux, where a guard is kept in the form of a swapped page.
+                    None => GUARD | SWAP,
+                    Some(frame) => {
+                        let file = if resident.usage == Use::Anonymous { 0 } else { FILE };
+                        PRESENT | frame.number() | file | if users == 1 { EXCLUSIVE } else { 0 }
+                    }
+                };
             }
-        });
+            Ok(())
+        })?;
         let mut bytes = [0u8; STEP * 8];
         for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
             *to = word.to_le_bytes();

@@ -3,17 +3,15 @@
 use alloc::{format, string::String};
 use core::fmt::Write;
 
-use addr::{Page, PageRange, USER_END_PAGE};
-use aspace::{Backing, Label, Mode, Policy, Seen};
+use aspace::{Backing, Label, Mode, Policy};
 use frames::MAX_NODES;
 use owned::Use;
 
-use super::{Result, proc::Text, proc_memory::heap, proc_pid::ranges};
+use super::{Result, proc::Text, proc_memory::heap, proc_pid::ranges, proc_users};
 use crate::{
     hw::numa,
     process::Mm,
     syscall::mm::numa::{MPOL_F_NUMA_BALANCING, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES},
-    task,
 };
 
 /// A policy in words: its mode, flags after `=`, nodes after `:`.
@@ -86,51 +84,44 @@ pub fn numa_maps(mm: Option<&Mm>, policy: Policy) -> Result<Text> {
     let mut text = Text::default();
     let Some(mm) = mm else { return Ok(text) };
     let (from, to) = heap(mm);
-    let everything = PageRange::new(Page::default(), USER_END_PAGE).unwrap_or_default();
-    let (mut head, mut tally, mut result) = (String::new(), Tally::NONE, Ok(()));
-    let mut finish = |head: &str, tally: &Tally| {
-        if result.is_ok() && !head.is_empty() {
-            result = text.push(format!("{head}{}\n", tally.words()).as_bytes());
-        }
-    };
-    mm.aspace.inspect(everything, &task::unpinned(), &mut |seen| match seen {
-        Seen::Mapping(info) => {
-            finish(&head, &tally);
-            tally = Tally::NONE;
-            let m = info.mapping;
-            let (start, end) = (info.range.start().base().as_u64(), info.range.end().base().as_u64());
-            head = format!("{start:08x} {}", words(&m.policy.get().or(policy)));
-            match (&m.backing, m.label) {
-                (Backing::Object { object, .. }, Label::None) => {
-                    head += " file=";
-                    for c in String::from_utf8_lossy(&object.path()).chars() {
-                        // What would end the line or the name, or look like a count.
-                        match c {
-                            '\n' | '\t' | '=' | ' ' => {
-                                let _ = write!(head, "\\{:03o}", u32::from(c));
-                            }
-                            c => head.push(c),
+    let all = proc_users::mappings(mm, &mut |info| {
+        let m = info.mapping;
+        let (start, end) = (info.range.start().base().as_u64(), info.range.end().base().as_u64());
+        let mut head = format!("{start:08x} {}", words(&m.policy.get().or(policy)));
+        match (&m.backing, m.label) {
+            (Backing::Object { object, .. }, Label::None) => {
+                head += " file=";
+                for c in String::from_utf8_lossy(&object.path()).chars() {
+                    // What would end the line or the name, or look like a count.
+                    match c {
+                        '\n' | '\t' | '=' | ' ' => {
+                            let _ = write!(head, "\\{:03o}", u32::from(c));
                         }
+                        c => head.push(c),
                     }
                 }
-                (Backing::Anonymous, Label::Stack) => head += " stack",
-                (Backing::Anonymous, _) if start < to && end > from => head += " heap",
-                _ => {}
             }
+            (Backing::Anonymous, Label::Stack) => head += " stack",
+            (Backing::Anonymous, _) if start < to && end > from => head += " heap",
+            _ => {}
         }
-        Seen::Page(_, page) => {
-            let Some(frame) = page.frame else { return };
+        head
+    })?;
+    for (range, head) in all {
+        let mut tally = Tally::NONE;
+        proc_users::pages(mm, range, &mut |_, page, users| {
+            let Some(frame) = page.frame else { return Ok(()) };
             let own = page.usage == Use::Anonymous;
             tally.pages += 1;
             tally.anonymous += u64::from(own);
             tally.dirty += u64::from(page.dirty);
-            // An object's frame is the object's too.
-            tally.mapped = tally.mapped.max(page.sharers + u64::from(own));
+            tally.mapped = tally.mapped.max(users);
             if let Some(count) = tally.nodes.get_mut(numa::topology().node_of(frame).index()) {
                 *count += 1;
             }
-        }
-    });
-    finish(&head, &tally);
-    result.map(|()| text)
+            Ok(())
+        })?;
+        text.push(format!("{head}{}\n", tally.words()).as_bytes())?;
+    }
+    Ok(text)
 }

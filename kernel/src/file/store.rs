@@ -2,9 +2,9 @@
 //!
 //! A page that is absent reads as zeros (a hole), or as its part of the file's *image*, a stretch of the boot image
 //! that the file was unpacked from; so a file of the boot image costs frames only for the pages that are written or
-//! mapped. A page that is present is a share of a frame. Mappings take further shares of the same frame, so
-//! `read`, `write` and every mapping of the file see one copy, and a frame lives until the last of them lets go: a
-//! truncated or removed file never pulls memory away from under a mapping or a copy in progress.
+//! mapped. A page that is present is a share of a frame. `read` and `write` take further shares of the
+//! same frame, and mappings have it lent ([`Object::lend`](aspace::Object::lend)), so all see one copy, and a frame lives until the last of them
+//! lets go: a truncated or removed file never pulls memory away from under a mapping or a copy in progress.
 //!
 //! Two sleeping locks protect a store:
 //!
@@ -135,9 +135,10 @@ impl Pages {
     }
 
     /// The page at `index`, brought into a frame where `policy` wants it if it is in none yet.
-    fn materialise(&mut self, index: u64, policy: &Policy) -> Option<PageShare> {
-        if let Some(present) = self.present.get(&index) {
-            return Some(present.page.share());
+    fn materialise(&mut self, index: u64, policy: &Policy) -> Option<&PageShare> {
+        // Looked for twice, as what is found here can't be answered with if the other way changes the index.
+        if self.present.contains_key(&index) {
+            return self.present.get(&index).map(|present| &present.page);
         }
         let mut image = self.image_of(index);
         // The boot image's own pages are no more than it is, and running its programs takes frames for them.
@@ -145,10 +146,8 @@ impl Pages {
         let quota = if self.limited && !imaged { Some(Quota::take()?) } else { None };
         let page = PageShare::zeroed(policy.place(index))?;
         page.write(0, image.len(), &mut image);
-        let share = page.share();
         self.covered += u64::from(imaged);
-        self.present.insert(index, Present { page, _quota: quota });
-        Some(share)
+        Some(&self.present.entry(index).or_insert(Present { page, _quota: quota }).page)
     }
 
     /// Pages with bytes in memory: present or in the image.
@@ -325,9 +324,9 @@ impl Store {
                 Held::Page(page) => Some(page),
                 Held::Image(_) | Held::Hole => None,
             };
-            let Some(page) =
-                present.or_else(|| self.pages.write(&ctx).materialise(index, &task::memory_policy()))
-            else {
+            let Some(page) = present.or_else(|| {
+                self.pages.write(&ctx).materialise(index, &task::memory_policy()).map(PageShare::share)
+            }) else {
                 return moved(done, 1, Errno::ENOSPC).map(|n| (n, offset));
             };
             let got = page.write(from, want, source);
@@ -481,24 +480,29 @@ impl Store {
         if data && found >= size { Err(Errno::ENXIO) } else { Ok(found) }
     }
 
-    /// A share of the frame at `index`, for a mapping. Holes get a frame, where `policy` wants it, so that what a shared
-    /// mapping writes stays.
-    pub fn frame(&self, index: u64, policy: &Policy) -> core::result::Result<OwnedFrame, ObjectError> {
+    /// What `give` makes of the page at `index`, for a mapping. Holes get a frame, where `policy` wants it, so that what a
+    /// shared mapping writes stays.
+    pub fn frame(
+        &self,
+        index: u64,
+        policy: &Policy,
+        give: impl Fn(&PageShare) -> OwnedFrame,
+    ) -> core::result::Result<OwnedFrame, ObjectError> {
         let ctx = task::unpinned();
         {
             let pages = self.pages.read(&ctx);
             if index >= self.size().div_ceil(PAGE_SIZE) {
                 return Err(ObjectError::BeyondEnd);
             }
-            if let Held::Page(page) = pages.held(index) {
-                return Ok(page.into_owned());
+            if let Some(present) = pages.present.get(&index) {
+                return Ok(give(&present.page));
             }
         }
         let mut pages = self.pages.write(&ctx);
         if index >= self.size().div_ceil(PAGE_SIZE) {
             return Err(ObjectError::BeyondEnd);
         }
-        pages.materialise(index, policy).map(PageShare::into_owned).ok_or(ObjectError::NoMemory)
+        pages.materialise(index, policy).map(give).ok_or(ObjectError::NoMemory)
     }
 
     /// Give back every page: the machine is ending.

@@ -97,6 +97,15 @@ impl Object for Segment {
     ) -> Result<OwnedFrame, ObjectError> {
         self.memory.page(index, policy, frames, ctx)
     }
+    fn lend(
+        &self,
+        index: u64,
+        policy: &Policy,
+        frames: &Memory,
+        ctx: &Unpinned<'_>,
+    ) -> Result<OwnedFrame, ObjectError> {
+        self.memory.lend(index, policy, frames, ctx)
+    }
     fn identity(&self) -> (u64, u64) {
         self.memory.identity()
     }

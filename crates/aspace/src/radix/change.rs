@@ -2,7 +2,7 @@
 
 use ::radix::{Section, Taken};
 use addr::{Page, PageRange, Prot};
-use owned::OwnedFrame;
+use owned::{OwnedFrame, Use};
 use pagetable::ENTRIES;
 use percpu::{CpuSet, Pinned, Unpinned};
 use sync::mutant;
@@ -130,14 +130,17 @@ impl<'a> Change<'a> {
             self.space.retract(&desc.mapping, pages, self.pin());
         }
     }
-    /// The frame of page `key`, if the slot has one, is to be freed; nobody translates to it after the next flush.
+    /// The frame of page `key`, if the slot has one, is to be given back; nobody translates to it after the next flush.
     #[inline(always)]
     pub(super) fn drop_frame(&mut self, slot: Slot, key: u64) {
         let Some((frame, usage)) = slot.frame() else { return };
         self.hide(slot, key);
+        self.difference.resident(-1);
+        if usage == Use::Lent {
+            return;
+        }
         // SAFETY: the slot owned a share, counted for this use; the caller has the slot's lock, and takes the frame out.
         self.own(unsafe { OwnedFrame::from_raw(frame, usage) });
-        self.difference.resident(-1);
     }
     fn own(&mut self, frame: OwnedFrame) {
         if self.gather.room() == 0 {

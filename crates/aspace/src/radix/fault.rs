@@ -27,10 +27,9 @@ impl Radix {
             return Err(Fault::NoMapping);
         }
         loop {
-            // Acquire: an object that is asked after this says what it says since the last cut; partner: `cut_pages`.
-            let cuts = self.cuts.load(Ordering::Acquire);
             let Step::Ask(kept) = self.with_page(policy, at, access, ctx)? else { return Ok(()) };
             let mapping = &kept.desc().mapping;
+            let cuts = mapping.mappers().map_or(0, Mappers::cuts);
             let asked = match &mapping.backing {
                 Backing::Object { object, page } => contents::of_object(
                     mapping,
@@ -161,7 +160,7 @@ impl Radix {
         Ok(Step::Done)
     }
     /// Give page `at` the frame that its object has given, if it is still a page of `kept` without one, and nothing was cut
-    /// off since `cuts` was read. False if not; the frame is given back then.
+    /// off since `cuts` were counted. False if not; the frame is given back then.
     fn put(
         &self,
         at: Page,
@@ -178,10 +177,8 @@ impl Radix {
                 return Ok::<_, ()>(None);
             };
             let (slot, _) = said(&guard, key);
-            // Relaxed: whoever cuts counts first and then locks the page. If that was before this guard had it, the
-            // lock shows the count; else what is put here is found.
-            let still = self.cuts.load(Ordering::Relaxed) == cuts || mutant!("radix-cut-unseen");
-            let same = kept.names(slot) && slot.is_blank() && still;
+            let cut = || kept.desc().mapping.mappers().is_some_and(|mappers| mappers.cut_since(cuts));
+            let same = kept.names(slot) && slot.is_blank() && (mutant!("radix-cut-unseen") || !cut());
             if !same && !mutant!("leaf-race-lost") {
                 return Ok(None);
             }

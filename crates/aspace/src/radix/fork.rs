@@ -132,7 +132,7 @@ impl Heir {
     #[inline(never)]
     fn put(&self, slots: &mut [u64]) -> Run {
         let (theirs, blank) = (self.theirs, self.blank);
-        let objects = if self.object { theirs.kind_with(Use::File) } else { NO_KIND };
+        let objects = if self.object { theirs.kind_with(Use::Lent) } else { NO_KIND };
         let own =
             if self.shares && blank != Slot::EMPTY { theirs.kind_with(Use::Anonymous) } else { NO_KIND };
         let mut run = Run { pages: slots.len(), own: 0, objects: 0 };

@@ -79,10 +79,8 @@ impl Radix {
 
     /// Forget the pages `cut` of the object whose mappers are `of`, wherever they are.
     pub(super) fn cut_pages(&self, of: &Mappers, cut: Range<u64>, copies: bool, ctx: &Unpinned<'_>) {
-        // SeqCst: the object says what it says from now on; then pages are locked. Partner: the load in `resolve`, and
-        // `put`. Nothing moves to where this has been already.
+        // Nothing moves to where this has been already.
         let _still = self.moving.0.write(ctx);
-        self.cuts.fetch_add(1, Ordering::SeqCst);
         self.each_area(pages(0, KEYS), ctx, |info| {
             let Some((_, first)) = info.mapping.object_page(0) else { return };
             if !shows(info.mapping, of) {
@@ -103,10 +101,37 @@ impl Radix {
                 }
             }
         });
+        if !mutant!("radix-cut-passes-by") {
+            self.await_locked(ctx);
+        }
     }
+    /// Wait for each slot that is locked until it is not: what had been taken out when this was called, and could not be seen any
+    /// more, has been flushed then.
+    fn await_locked(&self, ctx: &Unpinned<'_>) {
+        /// Spans looked at without a break.
+        const AT_ONCE: usize = 4096;
+        let mut at = 0;
+        while at < KEYS {
+            let pin = ctx.pin();
+            let section = self.tree.enter(&pin);
+            let (mut seen, mut locked, mut end) = (0, false, KEYS);
+            self.tree.walk(at..KEYS, &section, |found| {
+                (seen, locked, end) = (seen + 1, found.locked, found.first + found.keys);
+                !locked && seen < AT_ONCE
+            });
+            // The lock is had, or has been free.
+            while locked && self.tree.lock_one(end - 1, &section).is_err() {}
+            at = if locked || seen == AT_ONCE { end } else { KEYS };
+        }
+    }
+    /// Whether page `at` has a frame. Looked at while it is locked, so that a fault which has it locked later knows of the cut.
     fn has_frame(&self, at: Page, ctx: &Unpinned<'_>) -> bool {
-        let pin = ctx.pin();
-        self.at(at.number(), &self.tree.enter(&pin)).0.frame().is_some()
+        let (pin, key) = (ctx.pin(), at.number());
+        let section = self.tree.enter(&pin);
+        match self.tree.lock_one(key, &section) {
+            Ok(guard) => guard.is_some_and(|guard| said(&guard, key).0.frame().is_some()),
+            Err(_) => true,
+        }
     }
     /// False if there was no memory. For one page none is needed.
     fn cut_part(

@@ -16,6 +16,8 @@ const DESC_SHIFT: u32 = 12;
 const OWNER_SHIFT: u32 = 4;
 const USE_SHIFT: u32 = 2;
 const PFN_SHIFT: u32 = 30;
+/// The uses that frames of users' pages have, by their codes.
+const USES: [Use; 4] = [Use::Anonymous, Use::File, Use::Kernel, Use::Lent];
 /// Bits that say what the page should be, and not what it is.
 const DESC: u64 = (DESCRIPTORS as u64 - 1) << DESC_SHIFT;
 const GUARD: u64 = (1 << (64 - PFN_SHIFT)) - 1;
@@ -60,7 +62,7 @@ impl Slot {
     /// The page's frame, and for what it is counted.
     pub(super) fn frame(self) -> Option<(Frame, Use)> {
         let pfn = self.0 >> PFN_SHIFT;
-        let usage = Use::ALL[(self.0 >> USE_SHIFT) as usize & 3];
+        let usage = USES[(self.0 >> USE_SHIFT) as usize & 3];
         if pfn == 0 || pfn == GUARD { None } else { Some((Frame::new(pfn)?, usage)) }
     }
     pub(super) fn is_guard(self) -> bool {
@@ -73,16 +75,16 @@ impl Slot {
     }
     /// The kind of the slot's descriptor, and of this use.
     pub(super) fn kind_with(self, usage: Use) -> Kind {
-        Kind(self.0 & DESC | (usage as u64) << USE_SHIFT)
+        Kind(self.0 & DESC | code(usage) << USE_SHIFT)
     }
     /// Whether there is neither a frame nor a guard.
     pub(super) fn is_blank(self) -> bool {
         self.0 >> PFN_SHIFT == 0
     }
-    /// The page, with this frame and not translated by anybody. Only the first four uses are those of user pages.
+    /// The page, with this frame, which has one of [`USES`], and not translated by anybody.
     pub(super) fn with_frame(self, frame: Frame, usage: Use) -> Self {
-        debug_assert!((usage as u64) < 4 && frame.number() != 0 && frame.number() < GUARD);
-        Self(self.0 & DESC | frame.number() << PFN_SHIFT | (usage as u64) << USE_SHIFT)
+        debug_assert!(USES.contains(&usage) && frame.number() != 0 && frame.number() < GUARD);
+        Self(self.0 & DESC | frame.number() << PFN_SHIFT | code(usage) << USE_SHIFT)
     }
     /// The page as it was before its first use.
     pub(super) fn blank(self) -> Self {
@@ -101,6 +103,16 @@ impl Slot {
     /// The same page at a place where nobody translates it yet.
     pub(super) fn moved(self, desc: u32) -> Self {
         self.with_desc(desc).with_owner(NOBODY)
+    }
+}
+
+#[inline]
+fn code(usage: Use) -> u64 {
+    match usage {
+        Use::Anonymous => 0,
+        Use::File => 1,
+        Use::Lent => 3,
+        _ => 2,
     }
 }
 

@@ -236,7 +236,7 @@ impl Serial {
             return Step::Slow(Fault::Denied);
         }
         // The copy needs the old frame to stay: one more share.
-        let Some(old) = leaf.share(at, frames) else { return Step::Again };
+        let Some(old) = leaf.hold(at, frames) else { return Step::Again };
         drop(leaf);
         let policy = mapping.policy.get().or(*policy);
         match page::ensure(mapping, &policy, at, seen.offset, Some(&old), access, frames, ctx) {

@@ -155,10 +155,17 @@ impl Serial {
             PageRange::new(from, range.end()).and_then(|rest| maps.mappings.announced(rest))
         {
             from = part.end();
+            if mutant!("object-ends-early") {
+                maps.mappings.retract(&mapping, part.len(), &ctx.pin());
+                drop(mapping);
+                self.take_part(maps, part, taken, ctx);
+                continue;
+            }
             if mutant!("retract-before-flush") {
                 maps.mappings.retract(&mapping, part.len(), &ctx.pin());
             }
             self.take_part(maps, part, taken, ctx);
+            // The mapping that was found is kept beyond the flush, as it keeps the object.
             self.flush(&mut taken.gather, &ctx.pin());
             if !mutant!("retract-before-flush") {
                 maps.mappings.retract(&mapping, part.len(), &ctx.pin());

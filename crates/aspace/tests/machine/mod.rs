@@ -404,13 +404,12 @@ impl Pages {
     }
 }
 
-impl Object for Pages {
-    fn page(
+impl Pages {
+    fn give(
         &self,
         index: u64,
-        _: &Policy,
-        frames: &Memory,
         ctx: &Unpinned<'_>,
+        give: impl Fn(&OwnedFrame) -> OwnedFrame,
     ) -> Result<OwnedFrame, ObjectError> {
         // As a file's pages may have to be waited for: who is pinned can't, and the machine says so.
         ctx.waker().wake();
@@ -421,13 +420,34 @@ impl Object for Pages {
         }
         let pages = self.frames.lock().unwrap();
         let page = usize::try_from(index).ok().and_then(|i| pages.get(i)).ok_or(ObjectError::BeyondEnd)?;
-        let share = frames.share(page);
+        let given = give(page);
         drop(pages);
         let on_given = self.on_given.lock().unwrap().take();
         if let Some(f) = on_given {
             f();
         }
-        Ok(share)
+        Ok(given)
+    }
+}
+
+impl Object for Pages {
+    fn page(
+        &self,
+        index: u64,
+        _: &Policy,
+        frames: &Memory,
+        ctx: &Unpinned<'_>,
+    ) -> Result<OwnedFrame, ObjectError> {
+        self.give(index, ctx, |page| frames.share(page))
+    }
+    fn lend(
+        &self,
+        index: u64,
+        _: &Policy,
+        frames: &Memory,
+        ctx: &Unpinned<'_>,
+    ) -> Result<OwnedFrame, ObjectError> {
+        self.give(index, ctx, |page| frames.lend(page))
     }
     fn identity(&self) -> (u64, u64) {
         self.id
