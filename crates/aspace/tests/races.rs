@@ -643,6 +643,33 @@ fn a_page_that_is_cut_off_while_its_mapping_is_away_does_not_come_back() {
     });
 }
 
+#[test]
+fn a_page_that_is_lent_is_copied_before_it_is_written() {
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let pages = Pages::new(sim, 1, &[41], &ctx);
+        let space = sim.space(&ctx);
+        let (private, shared) = (BASE, BASE + 1000);
+        for (at, whose) in [(private, false), (shared, true)] {
+            let mapping = object(&pages, 0, RW, whose);
+            space.map(Placement::Fixed(page(at)), 1, mapping, &ctx).expect("there is room");
+        }
+        sim.enter(&*space, &ctx);
+        // Read first, so that the page is there when it is written; and allowed anew.
+        assert_eq!(sim.load(&*space, page(private), &ctx), Ok(41));
+        assert_eq!(space.protect(range(private, 1), Prot::READ, &ctx), Ok(()));
+        assert_eq!(space.protect(range(private, 1), RW, &ctx), Ok(()));
+        assert_eq!(sim.store(&*space, page(private), 7, &ctx), Ok(()));
+        assert_eq!(sim.load(&*space, page(shared), &ctx), Ok(41), "a private store is seen in the object");
+        assert_eq!(sim.store(&*space, page(shared), 42, &ctx), Ok(()));
+        assert_eq!(sim.load(&*space, page(private), &ctx), Ok(7));
+        sim.leave(&*space, &ctx);
+        space.clear(&ctx);
+        pages.free(sim, &ctx);
+        assert_eq!(sim.owned(), [0; Use::COUNT], "frames were not given back");
+    });
+}
+
 /// A cut comes while `take` has taken a page out, and has not yet told the other CPU: it must not be over before that is.
 fn a_cut_waits(take: impl Fn(&dyn AddressSpace, &Unpinned<'_>)) {
     let sim = Sim::new(3, 256);
