@@ -76,7 +76,8 @@
 //! * **R15** *Pages are cut off an object while a fault has one in its hands.* Who cuts takes the mappings'
 //!   numbers away, as if they had died, after the object has been changed and before an entry is taken; after the flush
 //!   they have others (R9).
-//! * **R16** *A page of an object is freed between look-up and use.* The object gives a share.
+//! * **R16** *A page of an object is freed between look-up and use.* Who copies it has a share. Who puts it in has it lent, and finds
+//!   its area alive by the number that a cut takes away (R15; [`Mappers`](crate::Mappers)).
 //! * **R17** *map over old mappings.* Unpublish, clear, flush, and only then publish: a fault in between waits for the lock.
 //! * **R18** *remap.* The source is hidden before it loses its rights, the target published when the entries are there.
 //! * **R19** *DontNeed* looks whether the mapping is alive under each leaf lock; if it isn't any more, it looks again with the lock. It may

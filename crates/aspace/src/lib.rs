@@ -515,6 +515,8 @@ pub trait AddressSpace: Send + Sync {
     /// Call `f` for each mapping that has pages in `range`, and after it for each of its pages in `range` that has a
     /// frame or a guard, ascending. `f` must not sleep, use the address space nor touch user memory.
     fn inspect(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Seen<'_>));
+    /// Call `f` for each page of `range` that has a frame or a guard, ascending, as [`Self::inspect`], without a look at mappings.
+    fn pages(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Page, Resident));
     /// For checkers: look at each page of `range` while nobody can change it, panic if a page table has an entry that the
     /// design forbids, and call `f` with what processors may have of the page. `f` must not use the address space.
     fn audit(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&Audited));

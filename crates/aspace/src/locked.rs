@@ -31,7 +31,7 @@
 //! Whenever `maps` is free or held shared only (I1 also needs the leaf lock to be free):
 //! * **I1** *(buffers)* For every CPU and page, the CPU's cached translation, if any, names the frame of the page's
 //!   entry and grants no more than the entry does.
-//! * **I2** *(entries)* An entry that isn't empty belongs to a mapped page, owns one share of its frame, and grants no
+//! * **I2** *(entries)* An entry that isn't empty belongs to a mapped page, owns one share of its frame or has it lent, and grants no
 //!   more than the mapping's protection; and it is writable in a private mapping only if its share is the only one.
 //! * **I3** *(tables)* Every page-table page but the root serves some mapped page. Hence what has to be unlinked when
 //!   a range is unmapped is found without counting entries: the tables that serve nothing outside of the gap that is

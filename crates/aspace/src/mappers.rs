@@ -27,7 +27,8 @@
 //!   no visit came, and be there again: it looks whether the object has [begun to cut](Mappers::cut_since). If not, the
 //!   list is taken later, and the space is on it, as the mapping is there when the page is locked.
 //! * *Passed by.* A visit must not pass by what is taken out, and not flushed yet: as who takes it out keeps no share. So a
-//!   visit excludes those that change mappings, or waits for every page that is locked.
+//!   visit excludes those that change mappings, or, in `radix`, waits for every slot that is locked. (Frozen nodes, which are locked by
+//!   their links, hold no frames of objects that others could be taking out; and who takes out what they hold flushes first.)
 //! * *At its end.* Every mapping keeps its object. What unmaps keeps the mapping until it has flushed: `radix` is in a section,
 //!   which descriptors outlive; the others hold one by hand. A fault keeps it until it has put the frame in, or has given up.
 //!
@@ -73,7 +74,7 @@ use owned::Use;
 use percpu::{CpuId, Line, MAX_CPUS, Pinned, Unpinned};
 use sync::{SpinGuard, SpinLock, mutant};
 
-use crate::{AddressSpace, Resident, Seen};
+use crate::AddressSpace;
 
 /// How many times another CPU than before enters the common list until the CPUs have lists of their own.
 pub const MOVES: u32 = 64;
@@ -110,11 +111,10 @@ pub(crate) fn shown_in(
         }
     });
     for (part, from) in parts {
-        space.inspect(part, ctx, &mut |seen| match seen {
-            Seen::Page(page, Resident { frame: Some(_), usage, .. }) if usage != Use::Anonymous => {
+        space.pages(part, ctx, &mut |page, resident| {
+            if resident.frame.is_some() && resident.usage != Use::Anonymous {
                 f(from + (page.number() - part.start().number()));
             }
-            Seen::Page(..) | Seen::Mapping(_) => {}
         });
     }
 }
@@ -372,7 +372,8 @@ impl Mappers {
     }
     /// How many cuts have begun: to be read before the object is asked.
     pub(crate) fn cuts(&self) -> u64 {
-        // Acquire: an object that is asked after this says what it says since the last cut; partner: its own lock.
+        // Acquire: the object is asked after this. Who is lent what a cut has taken away asked before the cutter had the object's
+        // lock, and so has read a count from before: the cutter counts with what it has read there behind it.
         self.cuts.load(Ordering::Acquire)
     }
     /// Whether a cut has begun since `before` was read, by who has a page locked that is mapped. If none has, the cut that

@@ -3,7 +3,7 @@
 //!
 //! **Ownership of private pages.** A private mapping may write a frame exactly if it has its only share: nobody else
 //! can make a second one, so the answer "not shared" stays true until this address space forks. A frame of an object
-//! that a private mapping shows is shared with the object, so it is never written, but copied.
+//! that a private mapping shows is the object's, which has lent it, so it is never written, but copied.
 
 use alloc::sync::Arc;
 
@@ -96,8 +96,8 @@ pub(crate) fn of_object(
     Ok((mine?, all))
 }
 
-/// The rights that `mapping` may have to `frame`, of which its page has a share: writing only if that is the only
-/// one, or if stores are for the object.
+/// The rights that `mapping` may have to `frame`, of which its page has a share or which it was lent: writing only if that is a
+/// share, and the only one, or if stores are for the object.
 pub fn rights(mapping: &Mapping, frame: Frame, frames: &Memory) -> Prot {
     let all = hardware(mapping.prot);
     let copy_first = !mapping.shared && frames.is_shared(frame) && !mutant!("cow-sole-owner-wrong");

@@ -38,7 +38,7 @@
 //!   page's entry in its page table does.
 //! * **I2** *(entries)* An entry that isn't empty is for the slot's frame and grants no more than the descriptor's protection; and
 //!   it is writable in a private mapping only if the slot's share of the frame is the only one.
-//! * **I3** *(frames)* A slot with a frame owns one share of it. A page with a frame has a slot of its own.
+//! * **I3** *(frames)* A slot with a frame owns one share of it, or has it lent by its mapping's object. A page with a frame has a slot of its own.
 //! * **I4** *(index)* A slot's descriptor says the same for all pages of its span, wherever the mapping begins; so mappings as
 //!   reports show them are the longest runs of pages whose descriptors say the same, and nothing has to be joined or split.
 //!
@@ -141,8 +141,8 @@ use self::{
 pub use self::{realm::Realm, tables::PageTables};
 use crate::{
     Access, AddressSpace, Advice, Audited, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper,
-    Mappers, Mapping, MappingInfo, Place, Placement, Policy, RemapTo, STACK_GAP, Said, Seen, Totals, Unmoved,
-    Usage,
+    Mappers, Mapping, MappingInfo, Place, Placement, Policy, RemapTo, Resident, STACK_GAP, Said, Seen,
+    Totals, Unmoved, Usage,
     mappers::shown_in,
     rules::{check, dictated, relock, user},
 };
@@ -636,6 +636,9 @@ impl AddressSpace for Radix {
                 self.each_page(part, ctx, |page, resident| f(Seen::Page(page, resident)));
             }
         });
+    }
+    fn pages(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Page, Resident)) {
+        self.each_page(range, ctx, f);
     }
     fn audit(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&Audited)) {
         self.audit_pages(range, ctx, f);

@@ -26,7 +26,7 @@ use sync::{RwLock, SpinLock, mutant, primitive::AtomicU64};
 use self::tables::{Taken, Waiting};
 use crate::{
     Access, AddressSpace, Advice, Audited, Error, Exclude, Fault, Limits, Lock, Machine, Mapper, Mappers,
-    Mapping, MappingInfo, Place, Placement, Policy, Realm, RemapTo, Seen, Unmoved, Usage, Variant,
+    Mapping, MappingInfo, Place, Placement, Policy, Realm, RemapTo, Resident, Seen, Unmoved, Usage, Variant,
     index::{HIDDEN, Index, Readers, is_alive},
     locked::Wait,
     mappers::shown_in,
@@ -121,6 +121,17 @@ impl Serial {
                 grave: SpinLock::new(grave),
             }
         }))
+    }
+    /// Call `f` with each page of `range` that has a frame or a guard. The mappings are locked.
+    fn each_page(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Page, Resident)) {
+        let _pin = ctx.pin();
+        for (leaf, part) in self.table.leaves(range) {
+            for page in part {
+                if let Some(resident) = page::resident(leaf.peek(page), self.machine.frames) {
+                    f(page, resident);
+                }
+            }
+        }
     }
     /// For [`Exclude::FaultLock`]: no fault is under way until this is dropped.
     fn exclude_faults(&self, ctx: &Unpinned<'_>) -> Option<sync::WriteGuard<'_, ()>> {
@@ -458,15 +469,12 @@ impl AddressSpace for Serial {
         for (whole, mapping) in maps.mappings.overlapping(range) {
             f(Seen::Mapping(&MappingInfo { range: whole, mapping }));
             let Some(part) = whole.intersect(range) else { continue };
-            let _pin = ctx.pin();
-            for (leaf, part) in self.table.leaves(part) {
-                for page in part {
-                    if let Some(resident) = page::resident(leaf.peek(page), self.machine.frames) {
-                        f(Seen::Page(page, resident));
-                    }
-                }
-            }
+            self.each_page(part, ctx, &mut |page, resident| f(Seen::Page(page, resident)));
         }
+    }
+    fn pages(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Page, Resident)) {
+        let _maps = self.maps.0.read(ctx);
+        self.each_page(range, ctx, f);
     }
     fn audit(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&Audited)) {
         // Exclude others that change mappings, and for each page those that change its entry.

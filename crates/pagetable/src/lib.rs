@@ -1,7 +1,7 @@
 //! x86-64 page tables of four levels (Intel SDM vol. 3A, 4.5): walk, insert, take, protect, move, prune.
 //!
 //! **Claim.** Software and hardware may walk while entries change; a table page is unlinked only while no software
-//! walks, and reused only after no hardware can; every non-empty leaf entry owns exactly one share of its frame.
+//! walks, and reused only after no hardware can; every non-empty leaf entry owns exactly one share of its frame, or has it [lent](owned::Use::Lent).
 //!
 //! **Idea.**
 //! * *Leaf tables* (level 0, 512 pages each) have a lock each: the bit [`Pte::LOCK`] in the directory entry that
@@ -572,8 +572,8 @@ impl Drop for Leaf<'_> {
 /// The share that a removed entry owned.
 fn own(entry: Pte) -> Option<OwnedFrame> {
     let usage = use_of(entry)?;
-    // SAFETY: a non-empty entry was written by `put` or `relocate`, which gave it one share counted for this use; it
-    // has been removed from the table by the swap that read it, so nobody else makes this share a value again.
+    // SAFETY: a non-empty entry was written by `put` or `relocate`, which gave it one share counted for this use, or none
+    // of what is lent; it has been removed from the table by the swap that read it, so nobody else makes this share a value again.
     Some(unsafe { OwnedFrame::from_raw(entry.frame(), usage) })
 }
 

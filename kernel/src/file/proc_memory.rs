@@ -15,7 +15,7 @@ use super::{
     dev::split,
     io::{Sink, moved},
     proc::Text,
-    proc_users,
+    proc_users::{self, Piece},
 };
 use crate::{errno::Errno, process::Mm, task};
 
@@ -258,7 +258,7 @@ fn counts(t: &Tally, parts: bool) -> String {
 /// Call `each` with every mapping's line and flags, and what it holds.
 fn survey(mm: &Mm, mut each: impl FnMut(&[u8], &str, &Tally) -> Result<()>) -> Result<()> {
     let heap = heap(mm);
-    let all = proc_users::mappings(mm, &mut |info| {
+    let all = proc_users::mappings(mm, everything(), &mut |info| {
         let memory = match &info.mapping.backing {
             Backing::Object { object, .. } => object.is_memory(),
             Backing::Anonymous => false,
@@ -266,15 +266,17 @@ fn survey(mm: &Mm, mut each: impl FnMut(&[u8], &str, &Tally) -> Result<()>) -> R
         let shown = Shown { memory, locked: info.mapping.flags.contains(Flags::LOCKED) };
         (line(info, heap), vm_flags(info), shown)
     })?;
-    for (range, (line, flags, shown)) in all {
-        let mut tally = Tally { size: range.len(), ..Tally::default() };
-        proc_users::pages(mm, range, &mut |_, page, users| {
-            tally.page(&shown, page, users);
-            Ok(())
-        })?;
-        each(&line, &flags, &tally)?;
-    }
-    Ok(())
+    let mut tallies = Vec::new();
+    tallies.try_reserve_exact(all.len()).map_err(|_| Errno::ENOMEM)?;
+    tallies.extend(all.iter().map(|piece| Tally { size: piece.range.len(), ..Tally::default() }));
+    proc_users::pages(mm, everything(), &all, &mut |piece, _, page, users| {
+        if let Some((tally, Piece { head: (.., shown), .. })) = tallies.get_mut(piece).zip(all.get(piece)) {
+            tally.page(shown, page, users);
+        }
+    })?;
+    all.iter()
+        .zip(&tallies)
+        .try_for_each(|(Piece { head: (line, flags, _), .. }, tally)| each(line, flags, tally))
 }
 
 /// /proc/N/smaps.
@@ -413,7 +415,8 @@ pub fn pagemap(mm: Option<&Mm>, offset: u64, sink: &mut dyn Sink) -> Result<usiz
         let range = Page::new(first).and_then(|first| PageRange::with_len(first, n as u64));
         let Some(range) = range.filter(|_| n > 0) else { break };
         let mut words = [0u64; STEP];
-        proc_users::pages(mm, range, &mut |page, resident, users| {
+        let pieces = proc_users::mappings(mm, range, &mut |_| ())?;
+        proc_users::pages(mm, range, &pieces, &mut |_, page, resident, users| {
             if let Some(word) = words.get_mut((page.number() - first) as usize) {
                 *word = match resident.frame {
                     // As on Linux, where a guard is kept in the form of a swapped page.
@@ -424,7 +427,6 @@ pub fn pagemap(mm: Option<&Mm>, offset: u64, sink: &mut dyn Sink) -> Result<usiz
                     }
                 };
             }
-            Ok(())
         })?;
         let mut bytes = [0u8; STEP * 8];
         for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {

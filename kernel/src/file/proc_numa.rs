@@ -1,14 +1,22 @@
 //! /proc/N/numa_maps: of each mapping, its policy and on which nodes its pages are.
 
-use alloc::{format, string::String};
+use alloc::{format, string::String, vec::Vec};
 use core::fmt::Write;
 
+use addr::{Page, PageRange, USER_END_PAGE};
 use aspace::{Backing, Label, Mode, Policy};
 use frames::MAX_NODES;
 use owned::Use;
 
-use super::{Result, proc::Text, proc_memory::heap, proc_pid::ranges, proc_users};
+use super::{
+    Result,
+    proc::Text,
+    proc_memory::heap,
+    proc_pid::ranges,
+    proc_users::{self, Piece},
+};
 use crate::{
+    errno::Errno,
     hw::numa,
     process::Mm,
     syscall::mm::numa::{MPOL_F_NUMA_BALANCING, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES},
@@ -44,6 +52,7 @@ pub fn words(policy: &Policy) -> String {
 }
 
 /// A mapping's pages.
+#[derive(Clone)]
 struct Tally {
     pages: u64,
     anonymous: u64,
@@ -84,7 +93,8 @@ pub fn numa_maps(mm: Option<&Mm>, policy: Policy) -> Result<Text> {
     let mut text = Text::default();
     let Some(mm) = mm else { return Ok(text) };
     let (from, to) = heap(mm);
-    let all = proc_users::mappings(mm, &mut |info| {
+    let everything = PageRange::new(Page::default(), USER_END_PAGE).unwrap_or_default();
+    let all = proc_users::mappings(mm, everything, &mut |info| {
         let m = info.mapping;
         let (start, end) = (info.range.start().base().as_u64(), info.range.end().base().as_u64());
         let mut head = format!("{start:08x} {}", words(&m.policy.get().or(policy)));
@@ -107,20 +117,21 @@ pub fn numa_maps(mm: Option<&Mm>, policy: Policy) -> Result<Text> {
         }
         head
     })?;
-    for (range, head) in all {
-        let mut tally = Tally::NONE;
-        proc_users::pages(mm, range, &mut |_, page, users| {
-            let Some(frame) = page.frame else { return Ok(()) };
-            let own = page.usage == Use::Anonymous;
-            tally.pages += 1;
-            tally.anonymous += u64::from(own);
-            tally.dirty += u64::from(page.dirty);
-            tally.mapped = tally.mapped.max(users);
-            if let Some(count) = tally.nodes.get_mut(numa::topology().node_of(frame).index()) {
-                *count += 1;
-            }
-            Ok(())
-        })?;
+    let mut tallies = Vec::new();
+    tallies.try_reserve_exact(all.len()).map_err(|_| Errno::ENOMEM)?;
+    tallies.resize(all.len(), Tally::NONE);
+    proc_users::pages(mm, everything, &all, &mut |piece, _, page, users| {
+        let Some((frame, tally)) = page.frame.zip(tallies.get_mut(piece)) else { return };
+        let own = page.usage == Use::Anonymous;
+        tally.pages += 1;
+        tally.anonymous += u64::from(own);
+        tally.dirty += u64::from(page.dirty);
+        tally.mapped = tally.mapped.max(users);
+        if let Some(count) = tally.nodes.get_mut(numa::topology().node_of(frame).index()) {
+            *count += 1;
+        }
+    })?;
+    for (Piece { head, .. }, tally) in all.iter().zip(&tallies) {
         text.push(format!("{head}{}\n", tally.words()).as_bytes())?;
     }
     Ok(text)

@@ -1,108 +1,180 @@
 //! How many mappings show a page, for what /proc says of memory.
 //!
 //! A frame of a process's own knows its owners. A frame that a file has lent does not know who shows it
-//! ([`Object::lend`](aspace::Object::lend)), so all who map the file are asked. That takes the locks of their address spaces, one after
-//! the other, while none is held: pages are listed first, some hundreds at a time, and told of afterwards. What changes meanwhile may
-//! be told of as it was.
+//! ([`Object::lend`](aspace::Object::lend)), so all who map the file are asked: once for thousands of pages, as each of them looks at all
+//! that it maps. That takes the locks of their address spaces, one after the other, while none is held; so pages that are lent
+//! are listed first, and told of afterwards. What changes meanwhile may be told of as it was.
 
 use alloc::{sync::Arc, vec::Vec};
+use core::ops::Range;
 
 use addr::{Page, PageRange};
-use aspace::{Backing, MappingInfo, Object, Resident, Seen};
+use aspace::{Backing, MappingInfo, Object, Resident};
 use owned::Use;
 
 use super::Result;
-use crate::{errno::Errno, process::Mm, task};
+use crate::{errno::Errno, memory, process::Mm, task};
 
-/// Pages told of at a time.
-const STEP: u64 = 512;
+/// Pages that are listed at a time, and looked at in one go at least.
+const STEP: usize = 16384;
 
-/// A page with a frame or a guard, and by how many mappings its frame is shown.
+/// A mapping, and what is to be said of it.
+pub struct Piece<H> {
+    /// Its pages, ascending from one to the next.
+    pub range: PageRange,
+    /// The file, and its page that is the mapping's first.
+    object: Option<(Arc<dyn Object>, u64)>,
+    pub head: H,
+}
+
+/// A page that is lent.
 struct Told {
+    piece: usize,
     page: Page,
     resident: Resident,
     users: u64,
 }
 
-/// A mapping of a file, whose page `first` is the mapping's first.
-struct Shown {
-    range: PageRange,
-    object: Arc<dyn Object>,
-    first: u64,
-}
-
-/// Call `f` with each page of `range` that has a frame or a guard, ascending, and with how many mappings show the frame; with no lock.
-///
-/// Errors: ENOMEM, and what `f` says.
-pub fn pages(mm: &Mm, range: PageRange, f: &mut dyn FnMut(Page, &Resident, u64) -> Result<()>) -> Result<()> {
-    let ctx = task::unpinned();
-    let (mut at, mut window) = (range.start(), STEP);
-    let mut told: Vec<Told> = Vec::new();
-    told.try_reserve_exact(STEP as usize).map_err(|_| Errno::ENOMEM)?;
-    while at < range.end() {
-        let end = at.checked_add(window).map_or(range.end(), |end| end.min(range.end()));
-        let part = PageRange::new(at, end).unwrap_or_default();
-        let (mut shown, mut rest, mut room) = (Vec::new(), None, true);
-        mm.aspace.inspect(part, &ctx, &mut |seen| match seen {
-            _ if rest.is_some() => {}
-            Seen::Mapping(info) => {
-                if let Backing::Object { object, page } = &info.mapping.backing {
-                    room &= shown.try_reserve(1).is_ok();
-                    if room {
-                        shown.push(Shown { range: info.range, object: object.clone(), first: *page });
-                    }
-                }
-            }
-            Seen::Page(page, _) if told.len() == STEP as usize => rest = Some(page),
-            Seen::Page(page, resident) => {
-                // Of its own, the process's entry and the others; of a file that counts its owners, the file is one of them.
-                let own = resident.usage == Use::Anonymous;
-                let users = if resident.usage == Use::Lent { 0 } else { resident.sharers + u64::from(own) };
-                told.push(Told { page, resident, users });
-            }
-        });
-        if !room {
-            return Err(Errno::ENOMEM);
-        }
-        shown.iter().for_each(|shown| count(shown, &mut told));
-        for Told { page, resident, users } in told.drain(..) {
-            f(page, &resident, users.max(1))?;
-        }
-        // A wide window where there is little, as mappings may be far larger than what they hold.
-        (at, window) = rest.map_or((end, window.saturating_mul(2)), |rest| (rest, STEP));
-    }
-    Ok(())
-}
-
-/// Count who shows the pages of `told` that are lent by what is `shown`.
-fn count(shown: &Shown, told: &mut [Told]) {
-    let lent = |told: &&mut Told| told.resident.usage == Use::Lent && shown.range.contains(told.page);
-    let index = |page: Page| shown.first.wrapping_add(page.number() - shown.range.start().number());
-    let mut asked: Option<(u64, u64)> = None;
-    for told in told.iter_mut().filter(lent) {
-        let index = index(told.page);
-        asked = Some((asked.map_or(index, |(first, _)| first), index));
-    }
-    let (Some((first, last)), Some(mappers)) = (asked, shown.object.mappers()) else { return };
-    mappers.shown(first..last.saturating_add(1), &task::unpinned(), &mut |shows| {
-        let page = Page::new(shown.range.start().number().wrapping_add(shows.wrapping_sub(shown.first)));
-        let found = page.and_then(|page| told.binary_search_by_key(&page, |told| told.page).ok());
-        if let Some(told) = found.and_then(|at| told.get_mut(at)) {
-            told.users += 1;
-        }
-    });
-}
-
-/// The mappings, ascending, and what `head` says of each.
+/// The mappings that have pages in `range`, whole, ascending, and what `head` says of each.
 ///
 /// Errors: ENOMEM.
-pub fn mappings<H>(mm: &Mm, head: &mut dyn FnMut(&MappingInfo<'_>) -> H) -> Result<Vec<(PageRange, H)>> {
+pub fn mappings<H>(
+    mm: &Mm,
+    range: PageRange,
+    head: &mut dyn FnMut(&MappingInfo<'_>) -> H,
+) -> Result<Vec<Piece<H>>> {
     let (mut all, mut room) = (Vec::new(), true);
-    mm.aspace.mappings(&task::unpinned(), &mut |info| {
+    mm.aspace.areas(range, &task::unpinned(), &mut |info| {
         room &= all.try_reserve(1).is_ok();
         if room {
-            all.push((info.range, head(info)));
+            let object = match &info.mapping.backing {
+                Backing::Object { object, page } => Some((object.clone(), *page)),
+                Backing::Anonymous => None,
+            };
+            all.push(Piece { range: info.range, object, head: head(info) });
         }
     });
     if room { Ok(all) } else { Err(Errno::ENOMEM) }
+}
+
+/// Call `f` with each page of `range` that has a frame or a guard, the number of its piece, and how many mappings show the frame.
+/// `f` must not sleep nor use address spaces.
+///
+/// Errors: ENOMEM; EINTR if the caller is ending.
+pub fn pages<H>(
+    mm: &Mm,
+    range: PageRange,
+    pieces: &[Piece<H>],
+    f: &mut dyn FnMut(usize, Page, &Resident, u64),
+) -> Result<()> {
+    let ctx = task::unpinned();
+    let mut told: Vec<Told> = Vec::new();
+    for (piece, part) in pieces.iter().enumerate().filter_map(|(i, p)| Some((i, p.range.intersect(range)?))) {
+        // A wide window where there is little, as mappings may be far larger than what they hold.
+        let (mut at, mut window) = (part.start(), STEP);
+        while at < part.end() {
+            if task::current().is_ending() {
+                return Err(Errno::EINTR);
+            }
+            let end = at.checked_add(window as u64).map_or(part.end(), |end| end.min(part.end()));
+            let (mut seen, mut rest, mut room) = (0, None, true);
+            mm.aspace.pages(PageRange::new(at, end).unwrap_or_default(), &ctx, &mut |page, resident| {
+                seen += 1;
+                if resident.usage != Use::Lent {
+                    // A frame of the process's own is its entry's and the others'; a file that counts is one of the owners.
+                    let own = u64::from(resident.usage == Use::Anonymous);
+                    if rest.is_none() {
+                        f(piece, page, &resident, (resident.sharers + own).max(1));
+                    }
+                } else if rest.is_none() && told.len() < STEP {
+                    room &= told.try_reserve(1).is_ok();
+                    if room {
+                        told.push(Told { piece, page, resident, users: 0 });
+                    }
+                } else {
+                    rest.get_or_insert(page);
+                }
+            });
+            if !room {
+                return Err(Errno::ENOMEM);
+            }
+            if rest.is_some() {
+                tell(pieces, &mut told, f)?;
+            }
+            (at, window) = match rest {
+                Some(rest) => (rest, STEP),
+                None => (end, if seen < STEP / 2 { window.saturating_mul(2) } else { STEP }),
+            };
+        }
+    }
+    tell(pieces, &mut told, f)
+}
+
+/// Count who shows what is `told`, and tell of it.
+fn tell<H>(
+    pieces: &[Piece<H>],
+    told: &mut Vec<Told>,
+    f: &mut dyn FnMut(usize, Page, &Resident, u64),
+) -> Result<()> {
+    let mut from = 0;
+    while let Some(first) = told.get(from) {
+        // Mappings of one file mostly follow each other, and are asked for together.
+        let object = |told: &Told| pieces.get(told.piece).and_then(|piece| piece.object.as_ref());
+        let same = |next: &&Told| match (object(first), object(next)) {
+            (Some((a, _)), Some((b, _))) => Arc::ptr_eq(a, b),
+            _ => first.piece == next.piece,
+        };
+        let run = from..from + told.iter().skip(from).take_while(same).count();
+        from = run.end;
+        count(pieces, told.get_mut(run).unwrap_or_default())?;
+    }
+    told.drain(..).for_each(|told| f(told.piece, told.page, &told.resident, told.users.max(1)));
+    Ok(())
+}
+
+/// Count who shows the pages of `told`, which are of one file.
+fn count<H>(pieces: &[Piece<H>], told: &mut [Told]) -> Result<()> {
+    let place =
+        |piece: usize| pieces.get(piece).and_then(|p| Some((p.range.start().number(), p.object.as_ref()?)));
+    let index = |told: &Told| {
+        place(told.piece).map(|(start, (_, first))| first.wrapping_add(told.page.number() - start))
+    };
+    let Some(object) = told.first().and_then(|told| place(told.piece)).map(|(_, (object, _))| object) else {
+        return Ok(());
+    };
+    // Who asks makes lists of all who map it.
+    if memory::frames().low() {
+        return Err(Errno::ENOMEM);
+    }
+    let mut hull: Option<Range<u64>> = None;
+    for index in told.iter().filter_map(index) {
+        let old = hull.unwrap_or(index..index);
+        hull = Some(old.start.min(index)..old.end.max(index.saturating_add(1)));
+    }
+    let (Some(hull), Some(mappers)) = (hull, object.mappers()) else { return Ok(()) };
+    // The file's pages, in order: each mapping's are, and a page may be in several.
+    let mut order: Vec<(u64, u32)> = Vec::new();
+    order.try_reserve_exact(told.len()).map_err(|_| Errno::ENOMEM)?;
+    order.extend(told.iter().zip(0u32..).filter_map(|(told, at)| Some((index(told)?, at))));
+    order.sort_unstable();
+    let mut users: Vec<u32> = Vec::new();
+    users.try_reserve_exact(order.len()).map_err(|_| Errno::ENOMEM)?;
+    users.resize(order.len(), 0);
+    mappers.shown(hull, &task::unpinned(), &mut |shown| {
+        let first = order.partition_point(|(index, _)| *index < shown);
+        if let Some(users) =
+            order.get(first).filter(|(index, _)| *index == shown).and_then(|_| users.get_mut(first))
+        {
+            *users += 1;
+        }
+    });
+    let mut last = (None, 0);
+    for ((index, at), users) in order.iter().zip(users) {
+        // Of those that are alike the first has the count.
+        last = if last.0 == Some(*index) { last } else { (Some(*index), users) };
+        if let Some(told) = told.get_mut(*at as usize) {
+            told.users = last.1.into();
+        }
+    }
+    Ok(())
 }

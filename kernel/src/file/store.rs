@@ -514,6 +514,8 @@ impl Store {
             (pages.image, pages.covered) = (&[], 0);
             core::mem::take(&mut pages.present)
         };
+        // A process may be late in ending.
+        self.mappers.cut(0..u64::MAX, true, &ctx);
         drop(pages);
     }
 }

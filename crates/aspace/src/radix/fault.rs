@@ -144,7 +144,8 @@ impl Radix {
         let (frames, pin, span) = (self.machine.frames, guard.pin(), guard.span());
         let Some((frame, usage)) = slot.frame() else { return Ok(Step::Done) };
         let ready = self.tables.ready(page(span.first), pin).ok_or(Fault::NoMemory)?;
-        // SAFETY: the slot has a share, counted for this use; the value made of it here is not given back.
+        // SAFETY: the slot has a share, counted for this use, or what it was lent, which is not taken away while it is locked; the
+        // value made of it here is not given back.
         let old = ManuallyDrop::new(unsafe { OwnedFrame::from_raw(frame, usage) });
         let new = contents::copy(&old, place, frames, pin)?;
         if !mutant!("cow-no-flush") {

@@ -582,7 +582,7 @@ unsafe impl Space for Realm {
     }
     fn share(&self, value: u64, _: u64, _: &Pinned<'_>) -> u64 {
         if let Some((frame, usage)) = Slot::of(value).frame() {
-            // SAFETY: a slot has a share, counted for this use, and it or the link to its node is locked. The new share is
+            // SAFETY: a slot has a share, counted for this use (or has the frame lent), and it or the link to its node is locked. The new share is
             // the other slot's.
             unsafe { self.frames.share_raw(frame, usage) }.into_raw();
         }
