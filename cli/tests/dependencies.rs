@@ -90,6 +90,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-vmprim", &["quire-percpu", "quire-sync"]),
     ("quire-bench-vmprim", &["quire-vmprim"]),
     ("quire-fence", &["quire-vmprim"]),
+    ("quire-pheap", &[]),
 ];
 
 /// What each package of the workspace says that it depends on, of the workspace's packages.
