@@ -91,6 +91,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-bench-vmprim", &["quire-vmprim"]),
     ("quire-fence", &["quire-vmprim"]),
     ("quire-pheap", &[]),
+    ("quire-snap", &["quire-percpu", "quire-sync", "quire-vmprim"]),
 ];
 
 /// What each package of the workspace says that it depends on, of the workspace's packages.

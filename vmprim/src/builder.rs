@@ -181,6 +181,14 @@ impl Builder {
         self.pool = buffers;
         self
     }
+    /// Bytes of the region, as was said.
+    pub const fn region_len(&self) -> usize {
+        self.len
+    }
+    /// Bytes of a page, as was said so far.
+    pub const fn page_size(&self) -> usize {
+        self.page.0
+    }
     /// What becomes of a fault that cannot be resolved.
     pub fn on_fail(mut self, on_fail: OnFail) -> Self {
         self.on_fail = on_fail;

@@ -1,4 +1,4 @@
-//! The loom models, `crates/*/tests/loom*.rs` and vmprim's, and those of a crate's own insides, `crates/*/src/loom.rs`: every
+//! The loom models, `crates/*/tests/loom*.rs`, vmprim's and snap's, and those of a crate's own insides, `crates/*/src/loom.rs`: every
 //! interleaving and every weak-memory outcome of the protocols; and the longer runs of `crates/*/tests/shuttle*.rs`, whose
 //! schedules are drawn at random.
 
@@ -59,7 +59,10 @@ fn models() -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     let mechanisms =
         std::fs::read_dir(&crates).with_context(|| format!("cannot read {}", crates.display()))?.flatten();
-    for folder in mechanisms.map(|entry| entry.path()).chain([workspace::root().join("vmprim")]) {
+    for folder in mechanisms
+        .map(|entry| entry.path())
+        .chain(["vmprim", "apps/snap"].map(|folder| workspace::root().join(folder)))
+    {
         let package = format!("quire-{}", folder.file_name().unwrap_or_default().to_string_lossy());
         if folder.join("src").join("loom.rs").exists() {
             found.push((package.clone(), LIB.to_owned()));
