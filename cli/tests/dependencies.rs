@@ -92,6 +92,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-fence", &["quire-vmprim"]),
     ("quire-pheap", &[]),
     ("quire-snap", &["quire-percpu", "quire-sync", "quire-vmprim"]),
+    ("quire-kvd", &["quire-pheap", "quire-snap", "quire-vmprim"]),
 ];
 
 /// What each package of the workspace says that it depends on, of the workspace's packages.

@@ -73,6 +73,15 @@ fn counts(state: &[u8]) -> Vec<u64> {
     state.chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap())).collect()
 }
 
+/// Ends the threads when it is dropped.
+struct Stops<'s>(&'s AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 struct Run {
     seed: u64,
     config: SnapConfig,
@@ -102,6 +111,8 @@ fn run(Run { seed, config, backend, cuts, delay }: Run) -> u64 {
         let counters: Vec<_> = done.iter().map(|&count| AtomicU64::new(count)).collect();
         let go = AtomicU64::new(0);
         std::thread::scope(|scope| {
+            // Also if something below panics.
+            let stops = Stops(&stop);
             for (thread, counter) in counters.iter().enumerate() {
                 let (snap, gate, stop, runs, go) = (&snap, &gate, &stop, &runs, &go);
                 scope.spawn(move || {
@@ -143,7 +154,7 @@ fn run(Run { seed, config, backend, cuts, delay }: Run) -> u64 {
                 assert!(image.bytes == copy, "the image is not the memory at the cut");
                 assert!(image.bytes == model.bytes(&counts(&image.state)), "the image is not the model");
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(stops);
         });
         done = counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect();
         assert_eq!(snap.take_warnings(), [] as [String; 0]);
