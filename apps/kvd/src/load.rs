@@ -62,11 +62,10 @@ pub struct Report {
     pub used: u64,
 }
 
-/// Run the calling thread before others.
-fn real_time(priority: i32) {
+/// Run the calling thread before others; also what it forks or spawns, if `inherits`.
+fn real_time(priority: i32, inherits: bool) {
     let parameter = libc::sched_param { sched_priority: priority };
-    // A child that is forked is an ordinary process again.
-    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    let policy = libc::SCHED_FIFO | if inherits { 0 } else { libc::SCHED_RESET_ON_FORK };
     // SAFETY: the parameter is valid. Where it is not allowed, the thread is as it was.
     unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
 }
@@ -90,7 +89,7 @@ fn drive(shared: &Shared<'_>, thread: u32) -> Result<[Histogram; 2], String> {
     // Faults of a thread that is attached cost less.
     vmprim::attach().map_err(|error| error.to_string())?;
     if shared.options.real_time {
-        real_time(2);
+        real_time(2, false);
     }
     // SAFETY: a call without pointers: sleeps end when they should.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
@@ -235,7 +234,8 @@ pub fn run(keeper: &Keeper, options: &Options) -> Result<Report, String> {
             most
         });
         if options.real_time {
-            real_time(1);
+            // The thread that copies, or the child that does: not a fold.
+            real_time(1, matches!(keeper, Keeper::Fork(_)));
         }
         let mut report = Report::default();
         let mut next = options.every;

@@ -52,7 +52,7 @@ struct Keeping {
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     mem: u64,
     /// KiB for copies of pages that are not written yet
-    #[arg(long, value_name = "KIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(4..=1 << 22))]
+    #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(4..=1 << 22))]
     pool: u64,
     /// How pages are stored
     #[arg(long, default_value = "none")]
@@ -284,10 +284,8 @@ fn load(options: &Load) -> Result<(), Refused> {
 fn run_bench(options: &Bench) -> Result<(), Refused> {
     let mut load = vec![options.dir.display().to_string()];
     let scale: &[&str] = match options.scale {
-        Scale::Ci => {
-            &["--mem", "64", "--keys", "30000", "--seconds", "1.5", "--every", "0.3", "--pool", "512"]
-        }
-        Scale::Full => &["--mem", "1280", "--keys", "1000000", "--seconds", "20", "--pool", "4096"],
+        Scale::Ci => &["--mem", "64", "--keys", "30000", "--seconds", "1.5", "--every", "0.3"],
+        Scale::Full => &["--mem", "1280", "--keys", "1000000", "--seconds", "20", "--real-time"],
     };
     load.extend(scale.iter().map(|&word| word.to_owned()));
     load.extend(["--seed".to_owned(), options.seed.to_string()]);

@@ -6,14 +6,14 @@
 //! written is what changed since the last cut, and what is kept in memory meanwhile is bounded. [`Snap::open`] gives
 //! back the newest image that is whole.
 //!
-//! **Idea, [`Mode::Trap`].** At the cut, all pages that were written since the last one, D, are protected from
-//! writing. Then a copier takes them one by one, while the first write to one that it hasn't reached traps: the
+//! **Idea, [`Mode::Trap`].** At the cut, all pages that were written since the last one, D, are closed to writing (most
+//! of them a little before it, see `trap.rs`). Then a copier takes them one by one, while the first write to one that it hasn't reached traps: the
 //! faulting thread copies the page itself, to a buffer from a pool, and goes on. See `pages.rs` for who may copy a page
 //! when.
 //! - *The image is the state at the cut.* A page of D is copied once, before its first write after the cut: it is
 //!   protected in the cut, while nobody writes, and whoever opens it has copied it, or waited for who did. A page that
 //!   is not in D is in an image before, and has not changed since, or it would be in D.
-//! - *D is the pages that are open.* All pages are closed at first, and are opened by the trap handler alone, which
+//! - *D is the pages that were opened.* All pages are closed at first, and are opened by the trap handler alone, which
 //!   notes it. So a page that was written since the last cut is noted, and is in D.
 //! - *Nobody waits in circles.* The copier touches no view and waits for the disk alone. A thread that traps waits, at
 //!   worst, for the copier: until it has copied the page, or until it has given back a buffer. The state that goes with

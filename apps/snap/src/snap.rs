@@ -73,7 +73,7 @@ pub struct Cut {
     pub pages: usize,
     /// Bytes that were written.
     pub bytes: u64,
-    /// Rounds of copies before the cut, in [`Mode::PreCopy`].
+    /// Rounds before the cut: of closing pages, or of copying them.
     pub rounds: u32,
     /// How long operations could not begin: waiting for those in progress, and the cut.
     pub pause: Duration,
@@ -178,16 +178,15 @@ impl Snap {
                 disk.remove(&name).map_err(io(format!("cannot remove {name}")))?;
             }
         }
-        // Closed at first: in Trap mode so that each page's first write is noted. Pages of the image are opened below,
-        // many at once.
-        let region = region.need(Needs::ALIAS | Needs::DIRTY | Needs::NONE_LEVEL).initial(Access::None);
+        let region = region.need(Needs::ALIAS | Needs::DIRTY);
         let (region, trap, level) = match config.mode {
             Mode::PreCopy => (region.build()?, None, Access::ReadWrite),
             Mode::Trap => {
                 let buffers = (config.pool / page).max(1);
                 let trap = Arc::new(Trap::new(pages, buffers));
                 let region = region.need(Needs::READ_LEVEL).pool(buffers).inline(Handler(trap.clone()));
-                (region.build()?, Some(trap), Access::Read)
+                // Closed at first, so that each page's first write is noted.
+                (region.initial(Access::None).build()?, Some(trap), Access::Read)
             }
         };
         let alias = region.alias()?;
@@ -200,7 +199,9 @@ impl Snap {
             there.insert(PageNo(page_no as usize));
         })?;
         result?;
-        for run in there.runs() {
+        // Entries for what was restored, by few calls instead of a fault each: where there is no level None, faults do.
+        let is_closed = trap.is_some() || region.protect(0..pages, Access::None).is_ok();
+        for run in there.runs().into_iter().filter(|_| is_closed) {
             region.unprotect(run, level)?;
         }
         if trap.is_none() {
@@ -247,7 +248,12 @@ impl Snap {
         let mut carried = match self.carried.try_lock() {
             Ok(carried) => carried,
             Err(TryLockError::WouldBlock) => return Err(Error::Busy),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::Poisoned(poisoned)) => {
+                // A program's `state` has panicked, and what that checkpoint had taken is not known: write all.
+                self.shared.files().wants_base = true;
+                self.carried.clear_poison();
+                poisoned.into_inner()
+            }
         };
         let begin = Instant::now();
         let (header, mut more) = self.begin()?;

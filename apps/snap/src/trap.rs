@@ -1,5 +1,12 @@
 //! Checkpoints by traps: the handler, the cut, and the copier.
 //!
+//! Closing a page costs a call of the kernel, and D has many that are no neighbours. So most are closed *before* the cut,
+//! in rounds, while threads write: a page that is written again after that traps, is opened, and is closed again in the
+//! next round or in the cut, which is left with few. This changes nothing of the argument: a round takes a page's note
+//! and then closes it, the page stays in D, and it is armed in the cut alone, so what is written before goes into the
+//! image. A handler notes a page and opens it under vmprim's lock of the page, which closing takes too: a page whose
+//! note a round has taken is closed after it was opened, and one that is noted later is in the next round's set.
+//!
 //! Handlers hand their copies to the copier by a list through numbers of buffers: a handler pushes, the copier takes
 //! the whole list at once, so that there is no ABA.
 
@@ -14,7 +21,7 @@ use std::{
 };
 
 use sync::mutant;
-use vmprim::{Access, Fault, InlineHandler, Kind, PageRange, PageSet, Region, Resolution, SignalSafe};
+use vmprim::{Access, Fault, InlineHandler, Kind, PageNo, PageSet, Region, Resolution, SignalSafe};
 
 use crate::{
     error::Error,
@@ -30,15 +37,16 @@ const NONE: u32 = u32::MAX;
 /// A sleeper looks again after this at the latest.
 const NAP: Duration = Duration::from_millis(100);
 
-/// Two pages to protect that have no more than this many between them are protected by one call: what lies between is
-/// protected already, and to say it again costs less than a call.
-const BETWEEN: usize = 32;
+/// Rounds of closing pages before the cut, at most.
+const ROUNDS: u32 = 4;
+/// So few pages that another round would not be worth it.
+const FEW: usize = 64;
 
 /// What the handler and the copier share.
 #[derive(Debug)]
 pub struct Trap {
     pages: Pages,
-    /// Pages that were opened since the last cut.
+    /// Pages that were opened since they were last closed.
     written: Box<[AtomicU64]>,
     /// The list of copies: the first buffer, the next of each, and which page each has.
     first: AtomicU32,
@@ -173,34 +181,53 @@ impl Trap {
         state: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Taken, Error> {
         let mut taken = Taken { pages: more, ..Taken::default() };
+        let mut before = usize::MAX;
+        for _ in 0..ROUNDS {
+            let closed = self.close(region, &mut taken.pages)?;
+            taken.rounds += 1;
+            // Few, or no fewer than before: they are opened faster than they are closed.
+            if closed <= FEW || closed > before / 2 {
+                break;
+            }
+            before = closed;
+        }
         let begin = Instant::now();
         let closed = gate.close();
         let began = Instant::now();
-        // Before pages are closed: what it writes is before the cut, and does not trap.
+        // Before pages are closed: what it writes is before the cut, and does not trap for long.
         state(&mut taken.state);
-        let mut written = PageSet::new();
-        for (i, word) in self.written.iter().enumerate() {
-            // Relaxed: writers are before the gate.
-            let mut bits = word.swap(0, Ordering::Relaxed);
-            while bits != 0 {
-                written.insert(vmprim::PageNo(i * 64 + bits.trailing_zeros() as usize));
-                bits &= bits - 1;
-            }
+        if !mutant!("snap-cut-not-closed") {
+            self.close(region, &mut taken.pages)?;
         }
-        let result = region.protect_many(&joined(&written), Access::Read);
-        written.iter().for_each(|page| taken.pages.insert(page));
-        match result {
-            Ok(()) => taken.pages.iter().for_each(|page| self.pages.arm(page.0)),
-            Err(error) => {
-                // Some may be closed, some open: all are in the next cut.
-                self.mark(&taken.pages);
-                return Err(error.into());
-            }
-        }
+        taken.pages.iter().for_each(|page| self.pages.arm(page.0));
         taken.cut = began.elapsed();
         drop(closed);
         taken.pause = begin.elapsed();
         Ok(taken)
+    }
+
+    /// Close the pages that were opened since they were last closed, and put them into `pages`; how many there were.
+    fn close(&self, region: &Region, pages: &mut PageSet) -> Result<usize, Error> {
+        let mut open = PageSet::new();
+        for (i, word) in self.written.iter().enumerate() {
+            // Relaxed, both: a handler's note and this are ordered by the lock of the page, or by the gate.
+            if word.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut bits = word.swap(0, Ordering::Relaxed);
+            while bits != 0 {
+                open.insert(PageNo(i * 64 + bits.trailing_zeros() as usize));
+                bits &= bits - 1;
+            }
+        }
+        open.iter().for_each(|page| pages.insert(page));
+        let result = region.protect_many(&open.runs(), Access::Read);
+        if result.is_err() {
+            // Some may be closed, some open: all are in the next cut.
+            self.mark(pages);
+        }
+        result?;
+        Ok(open.len())
     }
 
     /// Count pages as written since the last cut.
@@ -249,16 +276,4 @@ impl Trap {
         }
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
-}
-
-/// The pages as ranges, with those between that are not worth a call of their own.
-fn joined(pages: &PageSet) -> Vec<PageRange> {
-    let mut ranges: Vec<PageRange> = Vec::new();
-    for page in pages.iter() {
-        match ranges.last_mut() {
-            Some(last) if page.0 - last.end() <= BETWEEN => last.count = page.0 + 1 - last.start.0,
-            _ => ranges.push(page.into()),
-        }
-    }
-    ranges
 }
