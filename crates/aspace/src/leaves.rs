@@ -84,7 +84,10 @@ pub(crate) fn share<'l>(
     let rights = page::hardware(mapping.prot).difference(Prot::WRITE);
     let copied = |page| {
         let entry = from.peek(page);
-        entry.is_guard() || !mapping.shared && !entry.is_empty()
+        match entry.is_guard() {
+            true => !mutant!("guard-uninherited"),
+            false => !mapping.shared && !entry.is_empty(),
+        }
     };
     if !part.iter().any(copied) {
         return Some(0);

@@ -263,10 +263,11 @@ pub enum Advice {
     /// Where the pages are to be. Unlike other advice this changes nothing if there is a hole: `NoMapping`; but the
     /// default policy is given to whatever is mapped, if anything is.
     Place(Policy),
-    /// Drop the contents, and refuse every access from here on, mapped or not, without splitting the mapping.
-    /// `Invalid` for locked mappings.
+    /// Drop the contents, and refuse every access from here on, mapped or not, without splitting the mapping. A guard is the
+    /// page's: it stays under other advice and rights, and when its object shrinks; it moves with the page, is inherited
+    /// unless the page is wiped, and goes with it. `Invalid` for locked mappings, and the kernel's own.
     InstallGuards,
-    /// Take guards away; what has none stays as it is.
+    /// Take guards away; what has none stays as it is. `Invalid` for the kernel's own mappings.
     RemoveGuards,
 }
 

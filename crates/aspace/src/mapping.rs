@@ -259,6 +259,10 @@ impl Lent<'_> {
 }
 
 impl Mapping {
+    /// Whether the kernel made it for its own purposes (Linux's `VM_SPECIAL`).
+    pub fn is_special(&self) -> bool {
+        matches!(self.label, Label::Vdso | Label::Vvar)
+    }
     /// Whether it grows down.
     pub fn is_stack(&self) -> bool {
         self.flags.contains(Flags::GROWS_DOWN)

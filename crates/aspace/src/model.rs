@@ -316,6 +316,11 @@ impl Model {
         for (_, state) in self.pages.range_mut(numbers(range)) {
             let (locked, anonymous) = (state.is_locked(), state.object.is_none());
             match advice {
+                Advice::InstallGuards | Advice::RemoveGuards
+                    if matches!(state.label, Label::Vdso | Label::Vvar) =>
+                {
+                    return Err(Error::Invalid);
+                }
                 Advice::DontNeed | Advice::Cold | Advice::Free | Advice::InstallGuards if locked => {
                     return Err(Error::Invalid);
                 }
@@ -523,11 +528,12 @@ impl Model {
     /// What an access to `at` is answered.
     pub fn access(&self, at: Page, access: Access, objects: &Objects) -> Result<&State, Fault> {
         let state = self.state(at).ok_or(Fault::NoMapping)?;
-        if !access.allowed_by(state.prot) {
-            return Err(Fault::Denied);
-        }
-        if state.guard {
-            return Err(Fault::Guard);
+        match access {
+            // Whether there is a page at all is asked before whether it may be executed.
+            Access::Exec if state.guard && !state.prot.is_empty() => return Err(Fault::Guard),
+            _ if !access.allowed_by(state.prot) => return Err(Fault::Denied),
+            _ if state.guard => return Err(Fault::Guard),
+            _ => {}
         }
         match state.object {
             Some((id, index)) if state.own.is_none() => {

@@ -1,9 +1,9 @@
 //! What any design asks of its arguments, and does to a mapping, as Linux does.
 
-use addr::{PageRange, USER_END_PAGE};
+use addr::{PageRange, Prot, USER_END_PAGE};
 use sync::mutant;
 
-use crate::{Backing, Error, Flags, LOWEST, Lock, Mapping, Placement};
+use crate::{Access, Advice, Backing, Error, Fault, Flags, LOWEST, Lock, Mapping, Placement};
 
 /// A new mapping of `pages` pages must make sense.
 pub(crate) fn check(mapping: &Mapping, pages: u64) -> Result<(), Error> {
@@ -32,6 +32,30 @@ pub(crate) fn dictated(at: Placement, range: PageRange) -> Result<(), Error> {
 /// The range is of user pages, and there are some.
 pub(crate) fn user(range: PageRange) -> Result<(), Error> {
     if range.is_empty() || range.end() > USER_END_PAGE { Err(Error::Invalid) } else { Ok(()) }
+}
+
+/// Whether a page allows `access`, as its mapping's protection and its guard say. A fetch is refused for a right only where
+/// there is a page to fetch from: a guard of a mapping that may be read is what it meets first.
+pub(crate) fn allows(access: Access, prot: Prot, guard: bool) -> Result<(), Fault> {
+    let met = access.allowed_by(prot) || access == Access::Exec && !prot.is_empty();
+    match (guard, access.allowed_by(prot)) {
+        (true, _) if met => Err(Fault::Guard),
+        (_, true) => Ok(()),
+        (_, false) => Err(Fault::Denied),
+    }
+}
+
+/// Whether `advice` about contents is for `mapping`.
+pub(crate) fn is_for(advice: Advice, mapping: &Mapping) -> bool {
+    let locked = mapping.flags.contains(Flags::LOCKED);
+    let anonymous = matches!(mapping.backing, Backing::Anonymous);
+    match advice {
+        Advice::DontNeed | Advice::Cold => !locked,
+        Advice::Free => !locked && anonymous,
+        Advice::InstallGuards => !locked && !mapping.is_special(),
+        Advice::RemoveGuards => !mapping.is_special(),
+        _ => true,
+    }
 }
 
 /// Make `mapping` locked as `lock` says; what may be dropped never is.

@@ -348,6 +348,10 @@ fn check(logs: Vec<Log>) -> usize {
             }
             Err(Fault::NoMapping) => maps.contains(&0),
             Err(Fault::Denied) => mapped && !prots.iter().all(allowed),
+            // A fetch meets the guard of any page that may be used at all.
+            Err(Fault::Guard) if read.access == Access::Exec => {
+                mapped && prots.iter().any(|&p| p != 0) && guards.contains(&1)
+            }
             Err(Fault::Guard) => mapped && prots.iter().any(allowed) && guards.contains(&1),
             Err(_) => false,
         };

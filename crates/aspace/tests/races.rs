@@ -250,6 +250,50 @@ fn the_last_owner_writes_in_place() {
     });
 }
 
+/// Guards of whole tables and of single pages, among pages that were stored to, are where their pages are: in a child, in a
+/// child of that, and elsewhere.
+#[test]
+fn guards_are_inherited_and_move() {
+    const PAGES: u64 = 1500;
+    let sim = Sim::new(1, 512);
+    sim.cpus.on(0, |ctx| {
+        let space = one_space(sim, PAGES, &ctx);
+        let guarded = |n: u64| n < 1024 && n != 700 || n == 1200 || n == 1202;
+        let check = |space: &dyn AddressSpace, base| {
+            for n in [0, 511, 512, 699, 700, 701, 1023, 1024, 1199, 1200, 1201, 1202, 1203] {
+                let expected = match n {
+                    n if guarded(n) => Err(Fault::Guard),
+                    1199 | 1201 => Ok(n),
+                    _ => Ok(0),
+                };
+                assert_eq!(sim.load(space, page(base + n), &ctx), expected, "page {n}");
+            }
+        };
+        (1199..1203).for_each(|n| assert_eq!(sim.store(&*space, page(BASE + n), n, &ctx), Ok(())));
+        for (first, pages) in [(0, 1024), (1200, 1), (1202, 1)] {
+            assert_eq!(space.advise(range(BASE + first, pages), Advice::InstallGuards, &ctx), Ok(()));
+        }
+        assert_eq!(space.advise(range(BASE + 700, 1), Advice::RemoveGuards, &ctx), Ok(()));
+        let child = space.fork(&ctx).expect("there is memory");
+        let grandchild = child.fork(&ctx).expect("there is memory");
+        sim.leave(&*space, &ctx);
+        for relative in [&grandchild, &child] {
+            sim.enter(&**relative, &ctx);
+            check(&**relative, BASE);
+            sim.leave(&**relative, &ctx);
+            relative.clear(&ctx);
+        }
+        sim.enter(&*space, &ctx);
+        check(&*space, BASE);
+        let away = BASE + 10_007;
+        let moved = space.remap(range(BASE, PAGES), PAGES, RemapTo::Fixed(page(away)), &ctx);
+        assert_eq!(moved, Ok(page(away)));
+        check(&*space, away);
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
 /// Run `operation` with a look at the frames in use in the middle of its flush, and before it.
 fn owned_during_flush(
     setup: impl Fn(&Sim, &dyn AddressSpace, &Unpinned<'_>),

@@ -7,8 +7,8 @@ use std::{cell::Cell, sync::Arc};
 
 use addr::{Page, PageRange, Prot, USER_END_PAGE};
 use aspace::{
-    Access, AddressSpace, Advice, Error, Flags, LOWEST, Limits, Lock, MMAP_TOP, Mode, Place, Placement,
-    Policy, RemapTo, Resident, STACK_GAP, Seen, Totals, Unmoved,
+    Access, AddressSpace, Advice, Error, Flags, LOWEST, Label, Limits, Lock, MMAP_TOP, Mode, Place,
+    Placement, Policy, RemapTo, Resident, STACK_GAP, Seen, Totals, Unmoved,
     model::{Model, Objects, State},
 };
 use frames::{Node, NodeSet};
@@ -295,6 +295,7 @@ impl World {
                 };
                 m.shared = shared && (backing.is_some() || pages == 3);
                 m.max_prot = if pages == 5 { Prot::READ } else { Prot::all() };
+                m.label = if pages == 7 { Label::Vdso } else { Label::None };
                 // Only memory of its own can grow down.
                 m.flags = if backing.is_none() { flags } else { flags - Flags::GROWS_DOWN };
                 let answer = real.map_within(at, pages, &m, &limits, ctx).map(|(range, _)| range);

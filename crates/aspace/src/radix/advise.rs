@@ -1,7 +1,7 @@
 //! What advice does.
 
 use super::*;
-use crate::Backing;
+use crate::{Backing, rules};
 
 impl Radix {
     /// Advice about contents, mapping by mapping up to the first that it is not for.
@@ -28,14 +28,7 @@ impl Radix {
                 holes |= !slot.is_mapped();
                 return span.value;
             }
-            let mapping = &change.desc(slot).mapping;
-            let locked = mapping.flags.contains(Flags::LOCKED);
-            let anonymous = matches!(mapping.backing, Backing::Anonymous);
-            refused = match advice {
-                Advice::DontNeed | Advice::Cold | Advice::InstallGuards => locked,
-                Advice::Free => locked || !anonymous,
-                _ => false,
-            };
+            refused = !rules::is_for(advice, &change.desc(slot).mapping);
             let new = match advice {
                 _ if refused => slot,
                 Advice::DontNeed | Advice::DontNeedLocked | Advice::Free if !slot.is_guard() => slot.blank(),

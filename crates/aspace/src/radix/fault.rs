@@ -6,7 +6,7 @@ use ::radix::SlotGuard;
 use sync::probe;
 
 use super::{realm::Kept, *};
-use crate::{Backing, page as contents};
+use crate::{Backing, page as contents, rules};
 
 /// What a fault comes to while the page is locked.
 enum Step {
@@ -75,12 +75,7 @@ impl Radix {
             return Err(Fault::NoMapping);
         }
         let mapping = &self.realm.desc(slot, &section).mapping;
-        if !access.allowed_by(mapping.prot) {
-            return Err(Fault::Denied);
-        }
-        if slot.is_guard() {
-            return Err(Fault::Guard);
-        }
+        rules::allows(access, mapping.prot, slot.is_guard())?;
         let index = match &mapping.backing {
             Backing::Object { page, .. } => page.wrapping_add(key),
             Backing::Anonymous => key,

@@ -120,7 +120,9 @@ impl Heir {
     fn of(&self, slot: Slot) -> (Slot, bool) {
         match slot.frame() {
             _ if self.blank == Slot::EMPTY => (Slot::EMPTY, false),
-            None if slot.is_guard() && !self.wiped => (self.blank.guard(), false),
+            None if slot.is_guard() && !self.wiped && !mutant!("guard-uninherited") => {
+                (self.blank.guard(), false)
+            }
             Some((frame, usage)) if self.shares && (usage == Use::Anonymous || !self.object) => {
                 (self.blank.with_frame(frame, usage), true)
             }

@@ -10,21 +10,11 @@ use crate::{
     Advice, Backing, Error, Exclude, Flags, Mapping, Policy, Said,
     index::{HIDDEN, Within, is_alive},
     leaves,
+    rules::is_for,
 };
 
 /// Pages that are served in one section: 16 leaf tables.
 const AT_ONCE: u64 = 16 << 9;
-
-/// Whether `advice` is for `mapping`.
-fn is_for(advice: &Advice, mapping: &Mapping) -> bool {
-    let locked = mapping.flags.contains(Flags::LOCKED);
-    let anonymous = matches!(mapping.backing, Backing::Anonymous);
-    match advice {
-        Advice::DontNeed | Advice::Cold | Advice::InstallGuards => !locked,
-        Advice::Free => !locked && anonymous,
-        _ => true,
-    }
-}
 
 impl Serial {
     /// Advice that leaves the mappings as they are.
@@ -42,7 +32,7 @@ impl Serial {
         let maps = self.maps.0.read(ctx);
         for (area, mapping) in maps.mappings.overlapping(range) {
             let Some(part) = area.intersect(range) else { continue };
-            if !is_for(advice, mapping) {
+            if !is_for(*advice, mapping) {
                 return Err(Error::Invalid);
             }
             match advice {
@@ -72,7 +62,7 @@ impl Serial {
             let pin = ctx.pin();
             let section = realm.sections().read(&pin);
             let found = self.index.covering(at, &section);
-            let Some(area) = found.filter(|area| is_for(advice, &area.mapping)) else { return false };
+            let Some(area) = found.filter(|area| is_for(*advice, &area.mapping)) else { return false };
             let number = area.number();
             if number == HIDDEN {
                 return false;

@@ -13,7 +13,7 @@ use super::Serial;
 use crate::{
     Access, Backing, Exclude, Fault, Mapping, Policy, Realm,
     index::{HIDDEN, Within, is_alive},
-    leaves, page,
+    leaves, page, rules,
 };
 
 /// So often a fault looks the page up anew before it locks the mappings.
@@ -139,7 +139,7 @@ impl Serial {
         let maps = self.maps.0.read(ctx);
         let (area, mapping) = maps.mappings.find(at).ok_or(Fault::NoMapping)?;
         if !access.allowed_by(mapping.prot) {
-            return Err(Fault::Denied);
+            return rules::allows(access, mapping.prot, self.table.peek(at).is_guard());
         }
         let seen = Seen { mapping, offset: at.number() - area.start().number(), number: HIDDEN };
         loop {
