@@ -342,7 +342,7 @@ pub struct Audited {
 /// What [`AddressSpace::inspect`] sees, in ascending order.
 #[derive(Debug)]
 pub enum Seen<'a> {
-    /// A mapping that has pages in the range; whole.
+    /// A mapping that has pages in the range, cut to it.
     Mapping(&'a MappingInfo<'a>),
     /// A page of that mapping with a frame or a guard.
     Page(Page, Resident),
@@ -513,7 +513,7 @@ pub trait AddressSpace: Send + Sync {
     }
     /// Call `f` for each mapping that has pages in `range`, each whole, ascending; as [`Self::mappings`].
     fn areas(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&MappingInfo<'_>));
-    /// Call `f` for each mapping that has pages in `range`, and after it for each of its pages in `range` that has a
+    /// Call `f` for each mapping that has pages in `range`, cut to it, and after it for each of its pages there that has a
     /// frame or a guard, ascending. `f` must not sleep, use the address space nor touch user memory.
     fn inspect(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Seen<'_>));
     /// Call `f` for each page of `range` that has a frame or a guard, ascending, as [`Self::inspect`], without a look at mappings.

@@ -630,11 +630,9 @@ impl AddressSpace for Radix {
         self.each_area(range, ctx, |info| f(&info));
     }
     fn inspect(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Seen<'_>)) {
-        self.each_area(range, ctx, |info| {
+        self.each_part(range, ctx, |info| {
             f(Seen::Mapping(&info));
-            if let Some(part) = info.range.intersect(range) {
-                self.each_page(part, ctx, |page, resident| f(Seen::Page(page, resident)));
-            }
+            self.each_page(info.range, ctx, |page, resident| f(Seen::Page(page, resident)));
         });
     }
     fn pages(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Page, Resident)) {

@@ -467,8 +467,10 @@ impl AddressSpace for Serial {
     fn inspect(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(Seen<'_>)) {
         let maps = self.maps.0.read(ctx);
         for (whole, mapping) in maps.mappings.overlapping(range) {
-            f(Seen::Mapping(&MappingInfo { range: whole, mapping }));
             let Some(part) = whole.intersect(range) else { continue };
+            let cut = (part.start() > whole.start())
+                .then(|| mapping.advanced(part.start().number() - whole.start().number()));
+            f(Seen::Mapping(&MappingInfo { range: part, mapping: cut.as_ref().unwrap_or(mapping) }));
             self.each_page(part, ctx, &mut |page, resident| f(Seen::Page(page, resident)));
         }
     }

@@ -387,6 +387,22 @@ impl World {
                 resident += u64::from(matches!(seen, Seen::Page(_, Resident { frame: Some(_), .. })));
             });
             assert_eq!(usage.resident_pages, resident);
+            // What is seen of a part is cut to it.
+            for (whole, first) in pair.model.list() {
+                let part = range(whole.start().number() + whole.len() / 3, 2);
+                let part = part.intersect(whole).expect("it begins there");
+                let further = part.start().number() - whole.start().number();
+                let object = first.object.map(|(id, index)| (id, index + further));
+                let mut seen_parts = Vec::new();
+                pair.real.inspect(part, ctx, &mut |seen| {
+                    if let Seen::Mapping(info) = seen {
+                        let object = info.mapping.object_page(0);
+                        let object = object.map(|(object, index)| (object.identity(), index));
+                        seen_parts.push((info.range, info.mapping.prot, object));
+                    }
+                });
+                assert_eq!(seen_parts, [(part, first.prot, object)]);
+            }
             for (range, first) in pair.model.list() {
                 let last = range.end().checked_sub(1).expect("mappings are not empty");
                 let shown =

@@ -14,9 +14,10 @@ use sync::SpinLock;
 
 use super::{
     Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, io::Source,
-    pipe::Pipe, proc::Text, record::Records, socket::Socket, special::Special, store::Store, tty::Channel,
+    pipe::Pipe, proc::Text, proc_pages::PageMap, record::Records, socket::Socket, special::Special,
+    store::Store, tty::Channel,
 };
-use crate::{errno::Errno, hw, process::Mm};
+use crate::{errno::Errno, hw};
 
 /// A time as programs see it: seconds and nanoseconds since 1970.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -171,7 +172,7 @@ pub enum Kind {
     /// A file of /proc or /sys.
     Text(MadeUp),
     /// /proc/N/pagemap.
-    Pages(Option<Arc<Mm>>),
+    Pages(PageMap),
     /// A directory of /proc or /sys.
     Listing(Box<dyn Listing>),
     /// A symbolic link of /proc.

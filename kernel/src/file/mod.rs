@@ -52,6 +52,7 @@ mod proc;
 pub mod proc_frames;
 mod proc_memory;
 mod proc_numa;
+mod proc_pages;
 mod proc_pid;
 mod proc_users;
 mod random;

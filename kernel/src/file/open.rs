@@ -24,7 +24,6 @@ use super::{
     pipe::PipeEnd,
     poll::{Events, Readiness},
     proc::Text,
-    proc_memory,
     record::Owner,
     store::{MAX_SIZE, Store, WriteAt},
 };
@@ -246,9 +245,9 @@ impl OpenFile {
                 position.offset += n as u64;
                 Ok(n)
             }
-            Kind::Pages(mm) => {
+            Kind::Pages(map) => {
                 let mut position = self.position.write(&task::unpinned());
-                let n = proc_memory::pagemap(mm.as_deref(), position.offset, sink)?;
+                let n = map.read(position.offset, sink)?;
                 position.offset += n as u64;
                 Ok(n)
             }
@@ -286,7 +285,7 @@ impl OpenFile {
         self.check_readable()?;
         match &self.entry.inode.kind {
             Kind::File(store) => store.read(offset, sink),
-            Kind::Pages(mm) => proc_memory::pagemap(mm.as_deref(), offset, sink),
+            Kind::Pages(map) => map.read(offset, sink),
             Kind::Text(_) => {
                 let mut position = self.position.write(&task::unpinned());
                 self.read_text(&mut position, offset, sink)

@@ -1,4 +1,4 @@
-//! What /proc says of a process's memory: maps, smaps, smaps_rollup, statm, the Vm lines of status, pagemap.
+//! What /proc says of a process's memory: maps, smaps, smaps_rollup, statm, the Vm lines of status.
 //!
 //! Each mapping is shown as it is at one instant; the list as a whole is of one instant too, as the address space is
 //! walked under one of its locks. What smaps says of their pages is looked at afterwards, one mapping after the other.
@@ -13,7 +13,6 @@ use owned::Use;
 use super::{
     Result,
     dev::split,
-    io::{Sink, moved},
     proc::Text,
     proc_users::{self, Piece},
 };
@@ -389,55 +388,4 @@ pub fn status(mm: &Mm) -> String {
         let _ = writeln!(out, "{name}:\t{:>8} kB", kib(pages));
     }
     out
-}
-
-/// Words of /proc/N/pagemap (Documentation/admin-guide/mm/pagemap.rst). Frame numbers are told, as to a superuser.
-const PRESENT: u64 = 1 << 63;
-const SWAP: u64 = 1 << 62;
-const FILE: u64 = 1 << 61;
-const GUARD: u64 = 1 << 58;
-const EXCLUSIVE: u64 = 1 << 56;
-
-/// Read /proc/N/pagemap from byte `offset` on: a word for each page. EINVAL unless whole words are asked for.
-pub fn pagemap(mm: Option<&Mm>, offset: u64, sink: &mut dyn Sink) -> Result<usize> {
-    /// Pages answered for at a time.
-    const STEP: usize = 512;
-    let room = sink.room();
-    if !offset.is_multiple_of(8) || !room.is_multiple_of(8) {
-        return Err(Errno::EINVAL);
-    }
-    let Some(mm) = mm else { return Ok(0) };
-    let mut done = 0;
-    while done < room {
-        let first = (offset + done as u64) / 8;
-        let left = USER_END_PAGE.number().saturating_sub(first);
-        let n = ((room - done) / 8).min(STEP).min(usize::try_from(left).unwrap_or(usize::MAX));
-        let range = Page::new(first).and_then(|first| PageRange::with_len(first, n as u64));
-        let Some(range) = range.filter(|_| n > 0) else { break };
-        let mut words = [0u64; STEP];
-        let pieces = proc_users::mappings(mm, range, &mut |_| ())?;
-        proc_users::pages(mm, range, &pieces, &mut |_, page, resident, users| {
-            if let Some(word) = words.get_mut((page.number() - first) as usize) {
-                *word = match resident.frame {
-                    // As on Linux, where a guard is kept in the form of a swapped page.
-                    None => GUARD | SWAP,
-                    Some(frame) => {
-                        let file = if resident.usage == Use::Anonymous { 0 } else { FILE };
-                        PRESENT | frame.number() | file | if users == 1 { EXCLUSIVE } else { 0 }
-                    }
-                };
-            }
-        })?;
-        let mut bytes = [0u8; STEP * 8];
-        for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-            *to = word.to_le_bytes();
-        }
-        let wanted = bytes.get(..8 * n).unwrap_or_default();
-        let put = sink.put(wanted);
-        done += put;
-        if put < wanted.len() {
-            return moved(done, 1, Errno::EFAULT);
-        }
-    }
-    Ok(done)
 }

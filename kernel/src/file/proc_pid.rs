@@ -14,6 +14,7 @@ use super::{
     open::{OpenFile, access},
     proc::{TICK, Text, number, text, writable},
     proc_frames, proc_memory, proc_numa,
+    proc_pages::PageMap,
 };
 use crate::{
     errno::Errno,
@@ -114,7 +115,7 @@ impl Listing for ProcessDirectory {
             b"pagemap" => {
                 let thread = Subject::new(&process, tid).thread;
                 let mm = thread.and_then(|t| t.mm()).map(|mm| Arc::clone(&*mm));
-                Some(Node { kind: Kind::Pages(mm), mode: 0o400 })
+                Some(Node { kind: Kind::Pages(PageMap::new(mm)), mode: 0o400 })
             }
             b"fd" => Some(directory(Descriptors { process })),
             b"task" if tid.is_none() => Some(directory(Threads { process })),

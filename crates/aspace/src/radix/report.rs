@@ -19,6 +19,21 @@ impl Radix {
             at = area.end().number();
         }
     }
+    /// Call `f` with the parts of mappings in `range`, ascending; without any lock. What lies beyond isn't looked at.
+    pub(super) fn each_part(&self, range: PageRange, ctx: &Unpinned<'_>, mut f: impl FnMut(MappingInfo<'_>)) {
+        let Range { start: mut at, end } = keys(range);
+        while at < end {
+            let next = {
+                let pin = ctx.pin();
+                let section = self.tree.enter(&pin);
+                let part = self.part_from(at, end, &section);
+                part.map(|(part, desc)| (part, desc.mapping.advanced(part.start().number())))
+            };
+            let Some((part, mapping)) = next else { return };
+            f(MappingInfo { range: part, mapping: &mapping });
+            at = part.end().number();
+        }
+    }
     /// Call `f` with each page of `range` that has a frame or a guard, ascending; without any lock.
     pub(super) fn each_page(&self, range: PageRange, ctx: &Unpinned<'_>, mut f: impl FnMut(Page, Resident)) {
         let Range { start: mut at, end } = keys(range);

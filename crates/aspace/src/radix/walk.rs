@@ -104,6 +104,19 @@ impl Radix {
         let end = self.end_from(extent, first, KEYS, section);
         Some((pages(start.min(first), end.max(first + 1)), desc))
     }
+    /// The lowest part of a mapping in `key..end`.
+    pub(super) fn part_from<'s>(
+        &'s self,
+        key: u64,
+        end: u64,
+        section: &'s Section<'_, Realm>,
+    ) -> Option<(PageRange, &'s Desc)> {
+        let found = self.mapped_from(key, end, section)?;
+        // As in `area_from`: what was found holds.
+        let desc = self.realm.desc(Slot::of(found.value), section);
+        let first = found.first.max(key);
+        Some((pages(first, self.end_from(desc, first, end, section).max(first + 1)), desc))
+    }
     /// Whether all of `range` is mapped.
     pub(super) fn is_covered(&self, range: PageRange, section: &Section<'_, Realm>) -> bool {
         let mut end = range.start().number();
