@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     cargo, child,
@@ -43,6 +43,26 @@ fn of_package(package: &str, name: &str, features: &[&str]) -> Result<PathBuf> {
     cargo::flags(&mut command, &["-Ctarget-feature=+crt-static"]);
     cargo::build(&mut command, &format!("the guest program {name}"))?;
     Ok(workspace::target("guest").join(HOST_TARGET).join("release").join(name))
+}
+
+/// The tests of the file `tests/NAME.rs` of a package of the workspace, as one program.
+pub fn tests(package: &str, name: &str) -> Result<PathBuf> {
+    let command = || {
+        let mut command = cargo::command(workspace::target("guest"));
+        command.args(["test", "--release", "--no-run", "--target", HOST_TARGET]);
+        command.args(["-p", package, "--test", name]);
+        cargo::flags(&mut command, &["-Ctarget-feature=+crt-static"]);
+        command
+    };
+    cargo::build(&mut command(), &format!("the tests {name} of {package}"))?;
+    // Built by now; this says where.
+    let told = child::capture(command().arg("--message-format=json"), &[], Duration::from_secs(120))?;
+    let built = String::from_utf8_lossy(&told.stdout).lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let of_it = message["target"]["name"] == name;
+        message["executable"].as_str().filter(|_| of_it).map(PathBuf::from)
+    });
+    built.with_context(|| format!("cargo doesn't say where the tests {name} of {package} are"))
 }
 
 /// How a C program is compiled.

@@ -185,7 +185,9 @@ fn a_forked_child_has_no_regions_and_may_make_its_own() {
             set.contains(PageNo(0)) && view.get(3) == Some(17),
             "{way:?}: the parent's region has changed"
         );
-        assert!(std::process::Command::new("/bin/true").status().unwrap().success());
+        let mut another = std::process::Command::new(std::env::current_exe().unwrap());
+        let another = another.args(["--exact", "no_test_of_this_name"]).stdout(std::process::Stdio::null());
+        assert!(another.status().unwrap().success());
     }
 }
 
@@ -297,7 +299,14 @@ fn neighbours_are_offered_when_mappings_are_short() {
         for page in 0..33_000 {
             view.get(page * 3 * PAGE);
         }
-        assert!(OFFERS.load(Ordering::Relaxed) > 0);
+        let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+        let limit: usize = limit.trim().parse().unwrap();
+        // 33,000 pages of their own come near to a limit of fewer mappings than twice as many, and not to one far above.
+        let offers = OFFERS.load(Ordering::Relaxed);
+        assert!(
+            if limit <= 70_000 { offers > 0 } else { limit < 80_000 || offers == 0 },
+            "{offers} of {limit}"
+        );
     });
     succeeds(&output);
 }

@@ -126,7 +126,8 @@ fn a_copy_of_dirty_pages_becomes_the_memory() {
                 }
             });
             let end = Instant::now() + RUN;
-            while Instant::now() < end {
+            // On a slow machine too there are some sets.
+            while Instant::now() < end || sets < 6 {
                 take();
                 sets += 1;
             }
@@ -138,7 +139,6 @@ fn a_copy_of_dirty_pages_becomes_the_memory() {
             let page = i * 8 / PAGE;
             assert_eq!(Some(word), view.get(i), "{way:?}: a write to page {page} was never reported");
         }
-        assert!(sets > 5, "{way:?}: {sets} sets");
     }
 }
 

@@ -179,6 +179,10 @@ pub fn programs<'a>(
 }
 
 fn build(entry: &manifest::Program, toolchain: &str) -> Result<PathBuf> {
+    if let Some((package, name)) = entry.source.strip_prefix("tests:").and_then(|it| it.split_once(':')) {
+        anyhow::ensure!(toolchain == "rust", "tests are built with rust, not {toolchain}");
+        return guest::tests(package, name);
+    }
     match (toolchain, entry.source.strip_prefix("bin:")) {
         ("rust", Some(binary)) => guest::rust(binary),
         ("musl", None) => guest::c(&entry.name, &entry.source, Toolchain::Musl),
