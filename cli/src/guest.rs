@@ -33,6 +33,11 @@ pub fn of_host(name: &str) -> Result<PathBuf> {
     of_package("quire-bench-host", name, &[])
 }
 
+/// The benchmark of memory primitives, built as [`rust`] builds.
+pub fn of_primitives() -> Result<PathBuf> {
+    of_package("quire-bench-vmprim", "vmprim-bench", &[])
+}
+
 fn of_package(package: &str, name: &str, features: &[&str]) -> Result<PathBuf> {
     let mut command = cargo::command(workspace::target("guest"));
     // With an explicit target the flags stay away from build scripts and macros, which must be dynamic.

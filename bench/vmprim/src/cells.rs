@@ -2,12 +2,13 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Instant,
 };
 
+use crate::marker;
 use vmprim::{
     Access, Backend, Backing, Error, Needs, PageNo, PageSet, PageSize, Region, Resolution, fault_or, inline,
 };
@@ -219,7 +220,29 @@ fn touch(at: *mut u8, value: u64) {
     unsafe { fault_or!(store at.cast(), value, else { return }) };
 }
 
-/// Nanoseconds an operation of a cell, the median of its rounds.
+/// What is measured begins, between the markers of a tracer if it is to be `counted`; then all threads begin together.
+#[inline(always)]
+fn begin(counted: Option<&Barrier>) -> Instant {
+    let start = Instant::now();
+    if let Some(all) = counted {
+        all.wait();
+        marker::window_begin();
+        marker::operation_begin();
+    }
+    start
+}
+
+#[inline(always)]
+fn end(start: Instant, counted: Option<&Barrier>) -> f64 {
+    if counted.is_some() {
+        marker::operation_end();
+        marker::window_end();
+    }
+    start.elapsed().as_nanos() as f64
+}
+
+/// Nanoseconds an operation of a cell, the median of its rounds. The last round is between markers if it is to be `counted`,
+/// by all the threads of that barrier.
 pub fn measure(
     row: Row,
     cell: Cell,
@@ -227,6 +250,7 @@ pub fn measure(
     unit: usize,
     rounds: u32,
     seed: u64,
+    counted: Option<&Barrier>,
 ) -> Result<f64, String> {
     let shared = Arc::new(Shared {
         random: AtomicU64::new(seed),
@@ -259,7 +283,8 @@ pub fn measure(
     let closes = row != Row::Async;
     (0..pages as u32).for_each(|page| touch(at(page), 1));
     let mut found = Vec::new();
-    for _ in 0..rounds {
+    for round in 0..rounds {
+        let counted = counted.filter(|_| round + 1 == rounds);
         shared.mode.store(0, Relaxed);
         shared.shuffle(&mut order);
         let mut per = pages;
@@ -268,11 +293,11 @@ pub fn measure(
             Cell::Trap => {
                 region.protect(0..pages, row.closed()).map_err(said)?;
                 shared.mode.store(1, Relaxed);
-                start = Instant::now();
+                start = begin(counted);
                 order.iter().for_each(|&page| touch(at(page), 2));
             }
             Cell::ProtN => {
-                start = Instant::now();
+                start = begin(counted);
                 region.protect(0..pages, row.closed()).map_err(said)?;
                 order.iter().for_each(|&page| touch(at(page), 2));
             }
@@ -284,7 +309,7 @@ pub fn measure(
                     place.store(page, Relaxed);
                 }
                 shared.mode.store(2, Relaxed);
-                start = Instant::now();
+                start = begin(counted);
                 for _ in 0..pages {
                     let i = (shared.draw() % closed.len() as u64) as usize;
                     touch(at(closed[i]), 3);
@@ -295,7 +320,7 @@ pub fn measure(
                 region.take_dirty(0..pages, &mut dirty).map_err(said)?;
                 dirty.clear();
                 per = pages / 8;
-                start = Instant::now();
+                start = begin(counted);
                 order[..per].iter().for_each(|&page| touch(at(page), 4));
                 region.take_dirty(0..pages, &mut dirty).map_err(said)?;
                 if dirty.len() != per {
@@ -306,11 +331,11 @@ pub fn measure(
             Cell::Map2 => {
                 region.protect(0..pages, row.closed()).map_err(said)?;
                 let alias = region.alias().map_err(said)?.ptr();
-                start = Instant::now();
+                start = begin(counted);
                 order.iter().for_each(|&page| touch(alias.wrapping_add(page as usize * unit), 5));
             }
         }
-        found.push(start.elapsed().as_nanos() as f64 / per as f64);
+        found.push(end(start, counted) / per as f64);
         shared.mode.store(0, Relaxed);
         if closes && cell != Cell::Dirty {
             order.iter().for_each(|&page| touch(at(page), 6));

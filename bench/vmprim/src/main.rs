@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! cells.rs    one cell: a region, an order of pages, a time
+//! counted.rs  the same cell between markers, in a machine that counts
 //! twin.rs     the same cell by C (c/twin.c)
 //! shown.rs    the table, and the records for machines
 //! ```
@@ -10,6 +11,9 @@
 //! the library and of C alternate, so that what else the machine does meets both.
 
 mod cells;
+mod counted;
+#[path = "../../guest/src/bin/mapbench/marker.rs"]
+mod marker;
 mod shown;
 mod twin;
 
@@ -59,6 +63,10 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.iter().any(|word| word == counted::OPTION) {
+        return counted::run(&words);
+    }
     let options = Options::parse();
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -138,7 +146,8 @@ fn table(options: &Options, rows: &[Row]) -> Result<Vec<Figure>, String> {
                 settle(row.is_in_thread());
                 let seed = options.seed + u64::from(run);
                 before_others(row.is_in_thread());
-                let measured = cells::measure(row, cell, options.pages as usize, 4096, options.rounds, seed);
+                let measured =
+                    cells::measure(row, cell, options.pages as usize, 4096, options.rounds, seed, None);
                 before_others(false);
                 ours.push(measured?);
                 theirs.extend(twin::measure(row, cell, options.pages, options.rounds, seed)?);
@@ -188,10 +197,10 @@ fn vary(options: &Options, rows: &[Row], sweep: Sweep) -> Result<Vec<Figure>, St
                     // Threads have the priority of the one that starts them.
                     before_others(row.is_in_thread());
                     found.push(match sweep {
-                        Sweep::Pages => cells::measure(row, Cell::ProtN, point, 4096, rounds, seed)?,
+                        Sweep::Pages => cells::measure(row, Cell::ProtN, point, 4096, rounds, seed, None)?,
                         Sweep::Unit => {
                             let pages = options.pages.min(1024) as usize;
-                            cells::measure(row, Cell::ProtN, pages, point << 10, rounds, seed)?
+                            cells::measure(row, Cell::ProtN, pages, point << 10, rounds, seed, None)?
                         }
                         Sweep::Threads => {
                             cells::threads(row, options.pages as usize, point, same, rounds, seed)?

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{host, refcache};
+use super::{host, primitives, refcache};
 use crate::{
     args::{Bench, Locked},
     failure::{USAGE, failure},
@@ -53,7 +53,13 @@ pub const ALL: [Alone; 6] = [
         program: (HOST, refcache::NAME),
         run: refcache::run,
     },
-    own("vmprim", " [ROW…] [-- OPTIONS]", ("quire-bench-vmprim", "vmprim-bench")),
+    Alone {
+        name: primitives::NAME,
+        follows: " [ROW…] [-- OPTIONS]",
+        takes: "--operations with --cpus, --vs, --linux, --aspace, --quantum, --seed, --all and --json; or --json only, and its own options after --",
+        program: ("quire-bench-vmprim", "vmprim-bench"),
+        run: primitives::run,
+    },
 ];
 
 /// Run the suite of this kind that is wanted; its exit status, or `None` if none is.
@@ -81,7 +87,8 @@ pub fn run(options: &Bench) -> Result<Option<u8>> {
         return Err(by_itself(suite));
     }
     if !options.words.is_empty() {
-        let names: Vec<_> = ALL.iter().filter(|suite| suite.takes == OWN).map(|suite| suite.name).collect();
+        let has_own = |suite: &&Alone| suite.follows.ends_with("[-- OPTIONS]");
+        let names: Vec<_> = ALL.iter().filter(has_own).map(|suite| suite.name).collect();
         return Err(failure(
             USAGE,
             format!("options after -- are of one of the suites {}", names.join(", ")),
@@ -132,7 +139,7 @@ fn of_machines(options: &Bench) -> bool {
 }
 
 /// A program that sets Quire's mechanisms beside their peers.
-fn side_by_side(suite: &Alone, names: &[String], options: &Bench) -> Result<u8> {
+pub fn side_by_side(suite: &Alone, names: &[String], options: &Bench) -> Result<u8> {
     suite.refuse(of_machines(options))?;
     if suite.name == "bonsai" {
         suite.refuse_names(names)?;

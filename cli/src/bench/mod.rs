@@ -11,6 +11,7 @@
 //! matrix.rs   another suite: which pairs of operations that commute share nothing
 //! alone.rs    suites that run by themselves, on this host
 //! refcache.rs one of them that goes on in a machine: counting references beside an atomic counter
+//! primitives.rs another one: user-level memory primitives, by the clock here or by counts in a machine
 //! host.rs     how their programs run
 //! ```
 
@@ -22,6 +23,7 @@ pub mod matrix;
 mod native;
 pub mod plan;
 mod point;
+mod primitives;
 mod refcache;
 mod table;
 

@@ -79,7 +79,7 @@ pub struct Sweep {
     /// Numbers of CPUs, ascending.
     pub cpus: Vec<u32>,
     /// Operations of each thread, if said.
-    operations: Option<u32>,
+    pub operations: Option<u32>,
     /// As many as it takes for [`STEADY`] instructions.
     pub steady: bool,
     /// On pages that nobody has touched before.

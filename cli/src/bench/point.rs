@@ -79,10 +79,10 @@ impl Lab {
         };
         Ok(Self {
             suite,
-            program: if suite == super::refcache::NAME {
-                guest::of_host(suite)?
-            } else {
-                guest::rust("mapbench")?
+            program: match suite {
+                super::refcache::NAME => guest::of_host(suite)?,
+                super::primitives::NAME => guest::of_primitives()?,
+                _ => guest::rust("mapbench")?,
             },
             kernel: kernel::build(Build::Ordinary)?,
             linux: wanted
@@ -197,6 +197,11 @@ pub fn measure(lab: &Lab, sweep: &Sweep, cpus: u32, operations: u32) -> Result<R
     } else {
         Ok(derive::timed(&point, &runs))
     }
+}
+
+/// What the benchmark says when it is called with `words`, in a machine of one CPU.
+pub fn ask(lab: &Lab, sweep: &Sweep, words: &[String]) -> Result<Value> {
+    Ok(once(lab, sweep, 1, words)?.said)
 }
 
 /// One run in a fresh machine.

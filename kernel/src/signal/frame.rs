@@ -306,15 +306,15 @@ fn restore_xstate(at: u64) -> Result<(), Errno> {
         && usercopy::read::<u32>(at + used as u64)? == FP_XSTATE_MAGIC2
     {
         area.resize(used, 0);
-        usercopy::copy_in(at, &mut area)?;
+        usercopy::copy_in(at + LEGACY_BYTES as u64, area.get_mut(LEGACY_BYTES..).unwrap_or_default())?;
     }
     if !acceptable(&area) {
         return Err(Errno::EFAULT);
     }
     me.thread.with_xstate(|x| {
         x.reset();
-        for (to, from) in x.bytes_mut().iter_mut().zip(&area) {
-            *to = *from;
+        if let Some(bytes) = x.bytes_mut().get_mut(..area.len()) {
+            bytes.copy_from_slice(&area);
         }
     });
     Ok(())
@@ -327,7 +327,7 @@ fn acceptable(area: &[u8]) -> bool {
     let present = u64::from(word(header, 0)) | u64::from(word(header, 4)) << 32;
     word(area, MXCSR) & !fpu::mxcsr_mask() == 0
         && present & !fpu::features() == 0
-        && header.iter().skip(8).all(|b| *b == 0)
+        && header.get(8..).is_none_or(|rest| *rest == [0; HEADER_BYTES - 8])
 }
 
 /// The little-endian u32 at byte `at`.
