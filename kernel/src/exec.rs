@@ -21,6 +21,7 @@ use crate::{
     places,
     process::{self, Brk, Mm, Process, Status},
     realm, sched, shootdown,
+    syscall::managed,
     task::{self, Task},
     usercopy, vdso,
 };
@@ -244,6 +245,7 @@ fn write_stack(found: &Found, layout: &Layout) -> Result<(u64, [u64; 4]), Errno>
         (auxvec::AT_EXECFN, name),
         (auxvec::AT_PLATFORM, platform),
         (auxvec::AT_MINSIGSTKSZ, hw::fpu::signal_stack_bytes() as u64),
+        (managed::AT_QUIRE, vdso::info_at(layout.vdso)),
         (auxvec::AT_NULL, 0),
     ];
     let (argc, envc) = (found.argv.len(), found.envp.len());
@@ -353,6 +355,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
     me.clear_child_tid.store(0, Ordering::Relaxed);
     me.robust_list.store(0, Ordering::Relaxed);
     me.rseq.clear();
+    me.upcall.clear();
     p.has_execed.store(true, Ordering::Relaxed);
     p.files().exec();
     me.thread.reset_state();

@@ -1,7 +1,7 @@
 //! Page faults of user programs, and of copies on their behalf.
 
 use addr::VirtAddr;
-use aspace::{Access, Fault};
+use aspace::{Access, Fault, Level};
 use linux_raw_sys::general as abi;
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Bits of the page-fault error code (Intel SDM vol. 3A, 4.7).
-const ERROR_WRITE: u64 = 1 << 1;
+pub const ERROR_WRITE: u64 = 1 << 1;
 /// The access had user mode's rights.
 pub const ERROR_USER: u64 = 1 << 2;
 const ERROR_RESERVED: u64 = 1 << 3;
@@ -38,11 +38,15 @@ pub fn access(error: u64) -> Access {
 pub struct Refused(Fault);
 
 impl Refused {
+    /// The page's level, if that was why.
+    pub fn level(self) -> Option<Level> {
+        if let Fault::Level(level) = self.0 { Some(level) } else { None }
+    }
     /// The signal that the program gets for a fault at `at`.
     pub fn signal(self, at: u64) -> SigInfo {
         let (signal, code) = match self.0 {
             Fault::NoMapping | Fault::Guard => (abi::SIGSEGV, code::SEGV_MAPERR),
-            Fault::Denied => (abi::SIGSEGV, code::SEGV_ACCERR),
+            Fault::Denied | Fault::Level(_) => (abi::SIGSEGV, code::SEGV_ACCERR),
             Fault::BeyondObject => (abi::SIGBUS, code::BUS_ADRERR),
             // It ends already.
             Fault::NoMemory => (abi::SIGKILL, code::SI_KERNEL),

@@ -42,6 +42,7 @@ mod syscall;
 mod task;
 mod timers;
 mod trap;
+mod upcall;
 mod usercopy;
 mod vdso;
 mod wait;

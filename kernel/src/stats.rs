@@ -41,6 +41,8 @@ counters! {
     ExecFaults = "faults_exec",
     /// Page faults that became a signal or EFAULT.
     BadFaults = "faults_refused",
+    /// Accesses that a page's level forbade, given to the program.
+    Upcalls = "upcalls",
     /// `mmap` calls that succeeded.
     Maps = "mmaps",
     /// `munmap` calls that succeeded.

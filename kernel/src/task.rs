@@ -20,7 +20,7 @@ use crate::{
     rseq,
     sched::{self, Entity},
     signal::TaskSignals,
-    trap, usercopy,
+    trap, upcall, usercopy,
 };
 
 /// A task's own handle of the memory that it shares with others. Faults and calls of different threads count their
@@ -57,6 +57,8 @@ pub struct Task {
     pub clear_child_tid: AtomicU64,
     /// Head of the robust futex list; 0 for none.
     pub robust_list: AtomicU64,
+    /// Where it takes upcalls.
+    pub upcall: upcall::State,
     /// Its restartable sequence.
     pub rseq: rseq::State,
     /// Where it may run: see [`Self::set_affinity`].
@@ -233,6 +235,7 @@ impl Task {
             signals: TaskSignals::new(),
             clear_child_tid: AtomicU64::new(0),
             robust_list: AtomicU64::new(0),
+            upcall: upcall::State::new(),
             rseq: rseq::State::new(),
             affinity: irq::Lock::new(sched::online()),
             unplaced: AtomicBool::new(true),
@@ -272,6 +275,7 @@ impl Task {
         let me = current();
         if inherit && !me.mm().is_some_and(|mine| Arc::ptr_eq(&*mine, &mm)) {
             me.rseq.fork_to(&task.rseq, Arc::as_ptr(&mm).addr());
+            me.upcall.fork_to(&task.upcall);
         }
         *task.mm.lock() = Some(Arc::new(Handle(mm)));
         let task = Arc::new(task);
@@ -372,6 +376,11 @@ impl Task {
         // Relaxed: the thread's own; others see one or the other.
         let visited = if self.visits.load(Ordering::Relaxed) { self.visited.lock().clone() } else { None };
         visited.or_else(|| self.mm())
+    }
+    /// Whether it is in another's. For the thread itself.
+    pub fn is_visiting(&self) -> bool {
+        // Relaxed: as in `space`.
+        self.visits.load(Ordering::Relaxed)
     }
     /// Replace the address space: `execve` and exit.
     pub fn set_mm(&self, mm: Option<Arc<Mm>>) -> Option<Arc<Mm>> {

@@ -9,14 +9,16 @@ use linux_raw_sys::general as abi;
 use addr::VirtAddr;
 
 use crate::{
-    algo, fault, grace,
+    algo,
+    errno::Errno,
+    fault, grace,
     hw::{self, TrapFrame, apic, cpu, irq, marker},
     oom, panic,
     planted::{self, Planted},
     realm, reclaim, rseq, sched, shootdown,
     signal::{self, SigInfo, code},
     stats::{self, Counter},
-    syscall as calls, task, usercopy,
+    syscall as calls, task, upcall, usercopy,
 };
 
 /// Exception vectors (Intel SDM vol. 3A, table 6-1).
@@ -110,10 +112,16 @@ fn page_fault(frame: &mut TrapFrame) {
     let outcome = fault::resolve(at, access, frame.error);
     match (outcome, fix) {
         (Ok(()), _) => {}
-        (Err(_), Some(fix)) => frame.rip = fix,
-        (Err(refused), None) => {
-            signal::force_fault(refused.signal(at), frame.error, PAGE_FAULT, at);
+        (Err(refused), Some(fix)) => {
+            frame.rip = fix;
+            if refused.level().is_some() && !task::current().is_visiting() {
+                task::current().upcall.meet(at, access);
+            }
         }
+        (Err(refused), None) => match refused.level().filter(|_| task::current().upcall.is_armed()) {
+            Some(level) => upcall::deliver(frame, at, frame.error, level),
+            None => signal::force_fault(refused.signal(at), frame.error, PAGE_FAULT, at),
+        },
     }
     irq::disable();
 }
@@ -152,8 +160,11 @@ pub extern "C" fn syscall(frame: &mut TrapFrame) {
     task::current().sched.clock.enter_kernel();
     irq::enable();
     oom::let_leave();
+    task::current().upcall.begin_call();
     let result = calls::dispatch(frame);
-    if let Some(result) = result {
+    if result == Some(Err(Errno::EFAULT)) && upcall::restart(frame) {
+        // The call starts over after the upcall.
+    } else if let Some(result) = result {
         frame.rax = match result {
             Ok(v) => v as u64,
             Err(e) => e.as_return(),

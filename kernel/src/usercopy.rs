@@ -184,6 +184,18 @@ pub fn write<T: Pod>(addr: u64, v: &T) -> Result<(), Errno> {
     copy(addr, &raw const *v as u64, size_of::<T>() as u64)
 }
 
+/// Fill `to` with the values at `addr`, one after the other. On EFAULT some may have been read.
+pub fn read_into<T: Pod>(addr: u64, to: &mut [T]) -> Result<(), Errno> {
+    check(addr, size_of_val(to) as u64)?;
+    copy(to.as_mut_ptr() as u64, addr, size_of_val(to) as u64)
+}
+
+/// Store `from` at `addr`, one after the other. On EFAULT some may have been stored.
+pub fn write_all<T: Pod>(addr: u64, from: &[T]) -> Result<(), Errno> {
+    check(addr, size_of_val(from) as u64)?;
+    copy(addr, from.as_ptr() as u64, size_of_val(from) as u64)
+}
+
 /// The bytes of `v`.
 pub fn bytes_of<T: Pod>(v: &T) -> &[u8] {
     // SAFETY: a Pod is all initialised bytes.

@@ -3,7 +3,7 @@
 //! Every program gets two pages, one after the other, the same frames for all:
 //!
 //! ```text
-//! [vvar]  r--   how to make a time of the TSC: base, multiplier, date at boot
+//! [vvar]  r--   how to make a time of the TSC: base, multiplier, date at boot; what Quire has that Linux has not
 //! [vdso]  r-x   an ELF shared object: headers, symbol tables, and the code below, which finds [vvar] one page before
 //! ```
 //! The auxiliary vector tells where the second page is. C libraries look for `__vdso_clock_gettime` and its like with
@@ -28,6 +28,8 @@ use crate::{
     errno::Errno,
     hw::{self, irq},
     memory,
+    syscall::managed,
+    usercopy,
 };
 
 /// Where the code begins in its page.
@@ -37,6 +39,8 @@ const TEXT: usize = 0x800;
 const BASE: usize = 0;
 const MULT: usize = 8;
 const EPOCH: usize = 16;
+/// [vvar], byte offset: Quire's [`managed::info`].
+const INFO: usize = 64;
 
 global_asm!(
     ".pushsection .rodata.quire_vdso, \"a\"",
@@ -179,6 +183,7 @@ pub fn init() {
     put(&mut vvar, BASE, &clock.base.to_le_bytes());
     put(&mut vvar, MULT, &clock.mult.to_le_bytes());
     put(&mut vvar, EPOCH, &hw::timer::boot_epoch_ns().to_le_bytes());
+    put(&mut vvar, INFO, usercopy::bytes_of(&managed::info()));
     let frames = [vvar, elf()].map(|bytes| filled(&bytes, &pin));
     *IMAGE.lock() = Some(Arc::new(Image { frames }));
 }
@@ -208,6 +213,11 @@ pub fn map(space: &dyn AddressSpace, ctx: &Unpinned<'_>) -> Result<u64, Errno> {
         .map(Placement::Fixed(second), 1, mapping(Prot::READ | Prot::EXEC, VDSO_PAGE, Label::Vdso), ctx)
         .map_err(|_| Errno::ENOMEM)?;
     Ok(range.start().base().as_u64() + PAGE_SIZE)
+}
+
+/// Where the program whose second page is at `second` finds [`managed::info`].
+pub fn info_at(second: u64) -> u64 {
+    second - PAGE_SIZE + INFO as u64
 }
 
 fn put(page: &mut [u8], at: usize, bytes: &[u8]) {

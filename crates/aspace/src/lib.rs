@@ -62,6 +62,7 @@ extern crate alloc;
 mod bonsai;
 mod index;
 mod leaves;
+mod level;
 mod locked;
 mod mappers;
 mod mapping;
@@ -86,6 +87,7 @@ use tlb::Shootdown;
 pub use bonsai::Exclude;
 pub use frames::Place;
 pub use idle::Collect;
+pub use level::{Level, Managed, Step};
 pub use locked::{Flush, Variant, Wait};
 pub use mappers::{MOVES, Mapper, Mappers};
 pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Object, ObjectError, Totals};
@@ -134,6 +136,8 @@ pub enum Fault {
     Denied,
     /// The page is a guard: SIGSEGV, SEGV_MAPERR, as for no mapping.
     Guard,
+    /// The mapping allows the access, and the page's [`Level`] does not: an upcall, or SIGSEGV, SEGV_ACCERR.
+    Level(Level),
     /// The page lies beyond the end of its object, or can't be read: SIGBUS, BUS_ADRERR.
     BeyondObject,
     /// There is no frame for the page or for a page table.
@@ -528,6 +532,10 @@ pub trait AddressSpace: Send + Sync {
     fn shared_page(&self, page: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)>;
     /// How much it holds. Counts by walking, so for reports only.
     fn usage(&self, ctx: &Unpinned<'_>) -> Usage;
+    /// Pages with levels of their own, if the design has such.
+    fn managed(&self) -> Option<&dyn Managed> {
+        None
+    }
     /// The most pages that were in memory at once, as [`Usage::peak_resident`].
     fn peak_resident(&self, ctx: &Unpinned<'_>) -> u64 {
         self.usage(ctx).peak_resident

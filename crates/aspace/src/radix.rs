@@ -23,6 +23,7 @@
 //! | map, unmap, protect, advise, lock, grow | the range (grow: and the gap below it) | one round, under the locks |
 //! | remap | where the pages are and where they go, ascending; `moving` | one round, under the locks |
 //! | fork, lock_all, clear | everything | one round, under the locks |
+//! | manage, set_levels, take_dirty (`managed`) | the range, or batches of ranges | one round a batch, under the locks; none if only rights are raised |
 //! | shed, sweep | what a page-table page serves | one round each, under the locks |
 //! | cut | mapping by mapping; `moving` | one round each, under the locks |
 //! | areas, find, shared_page, usage | none, so a walk sees each page at a moment of its own (`walk`) | no |
@@ -36,8 +37,8 @@
 //! For each page whose slot is free:
 //! * **I1** *(buffers)* Every CPU's cached translation of the page, if any, names the slot's frame, and grants no more than the
 //!   page's entry in its page table does.
-//! * **I2** *(entries)* An entry that isn't empty is for the slot's frame and grants no more than the descriptor's protection; and
-//!   it is writable in a private mapping only if the slot's share of the frame is the only one.
+//! * **I2** *(entries)* An entry that isn't empty is for the slot's frame and grants no more than the descriptor's protection, nor
+//!   than the slot's level if the page is managed; and it is writable in a private mapping only if the slot's share of the frame is the only one.
 //! * **I3** *(frames)* A slot with a frame owns one share of it, or has it lent by its mapping's object. A page with a frame has a slot of its own.
 //! * **I4** *(index)* A slot's descriptor says the same for all pages of its span, wherever the mapping begins; so mappings as
 //!   reports show them are the longest runs of pages whose descriptors say the same, and nothing has to be joined or split.
@@ -100,6 +101,7 @@ mod change;
 mod fault;
 mod fork;
 mod large;
+mod managed;
 mod map;
 mod realm;
 mod remap;
@@ -140,9 +142,9 @@ use self::{
 };
 pub use self::{realm::Realm, tables::PageTables};
 use crate::{
-    Access, AddressSpace, Advice, Audited, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Mapper,
-    Mappers, Mapping, MappingInfo, Place, Placement, Policy, RemapTo, Resident, STACK_GAP, Said, Seen,
-    Totals, Unmoved, Usage,
+    Access, AddressSpace, Advice, Audited, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Managed,
+    Mapper, Mappers, Mapping, MappingInfo, Place, Placement, Policy, RemapTo, Resident, STACK_GAP, Said,
+    Seen, Totals, Unmoved, Usage,
     mappers::shown_in,
     rules::{check, dictated, relock, user},
 };
@@ -323,7 +325,10 @@ impl Radix {
                 let pin = ctx.pin();
                 let section = self.tree.enter(&pin);
                 let mut gather = Gather::new(self.machine.frames, *ctx);
-                let Ok(guard) = self.lock_pages(served, Mode::Cover, &section) else { return };
+                let Ok(mut guard) = self.lock_pages(served, Mode::Cover, &section) else { return };
+                if !mutant!("level-dirty-shed") && !self.keep_dirty(&mut guard, mirror) {
+                    return;
+                }
                 unlink(&mut gather);
                 if mutant!("radix-shed-no-flush") {
                     gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
@@ -602,6 +607,9 @@ impl AddressSpace for Radix {
     }
     fn fork(&self, ctx: &Unpinned<'_>) -> Result<Arc<dyn AddressSpace>, Error> {
         Ok(self.copy(ctx)?)
+    }
+    fn managed(&self) -> Option<&dyn Managed> {
+        Some(self)
     }
     fn clear(&self, ctx: &Unpinned<'_>) {
         self.unmap_everything(ctx);

@@ -233,6 +233,18 @@ impl Mirror {
         // hardware's lands in an entry already read.
         self.entry(page).map_or(Pte::EMPTY, |entry| Pte::from_bits(entry.swap(0, Ordering::AcqRel)))
     }
+    /// Let `page`'s entry say that the page was not written. What it was; if it was present and dirty, flush. The caller has
+    /// the page's lock.
+    pub fn clean(&self, page: Page) -> Pte {
+        let Some(entry) = self.entry(page) else { return Pte::EMPTY };
+        // Relaxed: what the hardware sets after this is found the next time.
+        let seen = Pte::from_bits(entry.load(Ordering::Relaxed));
+        if !seen.is_dirty() {
+            return seen;
+        }
+        // AcqRel: as in `clear`. By read-modify-write, as the hardware has its bits in the same word.
+        Pte::from_bits(entry.fetch_and(!Pte::DIRTY, Ordering::AcqRel))
+    }
     /// Let `page`'s entry, if there is one, grant `prot`: what a fault would put there. Whether it has lost a right: then
     /// flush. The caller has the page's lock.
     pub fn change(&self, page: Page, prot: Prot) -> bool {

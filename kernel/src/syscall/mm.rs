@@ -34,7 +34,7 @@ fn mm() -> Result<TaskMm, Errno> {
 }
 
 /// As the man pages say: a hole is ENOMEM; only `mremap` calls it EFAULT.
-fn errno(e: Error) -> Errno {
+pub fn errno(e: Error) -> Errno {
     match e {
         Error::NoMemory | Error::NoRoom | Error::NoMapping | Error::Limit => Errno::ENOMEM,
         Error::Exists => Errno::EEXIST,
@@ -64,6 +64,11 @@ fn range(addr: u64, len: u64) -> Option<PageRange> {
         return None;
     }
     PageRange::with_len(VirtAddr::new(addr)?.page(), n)
+}
+
+/// As [`range`], of whole pages only, and of one at least.
+pub(super) fn exact_range(addr: u64, len: u64) -> Option<PageRange> {
+    range(addr, len).filter(|range| !range.is_empty() && (addr | len).is_multiple_of(PAGE_SIZE))
 }
 
 /// Bring in what `range` maps, as the program itself would: stores to what is private, loads from the rest. Stops at

@@ -1,10 +1,12 @@
 //! System calls: one line each in `table.rs`; here is how a call gets from the table to its function.
 
+mod buffers;
 pub mod event;
 pub mod file;
 mod frames;
 pub mod futex;
 mod identity;
+pub mod managed;
 pub mod mm;
 pub mod posix_timer;
 pub mod process;
@@ -20,7 +22,7 @@ pub mod time;
 use crate::{
     errno::{Errno, SysResult},
     hw::TrapFrame,
-    stats,
+    stats, task,
 };
 
 /// The six arguments of a call, as the program's registers held them.
@@ -54,11 +56,17 @@ pub(crate) enum Handler {
 /// Do the call that `frame` asks for. `None`: the result register is already set.
 pub fn dispatch(frame: &mut TrapFrame) -> Option<SysResult> {
     let args = Args([frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9]);
-    match table::find(frame.orig_rax) {
+    let number = frame.orig_rax;
+    if task::current().upcall.is_armed()
+        && let Err(errno) = buffers::check(number, &args)
+    {
+        return Some(Err(errno));
+    }
+    match table::find(number).or_else(|| managed::find(number)) {
         Some(Handler::Plain(f)) => Some(f(&args)),
         Some(Handler::Frame(f)) => f(&args, frame),
         None => {
-            stats::unknown_syscall(frame.orig_rax);
+            stats::unknown_syscall(number);
             Some(Err(Errno::ENOSYS))
         }
     }

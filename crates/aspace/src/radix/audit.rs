@@ -16,7 +16,8 @@ impl Radix {
             let frame = slot.frame().map(|(frame, _)| frame);
             let rights = frame.map_or(Prot::empty(), |frame| {
                 let rights =
-                    contents::rights(&self.realm.desc(slot, &section).mapping, frame, self.machine.frames);
+                    contents::rights(&self.realm.desc(slot, &section).mapping, frame, self.machine.frames)
+                        & slot.cap();
                 let others = self.tree.sharers(key, &section).is_some_and(|(trees, _)| trees > 1);
                 if others { rights.difference(Prot::WRITE) } else { rights }
             });

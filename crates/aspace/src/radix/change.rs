@@ -13,7 +13,7 @@ use super::{
     realm::{Desc, Realm},
     totals::Difference,
     walk::pages,
-    word::Slot,
+    word::{NOBODY, Slot},
 };
 
 /// What was done so far. [`Self::settle`] it while the pages are locked, and drop it, which frees, when they are not.
@@ -155,6 +155,26 @@ impl<'a> Change<'a> {
         if self.space.tables.clear(page(key), slot, &mut self.targets) {
             self.stale(key);
         }
+    }
+    /// The same for a page that may be managed; what its slot is to be. Of one that isn't nothing is done.
+    pub(super) fn hide_managed(&mut self, slot: Slot, key: u64) -> Slot {
+        if slot.level().is_none() || slot.frame().is_none() {
+            return slot;
+        }
+        let (stale, dirty) = self.space.tables.clear_noting(page(key), slot, &mut self.targets);
+        if stale {
+            self.stale(key);
+        }
+        let slot = slot.with_owner(NOBODY);
+        if dirty && !mutant!("level-dirty-moved") { slot.dirtied() } else { slot }
+    }
+    /// No entry of page `key`, whose slot is `slot`, says after the next flush that it was written. Whether one did.
+    pub(super) fn clean(&mut self, slot: Slot, key: u64) -> bool {
+        let (stale, dirty) = self.space.tables.clean(page(key), slot, &mut self.targets);
+        if stale {
+            self.stale(key);
+        }
+        dirty
     }
     /// Nobody has more than `rights` to page `key` after the next flush.
     pub(super) fn lower(&mut self, slot: Slot, key: u64, rights: Prot) {

@@ -76,12 +76,15 @@ impl Radix {
         }
         let mapping = &self.realm.desc(slot, &section).mapping;
         rules::allows(access, mapping.prot, slot.is_guard())?;
+        if let Some(level) = slot.level() {
+            level.check(access)?;
+        }
         let index = match &mapping.backing {
             Backing::Object { page, .. } => page.wrapping_add(key),
             Backing::Anonymous => key,
         };
         let place = mapping.policy.get().or(*policy).place(index);
-        let all = contents::hardware(mapping.prot);
+        let all = contents::hardware(mapping.prot) & slot.cap();
         if let Some((frame, _)) = slot.frame()
             && frozen
         {
@@ -101,7 +104,7 @@ impl Radix {
             }
         }
         if let Some((frame, _)) = slot.frame() {
-            let rights = contents::rights(mapping, frame, frames);
+            let rights = contents::rights(mapping, frame, frames) & slot.cap();
             if access.allowed_by(rights) {
                 let ready = self.tables.ready(at, &pin).ok_or(Fault::NoMemory)?;
                 if ready.is_empty() {
@@ -151,7 +154,8 @@ impl Radix {
         }
         change.flush();
         change.difference.resident(1);
-        guard.set(ready.set(own(slot, new), rights).word());
+        // What the old entries have noted goes with them, and this is for a store.
+        guard.set(ready.set(own(slot.dirtied(), new), rights).word());
         change.settle();
         Ok(Step::Done)
     }
@@ -185,7 +189,8 @@ impl Radix {
         match ready() {
             Ok(Some((guard, slot, place))) => {
                 self.counts.one_resident(pin);
-                guard.finish(place.set(own(slot, frame), rights).word());
+                // By the level that the page has now.
+                guard.finish(place.set(own(slot, frame), rights & slot.cap()).word());
                 Ok(true)
             }
             not_ready => {
@@ -234,7 +239,12 @@ impl Radix {
             slot = Slot::of(guard.span().value);
         }
         // Nobody stores to it while it is copied.
-        change.hide(slot, key);
+        let slot = if slot.level().is_some() {
+            change.hide_managed(slot, key)
+        } else {
+            change.hide(slot, key);
+            slot
+        };
         if mutant!("move-no-flush") {
             change.gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
         }
@@ -245,6 +255,7 @@ impl Radix {
             Ok(new) if wanted(new.frame()) => new,
             none_there => {
                 none_there.into_iter().for_each(|new| frames.free(&pin, new));
+                guard.set(slot.word());
                 return Err(Unmoved::NoMemory);
             }
         };

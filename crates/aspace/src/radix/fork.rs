@@ -51,12 +51,10 @@ use owned::Use;
 use super::{realm::Hold, word::NO_KIND, *};
 use crate::{Backing, page as contents};
 
-/// What a child gets of the pages with one of the parent's descriptors.
+/// What a child gets of the pages with one of the parent's descriptors, and of one level.
 #[derive(Clone, Copy)]
 struct Heir {
-    /// The parent's descriptor; 0 for none, of which the child gets none.
-    id: u32,
-    /// The parent's word for a page that has nothing of its own.
+    /// The parent's word for a page that has nothing of its own; EMPTY for none, of which the child gets none.
     theirs: Slot,
     /// What the child has in its place; EMPTY if it isn't inherited.
     blank: Slot,
@@ -71,7 +69,7 @@ struct Heir {
     same: bool,
 }
 
-/// A descriptor of which the child has got pages.
+/// A descriptor and level of which the child has got pages.
 struct Met<'p> {
     heir: Heir,
     /// How many.
@@ -89,8 +87,8 @@ struct Heirs<'s, 'p> {
     change: &'s mut Change<'p>,
     /// In the order in which they were met.
     met: Vec<Met<'p>>,
-    /// Where the others are, by the parent's numbers.
-    more: BTreeMap<u32, usize>,
+    /// Where the others are, by the parent's words.
+    more: BTreeMap<u64, usize>,
     /// Those that were met last, and what they come to.
     now: Heir,
     /// Where they are in the list, if they are in it.
@@ -105,7 +103,6 @@ struct Heirs<'s, 'p> {
 
 impl Heir {
     const NONE: Heir = Heir {
-        id: 0,
         theirs: Slot::EMPTY,
         blank: Slot::EMPTY,
         wiped: false,
@@ -140,7 +137,7 @@ impl Heir {
         let mut run = Run { pages: slots.len(), own: 0, objects: 0 };
         for (i, word) in slots.iter_mut().enumerate() {
             let slot = Slot::of(*word);
-            if slot == theirs {
+            if slot.cleaned() == theirs {
                 *word = blank.word();
             } else if slot.kind() == objects {
                 *word = blank.word();
@@ -267,7 +264,7 @@ impl<'s, 'p> Heirs<'s, 'p> {
             framed |= run.own > 0 && self.now.lowered.is_some();
             rest = &mut rest[run.pages..];
             alike &= run.own == 0 || mutant!("fork-frames-folded");
-            alike &= rest.is_empty() || Slot::of(rest[0]).desc() == self.now.id;
+            alike &= rest.is_empty() || Slot::of(rest[0]).said() == self.now.theirs;
         }
         // The node doesn't know who has entries.
         if same || framed {
@@ -294,20 +291,20 @@ impl<'s, 'p> Heirs<'s, 'p> {
     /// A page whose parent's word is `slot` is next, or nothing.
     #[inline(always)]
     fn meet(&mut self, slot: Slot) -> Result<(), ::radix::Error> {
-        if slot.desc() != self.now.id { self.go_on_to(slot.desc()) } else { Ok(()) }
+        if slot.said() != self.now.theirs { self.go_on_to(slot.said()) } else { Ok(()) }
     }
     #[cold]
-    fn go_on_to(&mut self, id: u32) -> Result<(), ::radix::Error> {
+    fn go_on_to(&mut self, theirs: Slot) -> Result<(), ::radix::Error> {
         self.count();
         (self.now, self.at) = (Heir::NONE, usize::MAX);
-        if id == 0 {
+        if theirs == Slot::EMPTY {
             return Ok(());
         }
         let few = &self.met[..self.met.len().min(FEW)];
-        let known = few.iter().position(|met| met.heir.id == id).or_else(|| self.more.get(&id).copied());
-        let at = match known {
+        let few = few.iter().position(|met| met.heir.theirs == theirs);
+        let at = match few.or_else(|| self.more.get(&theirs.word()).copied()) {
             Some(at) => at,
-            None => self.learn(id)?,
+            None => self.learn(theirs)?,
         };
         (self.now, self.at) = (self.met[at].heir, at);
         Ok(())
@@ -319,9 +316,9 @@ impl<'s, 'p> Heirs<'s, 'p> {
             met.pages += run;
         }
     }
-    /// Add a descriptor to the list: its place.
-    fn learn(&mut self, id: u32) -> Result<usize, ::radix::Error> {
-        let mapping = &self.change.desc(Slot::new(id)).mapping;
+    /// Add a descriptor and level to the list: its place.
+    fn learn(&mut self, theirs: Slot) -> Result<usize, ::radix::Error> {
+        let mapping = &self.change.desc(theirs).mapping;
         let own = Flags::LOCKED | Flags::ON_FAULT;
         let inherited = !mapping.flags.contains(Flags::DONT_FORK);
         let other = match inherited && mapping.flags.intersects(own) {
@@ -336,11 +333,10 @@ impl<'s, 'p> Heirs<'s, 'p> {
         // What may not be written has no entry that may.
         let writes = mapping.prot.contains(Prot::WRITE);
         let rights = contents::hardware(mapping.prot).difference(Prot::WRITE);
-        let theirs = Slot::new(id);
+        let other_word = |other: &Hold<'_>| theirs.with_desc(other.slot().desc());
         let heir = Heir {
-            id,
             theirs,
-            blank: if inherited { other.as_ref().map_or(theirs, Hold::slot) } else { Slot::EMPTY },
+            blank: if inherited { other.as_ref().map_or(theirs, other_word) } else { Slot::EMPTY },
             wiped,
             shares: !wiped && !mapping.shared,
             object: mapping.shared || !matches!(mapping.backing, Backing::Anonymous),
@@ -351,7 +347,7 @@ impl<'s, 'p> Heirs<'s, 'p> {
         self.met.try_reserve(FEW.saturating_sub(at).max(1)).map_err(|_| ::radix::Error::OutOfMemory)?;
         self.met.push(Met { heir, pages: 0, other });
         if at >= FEW {
-            self.more.insert(id, at);
+            self.more.insert(theirs.word(), at);
         }
         Ok(at)
     }

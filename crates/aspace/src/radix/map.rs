@@ -176,7 +176,7 @@ impl Radix {
                 return Err(Error::NoMemory);
             }
             guard.update(|span| match (at..top).contains(&span.first) {
-                true => stack.blank().word(),
+                true => stack.fresh().word(),
                 false => span.value,
             });
             change.settle();

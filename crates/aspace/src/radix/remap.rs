@@ -295,7 +295,7 @@ impl Radix {
                 // It is more of a mapping that there is: nothing can forbid it.
                 let _ = self.announce(mapping, n - old.len(), section.pin());
                 guard.update(|span| match (end..grown).contains(&span.first) {
-                    true => slot.blank().word(),
+                    true => slot.fresh().word(),
                     false => span.value,
                 });
                 Ok(Attempt::Done(old.start()))
@@ -438,6 +438,14 @@ impl Radix {
         let _ = self.announce(&desc.desc().mapping, n, section.pin());
         let charged = if grows { n - old.len() } else { 0 };
         change.difference.add(desc.desc().kinds, (n - charged) as i64);
+        let mut from = from;
+        // What the hardware has noted of managed pages is in the words that move.
+        if let Some(from) = from.as_deref_mut() {
+            from.update(|span| match kept.contains(&span.first) {
+                true => change.hide_managed(Slot::of(span.value), span.first).word(),
+                false => span.value,
+            });
+        }
         into.update(|span| {
             if Slot::of(span.value).is_mapped() {
                 change.unmapped(Slot::of(span.value), span.first, span.keys);

@@ -55,7 +55,7 @@ impl Radix {
                         let all = if raised {
                             contents::hardware(prot)
                         } else {
-                            contents::rights(mapping, frame, frames)
+                            contents::rights(mapping, frame, frames) & slot.cap()
                         };
                         change.restrict(slot, first, all);
                     }

@@ -131,6 +131,31 @@ impl Tables {
     pub(super) fn clear(&self, page: Page, slot: Slot, targets: &mut CpuSet) -> bool {
         self.weaken(slot, targets, |mirror| mirror.clear(page).is_present())
     }
+    /// As [`Self::clear`], and whether an entry has said that the page was written.
+    pub(super) fn clear_noting(&self, page: Page, slot: Slot, targets: &mut CpuSet) -> (bool, bool) {
+        let mut dirty = false;
+        let stale = self.weaken(slot, targets, |mirror| {
+            let old = mirror.clear(page);
+            dirty |= old.is_dirty();
+            old.is_present()
+        });
+        (stale, dirty)
+    }
+    /// Let no entry of `page` say that it was written: whether one that was present did, and whether any did. CPUs that may
+    /// store by what they have cached of the former, and not say so, are added to `targets`.
+    pub(super) fn clean(&self, page: Page, slot: Slot, targets: &mut CpuSet) -> (bool, bool) {
+        let mut dirty = false;
+        let stale = self.weaken(slot, targets, |mirror| {
+            let old = mirror.clean(page);
+            dirty |= old.is_dirty();
+            old.is_present() && old.is_dirty()
+        });
+        (stale, dirty)
+    }
+    /// Let the entry of `page` in the table that this CPU fills, if there is one, grant `rights`: no less than it does.
+    pub(super) fn raise(&self, page: Page, rights: Prot, pin: &Pinned<'_>) {
+        self.mine(pin).1.change(page, rights);
+    }
     /// Let no entry of `page` grant more than `rights`; the rest as [`Self::clear`], for entries that did.
     pub(super) fn lower(&self, page: Page, slot: Slot, rights: Prot, targets: &mut CpuSet) -> bool {
         self.weaken(slot, targets, |mirror| mirror.lower(page, rights))

@@ -1,25 +1,33 @@
 //! What a slot of the tree says of its page, or of each page of its span.
 //!
 //! ```text
-//! 63                     30 29        12 11     4 3      2 1      0
-//! | pfn 34                 | desc 18    | owner 8 | use 2 | LINK=0 | LOCK |
+//! 63             33    32    31      30 29     12 11      4 3     2 1      0
+//! | pfn 31         | DIRTY | level 2   | desc 18 | owner 8 | use 2 | LINK=0 | LOCK |
 //! ```
 //! A page with a frame has a slot of its own. `pfn` 0 is no frame (frame 0 is never a user's), and all ones is a guard, by
-//! which a whole span may be guarded.
+//! which a whole span may be guarded. Frames are of the first 8 TiB. The level is 0 for a page that isn't managed, and 1 more
+//! than the level of one that is (`managed`), which alone may be DIRTY.
 
 use core::fmt;
 
-use addr::Frame;
+use addr::{Frame, Prot};
 use owned::Use;
+
+use crate::Level;
 
 const DESC_SHIFT: u32 = 12;
 const OWNER_SHIFT: u32 = 4;
 const USE_SHIFT: u32 = 2;
-const PFN_SHIFT: u32 = 30;
+const LEVEL_SHIFT: u32 = 30;
+const PFN_SHIFT: u32 = 33;
 /// The uses that frames of users' pages have, by their codes.
 const USES: [Use; 4] = [Use::Anonymous, Use::File, Use::Kernel, Use::Lent];
-/// Bits that say what the page should be, and not what it is.
+/// What the page should be, as its mapping says.
 const DESC: u64 = (DESCRIPTORS as u64 - 1) << DESC_SHIFT;
+const LEVEL: u64 = 3 << LEVEL_SHIFT;
+const DIRTY: u64 = 1 << 32;
+/// What stays when the page's contents change.
+const KEPT: u64 = DESC | LEVEL | DIRTY;
 const GUARD: u64 = (1 << (64 - PFN_SHIFT)) - 1;
 
 /// Descriptors that there may be; their numbers are below. 0 is none.
@@ -68,14 +76,18 @@ impl Slot {
     pub(super) fn is_guard(self) -> bool {
         self.0 >> PFN_SHIFT == GUARD
     }
-    /// What all pages of a descriptor with frames of one use have in common, and pages of it without frames that count as
-    /// anonymous.
+    /// What all pages of a descriptor and level with frames of one use have in common, and pages of them without frames that
+    /// count as anonymous.
     pub(super) fn kind(self) -> Kind {
-        Kind(self.0 & (DESC | 3 << USE_SHIFT))
+        Kind(self.0 & (DESC | LEVEL | 3 << USE_SHIFT))
     }
-    /// The kind of the slot's descriptor, and of this use.
+    /// The kind of the slot's descriptor and level, and of this use.
     pub(super) fn kind_with(self, usage: Use) -> Kind {
-        Kind(self.0 & DESC | code(usage) << USE_SHIFT)
+        Kind(self.0 & (DESC | LEVEL) | code(usage) << USE_SHIFT)
+    }
+    /// A page without a frame of the same descriptor and level: what tells a mapping's pages of one level from others.
+    pub(super) fn said(self) -> Self {
+        Self(self.0 & (DESC | LEVEL))
     }
     /// Whether there is neither a frame nor a guard.
     pub(super) fn is_blank(self) -> bool {
@@ -84,14 +96,46 @@ impl Slot {
     /// The page, with this frame, which has one of [`USES`], and not translated by anybody.
     pub(super) fn with_frame(self, frame: Frame, usage: Use) -> Self {
         debug_assert!(USES.contains(&usage) && frame.number() != 0 && frame.number() < GUARD);
-        Self(self.0 & DESC | frame.number() << PFN_SHIFT | code(usage) << USE_SHIFT)
+        Self(self.0 & KEPT | frame.number() << PFN_SHIFT | code(usage) << USE_SHIFT)
     }
-    /// The page as it was before its first use.
-    pub(super) fn blank(self) -> Self {
+    /// Another page of the same mapping, which isn't managed.
+    pub(super) fn fresh(self) -> Self {
         Self(self.0 & DESC)
     }
+    /// The page without contents. If it had some, and is managed, that counts as a write.
+    pub(super) fn blank(self) -> Self {
+        let kept = Self(self.0 & KEPT);
+        if self.frame().is_some() { kept.dirtied() } else { kept }
+    }
     pub(super) fn guard(self) -> Self {
-        Self(self.0 & DESC | GUARD << PFN_SHIFT)
+        Self(self.blank().0 | GUARD << PFN_SHIFT)
+    }
+    /// What threads may do with a page that is managed.
+    #[inline]
+    pub(super) fn level(self) -> Option<Level> {
+        Level::ALL.get(((self.0 & LEVEL) >> LEVEL_SHIFT).wrapping_sub(1) as usize).copied()
+    }
+    /// The page with another level, or not managed.
+    #[inline]
+    pub(super) fn with_level(self, level: Option<Level>) -> Self {
+        let kept = if level.is_some() { self.0 & !LEVEL } else { self.0 & !(LEVEL | DIRTY) };
+        Self(kept | level.map_or(0, |level| level as u64 + 1) << LEVEL_SHIFT)
+    }
+    /// The most that an entry may grant by the level.
+    #[inline]
+    pub(super) fn cap(self) -> Prot {
+        self.level().map_or(Prot::all(), Level::cap)
+    }
+    /// Whether the page is known to have been written, whatever its entries say.
+    pub(super) fn is_dirty(self) -> bool {
+        self.0 & DIRTY != 0
+    }
+    /// The page, written; which is of interest only if it is managed.
+    pub(super) fn dirtied(self) -> Self {
+        if self.0 & LEVEL != 0 { Self(self.0 | DIRTY) } else { self }
+    }
+    pub(super) fn cleaned(self) -> Self {
+        Self(self.0 & !DIRTY)
     }
     /// Who may have an entry for the page in a page table: see `tables`.
     pub(super) fn owner(self) -> u8 {

@@ -54,7 +54,10 @@ impl Buffer {
     }
     /// The hardware's part of an access; `None` is a page fault.
     pub fn translate(&mut self, memory: &Memory, at: Page, access: Access) -> Option<Frame> {
+        // Who stores by what is cached as clean looks for the entry again, to say so in it (4.8).
         let cached = self.cached(at);
+        let clean = |entry: &Pte| access == Access::Write && entry.is_writable() && !entry.is_dirty();
+        let cached = cached.filter(|entry| !clean(entry));
         let entry = cached.or_else(|| self.walk(memory, at, Some(access)));
         let entry = entry.filter(|entry| access.allowed_by(entry.prot()));
         if entry.is_none() {
@@ -111,6 +114,7 @@ impl Buffer {
             // The hardware sets its bits only in an entry that is still what it has read.
             let new = old | Pte::ACCESSED | dirty;
             if slot.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+                let entry = Pte::from_bits(entry.bits() | dirty);
                 self.fill(memory, at, entry, level);
                 return Some(entry);
             }

@@ -1,6 +1,7 @@
 //! What the radix tree promises and the locked design does not.
 
 mod fork;
+mod levels;
 mod looks;
 #[path = "../machine/mod.rs"]
 mod machine;

@@ -1,0 +1,347 @@
+//! Levels of single pages, and what was written.
+//!
+//! **Claim.** When a call that lowers pages returns, no CPU completes an access above the new level, unless somebody has
+//! raised the page since; only CPUs that have an entry for a lowered page are interrupted, once for a batch of pages; raising
+//! interrupts nobody. A store is lost by no [`Radix::collect_dirty`]: it is found by the first call that begins after it, or
+//! was found by one before. No call splits or joins a mapping, and none counts how many pages differ.
+//!
+//! **Idea.** The level is in the page's slot, beside its descriptor and not in it: so mappings don't know of levels, and
+//! pages that are alike in both stay folded. An entry grants no more than the level allows (I2 of [`super`]); to change a
+//! level is to lock the slot, store the word, and change the entries. What was written is said by the hardware's dirty bits
+//! in the entries, of all tables that may have one, and by the slot's own DIRTY. A page was written if any of them says so.
+//!
+//! **Lowering.** Under the locks of all pages of the batch: entries lose the right in every table that the slot's owner
+//! names (`tables`); then one flush of the CPUs whose tables had an entry with it; then the locks are given up. Two that
+//! lower one page: the second finds the level low when it gets the lock, hence after the first one's flush. So it may
+//! return at once.
+//!
+//! **Raising.** This CPU's entry gets what a fault would find, that is no writing to a frame which others share; entries of
+//! other CPUs' tables stay, and so may stricter translations anywhere. A thread that meets one faults, the fault finds that the
+//! level allows the access, puts the entry right, and nobody hears of it. The page's contents are what the frame in the
+//! slot holds; a page without a frame gets no entry, but the level alone, and its first use is an ordinary fault.
+//!
+//! **Who is first, a fault or a lowering.** Both have the slot locked. A fault that was first has put its entry in, and the
+//! lowering takes the right from it; one that comes later finds the level, and is refused.
+//! An object is asked for its page without a lock; its entry is made by the level that the page has then.
+//!
+//! **Dirty bits.** To take them is, per page, under the slot's lock: clear the bit in each table's entry by read-modify-write; flush
+//! those CPUs whose entry had it; unlock. A processor that has a translation cached as dirty stores without setting the bit
+//! again; by the flush that is over when the call returns, and until then its stores go to a page that the caller is about to be told
+//! of, and reads after that. One that has it cached as clean must set the bit in the entry first, and finds it as it is.
+//!
+//! **A dirty bit goes nowhere but into the slot.** Entries that are dropped while the page lives on:
+//! * copy on write is for a store, so the slot becomes DIRTY with the copy;
+//! * `remap` and `move_page` empty the entry by a swap and keep the bit that was there ([`Change::hide_managed`]): after the
+//!   swap the hardware finds no entry to set a bit in;
+//! * tables that are shed are emptied of managed pages first, in the same way ([`Radix::keep_dirty`]). A frozen node's words can't
+//!   be changed, so a table with a bit for one of its pages is not shed. None comes to be there meanwhile, as nobody
+//!   writes by entries of frozen nodes (`fork`);
+//! * a page that loses its contents, to `madvise` or as its object is cut, counts as written.
+//!
+//! Rights that are lowered leave the bit in the entry, present or not. Copies that the kernel makes for the program go by its
+//! addresses, so the hardware notes them like any store. A child of a fork has pages of the same levels, and keeps track of its own
+//! stores alone.
+//!
+//! **Locks.** Of one page its slot alone is locked, as by a fault. For several a range each, ascending, at most [`BATCH`] at a
+//! time, all of which are kept until their one flush is over.
+
+use alloc::vec::Vec;
+
+use super::{fault::said, *};
+use crate::{Level, Step, page as contents};
+
+/// So many ranges are locked at a time.
+const BATCH: usize = 32;
+/// So many pages are looked at for what was written at a time: those of a leaf table.
+const CHUNK: u64 = ENTRIES as u64;
+
+impl Radix {
+    fn manage_pages(&self, range: PageRange, level: Option<Level>, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let mut change = Change::new(self, &section, ctx);
+        let mut guard = self.lock_pages(range, Mode::Edit, &section)?;
+        if range.end().number() > KEYS || !guard.all(|span| Slot::of(span.value).is_mapped()) {
+            return Err(Error::NoMapping);
+        }
+        guard.update(|span| {
+            let slot = Slot::of(span.value);
+            self.put_level(slot, span.first, slot.with_level(level), &mut change).word()
+        });
+        fold_alike(&mut guard);
+        change.settle();
+        drop(guard);
+        Ok(())
+    }
+    /// Page `key`, whose locked slot is `old`, is to be `new`, of which only the level is another: what it is to be. No entry
+    /// grants more than that after the next flush.
+    fn put_level(&self, old: Slot, key: u64, new: Slot, change: &mut Change<'_>) -> Slot {
+        if let Some((frame, _)) = old.frame() {
+            let granted = |slot: Slot| {
+                let rights = contents::rights(&change.desc(old).mapping, frame, self.machine.frames);
+                rights & slot.cap()
+            };
+            let rights = granted(new);
+            if new.cap().contains(old.cap()) {
+                let rights = match mutant!("level-raise-shared") {
+                    true => contents::hardware(change.desc(old).mapping.prot) & new.cap(),
+                    false => rights,
+                };
+                self.tables.raise(page(key), rights, change.section().pin());
+            } else if mutant!("level-no-flush") {
+                self.tables.lower(page(key), old, rights, &mut CpuSet::EMPTY.clone());
+            } else {
+                change.restrict(old, key, rights);
+            }
+        }
+        new
+    }
+
+    fn step_pages(&self, steps: &[Step], ctx: &Unpinned<'_>) -> Result<(), Error> {
+        let ascending = steps.windows(2).all(|pair| pair[0].range.end() <= pair[1].range.start());
+        if !ascending || steps.iter().any(|step| step.range.is_empty()) {
+            return Err(Error::Invalid);
+        }
+        if let [step] = steps
+            && step.range.len() == 1
+        {
+            return self.step_one(step.range.start(), step, false, ctx);
+        }
+        steps.chunks(BATCH).try_for_each(|batch| self.step_batch(batch, ctx))
+    }
+    fn step_batch(&self, steps: &[Step], ctx: &Unpinned<'_>) -> Result<(), Error> {
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let mut change = Change::new(self, &section, ctx);
+        let mut guards = Vec::new();
+        guards.try_reserve_exact(steps.len()).map_err(|_| Error::NoMemory)?;
+        let mut result = Ok(());
+        for step in steps {
+            result = self.step_range(step, &mut guards, &mut change, &section);
+            if result.is_err() {
+                break;
+            }
+        }
+        change.settle();
+        drop(guards);
+        result
+    }
+    /// Lock what `step` is about, behind `guards`, which get one more, and take it.
+    fn step_range<'g>(
+        &'g self,
+        step: &Step,
+        guards: &mut Vec<Guard<'g>>,
+        change: &mut Change<'_>,
+        section: &'g Section<'_, Realm>,
+    ) -> Result<(), Error> {
+        if keys(step.range).is_empty() {
+            return Err(Error::NoMapping);
+        }
+        let guard = match guards.last() {
+            None => self.lock_pages(step.range, Mode::Edit, section)?,
+            Some(lower) => {
+                let mut reserve = self.realm.reserve(section.pin()).borrow_mut();
+                let keys = keys(step.range);
+                let locked = self.tree.lock_behind(lower, keys, Mode::Edit, &mut reserve, section);
+                locked.map_err(|_| Error::NoMemory)?
+            }
+        };
+        let mut result = Ok(());
+        guard.all(|span| {
+            let slot = Slot::of(span.value);
+            result = match slot.level() {
+                Some(_) => Ok(()),
+                None if slot.is_mapped() => Err(Error::Invalid),
+                None => Err(Error::NoMapping),
+            };
+            result.is_ok()
+        });
+        result?;
+        // It is kept from here on: the one flush is for it too.
+        guards.push(guard);
+        let Some(guard) = guards.last_mut() else { return Ok(()) };
+        guard.update(|span| {
+            let slot = Slot::of(span.value);
+            let new = slot.with_level(slot.level().map(|old| step.apply(old)));
+            if new == slot { span.value } else { self.put_level(slot, span.first, new, change).word() }
+        });
+        fold_alike(guard);
+        Ok(())
+    }
+    /// Take `step` for page `at` alone; `use_now`: this CPU will have an entry for it, if there is a frame.
+    fn step_one(&self, at: Page, step: &Step, use_now: bool, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        let key = at.number();
+        if key >= KEYS {
+            return Err(Error::NoMapping);
+        }
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let guard = self.tree.lock_one(key, &section).map_err(|_| Error::NoMemory)?;
+        let mut guard = guard.ok_or(Error::NoMapping)?;
+        let (slot, _) = said(&guard, key);
+        if !slot.is_mapped() {
+            return Err(Error::NoMapping);
+        }
+        let level = step.apply(slot.level().ok_or(Error::Invalid)?);
+        let narrowed = guard.narrow_to(key, &mut self.realm.reserve(&pin).borrow_mut());
+        narrowed.map_err(|_| Error::NoMemory)?;
+        let slot = Slot::of(guard.span().value);
+        let new = slot.with_level(Some(level));
+        if use_now && let Some((frame, _)) = slot.frame() {
+            let mapping = &self.realm.desc(slot, &section).mapping;
+            let rights = contents::rights(mapping, frame, self.machine.frames) & new.cap();
+            // Without a table there is a fault more.
+            if let Some(ready) = self.tables.ready(at, &pin) {
+                guard.finish(ready.set(new, rights).word());
+                return Ok(());
+            }
+        }
+        if new == slot {
+            return Ok(());
+        }
+        let mut change = Change::new(self, &section, ctx);
+        let new = self.put_level(slot, key, new, &mut change);
+        guard.set(new.word());
+        change.settle();
+        drop(guard);
+        Ok(())
+    }
+
+    fn collect_dirty(&self, range: PageRange, written: &mut [u64], ctx: &Unpinned<'_>) -> Result<(), Error> {
+        let Range { start, end } = keys(range);
+        let mut at = start;
+        while let Some(from) = self.written_from(at, end, ctx) {
+            let chunk = from..((from / CHUNK + 1) * CHUNK).min(end);
+            at = chunk.end;
+            let pin = ctx.pin();
+            let section = self.tree.enter(&pin);
+            let mut change = Change::new(self, &section, ctx);
+            let mut guard = self.lock_pages(pages(chunk.start, chunk.end), Mode::Edit, &section)?;
+            guard.update(|span| {
+                let slot = Slot::of(span.value);
+                if slot.level().is_none() {
+                    return span.value;
+                }
+                let noted = slot.frame().is_some() && change.clean(slot, span.first);
+                if noted || slot.is_dirty() {
+                    let bits = span.first - start..span.first + span.keys - start;
+                    bits.for_each(|bit| set(written, bit));
+                }
+                slot.cleaned().word()
+            });
+            if mutant!("dirty-no-flush") {
+                change.gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
+            }
+            change.settle();
+            drop(guard);
+        }
+        Ok(())
+    }
+    /// The first page of `at..end` that may have been written, by a look without locks: pages without a frame that aren't DIRTY
+    /// were not when they were looked at.
+    fn written_from(&self, at: u64, end: u64, ctx: &Unpinned<'_>) -> Option<u64> {
+        let mut first = None;
+        let pin = ctx.pin();
+        self.tree.scan(at..end, &self.tree.enter(&pin), |found| {
+            let slot = Slot::of(found.value);
+            let may = slot.level().is_some() && (slot.frame().is_some() || slot.is_dirty());
+            first = may.then_some(found.first.max(at));
+            !may
+        });
+        first
+    }
+    fn write_again(&self, range: PageRange, written: &[u64], ctx: &Unpinned<'_>) -> Result<(), Error> {
+        let start = range.start().number();
+        for key in keys(range).filter(|key| get(written, key - start)) {
+            let pin = ctx.pin();
+            let section = self.tree.enter(&pin);
+            let guard = self.tree.lock_one(key, &section).map_err(|_| Error::NoMemory)?;
+            let Some(mut guard) = guard.filter(|guard| said(guard, key).0.level().is_some()) else {
+                continue;
+            };
+            let narrowed = guard.narrow_to(key, &mut self.realm.reserve(&pin).borrow_mut());
+            narrowed.map_err(|_| Error::NoMemory)?;
+            let slot = Slot::of(guard.span().value);
+            guard.set(slot.dirtied().word());
+        }
+        Ok(())
+    }
+    /// `mirror` is about to lose all entries of the guard's pages: put into the slots what it has noted of managed ones. False
+    /// if there is something that can't be put there.
+    pub(super) fn keep_dirty(&self, guard: &mut Guard<'_>, mirror: &Mirror) -> bool {
+        let noted = |span: &::radix::Span| mirror.peek(page(span.first)).is_dirty();
+        let managed = |span: &::radix::Span| Slot::of(span.value).level().is_some();
+        if guard.may_have_frozen() && guard.values().any(|span| span.frozen && managed(&span) && noted(&span))
+        {
+            return false;
+        }
+        guard.update(|span| {
+            let slot = Slot::of(span.value);
+            let lives = managed(&span) && slot.frame().is_some();
+            let dirty = lives && mirror.clear(page(span.first)).is_dirty();
+            if dirty { slot.dirtied().word() } else { span.value }
+        });
+        true
+    }
+}
+
+/// Let the guard's pages be in as few slots as possible, if they are all alike and without frames.
+fn fold_alike(guard: &mut Guard<'_>) {
+    let keys = guard.keys();
+    if keys.end - keys.start < LEAF {
+        return;
+    }
+    let (mut alike, mut single) = (None, false);
+    let all = guard.all(|span| {
+        let slot = Slot::of(span.value);
+        single |= span.keys == 1;
+        !span.frozen && slot.is_mapped() && slot.is_blank() && *alike.get_or_insert(slot) == slot
+    });
+    if let Some(slot) = alike.filter(|_| all && single) {
+        guard.replace(slot.word(), |_| ());
+    }
+}
+
+fn set(bits: &mut [u64], at: u64) {
+    if let Some(word) = bits.get_mut((at / 64) as usize) {
+        *word |= 1 << (at % 64);
+    }
+}
+
+fn get(bits: &[u64], at: u64) -> bool {
+    bits.get((at / 64) as usize).is_some_and(|word| word >> (at % 64) & 1 != 0)
+}
+
+impl Managed for Radix {
+    fn manage(&self, range: PageRange, level: Option<Level>, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        user(range)?;
+        if keys(range).is_empty() { Err(Error::NoMapping) } else { self.manage_pages(range, level, ctx) }
+    }
+    fn set_levels(&self, steps: &[Step], ctx: &Unpinned<'_>) -> Result<(), Error> {
+        self.step_pages(steps, ctx)
+    }
+    fn grant(&self, page: Page, level: Level, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        let range = PageRange::single(page).ok_or(Error::Invalid)?;
+        self.step_one(page, &Step { range, level, raise: true }, true, ctx)
+    }
+    fn take_dirty(&self, range: PageRange, written: &mut [u64], ctx: &Unpinned<'_>) -> Result<(), Error> {
+        user(range)?;
+        self.collect_dirty(range, written, ctx)
+    }
+    fn mark_dirty(&self, range: PageRange, written: &[u64], ctx: &Unpinned<'_>) -> Result<(), Error> {
+        user(range)?;
+        self.write_again(range, written, ctx)
+    }
+    fn first_forbidden(&self, range: PageRange, access: Access, ctx: &Unpinned<'_>) -> Option<Page> {
+        let all = keys(range);
+        let mut first = None;
+        let pin = ctx.pin();
+        self.tree.scan(all.clone(), &self.tree.enter(&pin), |found| {
+            let level = Slot::of(found.value).level();
+            let forbids = level.is_some_and(|level| level.check(access).is_err());
+            first = forbids.then_some(page(found.first.max(all.start)));
+            !forbids
+        });
+        first
+    }
+}
