@@ -23,7 +23,7 @@ use crate::{
     pool, probe,
     region::{Inner, OnFail, Region, RegionId},
     sys::{self, Mapping},
-    thread,
+    thread, upcall,
 };
 
 /// What memory a region is.
@@ -114,6 +114,7 @@ fn gives(backend: Backend, memory: Memory) -> Result<Needs, Reason> {
         (Backend::UffdThread { .. }, _) => Err(Reason::Backing("is for anonymous memory or a memfd")),
         (Backend::AsyncDirty, Memory::Memfd) => Ok(base | alias | Needs::NONE_LEVEL | Needs::SYSCALLS),
         (Backend::AsyncDirty, _) => Ok(base | alias | Needs::SYSCALLS),
+        (Backend::Native, _) => Ok(base | levels | alias | Needs::SYSCALLS),
     }
 }
 
@@ -256,7 +257,7 @@ impl Builder {
             && !self.needs.contains(Needs::NONE_LEVEL)
             && self.inline.is_none()
             && self.deferred.is_none();
-        let order = match self.backend {
+        let mut order = match self.backend {
             Backend::Auto if only_dirty => {
                 vec![Backend::AsyncDirty, Backend::UffdView, Backend::UffdWp, Backend::Signal, threads]
             }
@@ -265,6 +266,9 @@ impl Builder {
             }
             named => vec![named],
         };
+        if self.backend == Backend::Auto && upcall::Calls::find().is_some() {
+            order.insert(0, Backend::Native);
+        }
         let mut tried = Vec::new();
         let mut given = Needs::NOTHING;
         for backend in order {
@@ -333,7 +337,8 @@ impl Builder {
             unsafe { sys::mprotect(base, len, protection) }.map_err(os("mprotect"))?;
         }
         let memfd = if memory == Memory::Memfd { behind.map(|(fd, _)| fd) } else { None };
-        let ground = Ground { base, len, memfd, syscalls: self.needs.contains(Needs::SYSCALLS) };
+        let syscalls = self.needs.contains(Needs::SYSCALLS);
+        let ground = Ground { base, len, memfd, syscalls, initial };
         let mechanism = mechanism::open(backend, &ground).map_err(Failed::Open)?;
         let all = Span { offset: 0, len };
         if !by_mprotect && memfd.is_none() && initial == Access::Read {
@@ -347,14 +352,16 @@ impl Builder {
             // Open from the start: any page may have been written when the first set is taken.
             groups.iter().for_each(|group| everything(&group.soft_dirty));
         }
-        if (self.reserve || ground.syscalls && tracks)
+        // A system call gets no signal.
+        let at_once = syscalls && tracks && mechanism.creates();
+        if (self.reserve || at_once)
             && let Some(file) = memfd
         {
             sys::allocate(file, 0, len).map_err(os("fallocate"))?;
             groups.iter().for_each(|group| everything(&group.born));
         }
-        if ground.syscalls && tracks && memfd.is_some() && initial == Access::ReadWrite {
-            // A system call gets no signal: every page has its entry from the start.
+        if at_once && memfd.is_some() && initial == Access::ReadWrite {
+            // Every page has its entry from the start.
             mechanism
                 .reinstall(all, initial)
                 .map_err(|_| Failed::Os("UFFDIO_CONTINUE", Errno(libc::EFAULT)))?;
@@ -382,6 +389,7 @@ impl Builder {
             groups,
             splits: mechanism.splits(),
             tracks,
+            keeps_written: mechanism.keeps_written(),
             creates: mechanism.creates(),
             mechanism,
             backend,

@@ -286,7 +286,7 @@ unsafe extern "C" fn on_any_stack(passed: *mut Passed) {
 
 /// Resolve a fault at `address` if a region is there.
 #[inline]
-fn ours(block: &'static Block, address: usize, place: Place) -> Outcome {
+pub fn ours(block: &'static Block, address: usize, place: Place) -> Outcome {
     // Relaxed, all: this thread's own; updaters look at the frames alone.
     let depth = block.depth.load(Ordering::Relaxed);
     let Some(held) = block.frames.get(depth) else {

@@ -55,6 +55,8 @@ pub fn doctor() -> Report {
         (thread, MEMFD, true),
         (Backend::AsyncDirty, ANON, false),
         (Backend::AsyncDirty, MEMFD, false),
+        (Backend::Native, ANON, true),
+        (Backend::Native, MEMFD, true),
     ];
     let line = |path| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
     Report {

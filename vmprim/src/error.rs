@@ -26,6 +26,9 @@ pub enum Backend {
     /// The kernel resolves first writes by itself and reports them when asked: None and ReadWrite, DIRTY without
     /// traps.
     AsyncDirty,
+    /// Levels that a Quire kernel keeps of each page: all of them, on any memory; faults arrive without a signal, system calls
+    /// into protected pages raise them and start over, DIRTY without traps.
+    Native,
 }
 
 impl Backend {
@@ -38,11 +41,18 @@ impl Backend {
             Self::UffdView => "uffd-view",
             Self::UffdThread { .. } => "uffd-thread",
             Self::AsyncDirty => "async-dirty",
+            Self::Native => "native",
         }
     }
     /// All that can be asked for by name.
-    pub const ALL: [Self; 5] =
-        [Self::Signal, Self::UffdWp, Self::UffdView, Self::UffdThread { threads: 1 }, Self::AsyncDirty];
+    pub const ALL: [Self; 6] = [
+        Self::Signal,
+        Self::UffdWp,
+        Self::UffdView,
+        Self::UffdThread { threads: 1 },
+        Self::AsyncDirty,
+        Self::Native,
+    ];
 
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().chain([Self::Auto]).find(|one| one.name() == name)

@@ -19,7 +19,9 @@ use std::{ffi::c_int, sync::atomic::Ordering};
 
 use crate::{
     access::{Access, Kind, PageNo, PageRange},
-    budget, fixup,
+    budget,
+    error::Backend,
+    fixup,
     group::{Group, PAGES},
     handler::{Fault, Resolution, SignalSafe},
     mechanism::Stop,
@@ -83,8 +85,8 @@ fn resolve_locked(
         if asked > REPEATS {
             report(region, page, kind, place.pc, libc::EDEADLK, "faults for ever at a level that suffices");
         }
-        // A SIGBUS of memory that levels by mprotect cannot raise: the file has no such byte.
-        if region.splits && place.signal == libc::SIGBUS {
+        // A SIGBUS of memory whose levels do not raise one: the file has no such byte.
+        if (region.splits || region.backend == Backend::Native) && place.signal == libc::SIGBUS {
             kind = Kind::Missing;
         } else {
             let span = region.span(page.into());

@@ -35,7 +35,8 @@
 //! alias.rs                 MAP2 and views
 //! pool.rs                  buffers for inline handlers
 //! deferred.rs worker.rs    handlers in threads of their own
-//! mechanism/               mprotect; userfaultfd and PAGEMAP_SCAN
+//! mechanism/               mprotect; userfaultfd and PAGEMAP_SCAN; Quire's managed pages
+//! upcall.rs                faults without signals, on Quire
 //! guard.rs fixup.rs        guard pages without mappings; accesses that go on elsewhere
 //! uapi.rs sys.rs           Linux
 //! ```
@@ -90,6 +91,7 @@ mod table;
 mod thread;
 #[allow(missing_docs, reason = "names and layouts are the kernel's")]
 mod uapi;
+mod upcall;
 mod worker;
 
 pub use access::{Access, Kind, PageNo, PageRange, PageSet, PageSize};

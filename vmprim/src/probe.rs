@@ -21,7 +21,7 @@ use crate::{
 
 const PAGES: usize = 4;
 /// A backend, on anonymous memory or a memfd, with or without system calls into protected pages.
-const KINDS: usize = 5 * 4;
+const KINDS: usize = 6 * 4;
 
 /// Whether `backend` works here.
 pub fn result(backend: Backend, memfd: bool, needs: Needs) -> Result<(), Reason> {
@@ -32,6 +32,7 @@ pub fn result(backend: Backend, memfd: bool, needs: Needs) -> Result<(), Reason>
         Backend::UffdView => 2,
         Backend::UffdThread { .. } => 3,
         Backend::AsyncDirty => 4,
+        Backend::Native => 5,
     };
     let syscalls = needs.contains(Needs::SYSCALLS);
     let at = row * 4 + usize::from(memfd) * 2 + usize::from(syscalls);

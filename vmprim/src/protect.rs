@@ -83,7 +83,7 @@ impl<'r, const GROUPS: usize> Batch<'r, GROUPS> {
         let region = self.region;
         let spans = &self.spans[..self.used];
         let mut result = if spans.is_empty() { Ok(()) } else { region.mechanism.lower(spans, self.to) };
-        if region.tracks && result.is_ok() {
+        if region.tracks && !region.keeps_written && result.is_ok() {
             // Writes that came before their entries were dropped.
             let mut note = |found| {
                 if mutant!("vmprim-dirty-not-awaited") {

@@ -72,6 +72,7 @@ pub struct Inner {
     /// What the mechanism says of itself, to ask without a call.
     pub splits: bool,
     pub tracks: bool,
+    pub keeps_written: bool,
     pub creates: bool,
     pub backend: Backend,
     /// The levels that there are, besides ReadWrite.

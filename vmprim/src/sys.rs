@@ -17,7 +17,8 @@ fn errno() -> Errno {
     Errno(unsafe { *libc::__errno_location() })
 }
 
-fn check(result: i64) -> Result<usize, Errno> {
+/// What a call has returned.
+pub fn check(result: i64) -> Result<usize, Errno> {
     usize::try_from(result).map_err(|_| errno())
 }
 

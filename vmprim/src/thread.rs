@@ -45,6 +45,7 @@ use crate::{
     error::{Errno, Error},
     sys,
     table::Table,
+    upcall,
 };
 
 /// Faults inside of handlers of faults, at most.
@@ -273,6 +274,7 @@ struct Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
+        upcall::disarm();
         let mut now = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
         // SAFETY: the structures are valid for the calls; ours is the one disabled.
         unsafe {
@@ -351,6 +353,8 @@ fn new_stack() -> Result<Stack, Errno> {
     if unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) } != 0 {
         return Err(Errno(libc::EPERM));
     }
+    let head = size_of::<Head>().next_multiple_of(16);
+    upcall::arm(base.wrapping_add(head), size.wrapping_sub(head), block)?;
     // Relaxed: this thread's own.
     block.attached.store(1, Ordering::Relaxed);
     Ok(Stack { mapping, base, block })

@@ -173,8 +173,12 @@ fn larger_units_are_the_same() {
 #[test]
 fn backends_of_the_same_levels_trap_alike() {
     let full: Vec<_> = ways().into_iter().filter(|way| way.has_none && way.has_read).collect();
-    for way in &full[1..] {
-        assert_eq!(script(way, 77, PAGE), script(&full[0], 77, PAGE), "{way:?} and {:?}", full[0]);
+    // Where nobody else keeps track, a dirty set costs traps.
+    let (track, others) = full.iter().copied().partition::<Vec<_>, _>(|way| way.tracks);
+    for alike in [track, others] {
+        for way in alike.iter().skip(1) {
+            assert_eq!(script(way, 77, PAGE), script(&alike[0], 77, PAGE), "{way:?} and {:?}", alike[0]);
+        }
     }
     assert!(full.len() >= 2);
 }

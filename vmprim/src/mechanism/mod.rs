@@ -3,6 +3,7 @@
 //! A mechanism knows bytes and levels, no pages' locks: callers hold BUSY of all pages of a span, and store the
 //! level themselves. What another kernel offers becomes one more implementation.
 
+pub mod native;
 mod open;
 pub mod signal;
 pub mod uffd;
@@ -57,6 +58,11 @@ pub trait Mechanism: Send + Sync + std::fmt::Debug {
 
     /// Whether the kernel keeps track of writes itself.
     fn tracks(&self) -> bool {
+        false
+    }
+
+    /// Of a mechanism that tracks: whether what was written is known after a page was lowered, too.
+    fn keeps_written(&self) -> bool {
         false
     }
 

@@ -5,12 +5,15 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use super::{
     Mechanism, Span,
+    native::Native,
     signal::Signal,
     uffd::{Flavour, Uffd},
 };
 use crate::{
+    access::Access,
     error::{Backend, Errno, Reason},
     sys, uapi,
+    upcall::Calls,
 };
 
 fn refused(op: &'static str, hint: Option<&'static str>) -> impl Fn(Errno) -> Reason {
@@ -62,12 +65,23 @@ pub struct Ground {
     pub memfd: Option<RawFd>,
     /// System calls into protected pages must work.
     pub syscalls: bool,
+    /// The level of all pages at first.
+    pub initial: Access,
 }
 
 /// The mechanism of `backend` for a mapping.
 pub fn open(backend: Backend, ground: &Ground) -> Result<Box<dyn Mechanism>, Reason> {
     if matches!(backend, Backend::Signal | Backend::Auto) {
         return Ok(Box::new(Signal { base: ground.base, len: ground.len }));
+    }
+    if backend == Backend::Native {
+        let calls = Calls::find().ok_or(Reason::Refused {
+            op: "AT_QUIRE",
+            errno: Errno(libc::ENOSYS),
+            hint: Some("a Quire kernel, with aspace=radix"),
+        })?;
+        let native = Native::new(calls, ground.base, ground.len, ground.initial);
+        return Ok(Box::new(native.map_err(refused("q_region", None))?));
     }
     let flavour = if ground.memfd.is_some() { Flavour::View } else { Flavour::Anonymous };
     let sleeps = matches!(backend, Backend::UffdThread { .. });

@@ -43,7 +43,13 @@ pub struct Way {
 }
 
 const fn way(backend: Backend, memfd: bool, has_none: bool, has_read: bool) -> Way {
-    Way { backend, memfd, has_none, has_read, tracks: matches!(backend, Backend::AsyncDirty) }
+    Way {
+        backend,
+        memfd,
+        has_none,
+        has_read,
+        tracks: matches!(backend, Backend::AsyncDirty | Backend::Native),
+    }
 }
 
 const THREADS: Backend = Backend::UffdThread { threads: 2 };
@@ -59,6 +65,8 @@ pub fn ways() -> Vec<Way> {
         way(THREADS, true, true, true),
         way(Backend::AsyncDirty, false, false, false),
         way(Backend::AsyncDirty, true, true, false),
+        way(Backend::Native, false, true, true),
+        way(Backend::Native, true, true, true),
     ];
     let works = |way: &Way| match way.builder(1).build() {
         Ok(_) => true,
