@@ -57,7 +57,7 @@ struct Keeping {
     /// How pages are stored
     #[arg(long, default_value = "none")]
     codec: Codecs,
-    /// The mechanism: signal, uffd-wp, uffd-view, uffd-thread, async-dirty [default: the best that works here]
+    /// The mechanism, as vmprim names it: signal, uffd-view, async-dirty, ... [default: the best that works here]
     #[arg(long, value_name = "NAME", value_parser = backend)]
     backend: Option<Backend>,
     /// Let the kernel use large pages, with fork and none
