@@ -294,7 +294,8 @@ pub fn run(keeper: &Keeper, options: &Options) -> Result<Report, String> {
 /// # Errors
 /// A line that says what differs.
 pub fn verify(folder: &Path) -> Result<(u64, u64), String> {
-    let image = Image::read(&Folder::peek(folder)).map_err(|error| error.to_string())?;
+    let named = |error: snap::Error| format!("{}: {error}", folder.display());
+    let image = Image::read(&Folder::peek(folder)).map_err(named)?;
     let mut image = image.ok_or_else(|| format!("there is no image in {}", folder.display()))?;
     image.warnings.iter().for_each(|warning| eprintln!("kvd: {warning}"));
     let (workload, counts) = Workload::decode(&image.state)
