@@ -8,10 +8,11 @@ use std::{
     time::Instant,
 };
 
-use crate::marker;
 use vmprim::{
     Access, Backend, Backing, Error, Needs, PageNo, PageSet, PageSize, Region, Resolution, fault_or, inline,
 };
+
+use crate::marker;
 
 /// A column of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
