@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! base                                          RSP at the entry point
-//! | top |   ...  room for the handler  ...     | frame, 16 words | ...      | base + len
+//! | top |   ...  room for the handler  ...     | frame, 18 words | ...      | base + len
 //! ```
 //! **Nesting.** The word at `base`, *top*, says down to where the stack is in use: the kernel sets it to the frame that it makes, and
 //! keeps what it was in that frame, from where `resume` puts it back. Within an upcall
@@ -18,6 +18,9 @@
 //! **System calls.** A copy that meets a level fails, as if the page weren't mapped, and what it met is kept here. If the call then
 //! says EFAULT it had no effect yet, or none that matters (`syscall/buffers.rs` sees to that); so the thread's RIP goes back to the
 //! `syscall` instruction, and the upcall is as for an access by that. When the page is raised the call starts over.
+//!
+//! **Raising on the way back.** A library that stores a page's level before [`resume`] raises it must not lower the page in
+//! between. It is told when that is over by a word, of which `resume` clears bits.
 //!
 //! The program writes frames as it likes. What is taken from one is checked as that of a signal.
 
@@ -55,6 +58,10 @@ struct Frame {
     cookie: u64,
     /// What *top* was.
     top: u64,
+    /// For the program to say: an aligned word of 32 bits, in which [`resume`] clears the bits of `mask` when the page was
+    /// raised; none if 0.
+    word: u64,
+    mask: u64,
     /// For the program to save RAX, RDI, RSI, RDX, RCX and R11, which a call needs; [`resume`] loads them.
     saved: [u64; 6],
 }
@@ -165,7 +172,7 @@ fn make(frame: &mut TrapFrame, at: u64, error: u64, level: Level) -> Result<(), 
     let me = task::current();
     let state = &me.upcall;
     let (base, end) = (state.base.load(Ordering::Relaxed), state.end.load(Ordering::Relaxed));
-    let top: u64 = usercopy::read(base)?;
+    let top = usercopy::load_word(base)?;
     let used = if base < frame.rsp && frame.rsp <= end {
         frame.rsp - RED_ZONE
     } else if top == end {
@@ -188,10 +195,12 @@ fn make(frame: &mut TrapFrame, at: u64, error: u64, level: Level) -> Result<(), 
         level: level as u64,
         cookie: state.cookie.load(Ordering::Relaxed),
         top,
+        word: 0,
+        mask: 0,
         saved: [0; 6],
     };
     usercopy::write(place, &shown)?;
-    usercopy::write(base, &place)?;
+    usercopy::store_word(base, place)?;
     frame.rip = state.entry.load(Ordering::Relaxed);
     frame.rsp = place;
     frame.rflags &= !CLEARED;
@@ -234,8 +243,11 @@ fn go_on(at: u64, level: u64, count: u64, frame: &mut TrapFrame) -> Result<(), E
     }
     if level != AS_IT_IS {
         raise(f.address, level, count)?;
+        if f.word != 0 {
+            usercopy::clear_bits_u32(f.word, f.mask as u32)?;
+        }
     }
-    usercopy::write(me.upcall.base.load(Ordering::Relaxed), &f.top)?;
+    usercopy::store_word(me.upcall.base.load(Ordering::Relaxed), f.top)?;
     (frame.rip, frame.rsp) = (f.rip, f.rsp);
     frame.rflags = frame.rflags & !USER_FLAGS | f.rflags & USER_FLAGS;
     [frame.rax, frame.rdi, frame.rsi, frame.rdx, frame.rcx, frame.r11] = f.saved;

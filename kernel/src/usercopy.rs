@@ -73,6 +73,29 @@ global_asm!(
     "mov [rcx], eax",
     "xor eax, eax",
     "ret",
+    // rdi = address of a u32, esi = the bits to keep.
+    ".global quire_and",
+    "quire_and:",
+    stac!(),
+    "call 5f",
+    clac!(),
+    "ret",
+    "5:",
+    "lock and [rdi], esi",
+    "xor eax, eax",
+    "ret",
+    // rdi = to, rsi = from: one word.
+    ".global quire_word",
+    "quire_word:",
+    stac!(),
+    "call 6f",
+    clac!(),
+    "ret",
+    "6:",
+    "mov rax, [rsi]",
+    "mov [rdi], rax",
+    "xor eax, eax",
+    "ret",
     "quire_usercopy_end:",
     "quire_usercopy_fault:",
     "mov eax, 1",
@@ -88,6 +111,8 @@ unsafe extern "C" {
 unsafe extern "sysv64" {
     fn quire_copy(to: u64, from: u64, bytes: u64) -> u64;
     fn quire_zero(to: u64, bytes: u64) -> u64;
+    fn quire_word(to: u64, from: u64) -> u64;
+    fn quire_and(at: u64, keep: u32) -> u64;
     fn quire_cmpxchg(at: u64, old: u32, new: u32, was: *mut u32) -> u64;
 }
 
@@ -132,6 +157,21 @@ pub fn zero(addr: u64, bytes: u64) -> Result<(), Errno> {
     if unsafe { quire_zero(addr, bytes) } == 0 { Ok(()) } else { Err(Errno::EFAULT) }
 }
 
+/// The word at `addr`.
+pub fn load_word(addr: u64) -> Result<u64, Errno> {
+    check(addr, 8)?;
+    let mut word = 0u64;
+    // SAFETY: user memory, where any fault is handled; `word` is ours.
+    if unsafe { quire_word(&raw mut word as u64, addr) } == 0 { Ok(word) } else { Err(Errno::EFAULT) }
+}
+
+/// Store a word at `addr`.
+pub fn store_word(addr: u64, word: u64) -> Result<(), Errno> {
+    check(addr, 8)?;
+    // SAFETY: as in `load_word`.
+    if unsafe { quire_word(addr, &raw const word as u64) } == 0 { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
 /// If the u32 at `addr` is `old`, store `new`, atomically; gives what was there. EINVAL if misaligned.
 pub fn cmpxchg_u32(addr: u64, old: u32, new: u32) -> Result<u32, Errno> {
     if !addr.is_multiple_of(4) {
@@ -141,6 +181,16 @@ pub fn cmpxchg_u32(addr: u64, old: u32, new: u32) -> Result<u32, Errno> {
     let mut was = 0;
     // SAFETY: aligned user memory, where any fault is handled; `was` is ours.
     if unsafe { quire_cmpxchg(addr, old, new, &raw mut was) } == 0 { Ok(was) } else { Err(Errno::EFAULT) }
+}
+
+/// Clear the bits of `mask` in the u32 at `addr`, atomically. EINVAL if misaligned.
+pub fn clear_bits_u32(addr: u64, mask: u32) -> Result<(), Errno> {
+    if !addr.is_multiple_of(4) {
+        return Err(Errno::EINVAL);
+    }
+    check(addr, 4)?;
+    // SAFETY: aligned user memory, where any fault is handled.
+    if unsafe { quire_and(addr, !mask) } == 0 { Ok(()) } else { Err(Errno::EFAULT) }
 }
 
 /// Types that may be copied to and from user memory as bytes.
@@ -171,7 +221,7 @@ unsafe impl<T: Pod, const N: usize> Pod for [T; N] {}
 
 /// The value at `addr`.
 pub fn read<T: Pod>(addr: u64) -> Result<T, Errno> {
-    let mut v = MaybeUninit::<T>::zeroed();
+    let mut v = MaybeUninit::<T>::uninit();
     check(addr, size_of::<T>() as u64)?;
     copy(v.as_mut_ptr() as u64, addr, size_of::<T>() as u64)?;
     // SAFETY: all bytes are initialised, and every pattern is a value of a Pod.

@@ -358,7 +358,9 @@ impl Builder {
             && let Some(file) = memfd
         {
             sys::allocate(file, 0, len).map_err(os("fallocate"))?;
-            groups.iter().for_each(|group| everything(&group.born));
+            if mechanism.creates() {
+                groups.iter().for_each(|group| everything(&group.born));
+            }
         }
         if at_once && memfd.is_some() && initial == Access::ReadWrite {
             // Every page has its entry from the start.
@@ -389,6 +391,7 @@ impl Builder {
             groups,
             splits: mechanism.splits(),
             tracks,
+            resumes: mechanism.resumes(),
             keeps_written: mechanism.keeps_written(),
             creates: mechanism.creates(),
             mechanism,

@@ -248,10 +248,11 @@ unsafe extern "C" fn on_any_stack(passed: *mut Passed) {
     };
     if of_memory && error & ERROR_FETCH == 0 {
         let kind = if error & ERROR_WRITE != 0 { Kind::Write } else { Kind::Read };
-        outcome = ours(inside.block, address, Place { kind, pc, signal });
+        outcome = ours(inside.block, address, Place { kind, pc, signal, upcall: false });
     }
     match outcome {
-        Outcome::Resume { .. } => {}
+        // Signals leave nothing for later.
+        Outcome::Resume { .. } | Outcome::Raise(_) => {}
         Outcome::Divert(to) => {
             if let Some(place) = registers.get_mut(libc::REG_RIP as usize) {
                 *place = to as i64;

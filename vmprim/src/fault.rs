@@ -8,6 +8,12 @@
 //!     the kernel says that there is no frame: ask again, as Missing; then give it one, and raise
 //! unlock
 //! ```
+//! Where the kernel can raise a page as it goes back to the access (Quire), a grant stores the level and leaves the rest to
+//! that, without a call of its own. From then until the kernel has done it, the page's bit in its group's `born` is set, and the kernel
+//! clears it. Who lowers the page holds it, and waits for the bit, or lets the page be; so nothing is raised after it was
+//! lowered. A thread that finds the level sufficient meanwhile repeats, and then has the kernel raise the page itself. The
+//! region's end waits for all bits, as the kernel writes them.
+//!
 //! A thread in a handler holds the lock of the page it faulted on, and waits for no other: neighbours that a
 //! handler grants or evicts besides are only tried. So waits form no cycle. Two mistakes would wait for ever and
 //! are found instead: a handler that touches the page it holds, and a deferred one that touches the page it
@@ -41,6 +47,16 @@ pub struct Place {
     pub pc: usize,
     /// The signal; 0 if the fault came through a descriptor.
     pub signal: c_int,
+    /// The kernel may raise the page on the way back.
+    pub upcall: bool,
+}
+
+/// What the kernel is to do on the way back: raise the page to this level, and then clear these bits of the word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Later {
+    pub level: Access,
+    pub word: usize,
+    pub mask: u32,
 }
 
 /// What the faulting thread does next.
@@ -51,6 +67,8 @@ pub enum Outcome {
         /// The page was raised, and threads that sleep for it were woken.
         raised: bool,
     },
+    /// Has the kernel raise the page, and repeats the access.
+    Raise(Later),
     /// Goes on elsewhere.
     Divert(usize),
     /// Gets the signal as if we were not there.
@@ -109,18 +127,18 @@ fn resolve_locked(
             pc: place.pc,
         };
         match region.ask(block, &fault, place.pc == 0) {
-            Resolution::Grant(to) => match grant(region, group, &fault, to) {
-                Ok(()) => {
+            Resolution::Grant(to) => match grant(region, group, &fault, to, place.upcall) {
+                Ok(later) => {
                     region.speculate(block, &fault, to);
-                    return raised(block);
+                    return raised(block, later);
                 }
                 Err(Stop::Missing(_)) if kind != Kind::Missing => kind = Kind::Missing,
                 Err(stop) => return failed(region, group, page, kind, place.pc, code(stop)),
             },
-            Resolution::GrantRange(range, to) => match grant(region, group, &fault, to) {
-                Ok(()) => {
+            Resolution::GrantRange(range, to) => match grant(region, group, &fault, to, place.upcall) {
+                Ok(later) => {
                     region.grant_others(range, page, to);
-                    return raised(block);
+                    return raised(block, later);
                 }
                 Err(Stop::Missing(_)) if kind != Kind::Missing => kind = Kind::Missing,
                 Err(stop) => return failed(region, group, page, kind, place.pc, code(stop)),
@@ -147,10 +165,10 @@ fn code(stop: Stop) -> i32 {
     }
 }
 
-fn raised(block: &Block) -> Outcome {
+fn raised(block: &Block, later: Option<Later>) -> Outcome {
     // Relaxed: this thread's own.
     block.again.store(0, Ordering::Relaxed);
-    Outcome::Resume { raised: true }
+    later.map_or(Outcome::Resume { raised: true }, Outcome::Raise)
 }
 
 /// How often in a row this access was repeated for nothing.
@@ -165,8 +183,14 @@ fn repeats(block: &Block, pc: usize, page: PageNo, offset: usize) -> usize {
     asked
 }
 
-/// Raise the page of a fault, locked, to `to`.
-fn grant(region: &Inner, group: &Group, fault: &Fault, to: Access) -> Result<(), Stop> {
+/// Raise the page of a fault, locked, to `to`; if it came by an `upcall` what is left to be done.
+fn grant(
+    region: &Inner,
+    group: &Group,
+    fault: &Fault,
+    to: Access,
+    upcall: bool,
+) -> Result<Option<Later>, Stop> {
     // Where there is no Read, what may be read may be written.
     let to = if region.has_read || to == Access::None { to } else { Access::ReadWrite };
     if to < fault.wanted {
@@ -186,7 +210,13 @@ fn grant(region: &Inner, group: &Group, fault: &Fault, to: Access) -> Result<(),
             region.mechanism.reinstall(span, fault.level)?;
         }
     }
-    region.raise(group, fault.page.0 / PAGES, 1 << (fault.page.0 % PAGES), to)
+    let (at, bit) = (fault.page.0 / PAGES, 1 << (fault.page.0 % PAGES));
+    if upcall && region.resumes && span.len == sys::BASE && to > fault.level && fault.kind != Kind::Missing {
+        region.set_level(at, bit, to);
+        let word = std::ptr::from_ref(group.resuming(bit)) as usize;
+        return Ok(Some(Later { level: to, word, mask: bit }));
+    }
+    region.raise(group, at, bit, to).map(|()| None)
 }
 
 /// Nothing can be done: end the process, or go on with the page open and the region marked.

@@ -58,8 +58,30 @@ pub struct Group {
     pub soft_dirty: AtomicU32,
     /// Pages that must keep their level.
     pub pinned: AtomicU32,
-    /// Pages that once had a frame in the view.
+    /// Where views need entries made, pages that once had a frame in the view; where the kernel raises pages on the way back
+    /// from faults, those whose level says so already.
     pub born: AtomicU32,
+}
+
+impl Group {
+    /// A page, held, is about to be raised by the kernel, which clears the bit of the word afterwards.
+    pub fn resuming(&self, bit: u32) -> &AtomicU32 {
+        // Relaxed: seen by whoever holds the page next, by its lock.
+        self.born.fetch_or(bit, Ordering::Relaxed);
+        &self.born
+    }
+    /// Of these pages, held, the ones that the kernel is about to raise.
+    pub fn to_be_raised(&self, mask: u32) -> u32 {
+        // Acquire: the kernel has raised the others; pairs with its locked clearing.
+        self.born.load(Ordering::Acquire) & mask
+    }
+    /// Wait until the kernel has raised these pages, which are held, as far as it was to. Their threads are on the way back to
+    /// what they were at, and wait for nobody.
+    pub fn await_resumed(&self, mask: u32) {
+        while self.to_be_raised(mask) != 0 && !mutant!("vmprim-resume-not-awaited") {
+            crate::sys::yield_now();
+        }
+    }
 }
 
 /// Two bits for each bit of `mask`, both set.
@@ -194,6 +216,24 @@ mod tests {
         fn wake(&self, _: &AtomicU32) {
             unreachable!("nobody waits");
         }
+    }
+
+    #[test]
+    fn whoever_lowers_waits_until_the_kernel_has_raised() {
+        let group = Group::new(Access::None);
+        let word = group.resuming(1 << 5);
+        assert_eq!((group.to_be_raised(u32::MAX), group.to_be_raised(1 << 6)), (1 << 5, 0));
+        let raised = AtomicU32::new(0);
+        std::thread::scope(|threads| {
+            // As the kernel: it raises, and then it clears the bit.
+            threads.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                raised.store(1, Ordering::Relaxed);
+                word.fetch_and(!(1 << 5), Ordering::SeqCst);
+            });
+            group.await_resumed(u32::MAX);
+            assert_eq!(raised.load(Ordering::Relaxed), 1);
+        });
     }
 
     #[test]

@@ -81,6 +81,13 @@ impl<'r, const GROUPS: usize> Batch<'r, GROUPS> {
     /// Lower them, and unlock. On an error their levels stay, which the kernel may then be stricter than.
     fn flush(&mut self) -> Result<(), Errno> {
         let region = self.region;
+        if region.resumes {
+            for &(at, lower, _) in &self.groups[..self.held] {
+                if let Some(group) = region.groups.get(at).filter(|_| lower != 0) {
+                    group.await_resumed(lower);
+                }
+            }
+        }
         let spans = &self.spans[..self.used];
         let mut result = if spans.is_empty() { Ok(()) } else { region.mechanism.lower(spans, self.to) };
         if region.tracks && !region.keeps_written && result.is_ok() {
@@ -274,29 +281,44 @@ impl Inner {
     ) -> Result<usize, Error> {
         self.check_process()?;
         self.has_level(to)?;
+        if let [_] = pages {
+            return self.try_lower_some::<1>(pages, to, lowered);
+        }
         let mut count = 0;
         for some in pages.chunks(PAGES_AT_ONCE) {
-            if self.splits && budget::is_near() {
-                break;
-            }
-            let mut batch = Batch::<PAGES_AT_ONCE>::new(self, to);
-            for &page in some {
-                let Some((group, bit)) = self.slot(page) else { continue };
-                if group.level(page.0) <= to || group.try_lock(bit) == 0 {
-                    continue;
-                }
-                // Relaxed: under the page's lock.
-                if group.level(page.0) <= to || group.pinned.load(Ordering::Relaxed) & bit != 0 {
-                    group.unlock(bit, &Futex);
-                    continue;
-                }
-                let os = |errno| Error::Os { op: "evict", errno };
-                batch.push(page.0 / PAGES, bit, bit).map_err(os)?;
-                count += 1;
-                lowered(page);
-            }
-            batch.flush().map_err(|errno| Error::Os { op: "evict", errno })?;
+            count += self.try_lower_some::<PAGES_AT_ONCE>(some, to, lowered)?;
         }
+        Ok(count)
+    }
+    /// The same for at most so many.
+    fn try_lower_some<const MOST: usize>(
+        &self,
+        pages: &[PageNo],
+        to: Access,
+        lowered: &mut dyn FnMut(PageNo),
+    ) -> Result<usize, Error> {
+        if self.splits && budget::is_near() {
+            return Ok(0);
+        }
+        let mut count = 0;
+        let mut batch = Batch::<MOST>::new(self, to);
+        for &page in pages {
+            let Some((group, bit)) = self.slot(page) else { continue };
+            if group.level(page.0) <= to || group.try_lock(bit) == 0 {
+                continue;
+            }
+            // Relaxed: under the page's lock.
+            let pinned = group.pinned.load(Ordering::Relaxed) & bit != 0;
+            if group.level(page.0) <= to || pinned || self.resumes && group.to_be_raised(bit) != 0 {
+                group.unlock(bit, &Futex);
+                continue;
+            }
+            let os = |errno| Error::Os { op: "evict", errno };
+            batch.push(page.0 / PAGES, bit, bit).map_err(os)?;
+            count += 1;
+            lowered(page);
+        }
+        batch.flush().map_err(|errno| Error::Os { op: "evict", errno })?;
         Ok(count)
     }
 

@@ -73,6 +73,7 @@ pub struct Inner {
     pub splits: bool,
     pub tracks: bool,
     pub keeps_written: bool,
+    pub resumes: bool,
     pub creates: bool,
     pub backend: Backend,
     /// The levels that there are, besides ReadWrite.
@@ -292,6 +293,9 @@ impl Drop for Region {
             table::give_back();
         }
         table::remove(Arc::as_ptr(&self.inner));
+        if self.inner.resumes {
+            self.inner.groups.iter().for_each(|group| group.await_resumed(u32::MAX));
+        }
         worker::stop(&self.inner, self.stop.as_ref());
         for worker in self.workers.drain(..) {
             // A handler that panics ends the process.

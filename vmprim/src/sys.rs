@@ -53,6 +53,12 @@ impl Drop for Mapping {
     }
 }
 
+/// Let another thread run.
+pub fn yield_now() {
+    // SAFETY: it does nothing else.
+    unsafe { libc::sched_yield() };
+}
+
 /// Change what `len` bytes allow.
 ///
 /// # Safety

@@ -5,7 +5,7 @@
 //! access -> exception -> entry: save what a function may change -> on_upcall: the dispatch of signals' faults
 //!        <- q_resume  <- load it again                          <-
 //! ```
-//! The kernel stores a frame of 16 words and the stack's *top*, and nothing else; so a fault costs no signal, and no saving of
+//! The kernel stores a frame of 18 words and the stack's *top*, and nothing else; so a fault costs no signal, and no saving of
 //! vector registers but ours. Which of them are saved is the CPU's to know: `xsavec` leaves out what is in its initial state.
 //!
 //! A thread that isn't attached has no stack of ours: its faults arrive as SIGSEGV. So do those that are of no region, once the
@@ -149,6 +149,9 @@ struct Frame {
     level: u64,
     cookie: u64,
     top: u64,
+    /// A word and its bits that are to be cleared when the page was raised.
+    word: u64,
+    mask: u64,
     saved: [u64; 6],
 }
 
@@ -174,19 +177,19 @@ unsafe extern "C" {
     fn vmprim_upcall_entry();
 }
 
-// RSP is at the frame. Words 10 to 15 of it are for the registers that a call takes or changes.
+// RSP is at the frame. Words 12 to 17 of it are for the registers that a call takes or changes.
 global_asm!(
     ".pushsection .text.vmprim_upcall_entry, \"ax\", @progbits",
     ".balign 16",
     ".globl vmprim_upcall_entry",
     ".hidden vmprim_upcall_entry",
     "vmprim_upcall_entry:",
-    "mov [rsp + 80], rax",
-    "mov [rsp + 88], rdi",
-    "mov [rsp + 96], rsi",
-    "mov [rsp + 104], rdx",
-    "mov [rsp + 112], rcx",
-    "mov [rsp + 120], r11",
+    "mov [rsp + 96], rax",
+    "mov [rsp + 104], rdi",
+    "mov [rsp + 112], rsi",
+    "mov [rsp + 120], rdx",
+    "mov [rsp + 128], rcx",
+    "mov [rsp + 136], r11",
     "mov rdi, rsp",
     "push r8",
     "push r9",
@@ -219,30 +222,45 @@ global_asm!(
     "ldmxcsr [rsp]",
     "pop rcx",
     "call {body}",
+    "mov r8, rax",
     "mov eax, -1",
     "mov edx, -1",
     "xrstor64 [rsp]",
     "mov rsp, rbp",
     "mov rdi, rbx",
+    "mov rsi, r8",
     "pop rbx",
     "pop rbp",
     "pop r10",
     "pop r9",
     "pop r8",
-    "mov esi, 3",
+    "mov edx, 1",
     "mov rax, [rip + {resume}]",
     "syscall",
-    // The frame is not what it was.
+    "mov rdi, rax",
+    "and rsp, -16",
+    "call {refused}",
     "ud2",
     ".popsection",
     area = sym AREA,
     compact = sym COMPACT,
     resume = sym RESUME,
     body = sym on_upcall,
+    refused = sym on_refused,
 );
 
-/// The rest of the handler, called by the stub.
-unsafe extern "C" fn on_upcall(frame: *mut Frame) {
+/// The kernel did not go back: there is no memory to raise the page, or the frame isn't what it was.
+unsafe extern "C" fn on_refused(result: i64) {
+    let errno = result.unsigned_abs() as usize;
+    sys::die(&[
+        "vmprim: the kernel can't go back from a fault (code ",
+        sys::Digits::new(errno, 10).as_str(),
+        ")\n",
+    ]);
+}
+
+/// The rest of the handler, called by the stub: the level that the page is to be raised to.
+unsafe extern "C" fn on_upcall(frame: *mut Frame) -> u64 {
     // SAFETY: the location is this thread's own.
     let errno = unsafe { libc::__errno_location().read() };
     // SAFETY: the kernel's, on this stack, and nothing else uses it.
@@ -250,13 +268,19 @@ unsafe extern "C" fn on_upcall(frame: *mut Frame) {
     // SAFETY: the block that the thread was armed with, which lives for ever.
     let block = unsafe { &*(frame.cookie as *const Block) };
     let kind = if frame.error & ERROR_WRITE != 0 { Kind::Write } else { Kind::Read };
-    let place = Place { kind, pc: frame.rip as usize, signal: libc::SIGSEGV };
+    let place = Place { kind, pc: frame.rip as usize, signal: libc::SIGSEGV, upcall: true };
+    let mut level = NO_LEVEL;
     match dispatch::ours(block, frame.address as usize, place) {
         Outcome::Resume { .. } => {}
+        Outcome::Raise(later) => {
+            (frame.word, frame.mask) = (later.word as u64, later.mask.into());
+            level = later.level as u64;
+        }
         Outcome::Divert(to) => frame.rip = to as u64,
         // Whoever has a handler of signals for it.
         Outcome::Forward => disarm(),
     }
     // SAFETY: see above.
     unsafe { libc::__errno_location().write(errno) };
+    level
 }

@@ -91,8 +91,13 @@ fn read_faults(region: &Inner, inside: &Inside, faults: RawFd, stop: RawFd) {
             let write = message.flags & uapi::PAGEFAULT_FLAG_WRITE != 0;
             let kind = if write { Kind::Write } else { Kind::Read };
             let (page, offset) = region.page_of(message.address as usize);
-            let outcome =
-                fault::resolve(region, inside.block, page, offset, Place { kind, pc: 0, signal: 0 });
+            let outcome = fault::resolve(
+                region,
+                inside.block,
+                page,
+                offset,
+                Place { kind, pc: 0, signal: 0, upcall: false },
+            );
             if outcome != (fault::Outcome::Resume { raised: true }) {
                 // It repeats the access, and faults again if it must.
                 region.mechanism.wake(region.span(page.into()));

@@ -51,7 +51,7 @@ static long set(void *at, size_t pages, uint32_t level, uint32_t raise)
 }
 
 struct frame {
-    uint64_t rip, cs, rflags, rsp, ss, address, error, level, cookie, top, saved[6];
+    uint64_t rip, cs, rflags, rsp, ss, address, error, level, cookie, top, word, mask, saved[6];
 };
 
 // An access that may make an upcall, by which anything may change.
@@ -97,12 +97,12 @@ __attribute__((used)) static long upcall(struct frame *f)
 extern char entry[];
 asm(".pushsection .text\n"
     "entry:\n"
-    "mov %rax, 80(%rsp)\n"
-    "mov %rdi, 88(%rsp)\n"
-    "mov %rsi, 96(%rsp)\n"
-    "mov %rdx, 104(%rsp)\n"
-    "mov %rcx, 112(%rsp)\n"
-    "mov %r11, 120(%rsp)\n"
+    "mov %rax, 96(%rsp)\n"
+    "mov %rdi, 104(%rsp)\n"
+    "mov %rsi, 112(%rsp)\n"
+    "mov %rdx, 120(%rsp)\n"
+    "mov %rcx, 128(%rsp)\n"
+    "mov %r11, 136(%rsp)\n"
     "mov %rsp, %rdi\n"
     "push %r8\n"
     "push %r9\n"
@@ -236,6 +236,12 @@ static void bad_arguments(void)
     FAILS(q_resume(&f, 4, 1), EINVAL);
     FAILS(q_resume(&f, WRITE, -1), EINVAL);
     FAILS(q_resume(&f, WRITE, 100), EINVAL);
+    f.mask = 1;
+    f.word = (uint64_t)&f.mask + 1;
+    FAILS(q_resume(&f, WRITE, 1), EINVAL);
+    f.word = (uint64_t)kernel;
+    FAILS(q_resume(&f, WRITE, 1), EFAULT);
+    f.word = 0;
     f.address = (uint64_t)kernel;
     FAILS(q_resume(&f, WRITE, 1), EINVAL);
     f.address = PAGE;
@@ -312,6 +318,14 @@ static void registers(void)
     disarm(&b);
 }
 
+static uint32_t bits_left = 7;
+static void clears(struct frame *f, struct block *b)
+{
+    (void)b;
+    f->word = (uint64_t)&bits_left;
+    f->mask = 5;
+}
+
 static void raises(struct frame *f, struct block *b)
 {
     (void)f;
@@ -347,6 +361,12 @@ static void as_it_is(void)
     b.handler = diverts;
     EQUAL(diverted(b.page), 1);
     EQUAL(b.calls, 2);
+    // The end is told by a word.
+    b.level = WRITE;
+    b.handler = clears;
+    put(b.page, 2);
+    EQUAL(b.calls, 3);
+    EQUAL(bits_left, 2);
     disarm(&b);
 }
 

@@ -167,6 +167,8 @@ pub struct Radix {
     arenas: Arenas,
     /// How mappings to come are locked: one of [`FUTURES`].
     future: AtomicU64,
+    /// Whether pages were ever managed.
+    manages: AtomicBool,
     /// Held by those that move an object's pages, and by those that look for them everywhere.
     moving: Line<RwLock<()>>,
     /// Itself, as the objects that it maps are told of it: made once, as each clone is counted by all CPUs.
@@ -235,6 +237,7 @@ impl Radix {
             counts: Counts::new(realm.cpus()),
             arenas: Arenas::new(realm.cpus()),
             future: AtomicU64::new(0),
+            manages: AtomicBool::new(false),
             moving: Line(RwLock::new(())),
             me: me.clone(),
             cleared: AtomicBool::new(false),

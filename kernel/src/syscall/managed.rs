@@ -21,7 +21,7 @@ use crate::{
 /// The key in the auxiliary vector: "QUIR".
 pub const AT_QUIRE: u32 = 0x5155_4952;
 /// The number of the first call; the others follow.
-const FIRST: u64 = 0x5100;
+pub const FIRST: u64 = 0x5100;
 const MAGIC: u64 = u64::from_le_bytes(*b"QuireVM\0");
 const VERSION: u32 = 1;
 
@@ -120,6 +120,10 @@ fn prot(a: &Args) -> SysResult {
     if n > MAX_OPS {
         return Err(Errno::EINVAL);
     }
+    if n == 1 {
+        let step = usercopy::read::<Op>(at)?.step()?;
+        return with(|managed| managed.set_levels(&[step], &task::unpinned()).map_err(errno)).map(|()| 0);
+    }
     with(|managed| {
         let mut done = 0;
         while done < n {
@@ -128,18 +132,12 @@ fn prot(a: &Args) -> SysResult {
             let from = at.checked_add(done * size_of::<Op>() as u64).ok_or(Errno::EFAULT)?;
             let ops = ops.get_mut(..now).ok_or(Errno::EINVAL)?;
             usercopy::read_into(from, ops)?;
-            match ops {
-                [op] => managed.set_levels(&[op.step()?], &task::unpinned()),
-                _ => {
-                    let mut steps =
-                        [Step { range: PageRange::default(), level: Level::None, raise: false }; OPS];
-                    for (step, op) in steps.iter_mut().zip(ops.iter()) {
-                        *step = op.step()?;
-                    }
-                    managed.set_levels(steps.get(..now).ok_or(Errno::EINVAL)?, &task::unpinned())
-                }
+            let mut steps = [Step { range: PageRange::default(), level: Level::None, raise: false }; OPS];
+            for (step, op) in steps.iter_mut().zip(ops.iter()) {
+                *step = op.step()?;
             }
-            .map_err(errno)?;
+            let steps = steps.get(..now).ok_or(Errno::EINVAL)?;
+            managed.set_levels(steps, &task::unpinned()).map_err(errno)?;
             done += now as u64;
         }
         Ok(0)

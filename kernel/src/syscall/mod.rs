@@ -57,7 +57,8 @@ pub(crate) enum Handler {
 pub fn dispatch(frame: &mut TrapFrame) -> Option<SysResult> {
     let args = Args([frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9]);
     let number = frame.orig_rax;
-    if task::current().upcall.is_armed()
+    if number < managed::FIRST
+        && task::current().upcall.is_armed()
         && let Err(errno) = buffers::check(number, &args)
     {
         return Some(Err(errno));

@@ -61,6 +61,11 @@ pub trait Mechanism: Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// Whether the kernel can raise a page on the way back from a fault; see `fault.rs`.
+    fn resumes(&self) -> bool {
+        false
+    }
+
     /// Of a mechanism that tracks: whether what was written is known after a page was lowered, too.
     fn keeps_written(&self) -> bool {
         false

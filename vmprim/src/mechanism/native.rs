@@ -72,6 +72,9 @@ impl Mechanism for Native {
     fn reinstall(&self, span: Span, level: Access) -> Result<(), Stop> {
         self.raise(span, level, level)
     }
+    fn resumes(&self) -> bool {
+        true
+    }
     fn tracks(&self) -> bool {
         true
     }

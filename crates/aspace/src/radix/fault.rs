@@ -26,6 +26,12 @@ impl Radix {
         if at.number() >= KEYS {
             return Err(Fault::NoMapping);
         }
+        // Relaxed: as in `manage`.
+        if self.manages.load(Ordering::Relaxed)
+            && let Some(level) = self.refused(at, access, &ctx.pin())
+        {
+            return Err(Fault::Level(level));
+        }
         loop {
             let Step::Ask(kept) = self.with_page(policy, at, access, ctx)? else { return Ok(()) };
             let mapping = &kept.desc().mapping;

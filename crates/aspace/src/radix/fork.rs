@@ -193,6 +193,8 @@ impl Radix {
             Ok(()) => {
                 let child = Self::of(tree, tables, self.machine, self.realm, self.kind);
                 child.arenas.follow(&self.arenas);
+                // Relaxed, both: as in `manage`.
+                child.manages.store(self.manages.load(Ordering::Relaxed), Ordering::Relaxed);
                 heirs.tell(&child, &pin);
                 Ok(child)
             }

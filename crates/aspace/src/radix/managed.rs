@@ -105,7 +105,7 @@ impl Radix {
         if let [step] = steps
             && step.range.len() == 1
         {
-            return self.step_one(step.range.start(), step, false, ctx);
+            return self.step_one(step.range.start(), step, ctx);
         }
         steps.chunks(BATCH).try_for_each(|batch| self.step_batch(batch, ctx))
     }
@@ -168,8 +168,8 @@ impl Radix {
         fold_alike(guard);
         Ok(())
     }
-    /// Take `step` for page `at` alone; `use_now`: this CPU will have an entry for it, if there is a frame.
-    fn step_one(&self, at: Page, step: &Step, use_now: bool, ctx: &Unpinned<'_>) -> Result<(), Error> {
+    /// Take `step` for page `at` alone.
+    fn step_one(&self, at: Page, step: &Step, ctx: &Unpinned<'_>) -> Result<(), Error> {
         let key = at.number();
         if key >= KEYS {
             return Err(Error::NoMapping);
@@ -187,15 +187,6 @@ impl Radix {
         narrowed.map_err(|_| Error::NoMemory)?;
         let slot = Slot::of(guard.span().value);
         let new = slot.with_level(Some(level));
-        if use_now && let Some((frame, _)) = slot.frame() {
-            let mapping = &self.realm.desc(slot, &section).mapping;
-            let rights = contents::rights(mapping, frame, self.machine.frames) & new.cap();
-            // Without a table there is a fault more.
-            if let Some(ready) = self.tables.ready(at, &pin) {
-                guard.finish(ready.set(new, rights).word());
-                return Ok(());
-            }
-        }
         if new == slot {
             return Ok(());
         }
@@ -205,6 +196,52 @@ impl Radix {
         change.settle();
         drop(guard);
         Ok(())
+    }
+
+    /// Raise page `at`; if it has a frame this CPU has an entry for it then.
+    fn grant_one(&self, at: Page, level: Level, ctx: &Unpinned<'_>) -> Result<(), Error> {
+        let key = at.number();
+        if key >= KEYS {
+            return Err(Error::NoMapping);
+        }
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let guard = self.tree.lock_one(key, &section).map_err(|_| Error::NoMemory)?;
+        let mut guard = guard.ok_or(Error::NoMapping)?;
+        if guard.span().keys > 1 || guard.span().frozen {
+            let (slot, _) = said(&guard, key);
+            slot.level().ok_or(if slot.is_mapped() { Error::Invalid } else { Error::NoMapping })?;
+            let narrowed = guard.narrow_to(key, &mut self.realm.reserve(&pin).borrow_mut());
+            narrowed.map_err(|_| Error::NoMemory)?;
+        }
+        let slot = Slot::of(guard.span().value);
+        let old = slot.level().ok_or(Error::Invalid)?;
+        let slot = slot.with_level(Some(old.max(level)));
+        let Some((frame, _)) = slot.frame() else {
+            guard.finish(slot.word());
+            return Ok(());
+        };
+        let mapping = &self.realm.desc(slot, &section).mapping;
+        let rights = contents::rights(mapping, frame, self.machine.frames) & slot.cap();
+        // Without a table there is a fault more; and if the entry was shed.
+        if self.tables.is_alone(slot, &pin) {
+            self.tables.raise(at, rights, &pin);
+            guard.finish(slot.word());
+        } else {
+            let ready = self.tables.ready(at, &pin);
+            guard.finish(ready.map_or(slot, |ready| ready.set(slot, rights)).word());
+        }
+        Ok(())
+    }
+    /// The level of page `at` if that alone forbids `access`, by a look without locks: then the access was refused at the time of
+    /// the look, whatever becomes of the page.
+    #[inline(always)]
+    pub(super) fn refused(&self, at: Page, access: Access, pin: &Pinned<'_>) -> Option<Level> {
+        let section = self.tree.enter(pin);
+        let slot = Slot::of(self.tree.get(at.number(), &section).value);
+        let level = slot.level().filter(|level| !access.allowed_by(level.cap()))?;
+        let mapping = &self.realm.desc(slot, &section).mapping;
+        (access != Access::Exec && access.allowed_by(mapping.prot) && !slot.is_guard()).then_some(level)
     }
 
     fn collect_dirty(&self, range: PageRange, written: &mut [u64], ctx: &Unpinned<'_>) -> Result<(), Error> {
@@ -315,14 +352,15 @@ fn get(bits: &[u64], at: u64) -> bool {
 impl Managed for Radix {
     fn manage(&self, range: PageRange, level: Option<Level>, ctx: &Unpinned<'_>) -> Result<(), Error> {
         user(range)?;
+        // Relaxed: faults that don't see it look under the lock.
+        self.manages.store(true, Ordering::Relaxed);
         if keys(range).is_empty() { Err(Error::NoMapping) } else { self.manage_pages(range, level, ctx) }
     }
     fn set_levels(&self, steps: &[Step], ctx: &Unpinned<'_>) -> Result<(), Error> {
         self.step_pages(steps, ctx)
     }
     fn grant(&self, page: Page, level: Level, ctx: &Unpinned<'_>) -> Result<(), Error> {
-        let range = PageRange::single(page).ok_or(Error::Invalid)?;
-        self.step_one(page, &Step { range, level, raise: true }, true, ctx)
+        self.grant_one(page, level, ctx)
     }
     fn take_dirty(&self, range: PageRange, written: &mut [u64], ctx: &Unpinned<'_>) -> Result<(), Error> {
         user(range)?;

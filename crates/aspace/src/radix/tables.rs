@@ -152,6 +152,11 @@ impl Tables {
         });
         (stale, dirty)
     }
+    /// Whether this CPU alone may have an entry for a page whose slot is `slot`, in a table of its own.
+    #[inline]
+    pub(super) fn is_alone(&self, slot: Slot, pin: &Pinned<'_>) -> bool {
+        slot.owner() != SEVERAL && usize::from(slot.owner()) == pin.cpu().index() + 1
+    }
     /// Let the entry of `page` in the table that this CPU fills, if there is one, grant `rights`: no less than it does.
     pub(super) fn raise(&self, page: Page, rights: Prot, pin: &Pinned<'_>) {
         self.mine(pin).1.change(page, rights);
