@@ -176,7 +176,8 @@ fn free_ranges(info: &Info, used: &[core::ops::Range<u64>], out: &mut [FrameRang
     let mut n = 0;
     for ram in info.ram() {
         let mut from = ram.start.max(FIRST_MIB);
-        let end = ram.end;
+        // What lies beyond is not used: an address space could not name it.
+        let end = ram.end.min(aspace::FRAMES * PAGE_SIZE);
         let holes = used.iter().filter(|u| u.start < u.end).map(|u| (u.start, u.end)).chain([(end, end)]);
         for (hole, after) in holes {
             let to = hole.clamp(from, end.max(from));

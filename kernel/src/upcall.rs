@@ -36,6 +36,7 @@ use crate::{
     hw::TrapFrame,
     pod,
     process::{self, Status},
+    rseq,
     stats::{self, Counter},
     task, usercopy,
 };
@@ -169,6 +170,8 @@ pub fn deliver(frame: &mut TrapFrame, at: u64, error: u64, level: Level) {
 }
 
 fn make(frame: &mut TrapFrame, at: u64, error: u64, level: Level) -> Result<(), Errno> {
+    // A handler doesn't return into a restartable sequence, but to where that starts again.
+    rseq::update(frame)?;
     let me = task::current();
     let state = &me.upcall;
     let (base, end) = (state.base.load(Ordering::Relaxed), state.end.load(Ordering::Relaxed));
@@ -226,11 +229,16 @@ pub fn restart(frame: &mut TrapFrame) -> bool {
     true
 }
 
+/// The call has done what can't be done again: its EFAULT is for the program.
+pub fn forget() {
+    task::current().upcall.met.store(0, Ordering::Relaxed);
+}
+
 /// Said in the place of a level: the pages stay as they are.
 const AS_IT_IS: u64 = 3;
 
 /// Raise the page whose access made the upcall of the frame at `at`, and `count - 1` more, to `level`; then go on where the
-/// frame says. On failure do neither: the error is the call's.
+/// frame says. On failure the error is the call's, and the thread doesn't go on; pages may have been raised.
 pub fn resume(at: u64, level: u64, count: u64, frame: &mut TrapFrame) -> Option<SysResult> {
     go_on(at, level, count, frame).err().map(Err)
 }

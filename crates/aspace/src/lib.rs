@@ -92,7 +92,7 @@ pub use locked::{Flush, Variant, Wait};
 pub use mappers::{MOVES, Mapper, Mappers};
 pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Object, ObjectError, Totals};
 pub use policy::{Mode, Policy, Said};
-pub use radix::{PageTables, Radix, Realm};
+pub use radix::{FRAMES, PageTables, Radix, Realm};
 pub use serial::Serial;
 
 /// Pages below this one are never mapped at a place that the caller dictates: Linux's default `mmap_min_addr`, 64 KiB.

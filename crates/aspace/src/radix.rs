@@ -140,7 +140,7 @@ use self::{
     walk::{KEYS, pages},
     word::{SEVERAL, Slot},
 };
-pub use self::{realm::Realm, tables::PageTables};
+pub use self::{realm::Realm, tables::PageTables, word::FRAMES};
 use crate::{
     Access, AddressSpace, Advice, Audited, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Managed,
     Mapper, Mappers, Mapping, MappingInfo, Place, Placement, Policy, RemapTo, Resident, STACK_GAP, Said,
@@ -388,15 +388,20 @@ impl Radix {
         self.realm.reap(ctx);
     }
     /// The end of an operation that may have made page tables.
-    #[inline]
+    #[inline(always)]
     fn sweep_large(&self, ctx: &Unpinned<'_>) {
         if self.tables.take_large() {
-            let large = {
-                let pin = ctx.pin();
-                Some(self.tables.mine(&pin)).filter(|(_, mirror)| mirror.is_large())
-            };
-            large.into_iter().for_each(|(cpu, mirror)| self.sweep(mirror, cpu, ctx));
+            self.sweep_mine(ctx);
         }
+    }
+    /// Give back the pages of this CPU's table that serve nothing, if it is still large.
+    #[cold]
+    fn sweep_mine(&self, ctx: &Unpinned<'_>) {
+        let large = {
+            let pin = ctx.pin();
+            Some(self.tables.mine(&pin)).filter(|(_, mirror)| mirror.is_large())
+        };
+        large.into_iter().for_each(|(cpu, mirror)| self.sweep(mirror, cpu, ctx));
     }
     /// Free the root if the space is cleared and no CPU has it in CR3.
     fn free_root(&self, pin: &Pinned<'_>) {

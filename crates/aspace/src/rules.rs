@@ -36,6 +36,7 @@ pub(crate) fn user(range: PageRange) -> Result<(), Error> {
 
 /// Whether a page allows `access`, as its mapping's protection and its guard say. A fetch is refused for a right only where
 /// there is a page to fetch from: a guard of a mapping that may be read is what it meets first.
+#[cold]
 pub(crate) fn allows(access: Access, prot: Prot, guard: bool) -> Result<(), Fault> {
     let met = access.allowed_by(prot) || access == Access::Exec && !prot.is_empty();
     match (guard, access.allowed_by(prot)) {

@@ -77,7 +77,8 @@ pub enum Use {
     /// A kernel stack.
     Stack,
     /// A page of a file, in the hands of who has it [lent](Memory::lend): no share, and nothing is allocated for it.
-    Lent,
+    // A slot of an address space knows it by two bits.
+    Lent = 6,
 }
 
 impl Use {

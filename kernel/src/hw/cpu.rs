@@ -136,8 +136,6 @@ pub struct Local {
     id: u32,
     preempt: u32,
     task: *const (),
-    /// A hurried grace period waits for the thread to hold no pin.
-    awaited: u32,
     /// Used by the CPU on entry from user mode: `rsp0`.
     pub(super) tss: Tss,
     pub(super) gdt: [u64; super::gdt::ENTRIES],
@@ -159,9 +157,8 @@ static LOCALS: Locals = Locals(
             user_rsp: 0,
             kernel_rsp: 0,
             id: 0,
-            preempt: 0,
+            preempt: UNAWAITED,
             task: core::ptr::null(),
-            awaited: 0,
             tss: Tss::new(),
             gdt: super::gdt::TEMPLATE,
         })
@@ -246,39 +243,37 @@ pub fn preempt_inc() {
     unsafe { asm!("inc dword ptr gs:[{}]", const offset_of!(Local, preempt), options(nostack)) }
 }
 
-/// Note that the current thread is pinned once less.
+/// In the count of pins: nobody waits for the current thread to hold none. So the word is zero just when somebody waits, and
+/// there is none.
+const UNAWAITED: u32 = 1 << 31;
+
+/// Note that the current thread is pinned once less. `reached` is called if that was the last pin, and
+/// [waited for](set_awaited). An interrupt before that finds a pin; one after it finds none, and need not ask.
 #[inline]
-pub fn preempt_dec() {
+pub fn preempt_dec(reached: impl FnOnce()) {
+    // SAFETY: as in `preempt_inc`; the jump is to the block, which ends where the statement does.
+    unsafe {
+        asm!("dec dword ptr gs:[{}]", "jz {}", const offset_of!(Local, preempt), label {
+            set_unawaited();
+            reached();
+        }, options(nostack))
+    }
+}
+
+/// What an interrupt asks for from here on, with no pin held, it does itself.
+fn set_unawaited() {
     // SAFETY: as in `preempt_inc`.
-    unsafe { asm!("dec dword ptr gs:[{}]", const offset_of!(Local, preempt), options(nostack)) }
+    unsafe {
+        asm!("or dword ptr gs:[{}], {}", const offset_of!(Local, preempt), const UNAWAITED, options(nostack))
+    }
 }
 
-/// Have [`take_awaited`] say so once the current thread holds no pin. Of an interrupt handler.
+/// Have the current thread's last [`preempt_dec`] do what it was given. Of an interrupt handler that has found a pin.
 pub fn set_awaited() {
-    // SAFETY: a word of this CPU's.
+    // SAFETY: a word of this CPU's; one instruction.
     unsafe {
-        asm!("mov dword ptr gs:[{}], 1", const offset_of!(Local, awaited), options(nostack, preserves_flags))
+        asm!("and dword ptr gs:[{}], {}", const offset_of!(Local, preempt), const !UNAWAITED, options(nostack))
     }
-}
-
-/// Whether somebody waits for the current thread to hold no pin, and it holds none: to be asked after each
-/// [`preempt_dec`]. An interrupt before that finds a pin; one after it finds none, and need not ask.
-#[inline]
-pub fn take_awaited() -> bool {
-    let n: u32;
-    // SAFETY: a word of this CPU's.
-    unsafe {
-        asm!("mov {:e}, gs:[{}]", out(reg) n, const offset_of!(Local, awaited),
-             options(nostack, preserves_flags, readonly));
-    }
-    if n == 0 || preempt_count() > 0 {
-        return false;
-    }
-    // SAFETY: as above. What an interrupt asks for meanwhile, with no pin held, it does itself.
-    unsafe {
-        asm!("mov dword ptr gs:[{}], 0", const offset_of!(Local, awaited), options(nostack, preserves_flags))
-    }
-    true
 }
 
 /// How many times the current thread is pinned.
@@ -290,7 +285,7 @@ pub fn preempt_count() -> u32 {
         asm!("mov {:e}, gs:[{}]", out(reg) n, const offset_of!(Local, preempt),
              options(nostack, preserves_flags, readonly));
     }
-    n
+    n & !UNAWAITED
 }
 
 /// The stack on which this CPU enters the kernel from user mode from now on. `top` is a multiple of 16.

@@ -230,10 +230,7 @@ unsafe impl Host for Kernel {
         cpu::id()
     }
     fn leave_pinned(&self) {
-        cpu::preempt_dec();
-        if cpu::take_awaited() {
-            crate::grace::on_unpinned();
-        }
+        cpu::preempt_dec(crate::grace::on_unpinned);
     }
     fn pins(&self) -> usize {
         cpu::preempt_count() as usize

@@ -26,8 +26,13 @@ enum Buffer {
     Vector(usize, usize),
     /// The `msghdr` at argument `.0`, and its parts.
     Message(usize),
+    /// The `mmsghdr`s at argument `.0`, of which there are as many as argument `.1` says, and their parts.
+    Messages(usize, usize),
 }
-use Buffer::{Bytes, Fixed, Items, Message, Vector};
+use Buffer::{Bytes, Fixed, Items, Message, Messages, Vector};
+
+/// The most that a call moves at once (Linux's `MAX_RW_COUNT`).
+const MOST: u64 = 0x7fff_f000;
 
 /// The largest socket address, and of other structures.
 const ADDRESS: u64 = 128;
@@ -68,6 +73,12 @@ fn of(number: u32) -> (&'static [Buffer], &'static [Buffer]) {
         nr::__NR_timer_settime | nr::__NR_timerfd_settime => (&[], &[Fixed(3, 32)]),
         nr::__NR_prlimit64 => (&[], &[Fixed(3, 16)]),
         nr::__NR_sendfile => (&[], &[Fixed(2, 8)]),
+        nr::__NR_splice | nr::__NR_copy_file_range => (&[], &[Fixed(1, 8), Fixed(3, 8)]),
+        nr::__NR_vmsplice => (&[], &[Vector(1, 2)]),
+        nr::__NR_getsockopt => (&[], &[Fixed(3, 4), Fixed(4, 4)]),
+        nr::__NR_recvmmsg => (&[], &[Messages(1, 2)]),
+        nr::__NR_sendmmsg => (&[Messages(1, 2)], &[]),
+        nr::__NR_clone => (&[], &[Fixed(2, 4), Fixed(3, 4)]),
         _ => (&[], &[]),
     }
 }
@@ -87,21 +98,31 @@ pub fn check(number: u64, a: &Args) -> Result<(), Errno> {
 fn look(buffer: Buffer, a: &Args, access: Access, managed: &dyn Managed) -> Result<(), Errno> {
     match buffer {
         Fixed(at, bytes) => span(a.raw(at), bytes, access, managed),
-        Bytes(at, bytes) => span(a.raw(at), a.raw(bytes), access, managed),
+        Bytes(at, bytes) => span(a.raw(at), a.raw(bytes).min(MOST), access, managed),
         Items(at, items, bytes) => span(a.raw(at), a.raw(items).saturating_mul(bytes), access, managed),
         Vector(at, parts) => vector(a.raw(at), a.raw(parts), access, managed),
-        Message(at) => {
-            // name, its length; parts, their number; control data, its length; flags.
-            let Ok([name, _, parts, n, control, control_len, _]) = usercopy::read::<[u64; 7]>(a.raw(at))
-            else {
-                return met();
-            };
-            span(name, ADDRESS, access, managed)?;
-            span(control, control_len, access, managed)?;
-            vector(parts, n, access, managed)?;
-            if access == Access::Write { span(a.raw(at), 56, access, managed) } else { Ok(()) }
+        Message(at) => message(a.raw(at), access, managed),
+        Messages(at, n) => {
+            for i in 0..a.raw(n).min(MAX_PARTS) {
+                let at = a.raw(at).saturating_add(64 * i);
+                message(at, access, managed)?;
+                // How many bytes each has had is written there.
+                span(at.saturating_add(56), 4, Access::Write, managed)?;
+            }
+            Ok(())
         }
     }
+}
+
+fn message(at: u64, access: Access, managed: &dyn Managed) -> Result<(), Errno> {
+    // name, its length; parts, their number; control data, its length; flags.
+    let Ok([name, _, parts, n, control, control_len, _]) = usercopy::read::<[u64; 7]>(at) else {
+        return met();
+    };
+    span(name, ADDRESS, access, managed)?;
+    span(control, control_len, access, managed)?;
+    vector(parts, n, access, managed)?;
+    if access == Access::Write { span(at, 56, access, managed) } else { Ok(()) }
 }
 
 fn vector(at: u64, parts: u64, access: Access, managed: &dyn Managed) -> Result<(), Errno> {

@@ -160,14 +160,20 @@ fn dirty(a: &Args) -> SysResult {
             let most = PageRange::with_len(first, 64 * WORDS as u64).ok_or(Errno::EINVAL)?;
             let part = most.intersect(range).ok_or(Errno::EINVAL)?;
             let mut bits = [0u64; WORDS];
-            managed.take_dirty(part, &mut bits, &task::unpinned()).map_err(errno)?;
+            let taken = managed.take_dirty(part, &mut bits, &task::unpinned());
+            // Also if it has failed half way: what was taken is told.
             if bits != [0; WORDS] {
                 let bits = bits.get(..part.len().div_ceil(64) as usize).unwrap_or_default();
                 if let Err(error) = usercopy::write_all(to, bits) {
                     managed.mark_dirty(part, bits, &task::unpinned()).map_err(errno)?;
+                    // Not from the beginning, as what was told before would be lost.
+                    if first > range.start() {
+                        upcall::forget();
+                    }
                     return Err(error);
                 }
             }
+            taken.map_err(errno)?;
             (first, to) = (part.end(), to + 8 * WORDS as u64);
         }
         Ok(0)

@@ -81,16 +81,19 @@ impl Radix {
             return Err(Fault::NoMapping);
         }
         let mapping = &self.realm.desc(slot, &section).mapping;
-        rules::allows(access, mapping.prot, slot.is_guard())?;
+        if slot.is_guard() || !access.allowed_by(mapping.prot) {
+            rules::allows(access, mapping.prot, slot.is_guard())?;
+        }
+        let mut all = contents::hardware(mapping.prot);
         if let Some(level) = slot.level() {
             level.check(access)?;
+            all = all & level.cap();
         }
         let index = match &mapping.backing {
             Backing::Object { page, .. } => page.wrapping_add(key),
             Backing::Anonymous => key,
         };
         let place = mapping.policy.get().or(*policy).place(index);
-        let all = contents::hardware(mapping.prot) & slot.cap();
         if let Some((frame, _)) = slot.frame()
             && frozen
         {

@@ -21,7 +21,7 @@ const USE_SHIFT: u32 = 2;
 const LEVEL_SHIFT: u32 = 30;
 const PFN_SHIFT: u32 = 33;
 /// The uses that frames of users' pages have, by their codes.
-const USES: [Use; 4] = [Use::Anonymous, Use::File, Use::Kernel, Use::Lent];
+const USES: [Use; 4] = [Use::Anonymous, Use::File, Use::Lent, Use::Kernel];
 /// What the page should be, as its mapping says.
 const DESC: u64 = (DESCRIPTORS as u64 - 1) << DESC_SHIFT;
 const LEVEL: u64 = 3 << LEVEL_SHIFT;
@@ -29,6 +29,8 @@ const DIRTY: u64 = 1 << 32;
 /// What stays when the page's contents change.
 const KEPT: u64 = DESC | LEVEL | DIRTY;
 const GUARD: u64 = (1 << (64 - PFN_SHIFT)) - 1;
+/// Frames have numbers below this: 8 TiB of them.
+pub const FRAMES: u64 = GUARD;
 
 /// Descriptors that there may be; their numbers are below. 0 is none.
 pub(super) const DESCRIPTORS: u32 = 1 << 18;
@@ -111,8 +113,12 @@ impl Slot {
         Self(self.blank().0 | GUARD << PFN_SHIFT)
     }
     /// What threads may do with a page that is managed.
-    #[inline]
+    #[inline(always)]
     pub(super) fn level(self) -> Option<Level> {
+        if self.0 & LEVEL == 0 { None } else { self.managed() }
+    }
+    #[cold]
+    fn managed(self) -> Option<Level> {
         Level::ALL.get(((self.0 & LEVEL) >> LEVEL_SHIFT).wrapping_sub(1) as usize).copied()
     }
     /// The page with another level, or not managed.
@@ -150,14 +156,10 @@ impl Slot {
     }
 }
 
+/// The code of a use that is one of [`USES`].
 #[inline]
 fn code(usage: Use) -> u64 {
-    match usage {
-        Use::Anonymous => 0,
-        Use::File => 1,
-        Use::Lent => 3,
-        _ => 2,
-    }
+    usage as u64 & 3
 }
 
 /// A descriptor and a use: see [`Slot::kind`].
