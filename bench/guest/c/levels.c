@@ -5,7 +5,7 @@
 // that come during an upcall; no stack, no room, a stack that can't be written; what was written is told once; threads that
 // fault on one page while others lower it; execve and fork. In a design without levels none of the calls is there.
 //
-// calls: q_region q_upcall q_prot q_dirty q_resume (docs/primitives.md)
+// The calls are q_region, q_upcall, q_prot, q_dirty and q_resume: docs/primitives.md.
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>

@@ -63,7 +63,7 @@ pub fn target() -> PathBuf {
 
 /// Debug assertions, but optimised enough that random operations run many times faster.
 pub fn quick(command: &mut Command) {
-    command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1").env("CARGO_PROFILE_DEV_DEBUG", "none");
+    command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1").env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
 }
 
 /// A command whose success is one test. A tool that is not installed is none.

@@ -87,7 +87,7 @@ impl Radix {
         let mut all = contents::hardware(mapping.prot);
         if let Some(level) = slot.level() {
             level.check(access)?;
-            all = all & level.cap();
+            all &= level.cap();
         }
         let index = match &mapping.backing {
             Backing::Object { page, .. } => page.wrapping_add(key),
