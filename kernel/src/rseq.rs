@@ -109,6 +109,13 @@ pub fn update(frame: &mut TrapFrame) -> Result<(), Errno> {
     store_cpu(&r, cpu::id().index() as u32)
 }
 
+/// The thread goes on elsewhere than in a restartable sequence, and back to where that starts again.
+///
+/// Errors: as [`update`].
+pub fn leave(frame: &mut TrapFrame) -> Result<(), Errno> {
+    current().map_or(Ok(()), |r| restart(&r, frame))
+}
+
 fn store_cpu(r: &Registration, cpu: u32) -> Result<(), Errno> {
     usercopy::write(r.at, &[cpu, cpu])?;
     // One node. The number of the CPU is unique among the process's running threads, as `mm_cid` must be.

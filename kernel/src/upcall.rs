@@ -171,7 +171,7 @@ pub fn deliver(frame: &mut TrapFrame, at: u64, error: u64, level: Level) {
 
 fn make(frame: &mut TrapFrame, at: u64, error: u64, level: Level) -> Result<(), Errno> {
     // A handler doesn't return into a restartable sequence, but to where that starts again.
-    rseq::update(frame)?;
+    rseq::leave(frame)?;
     let me = task::current();
     let state = &me.upcall;
     let (base, end) = (state.base.load(Ordering::Relaxed), state.end.load(Ordering::Relaxed));
