@@ -714,6 +714,40 @@ fn a_page_that_is_lent_is_copied_before_it_is_written() {
     });
 }
 
+#[test]
+fn who_shows_a_page_is_found() {
+    let sim = Sim::new(2, 256);
+    let (pages, space) = shown_on_two_cpus(sim);
+    sim.cpus.on(0, |ctx| {
+        let shown = |ctx: &Unpinned<'_>| {
+            let mut counts = [0; 2];
+            let mappers = pages.mappers().expect("it says who maps it");
+            mappers.shown(0..2, ctx, &mut |page| counts[page as usize] += 1);
+            counts
+        };
+        assert_eq!(shown(&ctx), [1, 0]);
+        // Another mapping here, from the second page on, and a child, which asks for what it shows when it uses it.
+        let there = object(&pages, 1, RW, true);
+        space.map(Placement::Fixed(page(BASE + 1000)), 1, there, &ctx).expect("there is room");
+        assert_eq!(sim.load(&*space, page(BASE + 1000), &ctx), Ok(42));
+        assert_eq!(sim.load(&*space, page(BASE + 1), &ctx), Ok(42));
+        let child = space.fork(&ctx).expect("there is memory");
+        sim.leave(&*space, &ctx);
+        sim.enter(&*child, &ctx);
+        assert_eq!(sim.load(&*child, page(BASE), &ctx), Ok(41));
+        assert_eq!(shown(&ctx), [2, 2]);
+        sim.leave(&*child, &ctx);
+        child.clear(&ctx);
+        assert_eq!(shown(&ctx), [1, 2]);
+        pages.resize(sim, 0, &ctx);
+        assert_eq!(shown(&ctx), [0, 0]);
+    });
+    sim.cpus.on(1, |ctx| {
+        sim.leave(&*space, &ctx);
+        end(sim, &space, &ctx);
+    });
+}
+
 /// A cut comes while `take` has taken a page out, and has not yet told the other CPU: it must not be over before that is.
 fn a_cut_waits(take: impl Fn(&dyn AddressSpace, &Unpinned<'_>)) {
     let sim = Sim::new(3, 256);
