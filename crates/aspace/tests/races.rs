@@ -445,8 +445,8 @@ fn an_object_is_mapped_until_the_flush_is_done() {
     });
 }
 
-#[test]
-fn two_faults_on_a_page_give_it_one_frame() {
+/// The first to ask reads, and is lent the page; or writes, and has copied it for nothing.
+fn two_faults_on_a_page(writes: bool) {
     let sim = Sim::new(2, 256);
     let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
     let pages = sim.cpus.on(0, |ctx| Pages::new(sim, 1, &[41], &ctx));
@@ -465,7 +465,11 @@ fn two_faults_on_a_page_give_it_one_frame() {
     sim.cpus.run(|cpu, ctx| {
         sim.enter(&*space, &ctx);
         if cpu == CpuId::default() {
-            assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(42), "the other CPU's store is lost");
+            if writes {
+                assert_eq!(sim.store(&*space, page(BASE), 43, &ctx), Ok(()));
+            }
+            let last = if writes { 43 } else { 42 };
+            assert_eq!(sim.load(&*space, page(BASE), &ctx), Ok(last), "the last store is lost");
         } else {
             let (asked, second_done) = &*ends.lock().unwrap();
             asked.recv().expect("the first fault asks");
@@ -479,6 +483,12 @@ fn two_faults_on_a_page_give_it_one_frame() {
         pages.free(sim, &ctx);
         assert_eq!(sim.owned(), [0; Use::COUNT], "the loser's frame is lost");
     });
+}
+
+#[test]
+fn two_faults_on_a_page_give_it_one_frame() {
+    two_faults_on_a_page(false);
+    two_faults_on_a_page(true);
 }
 
 #[test]
