@@ -7,6 +7,8 @@ mod bonsai_only;
 mod concurrent;
 #[path = "defects.rs"]
 mod defects;
+#[path = "lending.rs"]
+mod lending;
 #[path = "locked.rs"]
 mod locked;
 #[path = "memory.rs"]

@@ -7,6 +7,8 @@ mod bounds;
 mod concurrent;
 #[path = "defects.rs"]
 mod defects;
+#[path = "lending.rs"]
+mod lending;
 #[path = "memory.rs"]
 mod memory;
 #[path = "policy.rs"]

@@ -98,7 +98,7 @@ pub fn check(number: u64, a: &Args) -> Result<(), Errno> {
 fn look(buffer: Buffer, a: &Args, access: Access, managed: &dyn Managed) -> Result<(), Errno> {
     match buffer {
         Fixed(at, bytes) => span(a.raw(at), bytes, access, managed),
-        Bytes(at, bytes) => span(a.raw(at), a.raw(bytes).min(MOST), access, managed),
+        Bytes(at, bytes) => span(a.raw(at), a.raw(bytes), access, managed),
         Items(at, items, bytes) => span(a.raw(at), a.raw(items).saturating_mul(bytes), access, managed),
         Vector(at, parts) => vector(a.raw(at), a.raw(parts), access, managed),
         Message(at) => message(a.raw(at), access, managed),
@@ -126,9 +126,12 @@ fn message(at: u64, access: Access, managed: &dyn Managed) -> Result<(), Errno> 
 }
 
 fn vector(at: u64, parts: u64, access: Access, managed: &dyn Managed) -> Result<(), Errno> {
+    let mut left = MOST;
     for i in 0..parts.min(MAX_PARTS) {
         let Ok([base, len]) = usercopy::read::<[u64; 2]>(at.saturating_add(16 * i)) else { return met() };
+        let len = len.min(left);
         span(base, len, access, managed)?;
+        left -= len;
     }
     Ok(())
 }
@@ -139,7 +142,8 @@ fn met() -> Result<(), Errno> {
 }
 
 fn span(at: u64, bytes: u64, access: Access, managed: &dyn Managed) -> Result<(), Errno> {
-    let end = at.saturating_add(bytes).min(USER_END);
+    // What is beyond is not reached by the call. So a look is at no more than half a million pages.
+    let end = at.saturating_add(bytes.min(MOST)).min(USER_END);
     if at == 0 || end <= at {
         return Ok(());
     }
