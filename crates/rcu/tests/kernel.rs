@@ -395,12 +395,13 @@ fn barriers_follow_each_other_whoever_comes_by_late() {
 fn a_flood_is_held_back() {
     const CPUS: usize = 3;
     let (machine, domain) = (Machine::new(CPUS), Domain::new(CPUS));
-    let (stood, left, most) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    let [begun, stood, left, most] = [(); 4].map(|()| AtomicUsize::new(0));
     machine.run(|cpu, ctx| {
         domain.idle_exit(&mut ctx.pin());
         if cpu.index() == 0 {
             let pin = ctx.pin();
             let section = domain.read(&pin);
+            begun.store(1, Ordering::Release);
             while stood.load(Ordering::Acquire) < CPUS - 1 {
                 std::thread::yield_now();
             }
@@ -410,6 +411,9 @@ fn a_flood_is_held_back() {
         } else {
             let (mut kicks, mut stands) = (0, false);
             let measure = || _ = most.fetch_max(domain.held(&ctx.pin()).0, Ordering::Relaxed);
+            while begun.load(Ordering::Acquire) == 0 {
+                std::thread::yield_now();
+            }
             // Twice what may wait, each.
             for _ in 0..2 * domain.limit() / 4096 {
                 let flag = Box::leak(Box::new(Cell::new(false)));
