@@ -79,6 +79,11 @@ pub struct Entry<'m> {
 }
 
 impl Entry<'_> {
+    /// That of another page in the same table, whose lock the caller has too.
+    #[inline]
+    pub fn beside(&self, page: Page) -> Option<Entry<'_>> {
+        Some(Entry { entry: self.entries.get(page.index(0))?, ..*self })
+    }
     /// Whether it translates nothing.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {

@@ -23,7 +23,9 @@
 //! the link FROZEN, or replaced, and backs out, or the freezer finds the slot locked and waits for it. For further slots
 //! of the same node no look is needed, and none may be taken: the freezer waits for the first (its ascending look at the
 //! slots comes to it before it comes to the others), so to wait for the freezer would be a deadlock. That is so too for a
-//! second range in the same leaf, behind one that is kept (`lock_behind`).
+//! second range in the same leaf, behind one that is kept (`lock_behind`). Who has one slot may also try for another of the node, also
+//! a lower one ([`SlotGuard::beside`]): he waits for nobody, and gives it up first, so a freezer who has passed it already
+//! still waits for the one that he keeps, and changes nothing until then.
 //!
 //! **All keys.** Who locks all of a tree to look, as a fork does, leaves EMPTY slots alone, of which there are thousands in
 //! the upper nodes of a small process. It *closes the gate* instead: counts itself in the tree, has a fence, and then goes
@@ -206,7 +208,7 @@ impl<S: Space> Tree<S> {
 }
 
 /// Lock a slot whose word is `seen`, without LOCK; false if it has changed.
-fn lock(slot: &AtomicU64, seen: u64) -> bool {
+pub(crate) fn lock(slot: &AtomicU64, seen: u64) -> bool {
     if mutant!("radix-lock-by-or") {
         return slot.fetch_or(LOCK, Ordering::Acquire) & LOCK == 0;
     }

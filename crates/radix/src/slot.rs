@@ -3,10 +3,12 @@
 use core::{fmt, ops::Range};
 
 use percpu::Pinned;
+use sync::{mutant, primitive::Ordering};
 
 use crate::{
     freeze,
     guard::{RangeGuard, Span, held, put, unlock, unlock_with},
+    lock::lock,
     node::At,
     record::Record,
     reserve::Reserve,
@@ -50,6 +52,29 @@ impl<'g, S: Space> SlotGuard<'g, S> {
         let seen = held(self.record.at.slot(self.record.first()));
         // SAFETY: the link is in a slot that this guard holds.
         word::is_frozen(seen).then(|| unsafe { At::of_link(seen) })
+    }
+    /// Lock the slot of `key`, another page's in the same node, if it is there, nobody has it, and it has a value that is
+    /// `wanted`. It is given up before this one, so whoever freezes the node waits for both ([`lock`](crate::lock)).
+    #[inline]
+    pub fn beside(&self, key: u64, wanted: impl FnOnce(u64) -> bool) -> Option<SlotGuard<'_, S>> {
+        let record = self.record;
+        let index = usize::try_from(key.checked_sub(record.base)?).ok()?;
+        if record.span() != 1 || index >= Shape::<S>::fanout(Shape::<S>::LEAF) || index == record.first() {
+            return None;
+        }
+        let slot = record.at.slot(index);
+        // Relaxed: only a copy to compare with; a node of leaves has no links.
+        let seen = slot.load(Ordering::Relaxed);
+        if !word::is_value(seen) || seen == word::EMPTY || !wanted(seen) {
+            return None;
+        }
+        if !lock(slot, seen) && !mutant!("radix-beside-unlocked") {
+            return None;
+        }
+        // The hold is this guard's own; the slot, which has a value, keeps the node anyway.
+        let mut record = record.of(index..index + 1);
+        record.held = false;
+        Some(SlotGuard { space: self.space, pin: self.pin, record })
     }
     /// The CPU that the guard is on.
     pub fn pin(&self) -> &'g Pinned<'g> {

@@ -108,6 +108,20 @@ impl Sim {
             Ok(true)
         })
     }
+    /// A fault on `key`, which is in a leaf, that also gives `beside` a frame, if nobody is there. Whether it did.
+    fn touch_both(&self, cpu: usize, [key, beside]: [u64; 2], pfn: u64) -> Result<bool, Error> {
+        self.with_reserve(cpu, |reserve, section| {
+            reserve.fill(self.space(), &(key..key + 1), section.pin())?;
+            let Some(mut guard) = self.tree().lock_one(key, section)? else { return Ok(false) };
+            guard.narrow_to(key, reserve)?;
+            self.write(key..key + 1);
+            guard.set(Page::of(guard.span().value).with_pfn(pfn).word());
+            let Some(mut other) = guard.beside(beside, |_| true) else { return Ok(false) };
+            self.write(beside..beside + 1);
+            other.set(Page::of(other.span().value).with_pfn(pfn).word());
+            Ok(true)
+        })
+    }
     fn get(&self, cpu: usize, key: u64) -> Page {
         let pin = pin(cpu);
         Page::of(self.tree().get(key, &Section::new(self.space(), &pin)).value)
@@ -388,6 +402,36 @@ fn a_fork_waits_for_the_fault_in_the_node_that_it_freezes() {
         let pfn = if touched.is_ok() { 11 } else { 0 };
         assert_eq!(sim.get(0, 0).pfn(), pfn);
         end_twin(&sim, twin, |pages| assert!(pages[0].pfn() == 0 || pages[0].pfn() == pfn, "{pages:?}"));
+    });
+}
+
+/// A slot that is taken beside another belongs to one holder, whoever has locked it first.
+#[test]
+fn a_page_beside_a_fault_has_one_holder() {
+    explore("a page beside a fault, and a range", Some(3), || {
+        let sim = Sim::new(2, 0..2, 1);
+        sim.touch(0, 1, 9).expect("nobody else is here");
+        let (sim, both, done) =
+            two(sim, 0, |sim| sim.touch_both(0, [1, 0], 11), |sim| sim.protect(1, 0..1, 2));
+        let page = sim.get(0, 0);
+        assert_eq!(page.pfn(), if both == Ok(true) { 11 } else { 0 });
+        assert_eq!(page.desc(), if done.is_ok() { 2 } else { 1 });
+    });
+}
+
+/// A fork that has passed the lower of two pages still waits for the upper one, which the fault gives up last.
+#[test]
+fn a_fork_waits_for_the_page_beside_a_fault() {
+    explore("freezing against two pages of a fault", Some(3), || {
+        let sim = Sim::new(2, 0..2, 1);
+        sim.touch(0, 1, 9).expect("nobody else is here");
+        let (sim, twin, both) = two(sim, 2, |sim| sim.fork(0), |sim| sim.touch_both(1, [1, 0], 11));
+        let pfn = if both == Ok(true) { 11 } else { 0 };
+        assert_eq!(sim.get(0, 0).pfn(), pfn);
+        end_twin(&sim, twin, |pages| {
+            let seen = [pages[0].pfn(), pages[1].pfn()];
+            assert!(seen == [0, 9] || seen == [pfn, 11], "{pages:?}");
+        });
     });
 }
 

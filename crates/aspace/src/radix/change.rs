@@ -13,7 +13,7 @@ use super::{
     realm::{Desc, Realm},
     totals::Difference,
     walk::pages,
-    word::{NOBODY, Slot},
+    word::{NOBODY, SEVERAL, Slot},
 };
 
 /// What was done so far. [`Self::settle`] it while the pages are locked, and drop it, which frees, when they are not.
@@ -23,6 +23,9 @@ pub(super) struct Change<'a> {
     pub(super) gather: Gather<'a>,
     /// The CPUs that may have cached what was changed since the last flush.
     targets: CpuSet,
+    /// Pages in a row, of one block, that several CPUs may have entries for, which are cleared before the next flush: each table
+    /// is walked once for all of them.
+    hidden: Option<PageRange>,
     pub(super) difference: Difference,
     /// A run of pages that an object is still to be told to be mapped no more.
     untold: Option<(&'a Desc, u64)>,
@@ -43,7 +46,7 @@ impl<'a> Change<'a> {
     pub(super) fn new(space: &'a Radix, section: &'a Section<'a, Realm>, ctx: &Unpinned<'a>) -> Self {
         let gather = Gather::new(space.machine.frames, *ctx);
         let (targets, difference) = (CpuSet::EMPTY, Difference::default());
-        Self { space, section, gather, targets, difference, untold: None }
+        Self { space, section, gather, targets, hidden: None, difference, untold: None }
     }
     pub(super) fn section(&self) -> &'a Section<'a, Realm> {
         self.section
@@ -152,8 +155,32 @@ impl<'a> Change<'a> {
     /// Nobody translates page `key` after the next flush, until its lock is free. Its slot, `slot`, is to have no owner then.
     #[inline(always)]
     pub(super) fn hide(&mut self, slot: Slot, key: u64) {
-        if self.space.tables.clear(page(key), slot, &mut self.targets) {
+        if slot.owner() == SEVERAL {
+            self.hide_several(key);
+        } else if self.space.tables.clear(page(key), slot, &mut self.targets) {
             self.stale(key);
+        }
+    }
+    fn hide_several(&mut self, key: u64) {
+        let first = match self.hidden {
+            Some(run) if run.end().number() == key && !key.is_multiple_of(ENTRIES as u64) => {
+                run.start().number()
+            }
+            _ => {
+                self.clear_hidden();
+                key
+            }
+        };
+        self.hidden = Some(pages(first, key + 1));
+    }
+    #[inline]
+    fn clear_hidden(&mut self) {
+        let Some(run) = self.hidden.take() else { return };
+        if self.space.tables.clear_all(run, &mut self.targets) {
+            if mutant!("radix-flush-wide") {
+                self.gather.add_range(block(run.start().number()));
+            }
+            self.gather.add_range(run);
         }
     }
     /// The same for a page that may be managed; what its slot is to be. Of one that isn't nothing is done.
@@ -207,6 +234,9 @@ impl<'a> Change<'a> {
         }
     }
     pub(super) fn flush(&mut self) {
+        if !mutant!("radix-hidden-late") {
+            self.clear_hidden();
+        }
         let pin = self.pin();
         let targets = core::mem::take(&mut self.targets);
         self.space.flush(&mut self.gather, &targets, pin);

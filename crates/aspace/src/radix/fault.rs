@@ -5,8 +5,11 @@ use core::mem::ManuallyDrop;
 use ::radix::SlotGuard;
 use sync::probe;
 
-use super::{realm::Kept, *};
+use super::{realm::Kept, tables::Ready, word::SEVERAL, *};
 use crate::{Backing, page as contents, rules};
+
+/// Pages around one that several CPUs have, aligned to as many, which are entered with it: two lines of slots.
+const AROUND: u64 = 16;
 
 /// What a fault comes to while the page is locked.
 enum Step {
@@ -118,6 +121,7 @@ impl Radix {
                 let ready = self.tables.ready(at, &pin).ok_or(Fault::NoMemory)?;
                 if ready.is_empty() {
                     probe!(FaultFill);
+                    self.fill_around(&guard, slot, &ready, mapping);
                 } else {
                     probe!(FaultRepair);
                 }
@@ -139,6 +143,34 @@ impl Radix {
         probe!(FaultNew);
         guard.finish(ready.set(own(slot, zeroed), all).word());
         Ok(Step::Done)
+    }
+    /// What this CPU enters now, others have. If several have, it enters their neighbours as well: those of the [`AROUND`] pages
+    /// around it that are of the same mapping, that several CPUs have, and that nobody is at; each as its fault would. A page
+    /// that one CPU alone has used stays its own, and concerns no other when it goes.
+    #[inline]
+    fn fill_around(&self, guard: &SlotGuard<'_, Realm>, slot: Slot, ready: &Ready<'_>, mapping: &Mapping) {
+        if slot.owner() == SEVERAL && ready.is_own() && slot.level().is_none() {
+            self.fill_neighbours(guard, slot, ready, mapping);
+        }
+    }
+    #[inline(never)]
+    fn fill_neighbours(
+        &self,
+        guard: &SlotGuard<'_, Realm>,
+        slot: Slot,
+        ready: &Ready<'_>,
+        mapping: &Mapping,
+    ) {
+        let first = guard.keys().start & !(AROUND - 1);
+        for key in first..first + AROUND {
+            let Some(place) = ready.beside(page(key)) else { continue };
+            let like = |word| Slot::of(word).is_shared_like(slot);
+            let Some(beside) = guard.beside(key, like) else { continue };
+            let neighbour = Slot::of(beside.span().value);
+            let Some((frame, _)) = neighbour.frame() else { continue };
+            // Several have it, and this CPU is one of them now: the word stays.
+            place.set(neighbour, contents::rights(mapping, frame, self.machine.frames));
+        }
     }
     /// Copy on write: nobody uses the old frame any more when the copy can be used. It goes when the change is dropped.
     fn copy_page<'a>(

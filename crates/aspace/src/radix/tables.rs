@@ -212,8 +212,7 @@ impl Tables {
     pub(super) fn protect_block(&self, page: Page, targets: &mut CpuSet) -> bool {
         self.each_stale(targets, |mirror| mirror.protect_table(page))
     }
-    /// Clear the entries of `pages`, whose slots say nothing of who has some, and which are in one table each. As
-    /// [`Self::protect_block`].
+    /// Clear the entries of `pages`, which any CPU may have, and which are in one table each. As [`Self::protect_block`].
     pub(super) fn clear_all(&self, pages: PageRange, targets: &mut CpuSet) -> bool {
         self.each_stale(targets, |mirror| mirror.clear_all(pages))
     }
@@ -252,6 +251,17 @@ pub(super) struct Ready<'t> {
 }
 
 impl Ready<'_> {
+    /// Whether the table is this CPU's own.
+    #[inline]
+    pub(super) fn is_own(&self) -> bool {
+        self.owner != SEVERAL
+    }
+    /// The place of another page in the same table, whose slot the caller has locked too, if it is empty.
+    #[inline]
+    pub(super) fn beside(&self, page: Page) -> Option<Ready<'_>> {
+        let entry = self.entry.beside(page)?;
+        entry.is_empty().then_some(Ready { entry, owner: self.owner })
+    }
     /// Whether this CPU's table has no entry for the page.
     #[inline(always)]
     pub(super) fn is_empty(&self) -> bool {

@@ -12,6 +12,7 @@ use core::fmt;
 
 use addr::{Frame, Prot};
 use owned::Use;
+use sync::mutant;
 
 use crate::Level;
 
@@ -146,6 +147,12 @@ impl Slot {
     /// Who may have an entry for the page in a page table: see `tables`.
     pub(super) fn owner(self) -> u8 {
         (self.0 >> OWNER_SHIFT) as u8
+    }
+    /// Whether it is a page as `other`, with a frame of the same use, and several CPUs may have entries for it.
+    #[inline]
+    pub(super) fn is_shared_like(self, other: Self) -> bool {
+        let owner_like = self.owner() == SEVERAL || mutant!("radix-around-owned");
+        self.kind() == other.kind() && owner_like && !self.is_blank() && !self.is_guard()
     }
     pub(super) fn with_owner(self, owner: u8) -> Self {
         Self(self.0 & !(0xff << OWNER_SHIFT) | u64::from(owner) << OWNER_SHIFT)

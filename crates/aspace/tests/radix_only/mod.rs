@@ -61,6 +61,47 @@ fn only_cpus_that_used_a_page_are_shot_down() {
     assert_eq!(sim.owned(), [0; Use::COUNT]);
 }
 
+/// Who enters a page that several CPUs have gets those around it that several have, and no other.
+#[test]
+fn what_several_cpus_have_is_entered_with_its_neighbours() {
+    let sim = Sim::new(4, 256);
+    let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
+    let on = |cpu: usize, f: &dyn Fn(&dyn AddressSpace, &percpu::Unpinned<'_>)| {
+        sim.cpus.on(cpu, |ctx| f(&*space, &ctx));
+    };
+    let first = BASE.next_multiple_of(64);
+    on(0, &|space, ctx| {
+        space.map(Placement::Fixed(page(first)), 24, anonymous(RW), ctx).expect("there is room");
+    });
+    (0..4).for_each(|cpu| on(cpu, &|space, ctx| sim.enter(space, ctx)));
+    // CPU 1 alone has page 3, nobody page 4, and CPUs 0 and 1 the others.
+    for (cpu, at) in [0, 1, 2, 5, 15, 16].into_iter().flat_map(|at| [(0, at), (1, at)]).chain([(1, 3)]) {
+        on(cpu, &|space, ctx| assert_eq!(sim.store(space, page(first + at), at, ctx), Ok(())));
+    }
+    on(0, &|space, ctx| assert_eq!(space.protect(range(first + 2, 1), Prot::READ, ctx), Ok(())));
+    let faults = |cpu: usize, at: u64| {
+        let before = sim.faults.load(Ordering::Relaxed);
+        on(cpu, &|space, ctx| _ = sim.load(space, page(first + at), ctx));
+        sim.faults.load(Ordering::Relaxed) - before
+    };
+    let percpu = machine::design() == Design::RadixPerCpu;
+    assert_eq!(faults(2, 1), u64::from(percpu).try_into().unwrap());
+    on(2, &|space, ctx| sim.audit(space, range(first, 24), ctx));
+    // Page 2 is another mapping's by now, and page 16 is too far away.
+    for (at, entered) in [(0, true), (5, true), (15, true), (2, false), (3, false), (16, false)] {
+        assert_eq!(faults(2, at) == 0, entered || !percpu, "page {at}");
+    }
+    // What was entered goes with its page, and its CPU is told. CPU 3 never had it.
+    *sim.targets.lock().unwrap() = CpuSet::EMPTY;
+    on(3, &|space, ctx| assert_eq!(space.unmap(range(first, 24), ctx), Ok(())));
+    if percpu {
+        assert_eq!(*sim.targets.lock().unwrap(), cpus(&[0, 1, 2]));
+    }
+    (0..4).for_each(|cpu| on(cpu, &|space, ctx| sim.leave(space, ctx)));
+    on(0, &|space, ctx| space.clear(ctx));
+    assert_eq!(sim.owned(), [0; Use::COUNT]);
+}
+
 /// Which means that nothing is there that a fault would not have put there: a frame that is shared stays read-only.
 #[test]
 fn a_right_that_is_given_back_is_there_at_once_unless_the_frame_is_shared() {
