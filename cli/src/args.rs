@@ -221,7 +221,8 @@ pub struct Bench {
     /// [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub operations: Option<u32>,
-    /// Of mapbench, counted: as many operations as it takes that two of Refcache's epochs pass in the windows
+    /// Of mapbench, counted: as many operations as it takes that two of Refcache's epochs pass in the windows, and grace
+    /// periods as well, for which the first thread asks between its operations
     #[arg(long, conflicts_with = "operations")]
     pub steady: bool,
     /// Also print the worst CPU, periodic work, epochs, and faults by kind

@@ -52,7 +52,7 @@ fn place(lab: &Lab, sweep: &Sweep, cpus: u32, operations: u32) -> Result<PathBuf
     }
     lab.qemu.hash(&mut hasher);
     let point = lab.point(sweep, cpus, sweep.npages.unwrap_or(0))?;
-    (point, operations, Sweep::warm_up(operations), crate::results::VERSION).hash(&mut hasher);
+    (point, operations, Sweep::warm_up(operations), sweep.steady, crate::results::VERSION).hash(&mut hasher);
     Ok(workspace::target("quire").join("points").join(format!("{:016x}.json", hasher.finish())))
 }
 

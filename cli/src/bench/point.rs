@@ -165,6 +165,9 @@ impl Lab {
     }
 }
 
+/// Grace periods in a window of the steady state.
+const GRACES: u32 = 3;
+
 /// Measure: counts of one run, or times of several.
 pub fn measure(lab: &Lab, sweep: &Sweep, cpus: u32, operations: u32) -> Result<Results> {
     let warm_up = Sweep::warm_up(operations);
@@ -177,6 +180,9 @@ pub fn measure(lab: &Lab, sweep: &Sweep, cpus: u32, operations: u32) -> Result<R
     words.extend(length);
     if sweep.processes {
         words.push(PROCESSES.into());
+    }
+    if sweep.steady {
+        words.extend(["--graces".into(), GRACES.to_string()]);
     }
     if sweep.first_touch {
         words.push("--first-touch".into());

@@ -129,6 +129,9 @@ impl Run<'_> {
         barrier.wait();
         meter.open();
         while self.goes_on(worker, round, &meter) {
+            if worker == 0 && self.is_graced(&meter) {
+                sys::wait_for_readers();
+            }
             work.round(round, &mut meter);
             meter.operations += 1;
             round += 1;
@@ -138,6 +141,17 @@ impl Run<'_> {
         barrier.wait();
         work.finish(round, &mut meter);
         meter
+    }
+
+    /// Whether the first worker waits for a grace period now: they are spread over its operations, the first before all.
+    fn is_graced(&self, meter: &Meter) -> bool {
+        match (self.plan.length, u64::from(self.plan.graces)) {
+            (Length::Operations(all), graces) if graces > 0 => {
+                let each = u64::from(all).div_ceil(graces);
+                meter.operations.is_multiple_of(each)
+            }
+            _ => false,
+        }
     }
 
     /// Whether a worker does this round.

@@ -14,6 +14,8 @@ modes: local pipeline global global-fixed countbench imbalance fault fault-2m
   --operations N   end after N operations a thread (1000)
   --seconds S      end after S seconds instead
   --warm-up N      operations before the measured ones, at least 1 (100)
+  --graces N       the first thread waits for N of the kernel's grace periods between its
+                   operations, outside of what is measured (0); with --operations
   --processes      the workers are processes, with memory of their own, not threads
   --pause MS       sleep so long before each operation, outside of what is measured (0)
   --first-touch    fault, fault-2m: on pages that nobody has touched before
@@ -102,6 +104,8 @@ pub struct Plan {
     npages: Option<usize>,
     pub length: Length,
     pub warm_up: u32,
+    /// Grace periods that the first worker waits for in its window.
+    pub graces: u32,
     pub first_touch: bool,
     /// The workers are processes.
     pub processes: bool,
@@ -133,6 +137,7 @@ pub fn parse(arguments: impl Iterator<Item = String>, cpus: usize) -> Result<Req
         npages: None,
         length: Length::Operations(1000),
         warm_up: 100,
+        graces: 0,
         first_touch: false,
         processes: false,
         pause: Duration::ZERO,
@@ -150,6 +155,7 @@ pub fn parse(arguments: impl Iterator<Item = String>, cpus: usize) -> Result<Req
             }
             "--seconds" => plan.length = Length::Seconds(seconds(&value()?)?),
             "--warm-up" => plan.warm_up = number(&argument, &value()?, 1 << 30)? as u32,
+            "--graces" => plan.graces = number(&argument, &value()?, 1000)? as u32,
             "--processes" => plan.processes = true,
             "--pause" => plan.pause = Duration::from_millis(number(&argument, &value()?, 10_000)?),
             "--first-touch" => plan.first_touch = true,
@@ -165,6 +171,9 @@ pub fn parse(arguments: impl Iterator<Item = String>, cpus: usize) -> Result<Req
     }
     if plan.first_touch && !plan.kinds.iter().all(|kind| kind.is_fault()) {
         return Err("--first-touch is for fault and fault-2m".into());
+    }
+    if plan.graces > 0 && matches!(plan.length, Length::Seconds(_)) {
+        return Err("--graces needs --operations".into());
     }
     if plan.processes && !plan.kinds.iter().all(|kind| kind.is_apart()) {
         let names: Vec<_> = KINDS.iter().filter(|row| row.0.is_apart()).map(|row| row.1).collect();
@@ -252,6 +261,8 @@ mod tests {
             "local --seconds -1",
             "local --warm-up 0",
             "local --first-touch",
+            "local --graces 0",
+            "local --graces 2 --seconds 1",
             "pipeline --processes",
             "local,fault-2m --processes",
             "local --pairs 0:1",

@@ -50,6 +50,14 @@ pub fn pin(cpu: usize) {
     }
 }
 
+/// Waits until every CPU has been out of the kernel's read-side sections: a grace period of its RCU.
+pub fn wait_for_readers() {
+    // SAFETY: no pointers.
+    if unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) } != 0 {
+        die_of("membarrier");
+    }
+}
+
 /// Whether the calling thread runs on this CPU now.
 pub fn runs_on(cpu: usize) -> bool {
     // SAFETY: no pointers.
