@@ -11,7 +11,7 @@
 //! A registration belongs to an address space: after `execve` it names nothing.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use addr::USER_END;
 
@@ -45,6 +45,8 @@ struct Registration {
 /// A thread's part.
 pub struct State {
     registration: irq::Lock<Option<Registration>>,
+    /// Where the registered structure is, or 0: a hint for the thread itself, to look there before it looks here.
+    at: AtomicU64,
     due: AtomicBool,
 }
 
@@ -63,11 +65,16 @@ pod!(CriticalSection);
 impl State {
     /// Nothing registered.
     pub const fn new() -> Self {
-        Self { registration: irq::Lock::new(None), due: AtomicBool::new(false) }
+        Self { registration: irq::Lock::new(None), at: AtomicU64::new(0), due: AtomicBool::new(false) }
+    }
+    fn set(&self, registration: Option<Registration>) {
+        *self.registration.lock() = registration;
+        // Relaxed: read by the thread itself, which sets it too, or is begun by who does.
+        self.at.store(registration.map_or(0, |r| r.at), Ordering::Relaxed);
     }
     /// Forget what is registered: `execve`.
     pub fn clear(&self) {
-        *self.registration.lock() = None;
+        self.set(None);
         // Relaxed: see `set_due`.
         self.due.store(false, Ordering::Relaxed);
     }
@@ -84,7 +91,7 @@ impl State {
     /// What the only thread of a forked process begins with: its creator's, in its own copy `memory` of the memory.
     pub fn fork_to(&self, child: &State, memory: usize) {
         let mine = *self.registration.lock();
-        *child.registration.lock() = mine.map(|r| Registration { memory, ..r });
+        child.set(mine.map(|r| Registration { memory, ..r }));
         child.set_due();
     }
 }
@@ -113,6 +120,12 @@ pub fn update(frame: &mut TrapFrame) -> Result<(), Errno> {
 ///
 /// Errors: as [`update`].
 pub fn leave(frame: &mut TrapFrame) -> Result<(), Errno> {
+    // Relaxed: see `State::set`.
+    let at = task::current().rseq.at.load(Ordering::Relaxed);
+    // As a rule there is none, and whose memory it is need not be asked. What can't be read is found out below.
+    if at == 0 || usercopy::load_word(at + OFFSET_CS) == Ok(0) {
+        return Ok(());
+    }
     current().map_or(Ok(()), |r| restart(&r, frame))
 }
 
@@ -123,7 +136,7 @@ fn store_cpu(r: &Registration, cpu: u32) -> Result<(), Errno> {
 }
 
 fn restart(r: &Registration, frame: &mut TrapFrame) -> Result<(), Errno> {
-    let at: u64 = usercopy::read(r.at + OFFSET_CS)?;
+    let at = usercopy::load_word(r.at + OFFSET_CS)?;
     if at == 0 {
         return Ok(());
     }
@@ -160,7 +173,7 @@ pub fn rseq(at: u64, len: u32, flags: u32, signature: u32) -> SysResult {
         }
         usercopy::write(at, &[0u32, NO_CPU])?;
         usercopy::write(at + OFFSET_NODE, &[0u32, 0])?;
-        *task::current().rseq.registration.lock() = None;
+        task::current().rseq.set(None);
         return Ok(0);
     }
     if flags != 0 {
@@ -185,7 +198,7 @@ pub fn rseq(at: u64, len: u32, flags: u32, signature: u32) -> SysResult {
         usercopy::write(at + OFFSET_CS, &0u64)?;
     }
     let me = task::current();
-    *me.rseq.registration.lock() = Some(wanted);
+    me.rseq.set(Some(wanted));
     me.rseq.set_due();
     Ok(0)
 }
