@@ -17,7 +17,7 @@
 //! # Protocol
 //! | operation | locks | flush |
 //! | --- | --- | --- |
-//! | fault: fill, raise | the page | none: no entry lost a right |
+//! | fault: fill, raise | the page; while a neighbour is filled too, also that one | none: no entry lost a right |
 //! | fault: copy on write, move_page | the page, over copy and flush | under the lock |
 //! | fault: an object's page | none while the object is asked; then the page | none |
 //! | map, unmap, protect, advise, lock, grow | the range (grow: and the gap below it) | one round, under the locks |

@@ -79,7 +79,7 @@ pub struct Entry<'m> {
 }
 
 impl Entry<'_> {
-    /// That of another page in the same table, whose lock the caller has too.
+    /// That of another page in the same table, to be [set](Self::set) by who has its lock too.
     #[inline]
     pub fn beside(&self, page: Page) -> Option<Entry<'_>> {
         Some(Entry { entry: self.entries.get(page.index(0))?, ..*self })

@@ -42,7 +42,7 @@ impl Radix {
             new.word()
         });
         if mutant!("guard-no-flush") && advice == Advice::InstallGuards {
-            change.gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
+            change.flush_nobody();
         }
         change.settle();
         drop(guard);

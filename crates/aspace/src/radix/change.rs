@@ -1,10 +1,12 @@
 //! What an operation does to pages that it has locked: the counting, and the gathering of what it takes out.
 
+use core::ops::Range;
+
 use ::radix::{Section, Taken};
 use addr::{Page, PageRange, Prot};
 use owned::{OwnedFrame, Use};
 use pagetable::ENTRIES;
-use percpu::{CpuSet, Pinned, Unpinned};
+use percpu::{AtomicCpuSet, CpuSet, Pinned, Unpinned};
 use sync::mutant;
 use tlb::Gather;
 
@@ -25,7 +27,7 @@ pub(super) struct Change<'a> {
     targets: CpuSet,
     /// Pages in a row, of one block, that several CPUs may have entries for, which are cleared before the next flush: each table
     /// is walked once for all of them.
-    hidden: Option<PageRange>,
+    hidden: Range<u64>,
     pub(super) difference: Difference,
     /// A run of pages that an object is still to be told to be mapped no more.
     untold: Option<(&'a Desc, u64)>,
@@ -46,7 +48,7 @@ impl<'a> Change<'a> {
     pub(super) fn new(space: &'a Radix, section: &'a Section<'a, Realm>, ctx: &Unpinned<'a>) -> Self {
         let gather = Gather::new(space.machine.frames, *ctx);
         let (targets, difference) = (CpuSet::EMPTY, Difference::default());
-        Self { space, section, gather, targets, hidden: None, difference, untold: None }
+        Self { space, section, gather, targets, hidden: 0..0, difference, untold: None }
     }
     pub(super) fn section(&self) -> &'a Section<'a, Realm> {
         self.section
@@ -157,30 +159,27 @@ impl<'a> Change<'a> {
     pub(super) fn hide(&mut self, slot: Slot, key: u64) {
         if slot.owner() == SEVERAL {
             self.hide_several(key);
-        } else if self.space.tables.clear(page(key), slot, &mut self.targets) {
+        } else if self.space.tables.clear_of_one(page(key), slot, &mut self.targets) {
             self.stale(key);
         }
     }
+    #[cold]
     fn hide_several(&mut self, key: u64) {
-        let first = match self.hidden {
-            Some(run) if run.end().number() == key && !key.is_multiple_of(ENTRIES as u64) => {
-                run.start().number()
-            }
-            _ => {
-                self.clear_hidden();
-                key
-            }
-        };
-        self.hidden = Some(pages(first, key + 1));
+        if self.hidden.end != key || key.is_multiple_of(ENTRIES as u64) {
+            self.clear_hidden();
+            self.hidden = key..key;
+        }
+        self.hidden.end = key + 1;
     }
-    #[inline]
+    #[cold]
     fn clear_hidden(&mut self) {
-        let Some(run) = self.hidden.take() else { return };
+        let hidden = core::mem::take(&mut self.hidden);
+        if hidden.is_empty() {
+            return;
+        }
+        let run = pages(hidden.start, hidden.end);
         if self.space.tables.clear_all(run, &mut self.targets) {
-            if mutant!("radix-flush-wide") {
-                self.gather.add_range(block(run.start().number()));
-            }
-            self.gather.add_range(run);
+            self.gather.add_range(if mutant!("radix-flush-wide") { block(hidden.start) } else { run });
         }
     }
     /// The same for a page that may be managed; what its slot is to be. Of one that isn't nothing is done.
@@ -234,12 +233,17 @@ impl<'a> Change<'a> {
         }
     }
     pub(super) fn flush(&mut self) {
-        if !mutant!("radix-hidden-late") {
+        if !self.hidden.is_empty() && !mutant!("radix-hidden-late") {
             self.clear_hidden();
         }
         let pin = self.pin();
         let targets = core::mem::take(&mut self.targets);
         self.space.flush(&mut self.gather, &targets, pin);
+    }
+    /// For mutants: what was changed is flushed by no CPU.
+    pub(super) fn flush_nobody(&mut self) {
+        self.clear_hidden();
+        self.gather.flush(self.pin(), self.space.machine.shootdown, &AtomicCpuSet::new());
     }
     /// All is done that has to be done under the lock: nobody uses what was taken out, and the counts are right.
     pub(super) fn settle(&mut self) {
@@ -250,5 +254,11 @@ impl<'a> Change<'a> {
         self.tell();
         self.space.counts.add(&self.difference, self.pin());
         self.difference = Difference::default();
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        debug_assert!(self.hidden.is_empty(), "a change was dropped without a flush");
     }
 }

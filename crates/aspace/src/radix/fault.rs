@@ -168,8 +168,12 @@ impl Radix {
             let Some(beside) = guard.beside(key, like) else { continue };
             let neighbour = Slot::of(beside.span().value);
             let Some((frame, _)) = neighbour.frame() else { continue };
-            // Several have it, and this CPU is one of them now: the word stays.
-            place.set(neighbour, contents::rights(mapping, frame, self.machine.frames));
+            // What a store would have to copy is left to its own fault.
+            let rights = contents::rights(mapping, frame, self.machine.frames);
+            if rights == contents::hardware(mapping.prot) {
+                // Several have it, and this CPU is one of them now: the word stays.
+                place.set(neighbour, rights);
+            }
         }
     }
     /// Copy on write: nobody uses the old frame any more when the copy can be used. It goes when the change is dropped.
@@ -287,7 +291,7 @@ impl Radix {
             slot
         };
         if mutant!("move-no-flush") {
-            change.gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
+            change.flush_nobody();
         }
         change.flush();
         // SAFETY: the slot has a share, counted for this use; the value made of it here is not given back.

@@ -267,7 +267,7 @@ impl Radix {
                 slot.cleaned().word()
             });
             if mutant!("dirty-no-flush") {
-                change.gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
+                change.flush_nobody();
             }
             change.settle();
             drop(guard);

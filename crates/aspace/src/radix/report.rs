@@ -176,7 +176,7 @@ impl Radix {
             slot.blank().word()
         });
         if mutant!("cut-no-flush") {
-            change.gather.flush(&pin, self.machine.shootdown, &AtomicCpuSet::new());
+            change.flush_nobody();
         }
         change.settle();
         drop(guard);

@@ -131,6 +131,18 @@ impl Tables {
     pub(super) fn clear(&self, page: Page, slot: Slot, targets: &mut CpuSet) -> bool {
         self.weaken(slot, targets, |mirror| mirror.clear(page).is_present())
     }
+    /// As [`Self::clear`], for a page that one CPU at most may have an entry for.
+    #[inline(always)]
+    pub(super) fn clear_of_one(&self, page: Page, slot: Slot, targets: &mut CpuSet) -> bool {
+        let Some((cpu, mirror)) = owner(slot.owner()).and_then(|cpu| Some((cpu, self.of(cpu)?))) else {
+            return false;
+        };
+        let present = mirror.clear(page).is_present();
+        if present {
+            targets.insert(cpu);
+        }
+        present
+    }
     /// As [`Self::clear`], and whether an entry has said that the page was written.
     pub(super) fn clear_noting(&self, page: Page, slot: Slot, targets: &mut CpuSet) -> (bool, bool) {
         let mut dirty = false;
@@ -256,7 +268,8 @@ impl Ready<'_> {
     pub(super) fn is_own(&self) -> bool {
         self.owner != SEVERAL
     }
-    /// The place of another page in the same table, whose slot the caller has locked too, if it is empty.
+    /// The place of another page in the same table, if it is empty, to be [set](Self::set) when the caller has that page's slot
+    /// locked too. The table is this CPU's own, so it stays empty until then.
     #[inline]
     pub(super) fn beside(&self, page: Page) -> Option<Ready<'_>> {
         let entry = self.entry.beside(page)?;
