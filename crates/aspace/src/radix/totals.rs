@@ -10,25 +10,34 @@
 //! Limits are a process's, so either all of its calls take the lock or none: a process that has a limit on memory, or locks
 //! memory, pays with one line for each call that maps.
 //!
-//! **The most there ever was** is the largest sum that somebody has seen. A CPU looks when its own part has become larger
-//! than ever by [`STEP`], and whoever asks looks too. So the figure is too small by fewer than that for each CPU, and who
-//! maps and unmaps the same again and again never looks.
+//! **The most there ever was** is the largest sum that somebody has seen. A sum is largest just before a part becomes smaller, or
+//! now; so whoever is to make a part smaller looks first, if any part has grown since somebody looked, and so does whoever asks:
+//!
+//! ```text
+//! grow:    part += n;  if part >= seen + STEP:  seen = part;  fence [T1];  if !grown: grown = true
+//! shrink:  if grown:  look;  grown = false;  fence [T1];  look;      then part -= n
+//! ```
+//! The first look is for who shrinks at the same time and finds nothing to do; the second for what has grown since the first.
+//! Threads that only get more memory share `grown`, which they read; and so do those that map and unmap the same again and again,
+//! whose parts are never larger than they were. By the fences either the growing part is in the sum, or the one who grows finds
+//! that it has to say so again. The figure is too small by fewer than [`STEP`] for each CPU; and, as a part is not said to grow that
+//! only gets back what it had before, by what such parts have in common.
 
-use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering, fence};
 
 use percpu::{Line, PerCpu, Pinned};
-use sync::SpinLock;
+use sync::{SpinLock, mutant};
 
 use crate::{Error, Limits, Mapping, Totals};
 
-/// Pages by which a CPU's part has to become larger than it ever was before the sum is looked at.
+/// Pages by which a CPU's part has to become larger than it ever was before that is said.
 const STEP: i64 = 32;
 
 const PAGES: usize = 0;
 const RESIDENT: usize = 6;
 const COUNTS: usize = 7;
 
-/// One CPU's part: counts, which may be negative, and the largest that two of them were when it looked last.
+/// One CPU's part: counts, which may be negative, and how large two of them were when it last said that they grow.
 #[derive(Default)]
 struct Part {
     counts: [AtomicI64; COUNTS],
@@ -38,8 +47,16 @@ struct Part {
 pub(crate) struct Counts {
     parts: PerCpu<Part>,
     limiting: Line<SpinLock<()>>,
-    /// The most pages, and the most that had a frame; on lines of their own, since faults read what is beside them.
-    peaks: Line<[AtomicU64; 2]>,
+    /// On lines of their own, since faults read what is beside them.
+    peaks: Line<Peaks>,
+}
+
+#[derive(Default)]
+struct Peaks {
+    /// The most pages, and the most that had a frame.
+    most: [AtomicU64; 2],
+    /// Whether a part has grown since somebody looked. Read by all, so written only to change it.
+    grown: AtomicBool,
 }
 
 // Relaxed, all of this module: a CPU's part is written by who is pinned to it; what calls have returned before is seen by
@@ -117,12 +134,15 @@ impl Counts {
     }
     #[inline]
     pub(crate) fn add(&self, change: &Difference, pin: &Pinned<'_>) {
+        if change.counts[PAGES].min(change.counts[RESIDENT]) < 0 && self.peaks.0.grown.load(OWN) {
+            self.look_before();
+        }
         let part = self.parts.get(pin);
         each(change.touched, |i| part.counts[i].store(part.counts[i].load(OWN) + change.counts[i], OWN));
         for (seen, count) in part.seen.iter().zip([PAGES, RESIDENT]) {
             let now = part.counts[count].load(OWN);
             if now >= seen.load(OWN) + STEP {
-                self.peaked(seen, now);
+                self.grown(seen, now);
             }
         }
     }
@@ -134,12 +154,30 @@ impl Counts {
         let now = count.load(OWN) + 1;
         count.store(now, OWN);
         if now >= seen.load(OWN) + STEP {
-            self.peaked(seen, now);
+            self.grown(seen, now);
         }
     }
+    /// A part, which the caller has changed, is larger than ever.
     #[cold]
-    fn peaked(&self, seen: &AtomicI64, now: i64) {
+    fn grown(&self, seen: &AtomicI64, now: i64) {
         seen.store(now, OWN);
+        // SeqCst [T1]: the part before the flag; partner: the fence in `look_before`.
+        fence(Ordering::SeqCst);
+        let grown = &self.peaks.0.grown;
+        if !grown.load(OWN) {
+            grown.store(true, OWN);
+        }
+    }
+    /// Some part has grown, and the caller is to make one smaller.
+    #[cold]
+    fn look_before(&self) {
+        if mutant!("peak-unseen") {
+            return;
+        }
+        self.look();
+        self.peaks.0.grown.store(false, OWN);
+        // SeqCst [T1]: the flag before the parts; partner: the fence in `grown`.
+        fence(Ordering::SeqCst);
         self.look();
     }
     /// Add to the totals what is `more`, if `admit` agrees to what they are. Nobody else for whom limits may `bind` comes
@@ -166,14 +204,18 @@ impl Counts {
         }
         // Parts are read one after the other, so a sum may be off while others change them; never below zero for long.
         let [pages, data, stack, code, locked, shared, resident] = sums.map(|sum| sum.max(0) as u64);
-        let [peak, peak_resident] = &self.peaks.0;
-        peak.fetch_max(pages, OWN);
-        peak_resident.fetch_max(resident, OWN);
+        let [peak, _] = &self.peaks.0.most;
+        for (most, now) in self.peaks.0.most.iter().zip([pages, resident]) {
+            // Not written unless it must be: whoever makes a part smaller reads this line.
+            if most.load(OWN) < now {
+                most.fetch_max(now, OWN);
+            }
+        }
         (Totals { pages, peak: peak.load(OWN), data, stack, code, locked, shared }, resident)
     }
     /// The most pages that had a frame.
     pub(crate) fn peak_resident(&self) -> u64 {
         self.look();
-        self.peaks.0[1].load(OWN)
+        self.peaks.0.most[1].load(OWN)
     }
 }

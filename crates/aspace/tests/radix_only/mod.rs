@@ -408,6 +408,30 @@ fn the_most_pages_are_known_to_a_few() {
     });
 }
 
+/// Nobody has looked at the sum while it grew: the CPU that makes it smaller must, also one whose own part never grew.
+#[test]
+fn the_most_pages_are_known_when_another_cpu_takes_them_away() {
+    let sim = Sim::new(2, 512);
+    let space = sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        space.map(Placement::Fixed(page(BASE)), 300, anonymous(RW), &ctx).expect("there is room");
+        for i in 0..300 {
+            assert_eq!(space.fault(page(BASE + i).base(), Access::Write, &ctx), Ok(()));
+        }
+        space
+    });
+    sim.cpus.on(1, |ctx| {
+        // In two steps: what is looked at is the sum before the first.
+        assert_eq!(space.unmap(range(BASE, 200), &ctx), Ok(()));
+        assert_eq!(space.unmap(range(BASE + 200, 100), &ctx), Ok(()));
+        let usage = space.usage(&ctx);
+        assert_eq!((usage.mapped_pages, usage.resident_pages), (0, 0));
+        assert!(usage.totals.peak >= 300 - 32, "{}", usage.totals.peak);
+        assert!(usage.peak_resident >= 300 - 32, "{}", usage.peak_resident);
+        space.clear(&ctx);
+    });
+}
+
 #[test]
 fn cpus_map_apart_and_get_the_same_place_again() {
     const GIB: u64 = 1 << 18;
