@@ -8,8 +8,8 @@
 //! on and waits until no slot announces an older one. Epochs have 52 bits and never come back, so one phase is enough.
 //!
 //! ```text
-//! enter:  if slot == 0: slot = epoch (Acquire) and one section (Release) [O4]; else one section more;   light [O5]
-//! leave:  one section less; slot = 0 after the last (Release) [O6]
+//! enter:  if slot has no section: slot = epoch (Acquire) and one section (Release) [O4]; else one section more;   light [O5]
+//! leave:  one section less (Release) [O6]
 //! snap:   fence(SeqCst) [O7]; need = started + 1                 a period that is under way does not count
 //! drive:  (one at a time) if ended == started and need > started:
 //!             started += 1; heavy [O5]; target = ++epoch (AcqRel) [O4]

@@ -24,8 +24,9 @@ use super::{
     lock,
 };
 
-/// An announcement: the epoch, of which 52 bits last for centuries; whether readers run fences; how many sections there are
-/// within the first. The epoch is 0 if there is no section. What is frequent is all 0 below the epoch.
+/// An announcement: the epoch, of which 52 bits last for centuries; whether readers run fences; how many sections there are. The
+/// epoch says nothing while there is none. So a section ends by counting one less, whatever was found, and the domain's
+/// epoch has its first section counted already: what it says is announced as it is.
 const EPOCH_SHIFT: u32 = 12;
 const FENCES: u64 = 1 << 11;
 const DEPTH: u64 = FENCES - 1;
@@ -37,7 +38,7 @@ fn idle(fences: bool) -> u64 {
 
 /// The epoch word of a new domain: what a thread announces for its first section.
 pub(super) fn first_epoch(fences: bool) -> u64 {
-    1 << EPOCH_SHIFT | idle(fences)
+    1 << EPOCH_SHIFT | idle(fences) | 1
 }
 
 /// Move the epoch on; the new one.
@@ -120,17 +121,15 @@ impl Slot {
     #[inline(always)]
     pub(super) fn enter(&self, epoch: &AtomicU64) {
         // Relaxed, here and in `leave`: the thread's own word.
-        match self.announced.load(Ordering::Relaxed) {
-            0 => {
-                self.announce(Self::current(epoch));
-                light(false);
-            }
-            now => {
-                cold_path();
-                self.announce(if now == FENCES { Self::current(epoch) } else { deeper(now) });
-                // In a handler, too, which may have come between the two for another section.
-                light(now & FENCES != 0);
-            }
+        let now = self.announced.load(Ordering::Relaxed);
+        if now & (FENCES | DEPTH) == 0 {
+            self.announce(Self::current(epoch));
+            light(false);
+        } else {
+            cold_path();
+            self.announce(if now & DEPTH == 0 { Self::current(epoch) } else { deeper(now) });
+            // In a handler, too, which may have come between the two for another section.
+            light(now & FENCES != 0);
         }
     }
     /// [O5]: before the section's loads by `light`; partner: `heavy` in `drive`.
@@ -146,33 +145,24 @@ impl Slot {
         // Acquire [O4]: who announces an epoch sees what was unlinked before it; partner: the addition in `advance`.
         epoch.load(Ordering::Acquire)
     }
-    /// End a section.
+    /// End a section. No branch asks whether it is the last; the compiler makes one instruction of this.
     #[inline(always)]
     pub(super) fn leave(&self) {
         let now = self.announced.load(Ordering::Relaxed);
-        if now & (FENCES | DEPTH) == 0 {
-            self.end(0);
-        } else {
-            cold_path();
-            self.end(if now & DEPTH == 0 { FENCES } else { now - 1 });
-        }
-    }
-    #[inline(always)]
-    fn end(&self, announcement: u64) {
         let order = if mutant!("rcu-user-relaxed-leave") { Ordering::Relaxed } else { Ordering::Release };
         // Release [O6]: the section's loads come before; partner: the load in `blocks`.
-        self.announced.store(announcement, order);
+        self.announced.store(now - 1, order);
     }
     /// Whether the thread is in a section; asked by itself.
     pub(super) fn is_open(&self) -> bool {
         // Relaxed: its own word.
-        self.announced.load(Ordering::Relaxed) >> EPOCH_SHIFT != 0
+        self.announced.load(Ordering::Relaxed) & DEPTH != 0
     }
     /// Whether the thread is in a section that began before `epoch`.
     pub(super) fn blocks(&self, epoch: u64) -> bool {
         // Acquire [O4, O6]: sections that are over come before what is done then; partners: the stores in `enter` and `leave`.
-        let announced = self.announced.load(Ordering::Acquire) >> EPOCH_SHIFT;
-        announced != 0 && announced < epoch
+        let announced = self.announced.load(Ordering::Acquire);
+        announced & DEPTH != 0 && announced >> EPOCH_SHIFT < epoch
     }
     /// The number of the slot's thread; asked by itself.
     pub(super) fn owner(&self) -> usize {
