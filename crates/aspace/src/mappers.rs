@@ -272,7 +272,7 @@ impl All<'_> {
 
 impl Mappers {
     /// Nobody.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         let common = Common { list: List::new(false), last: None, moves: 0 };
         Self { common: SpinLock::new(common), own: Once::new(), cuts: AtomicU64::new(0) }
     }

@@ -441,3 +441,38 @@ fn link_under(
         None => there,
     })
 }
+
+/// Where faults, walks and unmappings meet, on words of a model's own: loom's are larger than entries are, so that a table of them
+/// fits no frame.
+#[cfg(loom)]
+#[allow(missing_docs, reason = "for models of the crates above")]
+pub mod steps {
+    use super::{AtomicU64, Held, Leaf, Ordering, OwnedFrame, Page, Pte, Unmade};
+
+    fn hold(above: &AtomicU64) -> Held<'_> {
+        super::lock_link(above).expect("the table above stays");
+        Held::Named(above)
+    }
+    pub fn lock_leaf<'t>(slot: &'t AtomicU64, entries: &'t [AtomicU64], page: Page) -> Option<Leaf<'t>> {
+        super::lock_link(slot)?;
+        Some(Leaf::locked(slot, entries, page))
+    }
+    pub fn link(
+        above: &AtomicU64,
+        slot: &AtomicU64,
+        spare: &mut Option<OwnedFrame>,
+        alive: impl Fn() -> bool,
+    ) -> Result<Pte, Unmade> {
+        super::link_under(&hold(above), slot, spare, alive)
+    }
+    pub fn next_in_order<'t>(entries: &'t [AtomicU64], above: &AtomicU64) -> Option<&'t AtomicU64> {
+        super::first_link_in_order(entries, || drop(hold(above))).map(|(_, slot, _)| slot)
+    }
+    /// Of a table that is there and stays until then.
+    pub fn unlink(slot: &AtomicU64) -> Pte {
+        super::lock_link(slot).expect("nobody else unlinks");
+        // AcqRel: as in `detach`.
+        let link = Pte::from_bits(slot.swap(0, Ordering::AcqRel));
+        Pte::from_bits(link.bits() & !Pte::LOCK)
+    }
+}

@@ -35,6 +35,8 @@ mod concurrent;
 mod loom;
 mod mirror;
 
+#[cfg(loom)]
+pub use concurrent::steps;
 pub use concurrent::{Concurrent, Hold, Unlinked, Unmade};
 pub use mirror::{Entry, Mirror};
 

@@ -265,7 +265,7 @@ impl Realm {
             table: [const { AtomicPtr::new(ptr::null_mut()) }; DESCRIPTORS as usize / CHUNK],
             numbers: SpinLock::new(numbers),
             mine: PerCpu::new(cpus, |_| RefCell::new(Vec::with_capacity(MOST_NUMBERS))),
-            known: PerCpu::new(cpus, |_| [const { AtomicU64::new(word::EMPTY) }; KNOWN]),
+            known: PerCpu::new(cpus, |_| [(); KNOWN].map(|()| AtomicU64::new(word::EMPTY))),
             reserves: PerCpu::new(cpus, |_| RefCell::new(Reserve::new())),
             dead: Waiting::new(),
             trees: Waiting::new(),
