@@ -218,6 +218,20 @@ impl Mirror {
         }
         link.is_writable()
     }
+    /// Which groups of `group` entries of the table that serves `pages` say of a page that it was written, a bit each; of those
+    /// alone that have some of `pages`. The caller has the lock of one of these, `locked`, so that the table stays; others'
+    /// entries are as they were at some moment.
+    pub fn written_groups(&self, locked: Page, pages: PageRange, group: usize) -> u64 {
+        let Some((_, _, entries)) = self.leaf(locked) else { return 0 };
+        let first = pages.start().index(0);
+        let wanted = first / group..=(first + pages.len() as usize - 1) / group;
+        let groups = entries.chunks(group).enumerate().filter(|(at, _)| wanted.contains(at));
+        groups.fold(0, |found, (at, some)| {
+            // Acquire: who has emptied an entry had locked its page before that; partner: `clear`.
+            let all = some.iter().fold(0, |all, entry| all | entry.load(Ordering::Acquire));
+            found | u64::from(all & Pte::DIRTY != 0) << at
+        })
+    }
     /// Empty the entries of `pages`, which one table serves. Whether one was present: then flush. The caller has the pages'
     /// locks.
     pub fn clear_all(&self, pages: PageRange) -> bool {

@@ -29,6 +29,14 @@
 //! again; by the flush that is over when the call returns, and until then its stores go to a page that the caller is about to be told
 //! of, and reads after that. One that has it cached as clean must set the bit in the entry first, and finds it as it is.
 //!
+//! **Pages that nobody has written.** To lock them all is most of the work where few were, so a table's pages are glanced at
+//! first: one of them is locked, so that no table of theirs is unlinked; then all their entries are looked at, *and then* their
+//! slots. If no entry has the bit, and no slot is DIRTY or locked, no page was written that an earlier call has not told of. For
+//! a store that was over had its bit in an entry that the look goes to, or in the slot. If it was in the entry and the look found
+//! it no more, somebody had taken it out, under the slot's lock, which was taken before that: and what the look found in the
+//! entry, it found before it came to the slot. There it finds the lock, or what the holder left: DIRTY, unless a call has
+//! taken it since, and told of it. The other way round a bit could be missed that is on its way from the entry to the slot.
+//!
 //! **A dirty bit goes nowhere but into the slot.** Entries that are dropped while the page lives on:
 //! * copy on write is for a store, so the slot becomes DIRTY with the copy;
 //! * `remap` and `move_page` empty the entry by a swap and keep the bit that was there ([`Change::hide_managed`]): after the
@@ -54,6 +62,8 @@ use crate::{Level, Step, page as contents};
 const BATCH: usize = 32;
 /// So many pages are looked at for what was written at a time: those of a leaf table.
 const CHUNK: u64 = ENTRIES as u64;
+/// And so many are locked, or not, as one of them was written or none.
+const GROUP: u64 = 64;
 
 impl Radix {
     fn manage_pages(&self, range: PageRange, level: Option<Level>, ctx: &Unpinned<'_>) -> Result<(), Error> {
@@ -137,15 +147,7 @@ impl Radix {
         if keys(step.range).is_empty() {
             return Err(Error::NoMapping);
         }
-        let guard = match guards.last() {
-            None => self.lock_pages(step.range, Mode::Edit, section)?,
-            Some(lower) => {
-                let mut reserve = self.realm.reserve(section.pin()).borrow_mut();
-                let keys = keys(step.range);
-                let locked = self.tree.lock_behind(lower, keys, Mode::Edit, &mut reserve, section);
-                locked.map_err(|_| Error::NoMemory)?
-            }
-        };
+        let guard = self.lock_more(step.range, guards, section)?;
         let mut result = Ok(());
         guard.all(|span| {
             let slot = Slot::of(span.value);
@@ -167,6 +169,18 @@ impl Radix {
         });
         fold_alike(guard);
         Ok(())
+    }
+    /// Lock `range`, which lies behind `guards`.
+    fn lock_more<'g>(
+        &'g self,
+        range: PageRange,
+        guards: &[Guard<'g>],
+        section: &'g Section<'_, Realm>,
+    ) -> Result<Guard<'g>, Error> {
+        let Some(lower) = guards.last() else { return self.lock_pages(range, Mode::Edit, section) };
+        let mut reserve = self.realm.reserve(section.pin()).borrow_mut();
+        let locked = self.tree.lock_behind(lower, keys(range), Mode::Edit, &mut reserve, section);
+        locked.map_err(|_| Error::NoMemory)
     }
     /// Take `step` for page `at` alone.
     fn step_one(&self, at: Page, step: &Step, ctx: &Unpinned<'_>) -> Result<(), Error> {
@@ -250,29 +264,53 @@ impl Radix {
         while let Some(from) = self.written_from(at, end, ctx) {
             let chunk = from..((from / CHUNK + 1) * CHUNK).min(end);
             at = chunk.end;
-            let pin = ctx.pin();
-            let section = self.tree.enter(&pin);
-            let mut change = Change::new(self, &section, ctx);
-            let mut guard = self.lock_pages(pages(chunk.start, chunk.end), Mode::Edit, &section)?;
-            guard.update(|span| {
-                let slot = Slot::of(span.value);
-                if slot.level().is_none() {
-                    return span.value;
-                }
-                let noted = slot.frame().is_some() && change.clean(slot, span.first);
-                if noted || slot.is_dirty() {
-                    let bits = span.first - start..span.first + span.keys - start;
-                    bits.for_each(|bit| set(written, bit));
-                }
-                slot.cleaned().word()
-            });
-            if mutant!("dirty-no-flush") {
-                change.flush_nobody();
-            }
-            change.settle();
-            drop(guard);
+            let groups = self.written_groups(&chunk, ctx)?;
+            self.collect_groups(chunk, groups, |pages| pages.for_each(|key| set(written, key - start)), ctx)?;
         }
         Ok(())
+    }
+    /// Say of the pages of `chunk` which were written, of those in `groups` alone.
+    fn collect_groups(
+        &self,
+        chunk: Range<u64>,
+        mut groups: u64,
+        mut say: impl FnMut(Range<u64>),
+        ctx: &Unpinned<'_>,
+    ) -> Result<(), Error> {
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let mut change = Change::new(self, &section, ctx);
+        let mut guards = Vec::new();
+        guards.try_reserve_exact(BATCH).map_err(|_| Error::NoMemory)?;
+        let table = chunk.start / CHUNK * CHUNK;
+        let mut result = Ok(());
+        while groups != 0 && result.is_ok() {
+            let first = u64::from(groups.trailing_zeros());
+            let end = first + u64::from((groups >> first).trailing_ones());
+            groups &= u64::MAX.checked_shl(end as u32).unwrap_or(0);
+            let keys = chunk.start.max(table + first * GROUP)..chunk.end.min(table + end * GROUP);
+            let locked = self.lock_more(pages(keys.start, keys.end), &guards, &section);
+            result = locked.map(|mut guard| {
+                guard.update(|span| {
+                    let slot = Slot::of(span.value);
+                    if slot.level().is_none() {
+                        return span.value;
+                    }
+                    let noted = slot.frame().is_some() && change.clean(slot, span.first);
+                    if noted || slot.is_dirty() {
+                        say(span.first..span.first + span.keys);
+                    }
+                    slot.cleaned().word()
+                });
+                guards.push(guard);
+            });
+        }
+        if mutant!("dirty-no-flush") {
+            change.flush_nobody();
+        }
+        change.settle();
+        drop(guards);
+        result
     }
     /// The first page of `at..end` that may have been written, by a look without locks: pages without a frame that aren't DIRTY
     /// were not when they were looked at.
@@ -286,6 +324,37 @@ impl Radix {
             !may
         });
         first
+    }
+    /// Which groups of pages of `chunk`, that one leaf table serves, may have been written, by a look with its first page
+    /// locked: of the others none was that had not been taken when it began.
+    fn written_groups(&self, chunk: &Range<u64>, ctx: &Unpinned<'_>) -> Result<u64, Error> {
+        let pin = ctx.pin();
+        let section = self.tree.enter(&pin);
+        let guard = self.tree.lock_one(chunk.start, &section).map_err(|_| Error::NoMemory)?;
+        // Unmapped meanwhile: nothing keeps a table.
+        let Some(guard) = guard else { return Ok(u64::MAX) };
+        let (locked, all) = (guard.span().first, pages(chunk.start, chunk.end));
+        let of_entries = || self.tables.written_groups(page(chunk.start), all, GROUP as usize, &pin);
+        let of_slots = || {
+            let mut groups = 0;
+            self.tree.scan(chunk.clone(), &section, |found| {
+                let is_changing = found.locked && !mutant!("dirty-glance-unlocked");
+                let is_moving = found.frozen || is_changing && found.first != locked;
+                if (is_moving || Slot::of(found.value).is_dirty()) && !mutant!("dirty-glance-no-slots") {
+                    // Of spans that are larger all have the same word.
+                    let last = (found.first + found.keys).min(chunk.end) - 1;
+                    let of = |key: u64| key % CHUNK / GROUP;
+                    groups |= (of(found.first.max(chunk.start))..=of(last)).fold(0, |all, at| all | 1 << at);
+                }
+                true
+            });
+            groups
+        };
+        // In this order: see the module.
+        let mut groups = of_entries();
+        groups |= of_slots();
+        drop(guard);
+        Ok(groups)
     }
     fn write_again(&self, range: PageRange, written: &[u64], ctx: &Unpinned<'_>) -> Result<(), Error> {
         let start = range.start().number();

@@ -164,6 +164,19 @@ impl Tables {
         });
         (stale, dirty)
     }
+    /// Which groups of so many pages say in any table that a page was written; the rest as [`Mirror::written_groups`].
+    pub(super) fn written_groups(
+        &self,
+        locked: Page,
+        pages: PageRange,
+        group: usize,
+        pin: &Pinned<'_>,
+    ) -> u64 {
+        if mutant!("dirty-glance-own") {
+            return self.mine(pin).1.written_groups(locked, pages, group);
+        }
+        self.all().fold(0, |all, (_, mirror)| all | mirror.written_groups(locked, pages, group))
+    }
     /// Whether this CPU alone may have an entry for a page whose slot is `slot`, in a table of its own.
     #[inline]
     pub(super) fn is_alone(&self, slot: Slot, pin: &Pinned<'_>) -> bool {

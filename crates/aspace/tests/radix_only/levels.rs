@@ -516,3 +516,54 @@ fn no_store_is_lost_by_who_takes_what_was_written() {
         range(BASE, PAGES)
     }
 }
+
+/// N3, at once: a store that is over is told of by the next call, also while its note is on the way from an entry to the slot.
+#[test]
+fn a_store_is_told_of_by_the_next_call_while_its_page_moves() {
+    with(2, 4, Level::ReadWrite, |sim, space, ctx| {
+        // The look locks the first page that has a frame: not the one that moves.
+        assert_eq!(sim.store(&**space, page(BASE), 1, ctx), Ok(()));
+        assert_eq!(taken(&**space, 4, ctx), [0]);
+        assert_eq!(sim.store(&**space, page(BASE + 1), 2, ctx), Ok(()));
+        let (emptied, is_emptied) = std::sync::mpsc::channel();
+        let taker = {
+            let space = space.clone();
+            std::thread::spawn(move || {
+                is_emptied.recv().expect("the page moves");
+                sim.cpus.on(1, |ctx| taken(&*space, 4, &ctx))
+            })
+        };
+        *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
+            // Its entry is empty, and its slot says nothing yet. Who takes waits for the lock, or is mistaken.
+            let _ = emptied.send(());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }));
+        let moved = space.move_page(page(BASE + 1), Place::default(), &|_| false, ctx);
+        assert_eq!(moved, Err(Unmoved::NoMemory));
+        *sim.on_flush.lock().unwrap() = None;
+        assert_eq!(taker.join().expect("it works"), [1]);
+    });
+}
+
+/// Where only some groups of a table's pages were written, the others are left alone.
+#[test]
+fn written_pages_are_found_in_any_part_of_a_table() {
+    with(1, 1500, Level::ReadWrite, |sim, space, ctx| {
+        let all: Vec<u64> = (0..1500).collect();
+        all.iter().for_each(|&at| assert_eq!(sim.store(&**space, page(BASE + at), at, ctx), Ok(())));
+        assert_eq!(taken(&**space, 1500, ctx), all);
+        for step in [1, 63, 64, 65, 200, 511, 512, 700] {
+            let some: Vec<u64> = (step % 7..1500).step_by(step as usize).collect();
+            some.iter().for_each(|&at| assert_eq!(sim.store(&**space, page(BASE + at), at, ctx), Ok(())));
+            assert_eq!(taken(&**space, 1500, ctx), some);
+            assert_eq!(taken(&**space, 1500, ctx), []);
+        }
+        // Parts of the range: what is beyond them is as it was.
+        let at = |at: u64| assert_eq!(sim.store(&**space, page(BASE + at), 1, ctx), Ok(()));
+        [70, 100, 130].iter().for_each(|&page| at(page));
+        let mut bits = [0];
+        assert_eq!(managed(&**space).take_dirty(range(BASE + 90, 20), &mut bits, ctx), Ok(()));
+        assert_eq!(bits, [1 << 10]);
+        assert_eq!(taken(&**space, 1500, ctx), [70, 130]);
+    });
+}
