@@ -17,6 +17,7 @@ use std::{
 use crate::{
     report,
     slots::{self, FREED, LIVE, PAGE, Place},
+    stack,
 };
 
 const PATTERN: u8 = 0xa9;
@@ -95,72 +96,75 @@ impl FenceAlloc {
     pub const fn sampled(every: usize) -> Self {
         Self { every, count: AtomicUsize::new(0) }
     }
+}
 
-    fn place(&self, layout: Layout) -> Option<*mut u8> {
-        let size = layout.size().max(1);
-        if layout.align() > PAGE || !slots::ready() {
+/// A guarded object; nothing if it is too large, aligned to more than a page, or if there are no more guards.
+pub fn place(layout: Layout) -> Option<*mut u8> {
+    let size = layout.size().max(1);
+    if layout.align() > PAGE || !slots::ready() {
+        return None;
+    }
+    let rounded = size.checked_next_multiple_of(layout.align())?;
+    let class = slots::class_of(rounded.div_ceil(PAGE))?;
+    report::install();
+    let (place, used) = slots::take(class)?;
+    let (start, len) = (place.start(), place.len());
+    if !used {
+        if place.number == 0 {
+            close(start - PAGE, PAGE);
+        }
+        if !close(start + len, PAGE) {
+            // Not one more mapping: the rest is the system's. The slot stays carved, and is never used.
             return None;
         }
-        let rounded = size.checked_next_multiple_of(layout.align())?;
-        let class = slots::class_of(rounded.div_ceil(PAGE))?;
-        report::install();
-        let (place, used) = slots::take(class)?;
-        let (start, len) = (place.start(), place.len());
-        if !used {
-            if place.number == 0 {
-                close(start - PAGE, PAGE);
-            }
-            if !close(start + len, PAGE) {
-                // Not one more mapping: the rest is the system's. The slot stays carved, and is never used.
-                return None;
-            }
-        }
-        let offset = len - rounded;
-        let slot = place.slot();
-        // Relaxed, all: the slot is this thread's until the object's address is handed out.
-        slot.size.store(size, Ordering::Relaxed);
-        slot.offset.store(offset, Ordering::Relaxed);
-        slot.allocated_by.store(thread(), Ordering::Relaxed);
-        slot.state.store(LIVE, Ordering::Relaxed);
-        let at = start + offset;
-        let before = BEFORE.min(offset);
-        // SAFETY: all in the slot, which is open and this thread's.
-        unsafe {
-            ((at - before) as *mut u8).write_bytes(PATTERN, before);
-            ((at + size) as *mut u8).write_bytes(PATTERN, rounded - size);
-        }
-        Some(at as *mut u8)
     }
+    let offset = len - rounded;
+    let slot = place.slot();
+    // Relaxed, all: the slot is this thread's until the object's address is handed out.
+    slot.size.store(size, Ordering::Relaxed);
+    slot.offset.store(offset, Ordering::Relaxed);
+    slot.allocated_by.store(thread(), Ordering::Relaxed);
+    stack::note(&slot.allocated_at);
+    slot.state.store(LIVE, Ordering::Relaxed);
+    let at = start + offset;
+    let before = BEFORE.min(offset);
+    // SAFETY: all in the slot, which is open and this thread's.
+    unsafe {
+        ((at - before) as *mut u8).write_bytes(PATTERN, before);
+        ((at + size) as *mut u8).write_bytes(PATTERN, rounded - size);
+    }
+    Some(at as *mut u8)
+}
 
-    /// Take an object of ours back.
-    fn take_back(&self, at: usize, place: Place) {
-        let slot = place.slot();
-        let (size, offset) = (slot.size.load(Ordering::Relaxed), slot.offset.load(Ordering::Relaxed));
-        if !place.is_carved() || at != place.start() + offset {
-            report::free("free of what is not an object", place);
-        }
-        // AcqRel: of two threads that free it one finds it freed, and sees who did.
-        if slot.state.compare_exchange(LIVE, FREED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            report::free("free of what was freed", place);
-        }
-        let before = BEFORE.min(offset);
-        let is_whole = |from: usize, to: usize| {
-            // SAFETY: in the slot, which is open until it is closed below.
-            (from..to).all(|at| unsafe { (at as *const u8).read_volatile() } == PATTERN)
-        };
-        if !is_whole(at + size, place.start() + place.len()) {
-            report::free("free, and bytes past the end were written", place);
-        }
-        if !is_whole(at - before, at) {
-            report::free("free, and bytes before the start were written", place);
-        }
-        slot.freed_by.store(thread(), Ordering::Relaxed);
-        close(place.start(), place.len());
-        if let Some(oldest) = slots::quarantine(place, QUARANTINE)
-            && open(oldest.start(), oldest.len())
-        {
-            slots::give(oldest);
-        }
+/// Take an object of ours back.
+pub fn take_back(at: usize, place: Place) {
+    let slot = place.slot();
+    let (size, offset) = (slot.size.load(Ordering::Relaxed), slot.offset.load(Ordering::Relaxed));
+    if !place.is_carved() || at != place.start() + offset {
+        report::free("free of what is not an object", place);
+    }
+    // AcqRel: of two threads that free it one finds it freed, and sees who did.
+    if slot.state.compare_exchange(LIVE, FREED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        report::free("free of what was freed", place);
+    }
+    let before = BEFORE.min(offset);
+    let is_whole = |from: usize, to: usize| {
+        // SAFETY: in the slot, which is open until it is closed below.
+        (from..to).all(|at| unsafe { (at as *const u8).read_volatile() } == PATTERN)
+    };
+    if !is_whole(at + size, place.start() + place.len()) {
+        report::free("free, and bytes past the end were written", place);
+    }
+    if !is_whole(at - before, at) {
+        report::free("free, and bytes before the start were written", place);
+    }
+    slot.freed_by.store(thread(), Ordering::Relaxed);
+    stack::note(&slot.freed_at);
+    close(place.start(), place.len());
+    if let Some(oldest) = slots::quarantine(place, QUARANTINE)
+        && open(oldest.start(), oldest.len())
+    {
+        slots::give(oldest);
     }
 }
 
@@ -170,14 +174,14 @@ unsafe impl GlobalAlloc for FenceAlloc {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // Relaxed: a count of no consequence.
         let nth = self.every > 1 && !self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.every);
-        let placed = if nth { None } else { self.place(layout) };
+        let placed = if nth { None } else { place(layout) };
         // SAFETY: as the caller says.
         placed.unwrap_or_else(|| unsafe { System.alloc(layout) })
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         match Place::of(at as usize) {
-            Some(place) => self.take_back(at as usize, place),
+            Some(place) => take_back(at as usize, place),
             // SAFETY: it came from there.
             None => unsafe { System.dealloc(at, layout) },
         }

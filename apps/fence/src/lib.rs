@@ -20,8 +20,10 @@
 
 mod alloc;
 mod bump;
+pub mod raw;
 mod report;
 mod slots;
+mod stack;
 
 pub use alloc::FenceAlloc;
 pub use bump::{Bump, Cursor};

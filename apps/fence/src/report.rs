@@ -5,16 +5,19 @@ use std::{
     sync::atomic::{AtomicPtr, AtomicU32, Ordering},
 };
 
-use crate::slots::{FREED, LIVE, PAGE, Place};
+use crate::{
+    slots::{FREED, LIVE, PAGE, Place},
+    stack,
+};
 
 /// A line made of words and numbers. Changed in place: a handler may have no more than 4 KiB of stack.
-struct Line([u8; 256], usize);
+pub struct Line([u8; 256], usize);
 
 impl Line {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self([0; 256], 0)
     }
-    fn text(&mut self, text: &str) -> &mut Self {
+    pub fn text(&mut self, text: &str) -> &mut Self {
         for byte in text.bytes() {
             if let Some(place) = self.0.get_mut(self.1) {
                 *place = byte;
@@ -37,7 +40,16 @@ impl Line {
         }
         self.text(std::str::from_utf8(&digits[first..]).unwrap_or("?"))
     }
-    fn say(&self) {
+    pub fn hex(&mut self, n: usize) -> &mut Self {
+        self.text("0x");
+        let digits = (64 - n.leading_zeros()).div_ceil(4).max(1);
+        for digit in (0..digits).rev() {
+            let digit = char::from_digit((n >> (4 * digit) & 15) as u32, 16).unwrap_or('?');
+            self.text(digit.encode_utf8(&mut [0; 4]));
+        }
+        self
+    }
+    pub fn say(&self) {
         // SAFETY: the buffer holds that many bytes.
         unsafe { libc::write(2, self.0.as_ptr().cast(), self.1) };
     }
@@ -61,8 +73,22 @@ fn object(line: &mut Line, place: Place) -> &mut Line {
 /// A free that is wrong, or one that shows a store that was.
 pub fn free(what: &str, place: Place) -> ! {
     object(Line::new().text("fence: ").text(what).text(": "), place).text("\n").say();
+    stack::say_own("the call");
+    stacks(place);
     // SAFETY: aborting needs nothing.
     unsafe { libc::abort() }
+}
+
+/// Where the object was allocated and freed.
+fn stacks(place: Place) {
+    if !place.is_carved() {
+        return;
+    }
+    let slot = place.slot();
+    stack::say("it was allocated", &slot.allocated_at);
+    if slot.state.load(Ordering::Relaxed) == FREED {
+        stack::say("it was freed", &slot.freed_at);
+    }
 }
 
 /// An access at an address of ours that nobody may touch.
@@ -75,6 +101,8 @@ fn access(address: usize, write: bool) {
     let end = place.start() + place.len();
     if address >= place.start() && address < end {
         object(line.text(" after free: "), place).text("\n").say();
+        stack::say_own("the access");
+        stacks(place);
         return;
     }
     // In a guard: of the object before it, or of the one after, whichever is nearer.
@@ -89,11 +117,14 @@ fn access(address: usize, write: bool) {
     let before = right.filter(known).map(|right| (right.start() + offset(right) - address, right));
     let say_past = |line: &mut Line, (past, left): (usize, Place)| {
         object(line.number(past).text(" bytes past the end of "), left).text("\n").say();
+        stacks(left);
     };
     let say_before = |line: &mut Line, (before, right): (usize, Place)| {
         object(line.number(before).text(" bytes before the start of "), right).text("\n").say();
+        stacks(right);
     };
     line.text(" ");
+    stack::say_own("the access");
     match (past, before) {
         (None, None) => line.text("in a guard of no object\n").say(),
         (Some(past), None) => say_past(&mut line, past),

@@ -10,6 +10,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
+use crate::stack::Stack;
+
 pub const PAGE: usize = 4096;
 /// Bytes of addresses of a class.
 const SHARE: usize = 1 << 35;
@@ -35,6 +37,9 @@ pub struct Slot {
     pub freed_by: AtomicU32,
     /// The next in a list, plus one.
     next: AtomicU32,
+    /// Where that was, if stacks are noted.
+    pub allocated_at: Stack,
+    pub freed_at: Stack,
 }
 
 /// Slots of a class that are not live. All under `lock`.
@@ -150,6 +155,17 @@ impl Place {
         let number = within.saturating_sub(PAGE) / ((pages(class) + 1) * PAGE);
         Some(Self { class, number: u32::try_from(number).ok()? })
     }
+    /// Whether a live object starts at `address`.
+    pub fn is_live(self, address: usize) -> bool {
+        let slot = self.slot();
+        self.is_carved()
+            && slot.state.load(Ordering::Relaxed) == LIVE
+            && address == self.start() + slot.offset.load(Ordering::Relaxed)
+    }
+    /// Bytes of its object.
+    pub fn size(self) -> usize {
+        self.slot().size.load(Ordering::Relaxed)
+    }
     /// The next slot, whose left guard is this one's right.
     pub fn after(self) -> Self {
         Self { number: self.number + 1, ..self }
@@ -228,4 +244,21 @@ pub fn give(place: Place) {
         place.slot().next.store(first, Ordering::Relaxed);
         lists.free.store(place.number + 1, Ordering::Relaxed);
     });
+}
+
+/// Hold all lists, so that a child of a fork finds them whole.
+pub fn lock_all() {
+    for lists in &LISTS {
+        // Acquire: as in `with`.
+        while lists.lock.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            // SAFETY: it touches nothing.
+            unsafe { libc::sched_yield() };
+        }
+    }
+}
+
+/// Give them up, in the process that held them or in its child.
+pub fn unlock_all() {
+    // Release: as in `with`.
+    LISTS.iter().for_each(|lists| lists.lock.store(false, Ordering::Release));
 }
