@@ -201,10 +201,11 @@ pub struct Test {
 #[derive(Args)]
 pub struct Bench {
     /// Suites of benchmarks, of mapbench and matrix [default: mapbench]; or refcache; or bonsai; or frames, followed by ids of
-    /// its workloads; or rcu or vmprim, followed by names of their benchmarks; or memory, followed by names of shapes
+    /// its workloads; or rcu or vmprim, followed by names of their benchmarks; or memory, followed by names of shapes; or
+    /// apps, followed by names of applications
     #[arg(value_name = "SUITE")]
     pub suites: Vec<String>,
-    /// Of the suites frames, rcu, bonsai and vmprim: their own options, after --; -- --help lists them
+    /// Of the suites apps, frames, rcu, bonsai and vmprim: their own options, after --; -- --help lists them
     #[arg(value_name = "OPTION", last = true)]
     pub words: Vec<OsString>,
     /// Numbers of virtual CPUs, each with as many threads; matrix has two
@@ -608,6 +609,8 @@ pub enum Group {
     Sanitize,
     /// Random operations on address spaces, half an hour with --full; by name or with --full
     Stress,
+    /// The applications' oracles, optimised, and their programs with --verify; by name or with --full
+    Apps,
     /// All of them
     All,
 }

@@ -167,7 +167,15 @@ pub fn bench(runs: u32, load: &[String]) -> Result<(Value, bool), String> {
             ratios.push(ratio);
         }
         println!("| {} | {} |", row.name, cells.join(" | "));
-        rows.push(json!({ "name": row.name, "unit": row.unit, "ratios": ratios, "targets": row.targets }));
+        for ((mode, ratio), target) in MODES.iter().zip(ratios).zip(row.targets) {
+            let index = MODES.iter().position(|other| other == mode).unwrap_or(0);
+            let backend = figures[index].first().and_then(|run| run["backend"].as_str()).unwrap_or("?");
+            let peer = if row.is_ratio { "dirty bytes" } else { "fork" };
+            rows.push(json!({
+                "application": format!("kvd, {mode}"), "backend": backend, "peer": peer, "what": row.name,
+                "ratio": ratio, "target": target,
+            }));
+        }
     }
     let by_mode: serde_json::Map<String, Value> =
         MODES.iter().zip(figures).map(|(mode, runs)| ((*mode).to_owned(), runs.into())).collect();

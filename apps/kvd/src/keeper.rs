@@ -175,6 +175,15 @@ impl Keeper {
         }
     }
 
+    /// By which mechanism.
+    pub fn mechanism(&self) -> &'static str {
+        match self {
+            Self::Snap(snap) => snap.region().backend().name(),
+            Self::Fork(_) => "fork",
+            Self::None(_) => "none",
+        }
+    }
+
     /// The state that came with what was restored.
     pub fn restored(&self) -> Option<Vec<u8>> {
         match self {

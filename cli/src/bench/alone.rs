@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{host, primitives, refcache};
+use super::{apps, host, primitives, refcache};
 use crate::{
     args::{Bench, Locked},
     failure::{USAGE, failure},
@@ -34,8 +34,15 @@ const fn own(name: &'static str, follows: &'static str, program: (&'static str, 
 }
 
 /// Look-ups of regions, allocators of page frames, what processes' memory costs in bookkeeping, read-copy-update, references,
-/// user-level memory primitives.
-pub const ALL: [Alone; 6] = [
+/// user-level memory primitives, and applications of them.
+pub const ALL: [Alone; 7] = [
+    Alone {
+        name: apps::NAME,
+        follows: " [APPLICATION…] [-- OPTIONS]",
+        takes: OWN,
+        program: ("quire-kvd", "kvd"),
+        run: apps::run,
+    },
     own("bonsai", " [-- OPTIONS]", (HOST, "bonsai")),
     own("frames", " [ID…] [-- OPTIONS]", (HOST, "frames")),
     Alone {
@@ -119,7 +126,7 @@ impl Alone {
 }
 
 /// Whether there are options about machines, which suites for this host do not take.
-fn of_machines(options: &Bench) -> bool {
+pub fn of_machines(options: &Bench) -> bool {
     let plain = Bench::default();
     !options.mode.is_empty()
         || !options.pairs.is_empty()

@@ -12,10 +12,12 @@
 //! alone.rs    suites that run by themselves, on this host
 //! refcache.rs one of them that goes on in a machine: counting references beside an atomic counter
 //! primitives.rs another one: user-level memory primitives, by the clock here or by counts in a machine
+//! apps.rs     and one: the applications beside their peers, with targets
 //! host.rs     how their programs run
 //! ```
 
 mod alone;
+mod apps;
 mod cache;
 mod derive;
 mod host;
@@ -43,8 +45,12 @@ use crate::{
     results::{self, Results},
     ui,
 };
+pub use host::build;
 use plan::Sweep;
 use point::Lab;
+
+/// The applications' packages.
+pub const APPLICATIONS: [&str; 4] = ["quire-fence", "quire-pheap", "quire-snap", "quire-kvd"];
 
 /// The suites that run together, in machines.
 const SUITES: [&str; 2] = [MAPBENCH, MATRIX];

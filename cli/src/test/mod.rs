@@ -3,6 +3,7 @@
 //! Each group shows its progress on a terminal, each failure as it happens, and a line with its counts at the end; the
 //! last line of all is `N passed, N failed`.
 
+mod apps;
 mod bench;
 mod exact;
 mod fuzz;
@@ -35,7 +36,7 @@ use crate::{
 pub fn run(options: &Test) -> Result<u8> {
     let wanted = |name: Name| {
         // These take long as a whole.
-        let among_all = !matches!(name, Name::Sanitize | Name::Stress) || options.full;
+        let among_all = !matches!(name, Name::Sanitize | Name::Stress | Name::Apps) || options.full;
         options.groups.iter().any(|group| *group == name || *group == Name::All && among_all)
     };
     let (mut passed, mut failed) = (0, 0);
@@ -78,7 +79,7 @@ fn designs(name: Name, options: &Test) -> Vec<(Aspace, Option<PageTables>)> {
 /// A group: runs its tests, `full` or in the usual time.
 type RunGroup = fn(&mut Report, full: bool) -> Result<()>;
 
-const GROUPS: [(Name, RunGroup); 10] = [
+const GROUPS: [(Name, RunGroup); 11] = [
     (Name::Host, host::run),
     (Name::Loom, loom::run),
     (Name::Spin, spin::run),
@@ -89,6 +90,7 @@ const GROUPS: [(Name, RunGroup); 10] = [
     (Name::Mutants, mutants::run),
     (Name::Sanitize, sanitize::run),
     (Name::Stress, stress::run),
+    (Name::Apps, apps::run),
 ];
 
 fn label(name: Name) -> &'static str {
@@ -103,6 +105,7 @@ fn label(name: Name) -> &'static str {
         Name::Mutants => "mutants",
         Name::Sanitize => "sanitize",
         Name::Stress => "stress",
+        Name::Apps => "apps",
         Name::All => "all",
     }
 }
