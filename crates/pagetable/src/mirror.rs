@@ -246,6 +246,13 @@ impl Mirror {
         }
         present
     }
+    /// The same for pages that mostly have entries: they are not looked at first, which would bring each line twice.
+    pub fn clear_run(&self, pages: PageRange) -> bool {
+        let Some((_, _, entries)) = self.leaf(pages.start()) else { return false };
+        let run = entries.iter().skip(pages.start().index(0)).take(pages.len() as usize);
+        // AcqRel: as in `clear`.
+        run.fold(false, |any, entry| any | Pte::from_bits(entry.swap(0, Ordering::AcqRel)).is_present())
+    }
     /// Empty `page`'s entry, and say what it was: if it was present, flush. The caller has the page's lock.
     pub fn clear(&self, page: Page) -> Pte {
         // AcqRel: comes before the flush, whose fence orders it against hardware walks. A swap, so that no bit of the

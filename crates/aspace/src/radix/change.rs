@@ -178,7 +178,7 @@ impl<'a> Change<'a> {
             return;
         }
         let run = pages(hidden.start, hidden.end);
-        if self.space.tables.clear_all(run, &mut self.targets) {
+        if self.space.tables.clear_run(run, &mut self.targets) {
             self.gather.add_range(if mutant!("radix-flush-wide") { block(hidden.start) } else { run });
         }
     }

@@ -241,6 +241,10 @@ impl Tables {
     pub(super) fn clear_all(&self, pages: PageRange, targets: &mut CpuSet) -> bool {
         self.each_stale(targets, |mirror| mirror.clear_all(pages))
     }
+    /// The same for pages of which several CPUs have had entries.
+    pub(super) fn clear_run(&self, pages: PageRange, targets: &mut CpuSet) -> bool {
+        self.each_stale(targets, |mirror| mirror.clear_run(pages))
+    }
     fn each_stale(&self, targets: &mut CpuSet, change: impl Fn(&Mirror) -> bool) -> bool {
         let mut stale = false;
         for (cpu, _) in self.all().filter(|(_, mirror)| change(mirror)) {
