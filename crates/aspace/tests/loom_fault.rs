@@ -27,7 +27,7 @@ use pagetable::{Which, steps};
 use percpu::{AtomicCpuSet, CpuId, CpuSet, Pinned, Unpinned, testing::Machine, testing::explore};
 use rcu::Head;
 use sync::{
-    mutant,
+    SpinLock, mutant,
     primitive::{AtomicU64, Ordering},
 };
 use tlb::{Gather, Shootdown};
@@ -83,8 +83,9 @@ struct Sim {
     frames: &'static Memory,
     domain: &'static Quiet,
     tree: RegionTree<Area, &'static Quiet>,
-    /// The entry that names the directory, the directory, and the leaf table's entries.
+    /// The entry that names the directory, and what locks that; the directory, and the leaf table's entries.
     above: AtomicU64,
+    lock: SpinLock<()>,
     directory: [AtomicU64; 1],
     leaf: [AtomicU64; 2],
     table: Watched,
@@ -136,6 +137,7 @@ impl Sim {
             domain,
             tree,
             above: AtomicU64::new(Pte::PRESENT),
+            lock: SpinLock::new(()),
             directory: [AtomicU64::new(if linked { first.bits() } else { 0 })],
             leaf: [AtomicU64::new(0), AtomicU64::new(0)],
             table: Watched::default(),
@@ -143,6 +145,10 @@ impl Sim {
             buffers: Default::default(),
             active,
         })
+    }
+    /// How the directory is locked.
+    fn directory(&self) -> (&SpinLock<()>, &AtomicU64) {
+        (&self.lock, &self.above)
     }
     fn bytes(&self, frame: Frame) -> &Watched {
         &self.bytes[(frame.number() - 512) as usize]
@@ -172,9 +178,10 @@ impl Sim {
         // Acquire: as in the walk.
         if !Pte::from_bits(slot.load(Ordering::Acquire)).is_present() {
             let mut spare = self.frames.alloc(&pin, Use::PageTable);
-            let linked = steps::link(&self.above, slot, &mut spare, alive);
+            let linked = steps::link(self.directory(), slot, &mut spare, alive);
             spare.into_iter().for_each(|table| self.frames.free(&pin, table));
-            if linked.is_err() {
+            // The directory was unlinked, or the mapping is dead, which is why.
+            if !matches!(linked, Some(Ok(_))) {
                 return false;
             }
         }
@@ -205,7 +212,7 @@ impl Sim {
         drop(self.tree.write(()).remove(0).expect("it is mapped"));
         let mut gather = Gather::new(self.frames, *ctx);
         let (mut had, mut table) = ([None; 2], None);
-        if let Some(slot) = steps::next_in_order(&self.directory, &self.above) {
+        if let Some(slot) = steps::next_in_order(&self.directory, self.directory()) {
             let leaf = steps::lock_leaf(slot, &self.leaf, page(0)).expect("nobody else unlinks");
             had = [0, 1].map(|n| Some(leaf.peek(page(n))).filter(|entry| entry.is_present()));
             leaf.take_range(all(), Which::All, &mut gather, &mut 0).expect("there is room");
@@ -215,6 +222,7 @@ impl Sim {
                 gather.add_range(all());
             }
         }
+        steps::unlink_above(self.directory());
         if mutant!("bonsai-table-early") && table.is_some() {
             self.table.reuse();
         }

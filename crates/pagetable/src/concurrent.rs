@@ -4,9 +4,10 @@
 //! locked a leaf table knows that the hardware uses it; and what was unlinked is not reused before [`Unlinked::free`],
 //! whose caller knows that all those walks are over.
 //!
-//! **Idea.** The lock of a table is [`Pte::LOCK`] in the entry that names it, as in [`PageTable`], but for the tables of
-//! *every* level, and it is taken by a compare-and-swap that fails if the entry names no table (any more). To unlink a table
-//! is to empty that entry, by who has the lock. So
+//! **Idea.** Tables of *every* level have a lock, and to have it is to have found, with it, that the entry that names the table still
+//! does. To unlink a table is to empty that entry, by who has the lock. That of a leaf table is [`Pte::LOCK`] in its entry, as in
+//! [`PageTable`], taken by a compare-and-swap that fails if there is no table (any more). Entries above are read by every walk, so
+//! what locks the tables that they name is elsewhere: one of a few locks, by the entry's place. So
 //! * whoever waits for the lock of a table that goes away finds the entry empty, and walks again from the root;
 //! * an entry of an unlinked table is empty and stays so: all that it named was unlinked before, and to *link* a table
 //!   into another takes the lock of that other one (or that of the root, which is never unlinked).
@@ -30,7 +31,7 @@
 #[path = "concurrent_loom.rs"]
 mod model;
 
-use core::{fmt, mem::ManuallyDrop};
+use core::{fmt, mem::ManuallyDrop, ptr};
 
 use alloc::vec::Vec;
 
@@ -38,7 +39,7 @@ use addr::{Frame, Page, PageRange, Prot, Pte};
 use owned::{Memory, OwnedFrame, Use};
 use percpu::{Line, Pinned};
 use sync::{
-    BitLock, SpinLock, mutant,
+    SpinGuard, SpinLock, mutant,
     primitive::{AtomicU64, Ordering, spin_loop},
 };
 use tlb::Gather;
@@ -52,11 +53,14 @@ pub struct Concurrent {
     /// Its root is given up by [`Self::retire`] alone.
     table: ManuallyDrop<PageTable>,
     root: Frame,
-    /// The root's own lock, on lines of its own: walks read what is beside it.
-    top: Line<SpinLock<()>>,
+    /// What locks the root and other tables that are no leaves, on lines of their own.
+    locks: [Line<SpinLock<()>>; LOCKS],
 }
 
-/// Lock the table that `slot` names; its name. `None` if there is none.
+/// As many locks as there are for tables that are no leaves: makers of tables far apart seldom meet.
+const LOCKS: usize = 8;
+
+/// Lock the leaf table that `slot` names; its name. `None` if there is none.
 fn lock_link(slot: &AtomicU64) -> Option<Pte> {
     loop {
         // Relaxed: what was seen is exchanged below.
@@ -77,17 +81,14 @@ fn lock_link(slot: &AtomicU64) -> Option<Pte> {
 }
 
 /// A locked table that is no leaf.
-enum Held<'t> {
-    Root(#[allow(dead_code, reason = "dropped at the end")] sync::SpinGuard<'t, ()>),
-    Named(&'t AtomicU64),
-}
+type Held<'t> = SpinGuard<'t, ()>;
 
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        if let Held::Named(slot) = self {
-            BitLock::unlock(slot, Pte::LOCK);
-        }
-    }
+/// Lock the table that `slot` names, or the root if there is no slot, by what locks it. `None` if there is no table.
+fn hold_by<'t>(lock: &'t SpinLock<()>, slot: Option<&AtomicU64>) -> Option<Held<'t>> {
+    let held = lock.lock();
+    // Relaxed: whoever has unlinked the table had the lock.
+    let is_there = slot.is_none_or(|slot| Pte::from_bits(slot.load(Ordering::Relaxed)).is_present());
+    is_there.then_some(held)
 }
 
 /// What keeps everybody from changing an entry, see [`Concurrent::hold`].
@@ -161,7 +162,11 @@ impl Concurrent {
     pub fn new(frames: &Memory, pin: &Pinned<'_>, kernel_half: Option<Frame>) -> Option<Self> {
         let table = PageTable::new(frames, pin, kernel_half)?;
         let root = table.root()?;
-        Some(Self { table: ManuallyDrop::new(table), root, top: Line(SpinLock::new(())) })
+        Some(Self {
+            table: ManuallyDrop::new(table),
+            root,
+            locks: [(); LOCKS].map(|()| Line(SpinLock::new(()))),
+        })
     }
     /// The root's frame, for CR3.
     pub fn root(&self) -> Frame {
@@ -237,12 +242,11 @@ impl Concurrent {
         }
         Ok(None)
     }
-    /// Lock the table that `slot` names; the root, if there is no slot.
-    fn hold_table<'t>(&'t self, slot: Option<&'t AtomicU64>) -> Option<Held<'t>> {
-        match slot {
-            Some(slot) => lock_link(slot).map(|_| Held::Named(slot)),
-            None => Some(Held::Root(self.top.0.lock())),
-        }
+    /// Lock the table that `slot` names, which is no leaf; the root, if there is no slot.
+    fn hold_table(&self, slot: Option<&AtomicU64>) -> Option<Held<'_>> {
+        // Entries in one line, and those of one number in tables that lie one after the other, have different ones.
+        let at = slot.map_or(0, |slot| ptr::from_ref(slot).addr());
+        hold_by(&self.locks[(at >> 3 ^ at >> 12) % LOCKS].0, slot)
     }
     /// Lock the table that has the entry of `page`, or in which the link is missing that would lead there: until this is
     /// dropped nobody changes the entry, nor makes one.
@@ -373,16 +377,22 @@ impl Concurrent {
                 if !unlinked.has_room() {
                     return Err(Full(first));
                 }
-                // Nobody else unlinks.
-                let Some(link) = lock_link(slot) else { continue };
+                // Nobody else unlinks, so there is a table.
+                let above = if level > 1 { self.hold_table(Some(slot)) } else { None };
+                if above.is_none() && lock_link(slot).is_none() {
+                    continue;
+                }
+                // Relaxed: it is locked.
+                let link = Pte::from_bits(slot.load(Ordering::Relaxed));
                 debug_assert!(
                     // Relaxed: the lock orders it, and those of the entries' tables have been given up with them.
                     self.table.entries(link.frame()).iter().all(|e| e.load(Ordering::Relaxed) == 0),
                     "a table was unlinked with entries in it"
                 );
                 // AcqRel: what software did to the table comes before, and the unlinking before the flush, whose fence orders
-                // it against hardware walks. It gives the lock up too, which has nothing to lock any more.
+                // it against hardware walks. It gives a leaf's lock up too, which has nothing to lock any more.
                 slot.swap(0, Ordering::AcqRel);
+                drop(above);
                 // SAFETY: the link owned the table since it was made, and has just been cleared.
                 unlinked.push(unsafe { OwnedFrame::from_raw(link.frame(), Use::PageTable) });
                 if let Some(stale) = served.intersect(range)
@@ -447,32 +457,40 @@ fn link_under(
 #[cfg(loom)]
 #[allow(missing_docs, reason = "for models of the crates above")]
 pub mod steps {
-    use super::{AtomicU64, Held, Leaf, Ordering, OwnedFrame, Page, Pte, Unmade};
+    use super::{AtomicU64, Leaf, Ordering, OwnedFrame, Page, Pte, SpinLock, Unmade};
 
-    fn hold(above: &AtomicU64) -> Held<'_> {
-        super::lock_link(above).expect("the table above stays");
-        Held::Named(above)
-    }
     pub fn lock_leaf<'t>(slot: &'t AtomicU64, entries: &'t [AtomicU64], page: Page) -> Option<Leaf<'t>> {
         super::lock_link(slot)?;
         Some(Leaf::locked(slot, entries, page))
     }
+    /// `lock` and `named` are those of the table that `slot` is in; `None` if it has been unlinked.
     pub fn link(
-        above: &AtomicU64,
+        (lock, named): (&SpinLock<()>, &AtomicU64),
         slot: &AtomicU64,
         spare: &mut Option<OwnedFrame>,
         alive: impl Fn() -> bool,
-    ) -> Result<Pte, Unmade> {
-        super::link_under(&hold(above), slot, spare, alive)
+    ) -> Option<Result<Pte, Unmade>> {
+        super::hold_by(lock, Some(named)).map(|held| super::link_under(&held, slot, spare, alive))
     }
-    pub fn next_in_order<'t>(entries: &'t [AtomicU64], above: &AtomicU64) -> Option<&'t AtomicU64> {
-        super::first_link_in_order(entries, || drop(hold(above))).map(|(_, slot, _)| slot)
+    pub fn next_in_order<'t>(
+        entries: &'t [AtomicU64],
+        (lock, named): (&SpinLock<()>, &AtomicU64),
+    ) -> Option<&'t AtomicU64> {
+        let pass = || drop(super::hold_by(lock, Some(named)));
+        super::first_link_in_order(entries, pass).map(|(_, slot, _)| slot)
     }
-    /// Of a table that is there and stays until then.
+    /// Of a leaf table that is there and stays until then.
     pub fn unlink(slot: &AtomicU64) -> Pte {
-        super::lock_link(slot).expect("nobody else unlinks");
+        let link = super::lock_link(slot).expect("nobody else unlinks");
         // AcqRel: as in `detach`.
-        let link = Pte::from_bits(slot.swap(0, Ordering::AcqRel));
-        Pte::from_bits(link.bits() & !Pte::LOCK)
+        slot.swap(0, Ordering::AcqRel);
+        link
+    }
+    /// Of the table above.
+    pub fn unlink_above((lock, named): (&SpinLock<()>, &AtomicU64)) {
+        let held = super::hold_by(lock, Some(named)).expect("nobody else unlinks");
+        // AcqRel: as in `detach`.
+        named.swap(0, Ordering::AcqRel);
+        drop(held);
     }
 }

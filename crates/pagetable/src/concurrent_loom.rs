@@ -8,9 +8,12 @@ use addr::{Frame, Page, Prot, Pte};
 use loom::{sync::Arc, thread};
 use owned::{Memory, OwnedFrame, Use, testing};
 use percpu::{Unpinned, testing::Machine, testing::explore};
-use sync::primitive::{AtomicBool, AtomicU64, Ordering};
+use sync::{
+    SpinLock,
+    primitive::{AtomicBool, AtomicU64, Ordering},
+};
 
-use super::{Held, first_link, first_link_in_order, link_under, lock_link};
+use super::{first_link, first_link_in_order, hold_by, link_under, lock_link};
 use crate::Leaf;
 
 /// A directory, the entry that names it, and the one leaf table that it may get.
@@ -18,6 +21,7 @@ struct Sim {
     cpus: Machine,
     frames: &'static Memory,
     above: AtomicU64,
+    lock: SpinLock<()>,
     directory: [AtomicU64; 1],
     leaf: [AtomicU64; 2],
     /// Whether what the page should be was taken away.
@@ -33,6 +37,7 @@ impl Sim {
             cpus: Machine::new(2),
             frames: testing::memory(16, 2),
             above: AtomicU64::new(Pte::PRESENT),
+            lock: SpinLock::new(()),
             directory: [AtomicU64::new(if linked { leaf.bits() } else { 0 })],
             leaf: [AtomicU64::new(0), AtomicU64::new(0)],
             dead: AtomicBool::new(false),
@@ -49,8 +54,9 @@ impl Sim {
         // Acquire: as in the walk.
         let mut linked = Pte::from_bits(slot.load(Ordering::Acquire)).is_present();
         if !linked && alive() {
-            let above = lock_link(&self.above).map(|_| Held::Named(&self.above)).expect("it stays");
-            linked = link_under(&above, slot, &mut spare, alive).is_ok();
+            // With the table above gone, nobody is alive.
+            linked = hold_by(&self.lock, Some(&self.above))
+                .is_some_and(|above| link_under(&above, slot, &mut spare, alive).is_ok());
         }
         spare.into_iter().for_each(|table| self.frames.free(&pin, table));
         if !linked || lock_link(slot).is_none() {
@@ -67,11 +73,11 @@ impl Sim {
     fn unmap(&self, page: Page, ctx: &Unpinned<'_>) -> bool {
         // Relaxed: the locks order it.
         self.dead.store(true, Ordering::Relaxed);
-        let pass = || {
-            lock_link(&self.above).expect("it stays");
-            drop(Held::Named(&self.above));
+        let pass = || drop(hold_by(&self.lock, Some(&self.above)).expect("nobody else unlinks"));
+        let Some((_, slot, _)) = first_link_in_order(&self.directory, pass) else {
+            self.unlink_above();
+            return false;
         };
-        let Some((_, slot, _)) = first_link_in_order(&self.directory, pass) else { return false };
         lock_link(slot).expect("nobody else unlinks");
         let taken = Leaf::locked(slot, &self.leaf, page).take(page);
         lock_link(slot).expect("nobody else unlinks");
@@ -84,9 +90,17 @@ impl Sim {
             // SAFETY: the link owned it, and the model's walkers do not look into it.
             self.frames.free(&pin, unsafe { OwnedFrame::from_raw(link.frame(), Use::PageTable) });
         }
+        self.unlink_above();
         let any = taken.is_some();
         taken.into_iter().for_each(|(frame, _)| self.frames.free(&pin, frame));
         any
+    }
+    /// The table above serves nothing else.
+    fn unlink_above(&self) {
+        let held = hold_by(&self.lock, Some(&self.above)).expect("nobody else unlinks");
+        // AcqRel: as in `detach`.
+        self.above.swap(0, Ordering::AcqRel);
+        drop(held);
     }
     fn owned(&self) -> u64 {
         self.frames.stats().owned.iter().sum()
