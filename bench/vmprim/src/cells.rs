@@ -53,10 +53,12 @@ pub enum Row {
     ViewNone,
     Thread,
     Async,
+    NativeAnon,
+    NativeMemfd,
 }
 
 impl Row {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::SignalAnon,
         Self::SignalMemfd,
         Self::UffdWp,
@@ -64,6 +66,8 @@ impl Row {
         Self::ViewNone,
         Self::Thread,
         Self::Async,
+        Self::NativeAnon,
+        Self::NativeMemfd,
     ];
 
     /// Its name, as C has it too.
@@ -76,6 +80,8 @@ impl Row {
             Self::ViewNone => "view-none",
             Self::Thread => "uffd-thread",
             Self::Async => "async-dirty",
+            Self::NativeAnon => "native-anon",
+            Self::NativeMemfd => "native-memfd",
         }
     }
 
@@ -89,18 +95,20 @@ impl Row {
             Self::ViewNone => "UffdView, memfd, None",
             Self::Thread => "UffdThread, anonymous, Read",
             Self::Async => "AsyncDirty, anonymous",
+            Self::NativeAnon => "Native, anonymous, Read",
+            Self::NativeMemfd => "Native, memfd, None",
         }
     }
 
     const fn closed(self) -> Access {
         match self {
-            Self::SignalMemfd | Self::ViewNone => Access::None,
+            Self::SignalMemfd | Self::ViewNone | Self::NativeMemfd => Access::None,
             _ => Access::Read,
         }
     }
 
     const fn memfd(self) -> bool {
-        matches!(self, Self::SignalMemfd | Self::ViewRead | Self::ViewNone)
+        matches!(self, Self::SignalMemfd | Self::ViewRead | Self::ViewNone | Self::NativeMemfd)
     }
 
     /// Each run of pages of one level is a mapping.
@@ -117,7 +125,7 @@ impl Row {
     pub fn has(self, cell: Cell) -> bool {
         match cell {
             Cell::Map2 => self.memfd(),
-            Cell::Dirty => self != Self::ViewNone && self != Self::SignalMemfd,
+            Cell::Dirty => !matches!(self, Self::ViewNone | Self::SignalMemfd | Self::NativeMemfd),
             Cell::Trap => self.is_in_thread() && self != Self::Async,
             _ => self != Self::Async,
         }
@@ -130,6 +138,7 @@ impl Row {
             Self::ViewRead | Self::ViewNone => Backend::UffdView,
             Self::Thread => Backend::UffdThread { threads: 1 },
             Self::Async => Backend::AsyncDirty,
+            Self::NativeAnon | Self::NativeMemfd => Backend::Native,
         }
     }
 

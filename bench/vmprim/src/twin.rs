@@ -7,7 +7,7 @@ use crate::cells::{Cell, Row};
 /// Nanoseconds an operation; nothing if there was no C compiler, or C has no such row.
 pub fn measure(row: Row, cell: Cell, pages: u32, rounds: u32, seed: u64) -> Result<Option<f64>, String> {
     let program = env!("QUIRE_TWIN");
-    if program.is_empty() || row == Row::Thread {
+    if program.is_empty() || matches!(row, Row::Thread | Row::NativeAnon | Row::NativeMemfd) {
         return Ok(None);
     }
     let numbers = [u64::from(pages), seed, u64::from(rounds)].map(|n| n.to_string());
