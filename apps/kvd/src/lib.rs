@@ -15,11 +15,14 @@
 //! workload.rs            operations that a seed repeats, and the model of what they leave
 //! load.rs histogram.rs   a driver inside of the process; its latencies
 //! bench.rs               modes side by side
+//! demo.rs glob.rs        real records, and a kill; patterns of SCAN
 //! ```
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 pub mod bench;
+pub mod demo;
 mod fork;
+mod glob;
 pub mod histogram;
 pub mod keeper;
 pub mod load;

@@ -1,4 +1,4 @@
-//! The program: `kvd serve`, `load`, `verify`, `bench`.
+//! The program: `kvd serve`, `load`, `verify`, `bench`, `demo`.
 
 use std::{
     net::TcpListener,
@@ -165,6 +165,13 @@ struct Bench {
     load: Vec<String>,
 }
 
+#[derive(Args, Debug)]
+struct Demo {
+    /// The folder of the images; made if there is none
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve clients
@@ -176,6 +183,8 @@ enum Command {
     Verify(Verify),
     /// Compare modes: traps and rounds with a forked child
     Bench(Bench),
+    /// Load Debian's dictionary and package index, save, write on, kill the server, and compare what is restored
+    Demo(Demo),
 }
 
 #[derive(Debug, Parser)]
@@ -323,6 +332,7 @@ fn main() -> ExitCode {
             Err(error) => Err(Refused::Other(error)),
         },
         Command::Bench(options) => run_bench(&options),
+        Command::Demo(Demo { dir }) => kvd::demo::run(&dir).map_err(Refused::Other),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

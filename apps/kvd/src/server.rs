@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    glob,
     keeper::{Done, Keeper},
     resp::{Parsed, Replies, parse},
     table::{MAX_KEY, Refused, Table},
@@ -283,17 +284,27 @@ impl Server {
 
     fn scan(&self, cursor: &[u8], options: &[Vec<u8>], replies: &mut Replies) {
         let cursor = std::str::from_utf8(cursor).ok().and_then(|text| text.parse::<u64>().ok());
-        let count = match options {
-            [] => Some(10),
-            [name, count] if name.eq_ignore_ascii_case(b"COUNT") => number(count).filter(|&count| count > 0),
-            _ => None,
-        };
-        let (Some(cursor), Some(count)) = (cursor, count) else {
-            replies.error("ERR syntax error: SCAN takes a cursor, and COUNT with a number");
+        let (mut count, mut pattern, mut right) = (Some(10), None, true);
+        let (pairs, rest) = options.as_chunks::<2>();
+        for [name, value] in pairs {
+            match name.to_ascii_uppercase().as_slice() {
+                b"COUNT" => count = number(value).filter(|&count| count > 0),
+                b"MATCH" => pattern = Some(value),
+                _ => right = false,
+            }
+        }
+        let (Some(cursor), Some(count), true) = (cursor, count, right && rest.is_empty()) else {
+            replies.error(
+                "ERR syntax error: SCAN takes a cursor, COUNT with a number, and MATCH with a pattern",
+            );
             return;
         };
         let mut keys = Vec::new();
-        let next = self.table.scan(cursor, count as usize, |key, _| keys.push(key.to_vec()));
+        let next = self.table.scan(cursor, count as usize, |key, _| {
+            if pattern.is_none_or(|pattern| glob::matches(pattern, key)) {
+                keys.push(key.to_vec());
+            }
+        });
         replies.array(2);
         replies.bulk(next.to_string().as_bytes());
         replies.array(keys.len());

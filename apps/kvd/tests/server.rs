@@ -98,7 +98,9 @@ fn commands_do_as_their_replies_say() {
         ("DEL a x", ":1"),
         ("DBSIZE", ":1"),
         ("SCAN 0 COUNT 100", "[0 [n]]"),
-        ("SCAN x", "-ERR syntax error: SCAN takes a cursor, and COUNT with a number"),
+        ("SCAN 0 MATCH n* COUNT 100", "[0 [n]]"),
+        ("scan 0 count 100 match [a-m]", "[0 []]"),
+        ("SCAN x", "-ERR syntax error: SCAN takes a cursor, COUNT with a number, and MATCH with a pattern"),
         ("CONFIG GET save", "[save ]"),
         ("CONFIG GET appendonly", "[appendonly no]"),
         ("COMMAND", "[]"),
@@ -181,4 +183,42 @@ fn clients_write_while_checkpoints_are_made() {
     assert_eq!((client.ask("GET sum"), client.ask("DBSIZE")), ("1200".to_owned(), ":1201".to_owned()));
     add(&server);
     assert_eq!(client.ask("GET sum"), "2400");
+}
+
+/// Redis's own benchmark, if it is installed, while checkpoints are made.
+#[test]
+fn redis_benchmark_drives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), "trap");
+    let port = server.port.to_string();
+    let mut command = Command::new("redis-benchmark");
+    command.args([
+        "-p",
+        &port,
+        "-t",
+        "ping,set,get,incr",
+        "-n",
+        "4000",
+        "-r",
+        "1000",
+        "-d",
+        "100",
+        "-P",
+        "8",
+    ]);
+    let Ok(child) = command.args(["-c", "10", "--csv"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    else {
+        println!("left out: install the package redis-tools");
+        return;
+    };
+    let mut client = server.client();
+    (0..3).for_each(|_| assert_eq!(client.ask("SAVE"), "+OK"));
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && ["\"SET\"", "\"GET\"", "\"INCR\""].iter().all(|row| said.contains(row)),
+        "{said}"
+    );
+    let keys: u64 = client.ask("DBSIZE").trim_start_matches(':').parse().unwrap();
+    assert!((900..=2100).contains(&keys), "{keys}");
 }
