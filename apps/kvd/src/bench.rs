@@ -2,9 +2,14 @@
 //! the machine does meets all of them. A ratio is to the fork of the same turn; figures are medians, with the least and
 //! the greatest.
 
-use std::process::{Command, Stdio};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use serde_json::{Value, json};
+
+use crate::redis;
 
 /// The modes that are compared, the peer last.
 pub const MODES: [&str; 3] = ["trap", "precopy", "fork"];
@@ -119,6 +124,37 @@ fn run(mode: &str, load: &[String]) -> Result<Value, String> {
         .map_err(|error| format!("the run of {mode} said no figures: {error}"))
 }
 
+/// Redis's fork with as many keys of as many bytes, shown beside the pauses of each mode; nothing if it isn't installed.
+fn beside_redis(figures: &[Vec<Value>], load: &[String]) -> Vec<Value> {
+    let option = |name: &str| {
+        let at = load.iter().rposition(|word| word == name)?;
+        load.get(at + 1)?.parse::<u64>().ok()
+    };
+    let folder = Path::new(load.first().map_or(".", String::as_str)).join("kvd-bench-redis");
+    let (keys, value) = (option("--keys").unwrap_or(10_000), option("--value").unwrap_or(960));
+    let cost = match redis::measure(&folder, keys, value as u32) {
+        Ok(cost) => cost,
+        Err(error) => {
+            eprintln!("kvd: {error}");
+            return Vec::new();
+        }
+    };
+    println!(
+        "redis-server, BGSAVE with {keys} keys of {value} bytes under redis-benchmark: fork {:.2} ms, {:.1} MiB copied",
+        cost.pause_ms, cost.copied_mib
+    );
+    let rows = MODES.iter().zip(figures).map(|(mode, runs)| {
+        let pauses = runs.iter().filter_map(|run| of_cuts(run, |cut| cut["pause_ms"].as_f64()));
+        let ratio = median(&mut pauses.collect::<Vec<_>>()) / cost.pause_ms;
+        let backend = runs.first().and_then(|run| run["backend"].as_str()).unwrap_or("?");
+        json!({
+            "application": format!("kvd, {mode}"), "backend": backend, "peer": "redis-server", "what": "pause",
+            "ratio": ratio, "target": null,
+        })
+    });
+    rows.collect()
+}
+
 /// Run all modes so often, print the table, and give all figures; whether every target is met. `load` is the folder to
 /// work in, and options of `kvd load`.
 ///
@@ -177,6 +213,7 @@ pub fn bench(runs: u32, load: &[String]) -> Result<(Value, bool), String> {
             }));
         }
     }
+    rows.extend(beside_redis(&figures, load));
     let by_mode: serde_json::Map<String, Value> =
         MODES.iter().zip(figures).map(|(mode, runs)| ((*mode).to_owned(), runs.into())).collect();
     Ok((json!({ "rows": rows, "runs": by_mode }), passes))

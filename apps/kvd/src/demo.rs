@@ -153,7 +153,7 @@ pub fn run(folder: &Path) -> Result<(), String> {
     if records.is_empty() {
         return Err("there are no records".to_owned());
     }
-    let mem = (2 * bytes as u64 >> 20) + 64;
+    let mem = ((2 * bytes as u64) >> 20) + 64;
     let server = start(folder, mem)?;
     let begin = Instant::now();
     let sets = records.iter().map(|(key, value)| vec![&b"SET"[..], key, value]);

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use snap::{Codec, Gate, Mode, Snap, SnapConfig};
+use snap::{Codec, Folds, Gate, Mode, Snap, SnapConfig};
 use vmprim::{Backend, Region};
 
 use crate::fork::Forker;
@@ -241,10 +241,10 @@ impl Keeper {
         }
     }
 
-    /// Wait for folds.
-    pub fn finish(&self) {
-        if let Self::Snap(snap) = self {
-            snap.finish_folding();
-        }
+    /// Wait for folds; what they have cost.
+    pub fn finish(&self) -> Folds {
+        let Self::Snap(snap) = self else { return Folds::default() };
+        snap.finish_folding();
+        snap.folds()
     }
 }

@@ -15,6 +15,7 @@
 //! workload.rs            operations that a seed repeats, and the model of what they leave
 //! load.rs histogram.rs   a driver inside of the process; its latencies
 //! bench.rs               modes side by side
+//! redis.rs               Redis's checkpoint, for reference
 //! demo.rs glob.rs        real records, and a kill; patterns of SCAN
 //! ```
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -26,6 +27,7 @@ mod glob;
 pub mod histogram;
 pub mod keeper;
 pub mod load;
+pub mod redis;
 pub mod resp;
 pub mod server;
 pub mod table;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use snap::{Folder, Image};
+use snap::{Folder, Folds, Image};
 
 use crate::{
     fork::kib,
@@ -60,6 +60,8 @@ pub struct Report {
     pub extra: u64,
     /// Bytes that the table uses.
     pub used: u64,
+    /// Bases that were made of deltas.
+    pub folds: Folds,
 }
 
 /// Run the calling thread before others; also what it forks or spawns, if `inherits`.
@@ -285,7 +287,7 @@ pub fn run(keeper: &Keeper, options: &Options) -> Result<Report, String> {
         Keeper::Snap(_) => report.extra.saturating_sub(report.used / 512),
         _ => report.cuts.iter().map(|cut| cut.extra).max().unwrap_or(0),
     };
-    keeper.finish();
+    report.folds = keeper.finish();
     Ok(report)
 }
 
@@ -350,6 +352,10 @@ impl Report {
         json!({
             "operations": self.operations, "seconds": self.seconds, "failed": self.failed,
             "during": latencies(&self.during), "between": latencies(&self.between),
+            "folds": {
+                "count": self.folds.count, "bytes": self.folds.bytes, "took_ms": ms(self.folds.took),
+                "busy_ms": ms(self.folds.busy),
+            },
             "extra_bytes": self.extra, "used_bytes": self.used, "cuts": cuts,
             "machine_load": load.split(' ').next().and_then(|load| load.parse::<f64>().ok()),
         })

@@ -88,5 +88,5 @@ pub use disk::{Disk, Folder, Sink, Source};
 pub use error::Error;
 pub use format::{Codec, Header};
 pub use gate::{Gate, Pass};
-pub use snap::{Cut, Mode, Restored, Snap, SnapConfig};
+pub use snap::{Cut, Folds, Mode, Restored, Snap, SnapConfig};
 pub use write::Writer;

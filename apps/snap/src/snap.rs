@@ -85,6 +85,20 @@ pub struct Cut {
     pub waits: u64,
 }
 
+/// What folds have cost until now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Folds {
+    /// Bases that were made.
+    pub count: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// How long they took, one after the other.
+    pub took: Duration,
+    /// Processor time of that.
+    pub busy: Duration,
+}
+
 /// What a checkpoint has taken upon itself.
 #[derive(Debug, Default)]
 pub struct Taken {
@@ -109,6 +123,7 @@ struct Files {
     /// Bytes of deltas up to which there is no fold, after one has failed.
     patience: u64,
     warnings: Vec<String>,
+    folds: Folds,
 }
 
 /// What a fold shares with checkpoints.
@@ -234,6 +249,11 @@ impl Snap {
     /// What is to be told of damaged files and of folds that failed, once.
     pub fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut self.shared.files().warnings)
+    }
+
+    /// What folds have cost since the region was opened.
+    pub fn folds(&self) -> Folds {
+        self.shared.files().folds
     }
 
     /// Make the region's state at one moment durable, and with it the bytes that `state` adds; returns when it is.
@@ -367,11 +387,21 @@ impl Drop for Snap {
     }
 }
 
+/// Of the calling thread.
+fn processor_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is valid.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
+}
+
 fn fold_in_background(shared: &Shared, chain: &[Link]) {
     // Others go first: a fold has time.
     // SAFETY: a call without pointers; 0 is the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
+    let begin = Instant::now();
     let result = fold::fold(&*shared.disk, chain);
+    let (took, busy) = (begin.elapsed(), processor_time());
     // If a file is damaged, memory is the only whole copy, and all of it is to be written. On a full disk the chain
     // is as it was.
     let is_damaged = result.is_err() && {
@@ -382,6 +412,10 @@ fn fold_in_background(shared: &Shared, chain: &[Link]) {
     files.folding = false;
     match result {
         Ok(link) => {
+            files.folds.count += 1;
+            files.folds.bytes += link.length;
+            files.folds.took += took;
+            files.folds.busy += busy;
             let before = chain.first().map_or(0, |base| base.header.epoch);
             let at = files.chain.iter().position(|other| other.header.epoch == link.header.epoch);
             // Unless there is a newer base meanwhile.
