@@ -75,6 +75,7 @@ mod radix;
 mod retired;
 mod rules;
 mod serial;
+mod watch;
 
 use alloc::sync::Arc;
 use core::{ops::Range, ptr};
@@ -94,6 +95,7 @@ pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Object, ObjectErr
 pub use policy::{Mode, Policy, Said};
 pub use radix::{FRAMES, PageTables, Radix, Realm};
 pub use serial::Serial;
+pub use watch::{Cause, Content, Look, Modes, Unfilled, Watch, Watched};
 
 /// Pages below this one are never mapped at a place that the caller dictates: Linux's default `mmap_min_addr`, 64 KiB.
 pub const LOWEST: u64 = 16;
@@ -138,6 +140,8 @@ pub enum Fault {
     Guard,
     /// The mapping allows the access, and the page's [`Level`] does not: an upcall, or SIGSEGV, SEGV_ACCERR.
     Level(Level),
+    /// Its watcher is to be told first ([`Watched::told`]).
+    Watched,
     /// The page lies beyond the end of its object, or can't be read: SIGBUS, BUS_ADRERR.
     BeyondObject,
     /// There is no frame for the page or for a page table.
@@ -328,6 +332,8 @@ pub struct Resident {
     pub accessed: bool,
     /// Whether it was stored to.
     pub dirty: bool,
+    /// Whether it is protected from stores for its watcher ([`Watched`]).
+    pub protected: bool,
 }
 
 /// A page while nobody can change it, as [`AddressSpace::audit`] shows it.
@@ -534,6 +540,10 @@ pub trait AddressSpace: Send + Sync {
     fn usage(&self, ctx: &Unpinned<'_>) -> Usage;
     /// Pages with levels of their own, if the design has such.
     fn managed(&self) -> Option<&dyn Managed> {
+        None
+    }
+    /// Mappings that are watched, if the design has such.
+    fn watched(&self) -> Option<&dyn Watched> {
         None
     }
     /// The most pages that were in memory at once, as [`Usage::peak_resident`].

@@ -3,11 +3,11 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{fmt, marker::PhantomData, mem::ManuallyDrop, ops::Deref, ptr};
 
-use addr::{PageRange, Prot};
+use addr::{PAGE_BYTES, PageRange, Prot};
 use owned::{Memory, OwnedFrame};
 use percpu::Unpinned;
 
-use crate::{Mappers, Policy, Said};
+use crate::{Mappers, Policy, Said, Watch};
 
 /// Why an object has no page to give.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -65,6 +65,20 @@ pub trait Object: Send + Sync {
     /// Whether page `index` needs no reading; for reports.
     fn is_resident(&self, _index: u64, _ctx: &Unpinned<'_>) -> bool {
         true
+    }
+    /// Whether it has contents for page `index`, so that no other have to be made. May sleep. `BeyondEnd`.
+    fn has(&self, _index: u64, _ctx: &Unpinned<'_>) -> Result<bool, ObjectError> {
+        Ok(true)
+    }
+    /// Give page `index`, if it has no contents, these bytes, or zeros: false if it has some. May sleep. The default can't: `Io`.
+    fn put(
+        &self,
+        _index: u64,
+        _bytes: Option<&[u8; PAGE_BYTES]>,
+        _policy: &Policy,
+        _ctx: &Unpinned<'_>,
+    ) -> Result<bool, ObjectError> {
+        Err(ObjectError::Io)
     }
     /// Make `pages` pages from `index` on read as zeros, and give their frames back. May sleep, and takes address
     /// spaces' locks. The default can't: `Io`.
@@ -186,6 +200,8 @@ pub struct Mapping {
     pub flags: Flags,
     /// Where its pages are to be.
     pub policy: Said,
+    /// Who is told of accesses to its pages, if anybody is.
+    pub watch: Option<Arc<Watch>>,
 }
 
 impl Mapping {
@@ -196,11 +212,13 @@ impl Mapping {
     /// A private mapping without a label or flags.
     pub fn new(prot: Prot, backing: Backing) -> Self {
         let (max_prot, label) = (Prot::all(), Label::None);
-        Self { prot, max_prot, backing, shared: false, label, flags: Flags::empty(), policy: Said::NOTHING }
+        let flags = Flags::empty();
+        Self { prot, max_prot, backing, shared: false, label, flags, policy: Said::NOTHING, watch: None }
     }
     /// What the mapping says of the pages from the one `pages` further on.
     pub fn advanced(&self, pages: u64) -> Self {
-        Self { backing: self.backing.advanced(pages), policy: self.policy.clone(), ..*self }
+        let (policy, watch) = (self.policy.clone(), self.watch.clone());
+        Self { backing: self.backing.advanced(pages), policy, watch, ..*self }
     }
     /// Whether `next`, which begins `pages` pages further on, could as well be part of this mapping.
     pub fn continues(&self, pages: u64, next: &Self) -> bool {
@@ -210,6 +228,7 @@ impl Mapping {
             && self.label == next.label
             && self.flags == next.flags
             && self.policy == next.policy
+            && self.watch == next.watch
             && self.backing.continues(pages, &next.backing)
     }
 }

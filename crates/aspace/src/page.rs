@@ -16,7 +16,7 @@ use sync::{
     primitive::{AtomicU64, Ordering},
 };
 
-use crate::{Access, Backing, Fault, Mapping, Object, ObjectError, Place, Policy, Resident};
+use crate::{Access, Backing, Content, Fault, Mapping, Object, ObjectError, Place, Policy, Resident};
 
 /// A frame for `usage`, at `place`, its bytes zero if `zeroed` and else unspecified. Every frame of user memory comes from
 /// here: those of mappings, and those of the objects that are mapped.
@@ -117,6 +117,7 @@ pub(crate) fn resident(entry: Pte, frames: &Memory) -> Option<Resident> {
         sharers: frame.map_or(0, |frame| frames.sharers(frame)),
         accessed: entry.is_accessed(),
         dirty: entry.is_dirty(),
+        protected: false,
     })
 }
 
@@ -143,6 +144,22 @@ pub(crate) fn copy(
         }
     }
     Ok(new)
+}
+
+/// A frame of this address space's own with these contents, at `place`.
+pub(crate) fn filled(
+    with: Content<'_>,
+    place: Place,
+    frames: &Memory,
+    pin: &Pinned<'_>,
+) -> Option<OwnedFrame> {
+    let Content::Bytes(bytes) = with else { return frame(place, Use::Anonymous, true, frames, pin) };
+    let new = frame(place, Use::Anonymous, false, frames, pin)?;
+    for (from, to) in bytes.as_chunks::<8>().0.iter().zip(words(frames, &new)) {
+        // Relaxed: the frame is published by its slot.
+        to.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
+    }
+    Some(new)
 }
 
 /// The bytes of a frame as words that others may access too.

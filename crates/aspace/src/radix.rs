@@ -110,6 +110,7 @@ mod rights;
 mod tables;
 pub(crate) mod totals;
 mod walk;
+mod watch;
 mod word;
 
 use alloc::{
@@ -144,7 +145,7 @@ pub use self::{realm::Realm, tables::PageTables, word::FRAMES};
 use crate::{
     Access, AddressSpace, Advice, Audited, Error, Fault, Flags, LOWEST, Limits, Lock, Machine, Managed,
     Mapper, Mappers, Mapping, MappingInfo, Place, Placement, Policy, RemapTo, Resident, STACK_GAP, Said,
-    Seen, Totals, Unmoved, Usage,
+    Seen, Totals, Unmoved, Usage, Watched,
     mappers::shown_in,
     rules::{check, dictated, relock, user},
 };
@@ -617,6 +618,9 @@ impl AddressSpace for Radix {
         Ok(self.copy(ctx)?)
     }
     fn managed(&self) -> Option<&dyn Managed> {
+        Some(self)
+    }
+    fn watched(&self) -> Option<&dyn Watched> {
         Some(self)
     }
     fn clear(&self, ctx: &Unpinned<'_>) {

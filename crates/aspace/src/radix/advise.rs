@@ -1,6 +1,6 @@
 //! What advice does.
 
-use super::*;
+use super::{watch::emptied, *};
 use crate::{Backing, rules};
 
 impl Radix {
@@ -31,7 +31,9 @@ impl Radix {
             refused = !rules::is_for(advice, &change.desc(slot).mapping);
             let new = match advice {
                 _ if refused => slot,
-                Advice::DontNeed | Advice::DontNeedLocked | Advice::Free if !slot.is_guard() => slot.blank(),
+                Advice::DontNeed | Advice::DontNeedLocked | Advice::Free if !slot.is_guard() => {
+                    emptied(slot, &change.desc(slot).mapping)
+                }
                 Advice::InstallGuards => slot.guard(),
                 Advice::RemoveGuards if slot.is_guard() => slot.blank(),
                 _ => slot,

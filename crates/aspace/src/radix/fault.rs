@@ -5,7 +5,7 @@ use core::mem::ManuallyDrop;
 use ::radix::SlotGuard;
 use sync::probe;
 
-use super::{realm::Kept, tables::Ready, word::SEVERAL, *};
+use super::{realm::Kept, tables::Ready, watch::Met, word::SEVERAL, *};
 use crate::{Backing, page as contents, rules};
 
 /// Pages around one that several CPUs have, aligned to as many, which are entered with it: two lines of slots.
@@ -30,13 +30,26 @@ impl Radix {
             return Err(Fault::NoMapping);
         }
         // Relaxed: as in `manage`.
-        if self.manages.load(Ordering::Relaxed)
-            && let Some(level) = self.refused(at, access, &ctx.pin())
-        {
+        let mut levels = self.manages.load(Ordering::Relaxed);
+        if levels && let Some(level) = self.refused(at, access, &ctx.pin()) {
             return Err(Fault::Level(level));
         }
         loop {
-            let Step::Ask(kept) = self.with_page(policy, at, access, ctx)? else { return Ok(()) };
+            let step = match levels {
+                true => self.with_levels(policy, at, access, ctx),
+                false => match self.with_page::<false>(policy, at, access, ctx) {
+                    Err(Fault::Watched) => {
+                        levels = true;
+                        continue;
+                    }
+                    step => step,
+                },
+            };
+            let Step::Ask(kept) = step? else { return Ok(()) };
+            if levels && let Err(fault) = self.met_object(&kept, at, ctx) {
+                kept.release(&ctx.pin());
+                return Err(fault);
+            }
             let mapping = &kept.desc().mapping;
             let cuts = mapping.mappers().map_or(0, Mappers::cuts);
             let asked = match &mapping.backing {
@@ -65,8 +78,10 @@ impl Radix {
         }
     }
 
-    /// What can be done without asking anybody.
-    fn with_page(
+    /// What can be done without asking anybody. Without `LEVELS` a page that has a level counts as watched, so that those which
+    /// have none cost nothing for it.
+    #[inline(always)]
+    fn with_page<const LEVELS: bool>(
         &self,
         policy: &Policy,
         at: Page,
@@ -79,7 +94,7 @@ impl Radix {
         // Lock the page; find what it should be; check the access.
         let guard = self.tree.lock_one(key, &section).map_err(|_| Fault::NoMemory)?;
         let mut guard = guard.ok_or(Fault::NoMapping)?;
-        let (mut slot, frozen) = said(&guard, key);
+        let (mut slot, mut frozen) = said(&guard, key);
         if !slot.is_mapped() {
             return Err(Fault::NoMapping);
         }
@@ -89,8 +104,17 @@ impl Radix {
         }
         let mut all = contents::hardware(mapping.prot);
         if let Some(level) = slot.level() {
-            level.check(access)?;
-            all &= level.cap();
+            if !LEVELS {
+                return Err(Fault::Watched);
+            }
+            match &mapping.watch {
+                None => level.check(access)?,
+                Some(watch) => match self.met(&mut guard, key, (mapping, watch), access)? {
+                    Met::Goes(now, shared) => (slot, frozen) = (now, shared),
+                    Met::Ask => return Ok(Step::Ask(self.realm.keep(slot, &pin))),
+                },
+            }
+            all &= slot.cap();
         }
         let index = match &mapping.backing {
             Backing::Object { page, .. } => page.wrapping_add(key),
@@ -143,6 +167,18 @@ impl Radix {
         probe!(FaultNew);
         guard.finish(ready.set(own(slot, zeroed), all).word());
         Ok(Step::Done)
+    }
+    /// The same for pages that may have levels.
+    #[cold]
+    #[inline(never)]
+    fn with_levels(
+        &self,
+        policy: &Policy,
+        at: Page,
+        access: Access,
+        ctx: &Unpinned<'_>,
+    ) -> Result<Step, Fault> {
+        self.with_page::<true>(policy, at, access, ctx)
     }
     /// What this CPU enters now, others have. If several have, it enters their neighbours as well: those of the [`AROUND`] pages
     /// around it that are of the same mapping, that several CPUs have, and that nobody is at; each as its fault would. A page
@@ -313,7 +349,7 @@ impl Radix {
 }
 
 /// What a page's slot says when it has `new`.
-fn own(slot: Slot, new: OwnedFrame) -> Slot {
+pub(super) fn own(slot: Slot, new: OwnedFrame) -> Slot {
     let usage = new.usage();
     slot.with_frame(new.into_raw(), usage)
 }

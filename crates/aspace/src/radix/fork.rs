@@ -126,14 +126,17 @@ impl Heir {
             _ => (self.blank, false),
         }
     }
+    /// Whether the child has such pages, of the same level.
+    fn is_alike(&self) -> bool {
+        self.blank != Slot::EMPTY && self.blank.level() == self.theirs.level()
+    }
     /// The same for `slots`, in their place, from the first on: as long as they are as they were mapped, or have frames of
     /// the object's or of their own. The process's usual slots are dealt with here in few instructions each.
     #[inline(never)]
     fn put(&self, slots: &mut [u64]) -> Run {
         let (theirs, blank) = (self.theirs, self.blank);
         let objects = if self.object { theirs.kind_with(Use::Lent) } else { NO_KIND };
-        let own =
-            if self.shares && blank != Slot::EMPTY { theirs.kind_with(Use::Anonymous) } else { NO_KIND };
+        let own = if self.shares && self.is_alike() { theirs.kind_with(Use::Anonymous) } else { NO_KIND };
         let mut run = Run { pages: slots.len(), own: 0, objects: 0 };
         for (i, word) in slots.iter_mut().enumerate() {
             let slot = Slot::of(*word);
@@ -323,9 +326,12 @@ impl<'s, 'p> Heirs<'s, 'p> {
         let mapping = &self.change.desc(theirs).mapping;
         let own = Flags::LOCKED | Flags::ON_FAULT;
         let inherited = !mapping.flags.contains(Flags::DONT_FORK);
-        let other = match inherited && mapping.flags.intersects(own) {
+        // Nobody watches the child's pages.
+        let watched = mapping.watch.is_some() && !mutant!("watch-inherited");
+        let other = match inherited && (watched || mapping.flags.intersects(own)) {
             true => {
-                let mapping = Mapping { flags: mapping.flags.difference(own), ..mapping.clone() };
+                let mut mapping = Mapping { flags: mapping.flags.difference(own), ..mapping.clone() };
+                mapping.watch = mapping.watch.filter(|_| !watched);
                 let other = self.space.realm.intern(&mapping, self.change.section().pin());
                 Some(other.ok_or(::radix::Error::OutOfMemory)?)
             }
@@ -335,7 +341,10 @@ impl<'s, 'p> Heirs<'s, 'p> {
         // What may not be written has no entry that may.
         let writes = mapping.prot.contains(Prot::WRITE);
         let rights = contents::hardware(mapping.prot).difference(Prot::WRITE);
-        let other_word = |other: &Hold<'_>| theirs.with_desc(other.slot().desc());
+        let other_word = |other: &Hold<'_>| {
+            let word = theirs.with_desc(other.slot().desc());
+            if watched { word.with_level(None) } else { word }
+        };
         let heir = Heir {
             theirs,
             blank: if inherited { other.as_ref().map_or(theirs, other_word) } else { Slot::EMPTY },
@@ -343,7 +352,7 @@ impl<'s, 'p> Heirs<'s, 'p> {
             shares: !wiped && !mapping.shared,
             object: mapping.shared || !matches!(mapping.backing, Backing::Anonymous),
             lowered: writes.then_some(rights),
-            same: inherited && !mapping.flags.intersects(own | Flags::WIPE_ON_FORK),
+            same: inherited && !watched && !mapping.flags.intersects(own | Flags::WIPE_ON_FORK),
         };
         let at = self.met.len();
         self.met.try_reserve(FEW.saturating_sub(at).max(1)).map_err(|_| ::radix::Error::OutOfMemory)?;

@@ -74,6 +74,10 @@ impl Radix {
         if range.end().number() > KEYS || !guard.all(|span| Slot::of(span.value).is_mapped()) {
             return Err(Error::NoMapping);
         }
+        // Levels of watched pages are their watchers'.
+        if !guard.all(|span| change.desc(Slot::of(span.value)).mapping.watch.is_none()) {
+            return Err(Error::Invalid);
+        }
         guard.update(|span| {
             let slot = Slot::of(span.value);
             self.put_level(slot, span.first, slot.with_level(level), &mut change).word()
@@ -85,7 +89,7 @@ impl Radix {
     }
     /// Page `key`, whose locked slot is `old`, is to be `new`, of which only the level is another: what it is to be. No entry
     /// grants more than that after the next flush.
-    fn put_level(&self, old: Slot, key: u64, new: Slot, change: &mut Change<'_>) -> Slot {
+    pub(super) fn put_level(&self, old: Slot, key: u64, new: Slot, change: &mut Change<'_>) -> Slot {
         if let Some((frame, _)) = old.frame() {
             let granted = |slot: Slot| {
                 let rights = contents::rights(&change.desc(old).mapping, frame, self.machine.frames);
@@ -255,7 +259,8 @@ impl Radix {
         let slot = Slot::of(self.tree.get(at.number(), &section).value);
         let level = slot.level().filter(|level| !access.allowed_by(level.cap()))?;
         let mapping = &self.realm.desc(slot, &section).mapping;
-        (access != Access::Exec && access.allowed_by(mapping.prot) && !slot.is_guard()).then_some(level)
+        let others = access == Access::Exec || slot.is_guard() || mapping.watch.is_some();
+        (!others && access.allowed_by(mapping.prot)).then_some(level)
     }
 
     fn collect_dirty(&self, range: PageRange, written: &mut [u64], ctx: &Unpinned<'_>) -> Result<(), Error> {
@@ -392,7 +397,7 @@ impl Radix {
 }
 
 /// Let the guard's pages be in as few slots as possible, if they are all alike and without frames.
-fn fold_alike(guard: &mut Guard<'_>) {
+pub(super) fn fold_alike(guard: &mut Guard<'_>) {
     let keys = guard.keys();
     if keys.end - keys.start < LEAF {
         return;
@@ -443,9 +448,11 @@ impl Managed for Radix {
         let all = keys(range);
         let mut first = None;
         let pin = ctx.pin();
-        self.tree.scan(all.clone(), &self.tree.enter(&pin), |found| {
-            let level = Slot::of(found.value).level();
-            let forbids = level.is_some_and(|level| level.check(access).is_err());
+        let section = self.tree.enter(&pin);
+        self.tree.scan(all.clone(), &section, |found| {
+            let slot = Slot::of(found.value);
+            let forbids = slot.level().is_some_and(|level| level.check(access).is_err())
+                && self.realm.desc(slot, &section).mapping.watch.is_none();
             first = forbids.then_some(page(found.first.max(all.start)));
             !forbids
         });

@@ -1,6 +1,6 @@
 //! Mapping, unmapping, and the stack that grows.
 
-use super::*;
+use super::{watch::begun, *};
 use crate::Backing;
 
 impl Radix {
@@ -176,7 +176,7 @@ impl Radix {
                 return Err(Error::NoMemory);
             }
             guard.update(|span| match (at..top).contains(&span.first) {
-                true => stack.fresh().word(),
+                true => begun(stack, mapping).word(),
                 false => span.value,
             });
             change.settle();

@@ -488,7 +488,8 @@ fn plain(mapping: &Mapping) -> Option<u32> {
         && !mapping.shared
         && mapping.label == crate::Label::None
         && mapping.flags == Flags::empty()
-        && mapping.policy == Said::NOTHING;
+        && mapping.policy == Said::NOTHING
+        && mapping.watch.is_none();
     plain.then(|| 1 + u32::from(mapping.prot.bits()))
 }
 

@@ -2,7 +2,7 @@
 //! Linux makes and in its order; then it is carried out, which can't fail. If the plan needs pages that aren't locked,
 //! everything is let go, and it begins anew with more.
 
-use super::*;
+use super::{watch::begun, *};
 
 /// A change of one mapping.
 struct Request<'a> {
@@ -295,7 +295,7 @@ impl Radix {
                 // It is more of a mapping that there is: nothing can forbid it.
                 let _ = self.announce(mapping, n - old.len(), section.pin());
                 guard.update(|span| match (end..grown).contains(&span.first) {
-                    true => slot.fresh().word(),
+                    true => begun(slot, mapping).word(),
                     false => span.value,
                 });
                 Ok(Attempt::Done(old.start()))
@@ -395,8 +395,9 @@ impl Radix {
             }
             if self.machine.frames.low() { Err(Error::NoMemory) } else { Ok(()) }
         };
-        // What the pages should be where they go.
-        let base = mapping.advanced(start).advanced(0u64.wrapping_sub(there));
+        // What the pages should be where they go, where nobody watches them.
+        let mut base = mapping.advanced(start).advanced(0u64.wrapping_sub(there));
+        let unwatched = base.watch.take().is_some();
         let source =
             |key: u64| (key - there < kept.end - start).then(|| self.at(key - there + start, section));
         let prepared = ready().and_then(|()| {
@@ -451,6 +452,7 @@ impl Radix {
                 change.unmapped(Slot::of(span.value), span.first, span.keys);
             }
             match source(span.first) {
+                Some((was, _)) if unwatched => was.moved(desc.slot().desc()).with_level(None).word(),
                 Some((was, _)) => was.moved(desc.slot().desc()).word(),
                 None => desc.slot().word(),
             }

@@ -1,6 +1,6 @@
 //! What reports are told.
 
-use super::{fault::said, *};
+use super::{fault::said, watch::is_protected, *};
 use crate::{Backing, Resident};
 
 impl Radix {
@@ -71,6 +71,7 @@ impl Radix {
             sharers: frame.map_or(0, |frame| self.machine.frames.sharers(frame) + others),
             accessed,
             dirty,
+            protected: is_protected(slot, &self.realm.desc(slot, section).mapping),
         })
     }
     pub(super) fn area_of(&self, at: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {

@@ -5,6 +5,7 @@ mod levels;
 mod looks;
 #[path = "../machine/mod.rs"]
 mod machine;
+mod watches;
 
 use std::sync::{
     Arc,
