@@ -90,6 +90,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("quire-vmprim", &["quire-percpu", "quire-sync"]),
     ("quire-bench-vmprim", &["quire-vmprim"]),
     ("quire-fence", &["quire-vmprim"]),
+    ("quire-fence-preload", &["quire-fence"]),
     ("quire-pheap", &[]),
     ("quire-snap", &["quire-percpu", "quire-sync", "quire-vmprim"]),
     ("quire-kvd", &["quire-pheap", "quire-snap", "quire-vmprim"]),

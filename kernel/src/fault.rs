@@ -10,6 +10,7 @@ use crate::{
     signal::{SigInfo, code},
     stats::{self, Counter},
     task,
+    userfault::{self, Outcome},
 };
 
 /// Bits of the page-fault error code (Intel SDM vol. 3A, 4.7).
@@ -47,7 +48,7 @@ impl Refused {
         let (signal, code) = match self.0 {
             Fault::NoMapping | Fault::Guard => (abi::SIGSEGV, code::SEGV_MAPERR),
             Fault::Denied | Fault::Level(_) => (abi::SIGSEGV, code::SEGV_ACCERR),
-            Fault::BeyondObject => (abi::SIGBUS, code::BUS_ADRERR),
+            Fault::BeyondObject | Fault::Watched => (abi::SIGBUS, code::BUS_ADRERR),
             // It ends already.
             Fault::NoMemory => (abi::SIGKILL, code::SI_KERNEL),
         };
@@ -65,6 +66,11 @@ pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
                 match mm.aspace.fault_by(&task::memory_policy(), va, access, &task::unpinned()) {
                     // Below a stack: it grows, if it may.
                     Err(Fault::NoMapping) if mm.grow(va) => {}
+                    Err(Fault::Watched) => match userfault::wait(&mm, va, access, error & ERROR_USER == 0) {
+                        Outcome::Again => {}
+                        Outcome::Interrupted => break Ok(()),
+                        Outcome::Refused => break Err(Fault::Watched),
+                    },
                     Err(Fault::NoMemory) if attempts.next().is_some() && oom::make_room() => {}
                     result => break result,
                 }

@@ -44,6 +44,7 @@ mod timers;
 mod trap;
 mod upcall;
 mod usercopy;
+mod userfault;
 mod vdso;
 mod wait;
 

@@ -167,6 +167,8 @@ pub fn memory_policy() -> Policy {
 
 /// Lock memory without limit.
 const CAP_IPC_LOCK: u32 = 14;
+/// Look into other processes.
+pub const CAP_SYS_PTRACE: u32 = 19;
 /// What concerns the machine, such as which frames there are.
 pub const CAP_SYS_ADMIN: u32 = 21;
 /// Decide where other processes' memory is, and how they run.

@@ -13,7 +13,11 @@ use super::{
     poll::Readiness,
     random, tty,
 };
-use crate::{errno::Errno, signal};
+use crate::{
+    errno::Errno,
+    options::{self, Design},
+    signal,
+};
 
 /// A character device.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub enum Device {
     Console,
     /// The terminal, as the one that controls the process.
     Tty,
+    /// Makes descriptors that page faults are read from.
+    UserFaults,
     /// A number that no device stands behind, made by `mknod`.
     Unknown(u64),
 }
@@ -80,6 +86,8 @@ impl Device {
             Device::Urandom => number(1, 9),
             Device::Tty => number(5, 0),
             Device::Console => number(5, 1),
+            // Linux takes the next free one of its misc devices.
+            Device::UserFaults => number(10, 126),
             Device::Unknown(n) => n,
         }
     }
@@ -125,6 +133,7 @@ impl Device {
             }
             Device::Random | Device::Urandom => moved(random::read(sink), room, Errno::EFAULT),
             Device::Console | Device::Tty => tty::read(sink, block),
+            Device::UserFaults => Err(Errno::EINVAL),
             Device::Unknown(_) => Err(Errno::ENXIO),
         }
     }
@@ -137,6 +146,7 @@ impl Device {
             Device::Full => moved(0, source.left(), Errno::ENOSPC),
             Device::Random | Device::Urandom => Ok(source.left()),
             Device::Console | Device::Tty => tty::write(source),
+            Device::UserFaults => Err(Errno::EINVAL),
             Device::Unknown(_) => Err(Errno::ENXIO),
         }
     }
@@ -153,6 +163,9 @@ pub fn mount(root: &Arc<Entry>) -> Result<()> {
     let dev = super::mount_at(root, b"dev", inode(Kind::Directory(Directory::new()), 0o755))?;
     for (name, device, mode) in NAMES {
         directory::create(&dev, name.as_bytes(), inode(Kind::Device(device), mode))?;
+    }
+    if options::get().design == Design::Radix {
+        directory::create(&dev, b"userfaultfd", inode(Kind::Device(Device::UserFaults), 0o600))?;
     }
     for (name, target) in LINKS {
         directory::create(&dev, name.as_bytes(), inode(Kind::Symlink(target.as_bytes().into()), 0o777))?;

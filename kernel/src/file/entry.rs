@@ -9,7 +9,7 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::mem;
 
-use addr::PAGE_SIZE;
+use addr::{PAGE_BYTES, PAGE_SIZE};
 use aspace::{Mappers, Object, ObjectError, Policy};
 use linux_raw_sys::general as c;
 use owned::{Memory, OwnedFrame};
@@ -235,6 +235,18 @@ impl Object for Entry {
     }
     fn is_resident(&self, index: u64, _: &Unpinned<'_>) -> bool {
         self.inode.store().is_some_and(|store| store.is_resident(index))
+    }
+    fn has(&self, index: u64, _: &Unpinned<'_>) -> core::result::Result<bool, ObjectError> {
+        self.inode.store().ok_or(ObjectError::Io)?.has(index)
+    }
+    fn put(
+        &self,
+        index: u64,
+        bytes: Option<&[u8; PAGE_BYTES]>,
+        policy: &Policy,
+        _: &Unpinned<'_>,
+    ) -> core::result::Result<bool, ObjectError> {
+        self.inode.store().ok_or(ObjectError::Io)?.put(index, bytes, policy)
     }
     fn punch(&self, index: u64, pages: u64, _: &Unpinned<'_>) -> core::result::Result<(), ObjectError> {
         let store = self.inode.store().ok_or(ObjectError::Io)?;

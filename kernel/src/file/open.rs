@@ -463,7 +463,7 @@ impl OpenFile {
             (Kind::Device(device), _) => device.readiness(),
             (Kind::Console(channel), _) => channel.readiness(),
             (Kind::Event(event), _) => event.readiness(),
-            (Kind::Special(special), _) => special.readiness(),
+            (Kind::Special(special), _) => special.readiness(self.blocks()),
             _ => Readiness::ALWAYS,
         }
     }

@@ -84,6 +84,7 @@ const VM: &[(&str, Item)] = &[
     ("max_map_count", Item::Text(|| format!("{}\n", i32::MAX))),
     ("mmap_min_addr", Item::Text(|| format!("{}\n", aspace::LOWEST * PAGE_SIZE))),
     ("overcommit_memory", Item::Text(|| "1\n".into())),
+    ("unprivileged_userfaultfd", Item::Text(|| "0\n".into())),
 ];
 
 /// A directory of fixed names.

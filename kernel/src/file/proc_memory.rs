@@ -7,7 +7,7 @@ use alloc::{format, string::String, vec::Vec};
 use core::fmt::Write;
 
 use addr::{PAGE_SIZE, Page, PageRange, Prot, USER_END_PAGE};
-use aspace::{Backing, Flags, Label, MappingInfo, Resident, Seen};
+use aspace::{Backing, Flags, Label, MappingInfo, Modes, Resident, Seen};
 use owned::Use;
 
 use super::{
@@ -182,6 +182,7 @@ struct Shown {
 fn vm_flags(info: &MappingInfo<'_>) -> String {
     let m = info.mapping;
     let accounted = m.prot.contains(Prot::WRITE) && !m.shared && !m.flags.contains(Flags::NO_RESERVE);
+    let watched = |mode| m.watch.as_ref().is_some_and(|watch| watch.modes.contains(mode));
     let names = [
         (m.prot.contains(Prot::READ), "rd"),
         (m.prot.contains(Prot::WRITE), "wr"),
@@ -193,7 +194,9 @@ fn vm_flags(info: &MappingInfo<'_>) -> String {
         (m.max_prot.contains(Prot::EXEC), "me"),
         (m.shared, "ms"),
         (m.is_stack(), "gd"),
+        (watched(Modes::MISSING), "um"),
         (m.label == Label::Vvar, "pf"),
+        (watched(Modes::PROTECT), "uw"),
         (m.flags.contains(Flags::LOCKED), "lo"),
         (m.label == Label::Vvar, "io"),
         (m.flags.contains(Flags::SEQUENTIAL), "sr"),
@@ -208,6 +211,7 @@ fn vm_flags(info: &MappingInfo<'_>) -> String {
         (m.flags.contains(Flags::HUGE), "hg"),
         (m.flags.contains(Flags::NO_HUGE), "nh"),
         (m.flags.contains(Flags::MERGEABLE), "mg"),
+        (watched(Modes::MINOR), "ui"),
         (m.flags.contains(Flags::DROPPABLE), "dp"),
     ];
     let mut out = String::from("VmFlags: ");

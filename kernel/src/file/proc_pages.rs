@@ -7,9 +7,9 @@
 //!
 //! Categories are Linux's, with these remarks:
 //! * SWAPPED: guards only, which Linux keeps in the form of swapped pages.
-//! * WRITTEN: whatever has a frame or a guard, as on Linux where no userfaultfd protects pages. An empty page never has it; on
-//!   Linux it has where there is a page table around it.
-//! * WPALLOWED: no page, as there is no userfaultfd: PM_SCAN_WP_MATCHING finds nothing, and PM_SCAN_CHECK_WPASYNC is EPERM.
+//! * WRITTEN: whatever has a frame or a guard that no userfaultfd protects. In a mapping that one may protect so that nobody waits
+//!   (WPALLOWED), every page that isn't protected; of another, an empty page never has it. On Linux an empty page that isn't
+//!   protected has it where there is a page table around it.
 //! * PFNZERO, HUGE, SOFT_DIRTY: no page. Each has a frame of its own, of 4 KiB, and writes are not tracked.
 //!
 //! Where the buffer was full in between, Linux 6.18 says that the scan has ended there; here it says where it has.
@@ -17,7 +17,7 @@
 use alloc::{sync::Arc, vec::Vec};
 
 use addr::{PAGE_SIZE, Page, PageRange, USER_END, USER_END_PAGE};
-use aspace::{Label, Resident, Seen};
+use aspace::{Error, Label, Mapping, Modes, Resident, Seen, Watched};
 use owned::Use;
 
 use super::{
@@ -36,6 +36,7 @@ const PRESENT: u64 = 1 << 63;
 const SWAP: u64 = 1 << 62;
 const FILE: u64 = 1 << 61;
 const GUARD: u64 = 1 << 58;
+const PROTECTED: u64 = 1 << 57;
 const EXCLUSIVE: u64 = 1 << 56;
 
 /// An open /proc/N/pagemap.
@@ -57,7 +58,8 @@ impl PageMap {
         let (own, alone) = (page.usage == Use::Anonymous, users == 1);
         let Some(frame) = page.frame else { return GUARD | SWAP };
         let number = if self.tells_frames { frame.number() } else { 0 };
-        PRESENT | number | if own { 0 } else { FILE } | if alone { EXCLUSIVE } else { 0 }
+        let protected = if page.protected { PROTECTED } else { 0 };
+        PRESENT | protected | number | if own { 0 } else { FILE } | if alone { EXCLUSIVE } else { 0 }
     }
 
     /// Read from byte `offset` on: a word for each page. EINVAL unless whole words are asked for.
@@ -125,7 +127,12 @@ impl PageMap {
             }
             let until = at.saturating_add(step).min(scan.end);
             let range = Page::new(at).and_then(|first| PageRange::with_len(first, until - at));
-            scan.look(mm, range.ok_or(Errno::EFAULT)?);
+            let range = range.ok_or(Errno::EFAULT)?;
+            if scan.protects() || is_allowed_in(mm, range) {
+                scan.look_and_protect(mm, range)?
+            } else {
+                scan.look(mm, range)
+            }
             (at, step) = (until, step * 2);
             if scan.stopped.is_some() || scan.refused.is_some() {
                 regions += scan.flush()?;
@@ -167,6 +174,8 @@ struct Scan {
     mask: u64,
     any_of: u64,
     returned: u64,
+    /// What all pages of the mapping are that is looked into.
+    allowed: u64,
     /// Pages that may be found.
     most: u64,
     found: u64,
@@ -216,6 +225,7 @@ impl Scan {
             mask,
             any_of,
             returned,
+            allowed: 0,
             most: if most == 0 { u64::MAX } else { most },
             found: 0,
             to: vec,
@@ -227,14 +237,14 @@ impl Scan {
         })
     }
 
-    /// Take what is found in `range`.
+    /// Take what is found in `range`, where no page may be protected.
     fn look(&mut self, mm: &Mm, range: PageRange) {
         // What of the mapping that was seen last was not told yet.
         let mut rest = 0..0;
         mm.aspace.inspect(range, &task::unpinned(), &mut |seen| match seen {
             Seen::Mapping(info) => {
                 self.take(rest.start, rest.end, 0);
-                let wanted = self.wants(info.mapping.label);
+                let wanted = self.wants(info.mapping);
                 rest = if wanted { info.range.start().number()..info.range.end().number() } else { 0..0 };
             }
             Seen::Page(page, resident) if rest.contains(&page.number()) => {
@@ -248,13 +258,68 @@ impl Scan {
         self.take(rest.start, rest.end, 0);
     }
 
-    /// Whether a mapping is looked into. None allows that its pages are protected until they are written.
-    fn wants(&mut self, label: Label) -> bool {
-        if self.stopped.is_none() && self.flags & CHECK_WPASYNC != 0 {
+    /// Whether what is found is to be protected.
+    fn protects(&self) -> bool {
+        self.flags & WP_MATCHING != 0
+    }
+
+    /// Take what is found in `range`, and protect it if that is asked for.
+    fn look_and_protect(&mut self, mm: &Mm, range: PageRange) -> Result<()> {
+        let Some(watched) = mm.aspace.watched() else {
+            self.look(mm, range);
+            return Ok(());
+        };
+        for piece in proc_users::mappings(mm, range, &mut |info| info.mapping.clone())? {
+            let wanted = self.wants(&piece.head);
+            if self.stopped.is_some() || self.refused.is_some() {
+                break;
+            }
+            if let Some(part) = piece.range.intersect(range).filter(|_| wanted) {
+                self.protect_part(watched, part)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for pages of one mapping.
+    fn protect_part(&mut self, watched: &dyn Watched, part: PageRange) -> Result<()> {
+        let ctx = task::unpinned();
+        let failed = |error| if error == Error::NoMemory { Errno::ENOMEM } else { Errno::EFAULT };
+        if self.to == 0 && self.protects() {
+            // Nothing is told, and so, as on Linux, nothing is asked for either.
+            return match watched.protect_pages(part, true, &ctx) {
+                // It is watched no more.
+                Ok(()) | Err(Error::NoMapping) => Ok(()),
+                Err(error) => Err(failed(error)),
+            };
+        }
+        let (mut rest, end) = (part.start().number(), part.end().number());
+        let mut one = |pages: PageRange, resident: Option<Resident>, protected: bool| {
+            let (first, end) = (pages.start().number(), pages.end().number());
+            self.take(rest, first, self.allowed);
+            rest = end;
+            let empty = if protected || self.allowed == 0 { 0 } else { IS_WRITTEN };
+            let (all, before) = (self.allowed | resident.as_ref().map_or(empty, categories), self.found);
+            self.take(first, end, all);
+            // Not those of which there was no room for some: they are told of again.
+            self.protects() && all & IS_WRITTEN != 0 && self.found - before == end - first
+        };
+        watched.scan(part, &mut one, &ctx).map_err(failed)?;
+        self.take(rest, end, self.allowed);
+        Ok(())
+    }
+
+    /// Whether a mapping is looked into.
+    fn wants(&mut self, mapping: &Mapping) -> bool {
+        let allows = is_allowed(mapping);
+        if !allows && self.stopped.is_none() && self.flags & CHECK_WPASYNC != 0 {
             self.refused = Some(Errno::EPERM);
         }
+        self.allowed = if allows { IS_WPALLOWED } else { 0 };
         let required = self.mask & IS_WPALLOWED;
-        self.flags & WP_MATCHING == 0 && label != Label::Vvar && self.inverted & required == required
+        (allows || !self.protects())
+            && mapping.label != Label::Vvar
+            && (self.allowed ^ self.inverted) & required == required
     }
 
     /// The pages `first..end` are of these categories.
@@ -297,11 +362,25 @@ impl Scan {
     }
 }
 
+/// Whether pages of `mapping` may be protected so that nobody waits.
+fn is_allowed(mapping: &Mapping) -> bool {
+    let modes = Modes::PROTECT | Modes::ASYNC | Modes::UNPOPULATED;
+    mapping.watch.as_ref().is_some_and(|watch| watch.modes.contains(modes))
+}
+
+/// Whether there is such a mapping in `range`.
+fn is_allowed_in(mm: &Mm, range: PageRange) -> bool {
+    let mut any = false;
+    mm.aspace.areas(range, &task::unpinned(), &mut |info| any |= is_allowed(info.mapping));
+    any
+}
+
 /// What a page is that has a frame or a guard.
 fn categories(page: &Resident) -> u64 {
+    let written = if page.protected { 0 } else { IS_WRITTEN };
     match page.frame {
-        None => IS_SWAPPED | IS_WRITTEN | IS_GUARD,
-        Some(_) if page.usage == Use::Anonymous => IS_PRESENT | IS_WRITTEN,
-        Some(_) => IS_PRESENT | IS_WRITTEN | IS_FILE,
+        None => IS_SWAPPED | written | IS_GUARD,
+        Some(_) if page.usage == Use::Anonymous => IS_PRESENT | written,
+        Some(_) => IS_PRESENT | written | IS_FILE,
     }
 }

@@ -18,7 +18,7 @@ use super::{
     socket::Socket,
     timerfd::TimerFile,
 };
-use crate::{errno::Errno, memory};
+use crate::{errno::Errno, memory, userfault::UserFaults};
 
 /// One of the kinds of special file.
 pub enum Special {
@@ -32,6 +32,8 @@ pub enum Special {
     Process(ProcessFile),
     /// Signals to read.
     Signals(SignalFile),
+    /// Page faults to read.
+    Faults(UserFaults),
 }
 
 impl Special {
@@ -48,6 +50,7 @@ impl Special {
             Special::Timer(_) => "anon_inode:[timerfd]".into(),
             Special::Process(_) => "anon_inode:[pidfd]".into(),
             Special::Signals(_) => "anon_inode:[signalfd]".into(),
+            Special::Faults(_) => "anon_inode:[userfaultfd]".into(),
         }
     }
 
@@ -71,6 +74,7 @@ impl Special {
             Special::Socket(socket) => socket.read(sink, block),
             Special::Timer(timer) => timer.read(sink, block),
             Special::Signals(signals) => signals.read(sink, block),
+            Special::Faults(faults) => faults.read(sink, block),
             Special::Epoll(_) | Special::Process(_) => Err(Errno::EINVAL),
         }
     }
@@ -83,14 +87,15 @@ impl Special {
         }
     }
 
-    /// What can be done now.
-    pub fn readiness(&self) -> Readiness<'_> {
+    /// What can be done now. `block`: reads would wait.
+    pub fn readiness(&self, block: bool) -> Readiness<'_> {
         match self {
             Special::Socket(socket) => socket.readiness(),
             Special::Epoll(epoll) => epoll.readiness(),
             Special::Timer(timer) => timer.readiness(),
             Special::Process(process) => process.readiness(),
             Special::Signals(signals) => signals.readiness(),
+            Special::Faults(faults) => faults.readiness(block),
         }
     }
 

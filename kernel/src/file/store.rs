@@ -205,6 +205,38 @@ impl Store {
         pages.present.contains_key(&index) || !pages.image_of(index).is_empty()
     }
 
+    /// Whether page `index` holds bytes. `BeyondEnd`.
+    pub fn has(&self, index: u64) -> core::result::Result<bool, ObjectError> {
+        let pages = self.pages.read(&task::unpinned());
+        if index >= self.size().div_ceil(PAGE_SIZE) {
+            return Err(ObjectError::BeyondEnd);
+        }
+        Ok(pages.present.contains_key(&index) || !pages.image_of(index).is_empty())
+    }
+
+    /// Let page `index`, if it holds none, hold `bytes`, or zeros, in a frame where `policy` wants it. False if it holds
+    /// some. `BeyondEnd`, `NoMemory`.
+    pub fn put(
+        &self,
+        index: u64,
+        bytes: Option<&[u8; PAGE_BYTES]>,
+        policy: &Policy,
+    ) -> core::result::Result<bool, ObjectError> {
+        let mut pages = self.pages.write(&task::unpinned());
+        if index >= self.size().div_ceil(PAGE_SIZE) {
+            return Err(ObjectError::BeyondEnd);
+        }
+        if pages.present.contains_key(&index) || !pages.image_of(index).is_empty() {
+            return Ok(false);
+        }
+        // Nobody finds it before the lock is free.
+        let page = pages.materialise(index, policy).ok_or(ObjectError::NoMemory)?;
+        if let Some(bytes) = bytes {
+            page.write(0, PAGE_BYTES, &mut &bytes[..]);
+        }
+        Ok(true)
+    }
+
     /// The seals.
     pub fn seals(&self) -> u32 {
         // Relaxed: who must not miss one holds `writer`, as does who adds one; mappings are counted by `mappers`.

@@ -293,6 +293,8 @@ pub fn ioctl(a: &Args) -> SysResult {
     }
     match &file.entry.inode.kind {
         Kind::Device(Device::Console | Device::Tty) => file::tty::ioctl(request, arg),
+        Kind::Device(Device::UserFaults) => super::userfault::device(request, arg),
+        Kind::Special(Special::Faults(faults)) => super::userfault::ioctl(faults, request, arg),
         Kind::Pages(map) => map.ioctl(request, arg),
         Kind::Special(Special::Socket(socket)) if request == io::FIONREAD => {
             count_out(arg, socket.available()? as i64)

@@ -21,6 +21,7 @@ use crate::{
     process::Mm,
     stats::{self, Counter},
     task::{self, TaskMm},
+    userfault::{self, Outcome},
 };
 
 pub use advice::{madvise, mincore, msync, process_madvise};
@@ -93,7 +94,14 @@ fn touch(mm: &Mm, range: PageRange, access: Access) -> Result<(), Fault> {
         if task::current().is_ending() {
             Err(Fault::NoMemory)
         } else {
-            mm.aspace.fault_by(&policy, p.base(), access, &ctx)
+            loop {
+                let result = mm.aspace.fault_by(&policy, p.base(), access, &ctx);
+                let again = result == Err(Fault::Watched)
+                    && matches!(userfault::wait(mm, p.base(), access, true), Outcome::Again);
+                if !again {
+                    break result;
+                }
+            }
         }
     })
 }

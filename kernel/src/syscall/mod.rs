@@ -18,6 +18,7 @@ mod socket;
 mod table;
 pub mod thread;
 pub mod time;
+mod userfault;
 
 use crate::{
     errno::{Errno, SysResult},

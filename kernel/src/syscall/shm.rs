@@ -12,7 +12,7 @@ use alloc::{
     vec::Vec,
 };
 
-use addr::{PAGE_SIZE, PageRange, Prot, USER_END, USER_END_PAGE, VirtAddr};
+use addr::{PAGE_BYTES, PAGE_SIZE, PageRange, Prot, USER_END, USER_END_PAGE, VirtAddr};
 use aspace::{Backing, Error, Flags, Mappers, Mapping, Object, ObjectError, Placement, Policy};
 use owned::{Memory, OwnedFrame};
 use percpu::Unpinned;
@@ -120,6 +120,18 @@ impl Object for Segment {
     }
     fn is_resident(&self, index: u64, ctx: &Unpinned<'_>) -> bool {
         self.memory.is_resident(index, ctx)
+    }
+    fn has(&self, index: u64, ctx: &Unpinned<'_>) -> Result<bool, ObjectError> {
+        self.memory.has(index, ctx)
+    }
+    fn put(
+        &self,
+        index: u64,
+        bytes: Option<&[u8; PAGE_BYTES]>,
+        policy: &Policy,
+        ctx: &Unpinned<'_>,
+    ) -> Result<bool, ObjectError> {
+        self.memory.put(index, bytes, policy, ctx)
     }
     fn punch(&self, index: u64, pages: u64, ctx: &Unpinned<'_>) -> Result<(), ObjectError> {
         self.memory.punch(index, pages, ctx)

@@ -5,7 +5,7 @@ use linux_raw_sys::general as nr;
 use super::{
     Handler::{self, Frame, Plain},
     event, file, futex, identity, mm, posix_timer, process, remote, schedule, shm, signal, socket, thread,
-    time,
+    time, userfault,
 };
 
 const SIZE: usize = 512;
@@ -226,6 +226,7 @@ const CALLS: &[(u32, Handler)] = &[
     (nr::__NR_epoll_wait, Plain(event::epoll_wait)),
     (nr::__NR_epoll_pwait, Plain(event::epoll_pwait)),
     (nr::__NR_epoll_pwait2, Plain(event::epoll_pwait2)),
+    (nr::__NR_userfaultfd, Plain(userfault::userfaultfd)),
     (nr::__NR_timerfd_create, Plain(event::timerfd_create)),
     (nr::__NR_timerfd_settime, Plain(event::timerfd_settime)),
     (nr::__NR_timerfd_gettime, Plain(event::timerfd_gettime)),
