@@ -844,6 +844,12 @@ static void forked(void)
     OK(munmap(AT(0), 1024 * PAGE));
 }
 
+static void *outlasts(void *argument)
+{
+    write(ends[1], AT(2), 1);
+    return argument;
+}
+
 // A process that ends, or becomes another, with threads that wait.
 static void endings(void)
 {
@@ -858,6 +864,11 @@ static void endings(void)
             begin(&a, AT(0), 0, 0);
             begin(&b, AT(1), 1, 1);
             next(fd);
+            next(fd);
+            // And one in a system call.
+            OK(pipe(ends));
+            pthread_t thread;
+            RETURNS(pthread_create(&thread, 0, outlasts, 0), 0);
             next(fd);
             if (way == 0) _exit(9);
             if (way == 1) kill(getpid(), SIGKILL);
