@@ -79,8 +79,13 @@ fn place(size: usize, align: Option<usize>) -> Option<*mut c_void> {
         align => align,
     };
     let rate = RATE.load(Ordering::Relaxed);
-    if rate > 1 && !COUNT.fetch_add(1, Ordering::Relaxed).is_multiple_of(rate) {
-        return None;
+    if rate > 1 {
+        // Relaxed, and not by read-modify-write: where threads meet, one more or less is guarded.
+        let left = COUNT.load(Ordering::Relaxed);
+        COUNT.store(if left == 0 { rate - 1 } else { left - 1 }, Ordering::Relaxed);
+        if left > 0 {
+            return None;
+        }
     }
     raw::place(size, align.unwrap_or(usual)).map(<*mut u8>::cast)
 }

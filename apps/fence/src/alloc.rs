@@ -94,7 +94,7 @@ impl FenceAlloc {
 
     /// One object in `every` is guarded, the others are the system's: cheap enough to leave on.
     pub const fn sampled(every: usize) -> Self {
-        Self { every, count: AtomicUsize::new(0) }
+        Self { every: if every == 0 { 1 } else { every }, count: AtomicUsize::new(0) }
     }
 }
 
@@ -172,8 +172,11 @@ pub fn take_back(at: usize, place: Place) {
 // What is not placed is the system's, and goes back there by its address.
 unsafe impl GlobalAlloc for FenceAlloc {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Relaxed: a count of no consequence.
-        let nth = self.every > 1 && !self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.every);
+        // Relaxed, and not by read-modify-write, which costs as much as an allocation: where threads meet, one more or less is
+        // guarded.
+        let left = self.count.load(Ordering::Relaxed);
+        self.count.store(if left == 0 { self.every - 1 } else { left - 1 }, Ordering::Relaxed);
+        let nth = left > 0;
         let placed = if nth { None } else { place(layout) };
         // SAFETY: as the caller says.
         placed.unwrap_or_else(|| unsafe { System.alloc(layout) })
