@@ -70,6 +70,8 @@ pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
                         Outcome::Again => {}
                         Outcome::Interrupted => break Ok(()),
                         Outcome::Refused => break Err(Fault::Watched),
+                        Outcome::NoMemory if attempts.next().is_some() && oom::make_room() => {}
+                        Outcome::NoMemory => break Err(Fault::NoMemory),
                     },
                     Err(Fault::NoMemory) if attempts.next().is_some() && oom::make_room() => {}
                     result => break result,

@@ -33,6 +33,7 @@ use sync::SpinLock;
 use crate::{
     errno::Errno,
     file::{Events, OpenFile, Readiness, Sink, Special, moved},
+    heap,
     process::Mm,
     task,
     wait::WaitQueue,
@@ -105,6 +106,8 @@ pub enum Outcome {
     Interrupted,
     /// Nobody is told: the access fails.
     Refused,
+    /// There is no memory to wait with.
+    NoMemory,
 }
 
 impl UserFaults {
@@ -279,6 +282,9 @@ pub fn wait(mm: &Mm, at: VirtAddr, access: Access, by_kernel: bool) -> Outcome {
     if context.has(SIGBUS) || by_kernel && context.user_only || by_kernel && me.is_ending() {
         return Outcome::Refused;
     }
+    if !heap::gives::<Waiter>() {
+        return Outcome::NoMemory;
+    }
     let waiter = Arc::new(Waiter {
         message: context.message(at, access, cause),
         at,
@@ -289,7 +295,7 @@ pub fn wait(mm: &Mm, at: VirtAddr, access: Access, by_kernel: bool) -> Outcome {
     {
         let mut waiters = context.waiters.lock();
         if waiters.try_reserve(1).is_err() {
-            return Outcome::Refused;
+            return Outcome::NoMemory;
         }
         waiters.push_back(waiter.clone());
     }
@@ -300,7 +306,7 @@ pub fn wait(mm: &Mm, at: VirtAddr, access: Access, by_kernel: bool) -> Outcome {
         Outcome::Again
     } else if context.closed.load(Ordering::SeqCst) {
         // SeqCst: partner in `close`.
-        if context.watch_nothing(mm, watched) { Outcome::Again } else { Outcome::Refused }
+        if context.watch_nothing(mm, watched) { Outcome::Again } else { Outcome::NoMemory }
     } else {
         context.readers.wake_all();
         // Acquire: partner in `wake`.

@@ -215,7 +215,7 @@ impl Store {
     }
 
     /// Let page `index`, if it holds none, hold `bytes`, or zeros, in a frame where `policy` wants it. False if it holds
-    /// some. `BeyondEnd`, `NoMemory`.
+    /// some. `BeyondEnd`, `Sealed`, `NoMemory`.
     pub fn put(
         &self,
         index: u64,
@@ -225,6 +225,11 @@ impl Store {
         let mut pages = self.pages.write(&task::unpinned());
         if index >= self.size().div_ceil(PAGE_SIZE) {
             return Err(ObjectError::BeyondEnd);
+        }
+        // Who asked may have lost its mapping meanwhile, so that writing could be sealed; that was under the same lock. A seal
+        // against writing in future leaves the mappings that there are.
+        if self.seals() & c::F_SEAL_WRITE != 0 {
+            return Err(ObjectError::Sealed);
         }
         if pages.present.contains_key(&index) || !pages.image_of(index).is_empty() {
             return Ok(false);
@@ -251,7 +256,9 @@ impl Store {
 
     /// Add seals. EPERM if that is sealed, EBUSY if writing is to be and a mapping could.
     pub fn seal(&self, seals: u32) -> Result<()> {
-        let _writer = self.writer.write(&task::unpinned());
+        let ctx = task::unpinned();
+        let _writer = self.writer.write(&ctx);
+        let _pages = self.pages.write(&ctx);
         let old = self.seals();
         if old & c::F_SEAL_SEAL != 0 {
             return Err(Errno::EPERM);

@@ -1,6 +1,6 @@
 //! `userfaultfd` and what is asked of its descriptor, in the order in which Linux looks at it.
 
-use alloc::{boxed::Box, sync::Arc};
+use alloc::{sync::Arc, vec::Vec};
 use core::{any::Any, cell::Cell};
 
 use addr::{PAGE_BYTES, PAGE_SIZE, Page, PageRange, USER_END};
@@ -249,15 +249,13 @@ fn copy(context: &Context, arg: u64) -> Result<(), Errno> {
     if mode & !(DONTWAKE | FILL_WP) != 0 {
         return Err(Errno::EINVAL);
     }
-    if !crate::heap::gives::<[u8; PAGE_BYTES]>() {
-        return Err(Errno::ENOMEM);
-    }
-    let mut bytes = Box::new([0u8; PAGE_BYTES]);
-    let result = context.with(Errno::ESRCH, |mm, watched| {
-        Ok(fill(mm, range, Content::Zeros, mode, &mut |page, protected| {
-            usercopy::copy_in(from + (page.base().as_u64() - to), &mut bytes[..])?;
-            put(watched, page, Content::Bytes(&bytes), protected)
-        }))
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(PAGE_BYTES).map_err(|_| Errno::ENOMEM)?;
+    buffer.resize(PAGE_BYTES, 0u8);
+    let result = fill(context, range, Content::Zeros, mode, &mut |page, protected| {
+        usercopy::copy_in(from + (page.base().as_u64() - to), &mut buffer)?;
+        let bytes = buffer.first_chunk().ok_or(Errno::ENOMEM)?;
+        put(context, page, Content::Bytes(bytes), protected)
     })?;
     answer(context, arg + 32, range, mode, result)
 }
@@ -269,20 +267,26 @@ fn fill_range(context: &Context, arg: u64, with: Content<'_>, modes: u64) -> Res
     if mode & !modes != 0 {
         return Err(Errno::EINVAL);
     }
-    let result = context.with(Errno::ESRCH, |mm, watched| {
-        Ok(fill(mm, range, with, mode, &mut |page, protected| put(watched, page, with, protected)))
-    })?;
+    let fill_one = &mut |page, protected| put(context, page, with, protected);
+    let result = fill(context, range, with, mode, fill_one)?;
     answer(context, arg + 24, range, mode, result)
 }
 
-/// Fill the pages of `range`, which must be in one watched mapping, each by `one`: how many were, if any.
+/// Fill the pages of `range`, which must be in one watched mapping, each by `one`: how many were, if any. Err: the memory is no
+/// more.
 fn fill(
-    mm: &Mm,
+    context: &Context,
     range: PageRange,
     with: Content<'_>,
     mode: u64,
     one: &mut dyn FnMut(Page, bool) -> Result<(), Errno>,
-) -> Result<u64, Errno> {
+) -> Result<Result<u64, Errno>, Errno> {
+    let protected = context.with(Errno::ESRCH, |mm, _| Ok(may_fill(mm, range, with, mode)))?;
+    Ok(protected.and_then(|protected| fill_each(range, protected, one)))
+}
+
+/// Whether the pages of `range` may be filled so, and are to be protected.
+fn may_fill(mm: &Mm, range: PageRange, with: Content<'_>, mode: u64) -> Result<bool, Errno> {
     let found = mm.aspace.find(range.start(), &task::unpinned());
     let (area, mapping) = found.filter(|(area, _)| range.end() <= area.end()).ok_or(Errno::ENOENT)?;
     let protected = mode & FILL_WP != 0;
@@ -294,6 +298,14 @@ fn fill(
         return Err(Errno::EINVAL);
     }
     debug_assert!(area.contains(range.start()));
+    Ok(protected)
+}
+
+fn fill_each(
+    range: PageRange,
+    protected: bool,
+    one: &mut dyn FnMut(Page, bool) -> Result<(), Errno>,
+) -> Result<u64, Errno> {
     let mut done = 0;
     for page in range {
         let filled = match task::current().is_ending() {
@@ -309,12 +321,17 @@ fn fill(
     Ok(done)
 }
 
-fn put(watched: &dyn Watched, page: Page, with: Content<'_>, protected: bool) -> Result<(), Errno> {
+/// Fill one page. The memory is used for that alone: if it is the calling process's no more, and room is made meanwhile, it
+/// can go.
+fn put(context: &Context, page: Page, with: Content<'_>, protected: bool) -> Result<(), Errno> {
     /// How often room is made at most.
     const ATTEMPTS: u32 = 64;
     let mut attempts = 0..ATTEMPTS;
     loop {
-        return match watched.fill(page, with, protected, &task::unpinned()) {
+        let ctx = task::unpinned();
+        let filled =
+            context.with(Errno::ESRCH, |_, watched| Ok(watched.fill(page, with, protected, &ctx)))?;
+        return match filled {
             Err(Unfilled::NoMemory) if attempts.next().is_some() && oom::make_room() => continue,
             Err(Unfilled::NoMemory) => Err(Errno::ENOMEM),
             Err(Unfilled::Unwatched) => Err(Errno::ENOENT),

@@ -35,7 +35,7 @@ impl Radix {
                     emptied(slot, &change.desc(slot).mapping)
                 }
                 Advice::InstallGuards => slot.guard(),
-                Advice::RemoveGuards if slot.is_guard() => slot.blank(),
+                Advice::RemoveGuards if slot.is_guard() => emptied(slot, &change.desc(slot).mapping),
                 _ => slot,
             };
             if new != slot {

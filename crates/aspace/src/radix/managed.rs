@@ -155,11 +155,7 @@ impl Radix {
         let mut result = Ok(());
         guard.all(|span| {
             let slot = Slot::of(span.value);
-            result = match slot.level() {
-                Some(_) => Ok(()),
-                None if slot.is_mapped() => Err(Error::Invalid),
-                None => Err(Error::NoMapping),
-            };
+            result = self.own_level(slot, section).map(drop);
             result.is_ok()
         });
         result?;
@@ -173,6 +169,15 @@ impl Radix {
         });
         fold_alike(guard);
         Ok(())
+    }
+    /// The level of the pages of `slot`, which the program itself has said: of watched pages it is their watcher's.
+    #[inline]
+    fn own_level(&self, slot: Slot, section: &Section<'_, Realm>) -> Result<Level, Error> {
+        if !slot.is_mapped() {
+            return Err(Error::NoMapping);
+        }
+        let is_own = self.realm.desc(slot, section).mapping.watch.is_none() || mutant!("watch-managed");
+        slot.level().filter(|_| is_own).ok_or(Error::Invalid)
     }
     /// Lock `range`, which lies behind `guards`.
     fn lock_more<'g>(
@@ -196,11 +201,7 @@ impl Radix {
         let section = self.tree.enter(&pin);
         let guard = self.tree.lock_one(key, &section).map_err(|_| Error::NoMemory)?;
         let mut guard = guard.ok_or(Error::NoMapping)?;
-        let (slot, _) = said(&guard, key);
-        if !slot.is_mapped() {
-            return Err(Error::NoMapping);
-        }
-        let level = step.apply(slot.level().ok_or(Error::Invalid)?);
+        let level = step.apply(self.own_level(said(&guard, key).0, &section)?);
         let narrowed = guard.narrow_to(key, &mut self.realm.reserve(&pin).borrow_mut());
         narrowed.map_err(|_| Error::NoMemory)?;
         let slot = Slot::of(guard.span().value);
@@ -227,14 +228,12 @@ impl Radix {
         let guard = self.tree.lock_one(key, &section).map_err(|_| Error::NoMemory)?;
         let mut guard = guard.ok_or(Error::NoMapping)?;
         if guard.span().keys > 1 || guard.span().frozen {
-            let (slot, _) = said(&guard, key);
-            slot.level().ok_or(if slot.is_mapped() { Error::Invalid } else { Error::NoMapping })?;
+            self.own_level(said(&guard, key).0, &section)?;
             let narrowed = guard.narrow_to(key, &mut self.realm.reserve(&pin).borrow_mut());
             narrowed.map_err(|_| Error::NoMemory)?;
         }
         let slot = Slot::of(guard.span().value);
-        let old = slot.level().ok_or(Error::Invalid)?;
-        let slot = slot.with_level(Some(old.max(level)));
+        let slot = slot.with_level(Some(self.own_level(slot, &section)?.max(level)));
         let Some((frame, _)) = slot.frame() else {
             guard.finish(slot.word());
             return Ok(());

@@ -2,7 +2,10 @@
 //! Linux makes and in its order; then it is carried out, which can't fail. If the plan needs pages that aren't locked,
 //! everything is let go, and it begins anew with more.
 
-use super::{watch::begun, *};
+use super::{
+    watch::{begun, emptied},
+    *,
+};
 
 /// A change of one mapping.
 struct Request<'a> {
@@ -469,11 +472,12 @@ impl Radix {
                 change.hide(slot, span.first);
             }
             if keep {
+                let left = if moves { emptied(slot, &change.desc(slot).mapping) } else { slot };
                 let Some(hold) = unlocked.as_ref().and_then(|new| new.of(slot)) else {
-                    return if moves { slot.blank().word() } else { span.value };
+                    return left.word();
                 };
                 change.relabelled(change.desc(slot), hold.desc(), span.keys);
-                let slot = if moves { slot.blank() } else { slot };
+                let slot = left;
                 return slot.with_desc(hold.slot().desc()).word();
             }
             match moves {

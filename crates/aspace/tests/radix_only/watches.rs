@@ -11,7 +11,7 @@ use std::{
 use addr::{PAGE_BYTES, Prot};
 use aspace::{
     Access, AddressSpace, Advice, Cause, Content, Error, Fault, Level, Mapping, Modes, Placement, RemapTo,
-    Unfilled, Watch, Watched,
+    Step, Unfilled, Watch, Watched,
 };
 use owned::Use;
 use percpu::Unpinned;
@@ -105,6 +105,23 @@ fn a_page_that_is_missing_is_told_of_until_it_is_filled() {
     });
 }
 
+/// Protection is of what is there: it goes with the contents.
+#[test]
+fn a_page_whose_contents_went_is_protected_no_more() {
+    with(1, 8, Modes::PROTECT, |sim, space, ctx| {
+        (0..8).for_each(|at| assert_eq!(sim.store(&**space, page(BASE + at), 1, ctx), Ok(())));
+        assert_eq!(watched(&**space).protect_pages(range(BASE, 8), true, ctx), Ok(()));
+        let advise = |at, advice| assert_eq!(space.advise(range(BASE + at, 1), advice, ctx), Ok(()));
+        advise(1, Advice::DontNeed);
+        advise(2, Advice::InstallGuards);
+        advise(2, Advice::RemoveGuards);
+        for at in 0..8 {
+            let stored = if at == 1 || at == 2 { Ok(()) } else { Err(Fault::Watched) };
+            assert_eq!(sim.store(&**space, page(BASE + at), 2, ctx), stored, "page {at}");
+        }
+    });
+}
+
 #[test]
 fn who_watches_is_said_by_mappings_and_ends_with_them() {
     with(1, 64, BOTH, |sim, space, ctx| {
@@ -133,6 +150,11 @@ fn who_watches_is_said_by_mappings_and_ends_with_them() {
         assert_eq!(watch(&**space, (0, 8), &other, BOTH, ctx), Err(Error::Exists));
         assert_eq!(watch(&**space, (4, 60), &other, BOTH, ctx), Ok(()));
         assert_eq!(managed.manage(range(BASE + 4, 4), Some(Level::Read), ctx), Err(Error::Invalid));
+        for pages in [1, 2] {
+            let step = Step { range: range(BASE + 4, pages), level: Level::ReadWrite, raise: true };
+            assert_eq!(managed.set_levels(&[step], ctx), Err(Error::Invalid));
+        }
+        assert_eq!(managed.grant(page(BASE + 4), Level::ReadWrite, ctx), Err(Error::Invalid));
         assert_eq!(watch(&**space, (0x9000, 4), &other, BOTH, ctx), Err(Error::NoMapping));
         // What is mapped in its place is new; what has moved is not watched; what has grown is.
         space.map(Placement::Fixed(page(BASE + 10)), 1, anonymous(RW), ctx).expect("there is room");
@@ -247,10 +269,10 @@ fn a_scan_finds_what_was_written_since_it_was_protected() {
         write(5);
         assert_eq!(scanned(&**space, 600, ctx), [5]);
         child.clear(ctx);
-        // What was written and dropped.
+        // Dropped contents are not protected, whether there were any or not.
         write(1);
         assert_eq!(space.advise(range(BASE, 2), Advice::DontNeed, ctx), Ok(()));
-        assert_eq!(scanned(&**space, 600, ctx), [1]);
+        assert_eq!(scanned(&**space, 600, ctx), [0, 1]);
         assert_eq!(scanned(&**space, 600, ctx), []);
         sim.audit(&**space, range(BASE, 600), ctx);
     });
