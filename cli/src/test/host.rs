@@ -12,7 +12,7 @@ use crate::{
     workspace,
 };
 
-const LIMIT: Duration = Duration::from_secs(15 * 60);
+const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
     report.doing("cargo fmt --check");
