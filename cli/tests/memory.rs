@@ -23,7 +23,7 @@ fn mistakes_are_a_line() {
         (&["memory", "--record", "1", "--json", "x"], "--json"),
         (
             &["nothing"],
-            "no suite nothing: there is mapbench, matrix, bonsai, frames, memory, rcu, refcache, vmprim",
+            "no suite nothing: there is mapbench, matrix, apps, bonsai, frames, memory, rcu, refcache, vmprim",
         ),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_quire")).arg("bench").args(words).output().unwrap();

@@ -279,7 +279,7 @@ fn mistakes_are_one_line_with_a_status() {
         (
             &["test", "frob"],
             2,
-            "host, loom, spin, kernel, linux, peer, trace, mutants, sanitize, stress, all",
+            "host, loom, spin, kernel, linux, peer, trace, mutants, sanitize, stress, apps, all",
         ),
     ];
     for (arguments, status, words) in cases {

@@ -23,6 +23,7 @@ use core::{
     alloc::Layout,
     cell::RefCell,
     fmt,
+    mem::ManuallyDrop,
     ptr::{self, NonNull},
     sync::atomic::{AtomicBool, AtomicPtr, Ordering},
 };
@@ -59,14 +60,23 @@ const KNOWN: usize = 128;
 #[repr(C, align(16))]
 pub(super) struct Desc {
     head: RefHead,
-    realm: *const Realm,
+    link: Link,
     id: u32,
     pub(super) kinds: Kinds,
     /// As if it began at page 0.
     pub(super) mapping: Mapping,
-    /// The next of those that are no more.
-    next: Option<Box<Desc>>,
 }
+
+/// One word for both, as processes have many descriptors: 96 bytes each, with this.
+union Link {
+    /// Until [`free`].
+    realm: *const Realm,
+    /// From there on: the next of those that are no more.
+    next: ManuallyDrop<Option<Box<Desc>>>,
+}
+
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(cfg!(any(loom, shuttle)) || size_of::<Desc>() <= 96);
 
 // SAFETY: it is read only, but for the head, which its domains see to. The pointer is to a `Sync` value.
 unsafe impl Send for Desc {}
@@ -91,7 +101,7 @@ unsafe impl Counted for Desc {
         unsafe {
             let head = this.byte_add(RefHead::ROOM).cast::<rcu::Head>();
             head.write(rcu::Head::new());
-            let realm = &*this.as_ref().realm;
+            let realm = &*this.as_ref().link.realm;
             realm.domains.rcu.call(pin, rcu::Retired::new(head, free));
         }
     }
@@ -101,9 +111,10 @@ unsafe impl Counted for Desc {
 /// `head` is that of a [`Desc`] whose number nobody knows any more.
 unsafe fn free(head: NonNull<rcu::Head>, pin: &Pinned<'_>) {
     // SAFETY: by the caller's promise; it was made by `Box`.
-    let desc = unsafe { Box::from_raw(head.byte_sub(RefHead::ROOM).cast::<Desc>().as_ptr()) };
-    // SAFETY: realms live for ever.
-    let realm = unsafe { &*desc.realm };
+    let mut desc = unsafe { Box::from_raw(head.byte_sub(RefHead::ROOM).cast::<Desc>().as_ptr()) };
+    // SAFETY: it is that until here, and realms live for ever.
+    let realm = unsafe { &*desc.link.realm };
+    desc.link = Link { next: ManuallyDrop::new(None) };
     realm.give_number(desc.id, pin);
     realm.dead.push(desc);
 }
@@ -115,7 +126,8 @@ pub(crate) trait Linked: Sized {
 
 impl Linked for Desc {
     fn next(&mut self) -> &mut Option<Box<Self>> {
-        &mut self.next
+        // SAFETY: who is on a list, or is put on one, has been through `free`.
+        unsafe { &mut self.link.next }
     }
 }
 
@@ -344,7 +356,7 @@ impl Realm {
 
     fn describe(&self, id: u32, mapping: Mapping) -> Desc {
         let (head, kinds) = (RefHead::new::<Desc>(1), Kinds::of(&mapping));
-        Desc { head, realm: self, id, kinds, mapping, next: None }
+        Desc { head, link: Link { realm: self }, id, kinds, mapping }
     }
     /// A descriptor for `mapping`, which is as if it began at page 0. `None` if there are too many.
     pub(super) fn intern<'p>(&'static self, mapping: &Mapping, pin: &'p Pinned<'p>) -> Option<Hold<'p>> {
