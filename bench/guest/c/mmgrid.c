@@ -212,6 +212,8 @@ static void pick_arguments(int call, uint64_t a[6])
 {
     static const int advices[] = {0, 1, 2, 3, 4, 8, 9, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 5, 6, 7, 26, 102, 103, 9999, -1};
     static const uint64_t offsets[] = {0, 0, 0, PAGE, 2 * PAGE, 1, PAGE / 2, -PAGE, -2 * PAGE};
+    // Key 0 is one where the processor has keys; these are nowhere.
+    static const uint64_t no_keys[] = {-1UL, 1, 2};
     static const int modes[] = {0, 1, 2, 3, 4, 5, 6, 7, 0x8000, 0x8001, 0x4002, 0xc001, 0x2002, 0x2000, 0x10000, 0x4001, 0x8003, 0x4004};
     static const uint64_t bits[] = {0, 1, 2, 3, 64, 65, 66, 1024, 1025, 32769, 40000};
     static const uint64_t masks[] = {0, 1, 2, 3, 1UL << 63};
@@ -233,7 +235,7 @@ static void pick_arguments(int call, uint64_t a[6])
         if ((a[3] & MAP_TYPE) == MAP_PRIVATE || a[3] & MAP_FIXED) a[3] &= ~0x80000UL;
         break;
     case SYS_mprotect: a[2] = (uint64_t)(int64_t)protection(); break;
-    case SYS_pkey_mprotect: a[2] = (uint64_t)(int64_t)protection(), a[3] = below(3) - 1; break;
+    case SYS_pkey_mprotect: a[2] = (uint64_t)(int64_t)protection(), a[3] = PICK(no_keys); break;
     case SYS_mremap: {
         static const int flags[] = {0, 1, 1, 2, 3, 3, 3, 4, 5, 5, 7, 7, 6, 8, 9};
         a[2] = below(3) ? a[1] : length(), a[3] = (uint64_t)PICK(flags), a[4] = address();

@@ -58,7 +58,7 @@ static void show(const char *name)
             char *path = row + used;
             if (*path == ' ' && path[1] != 0) EQUAL(strspn(row + used, " ") + (size_t)used, 73);
             if (ours) printf("%lu+%lu %s %lx %c%s\n", (start - BASE) / PAGE, (end - start) / PAGE, prot, offset, inode ? 'i' : '0', path + (path[1] ? strspn(path, " ") - 1 : 0));
-        } else if (ours)
+        } else if (ours && strncmp(row, "ProtectionKey:", 14) != 0) // of processors that have them
             printf("%s\n", row);
     }
 }
