@@ -168,9 +168,11 @@ static const struct field segment_fields[] = {
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
-// Whether `value` is one whose outcome depends on the machine: how much memory it has, how long a file may be.
+// Whether `value` is one whose outcome depends on the machine: how much memory it has, how long a file may be, and whether the
+// processor has protection keys, by which what may only be executed can't be read.
 static int depends(const char *field, uint64_t value)
 {
+    if (!strcmp(field, "p_flags")) return (value & (PF_R | PF_W | PF_X)) == PF_X;
     if (!strcmp(field, "p_memsz")) return value >= 1ul << 31 && value < 1ul << 47;
     if (!strcmp(field, "p_offset") || !strcmp(field, "p_filesz")) return value >= 1ul << 42 && value < 1ul << 63;
     return 0;
