@@ -11,7 +11,7 @@ use std::{ops::Range, ptr::NonNull};
 use loom::{cell::UnsafeCell, sync::Arc, thread};
 use percpu::{CpuId, Pinned, testing::explore};
 use radix::{
-    Error, Given, Mode, Reserve, Section, Tree,
+    Error, Given, Mode, Reserve, Section, SlotGuard, Tree,
     page::Page,
     testing::{Host, Tiny},
 };
@@ -99,27 +99,32 @@ impl Sim {
     }
     /// A fault: give a page that is mapped the frame of this number. False if nothing is mapped.
     fn touch(&self, cpu: usize, key: u64, pfn: u64) -> Result<bool, Error> {
-        self.with_reserve(cpu, |reserve, section| {
-            reserve.fill(self.space(), &(key..key + 1), section.pin())?;
-            let Some(mut guard) = self.tree().lock_one(key, section)? else { return Ok(false) };
-            guard.narrow_to(key, reserve)?;
-            self.write(key..key + 1);
-            guard.set(Page::of(guard.span().value).with_pfn(pfn).word());
-            Ok(true)
-        })
+        self.touch_then(cpu, key, pfn, |_| true)
     }
     /// A fault on `key`, which is in a leaf, that also gives `beside` a frame, if nobody is there. Whether it did.
     fn touch_both(&self, cpu: usize, [key, beside]: [u64; 2], pfn: u64) -> Result<bool, Error> {
+        self.touch_then(cpu, key, pfn, |guard| {
+            let Some(mut other) = guard.beside(beside, |_| true) else { return false };
+            self.write(beside..beside + 1);
+            other.set(Page::of(other.span().value).with_pfn(pfn).word());
+            true
+        })
+    }
+    /// A fault that does something more while it has the page.
+    fn touch_then(
+        &self,
+        cpu: usize,
+        key: u64,
+        pfn: u64,
+        then: impl FnOnce(&SlotGuard<'_, Space>) -> bool,
+    ) -> Result<bool, Error> {
         self.with_reserve(cpu, |reserve, section| {
             reserve.fill(self.space(), &(key..key + 1), section.pin())?;
             let Some(mut guard) = self.tree().lock_one(key, section)? else { return Ok(false) };
             guard.narrow_to(key, reserve)?;
             self.write(key..key + 1);
             guard.set(Page::of(guard.span().value).with_pfn(pfn).word());
-            let Some(mut other) = guard.beside(beside, |_| true) else { return Ok(false) };
-            self.write(beside..beside + 1);
-            other.set(Page::of(other.span().value).with_pfn(pfn).word());
-            Ok(true)
+            Ok(then(&guard))
         })
     }
     fn get(&self, cpu: usize, key: u64) -> Page {
