@@ -379,7 +379,8 @@ impl Concurrent {
                 }
                 // Nobody else unlinks, so there is a table.
                 let above = if level > 1 { self.hold_table(Some(slot)) } else { None };
-                if above.is_none() && lock_link(slot).is_none() {
+                let is_locked = if level > 1 { above.is_some() } else { lock_link(slot).is_some() };
+                if !is_locked {
                     continue;
                 }
                 // Relaxed: it is locked.
