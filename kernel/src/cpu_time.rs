@@ -26,7 +26,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use crate::{
-    hw::{self, irq::Lock},
+    hw::{self, cpu, irq::Lock},
     process::{Process, Used},
     sched,
     signal::{self, SigInfo, Signal},
@@ -122,6 +122,7 @@ impl CpuClock {
         let system = self.system.load(Ordering::Relaxed);
         if system & IN_KERNEL == 0 {
             self.system.store(IN_KERNEL | self.run_ns().saturating_sub(system), Ordering::Relaxed);
+            cpu::ask();
         }
     }
 

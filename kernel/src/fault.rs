@@ -59,7 +59,7 @@ impl Refused {
 /// Make the access at `at` possible, or say why not. May sleep; interrupts are on.
 pub fn resolve(at: u64, access: Access, error: u64) -> Result<(), Refused> {
     planted::on_fault();
-    let result = match (VirtAddr::user(at), task::current().space()) {
+    let result = match (VirtAddr::user(at), task::current().lend_space()) {
         (Some(va), Some(mm)) if error & ERROR_RESERVED == 0 => {
             let mut attempts = 0..ATTEMPTS;
             loop {

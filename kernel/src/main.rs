@@ -24,6 +24,7 @@ mod limits;
 mod memory;
 mod oom;
 mod options;
+mod own;
 mod panic;
 mod places;
 mod planted;

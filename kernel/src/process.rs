@@ -591,7 +591,7 @@ pub fn thread_ended(me: &Arc<Task>) {
         signal::process_exit(p);
         release_resources(p);
     }
-    if let Some(mm) = me.set_mm(None) {
+    if let Some(mm) = me.end_mm() {
         if last {
             p.note_peak(&mm);
         }

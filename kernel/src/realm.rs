@@ -40,6 +40,12 @@ const PATIENCE: u64 = 20_000_000;
 
 static REALM: AtomicPtr<Realm> = AtomicPtr::new(core::ptr::null_mut());
 
+/// `cpu` is to [work](self::work) on its way to user mode. Who isn't on it interrupts it afterwards.
+fn ask(cpu: CpuId) {
+    STATES[cpu.index()].set_due();
+    cpu::ask();
+}
+
 /// This CPU, in a way that interrupts know of: what is disposed of may have sections.
 fn here() -> Pinned<'static> {
     task::pinned()
@@ -50,7 +56,7 @@ pub fn init() {
     if options::get().design != Design::Locked {
         let mut realm = Box::new(Realm::new(cpu::count(), memory::frames(), wait));
         // One word says of all that a CPU has to do on its way to user mode: it is looked at after each fault and call.
-        realm.sections_mut().tell(|cpu| STATES[cpu.index()].set_due());
+        realm.sections_mut().tell(ask);
         let realm: &Realm = Box::leak(realm);
         realm.init();
         // Release: partner in `get`.
@@ -114,7 +120,7 @@ pub fn rest(since: u64) {
 /// It is `now`, and this CPU switches to a thread: no slice may have ended here for long.
 pub fn look(now: u64) {
     if is_on() && mine().is_late(now, timers::length(TICK)) {
-        mine().set_due();
+        ask(cpu::id());
     }
 }
 
@@ -127,7 +133,7 @@ pub fn is_on() -> bool {
 /// This CPU is to [work](self::work) on its way to user mode: its slice has ended. Of an interrupt handler.
 pub fn set_due() {
     if is_on() {
-        mine().set_due();
+        ask(cpu::id());
     }
 }
 
@@ -167,7 +173,7 @@ pub fn collect_now(enough: impl Fn() -> bool) {
         // CPUs that sleep take no part.
         let mut others: CpuSet = cpus().filter(|cpu| !STATES[cpu.index()].is_asleep()).collect();
         others.remove(me);
-        others.iter().chain([me]).for_each(|cpu| STATES[cpu.index()].set_due());
+        others.iter().chain([me]).for_each(ask);
         reclaim::poke(&others);
         work();
         let deadline = timer::now() + PATIENCE;

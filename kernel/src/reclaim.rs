@@ -55,6 +55,7 @@ static SETTLE: [Settle; MAX_CPUS] = [const { Settle(AtomicBool::new(false)) }; M
 pub fn ask_to_settle() {
     // Relaxed, all: a hint, by which nothing is handed over.
     all_cpus().for_each(|cpu| SETTLE[cpu.index()].0.store(true, Ordering::Relaxed));
+    poke(&all_cpus().collect());
 }
 
 /// Whether this CPU was asked to.
@@ -106,6 +107,7 @@ pub fn idle(since: u64, is_idle: impl Fn() -> bool) {
 
 /// Have the other CPUs of `cpus` come by on their way to user mode soon.
 pub fn poke(cpus: &CpuSet) {
+    cpu::ask();
     let _off = irq::Off::new();
     let mut others = *cpus;
     others.remove(cpu::id());

@@ -82,6 +82,7 @@ impl State {
     pub fn set_due(&self) {
         // Relaxed: read by the thread itself, after the switch or the interrupt that the other one sends.
         self.due.store(true, Ordering::Relaxed);
+        cpu::ask();
     }
     /// Whether the structure may be out of date.
     pub fn is_due(&self) -> bool {

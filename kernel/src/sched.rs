@@ -325,8 +325,11 @@ fn enqueue_on(target: CpuId, task: Arc<Task>, woken: bool) {
             stats::count(Counter::RescheduleIpis);
             hw::apic::send(&CpuSet::from_iter([target]), hw::apic::VECTOR_RESCHED);
         }
-    } else if waiting == 0 && is_busy() {
-        others_wait();
+    } else {
+        cpu::ask();
+        if waiting == 0 && is_busy() {
+            others_wait();
+        }
     }
 }
 
@@ -469,6 +472,8 @@ fn steal(here: CpuId) -> Option<Arc<Task>> {
 
 /// First thing on the new stack after a switch: let go of the thread that ran before. Interrupts are off.
 fn finish_switch() {
+    // Whatever was asked of this thread while it did not run.
+    cpu::ask();
     let Some(prev) = thread::take_previous() else { return };
     let s = &prev.sched;
     // LEAVING is changed only here; the others by wakers. Relaxed: we are the CPU that wrote it.
@@ -620,8 +625,9 @@ pub fn on_kick() {
     }
 }
 
-/// Interrupt `task` if it is in user mode on another CPU, so that it looks at its flags.
+/// Have `task` look at its flags: interrupt it if it is in user mode on another CPU.
 pub fn kick(task: &Task) {
+    cpu::ask();
     // SeqCst: what is asked of the thread comes before our look at where it is; pairs with the fence in `schedule`.
     fence(Ordering::SeqCst);
     if task.sched.is_running() && task.sched.cpu() != cpu::id() {

@@ -15,6 +15,7 @@ use crate::{
     file::Files,
     futex,
     hw::{TrapFrame, irq, thread::Thread},
+    own::{Lent, Own},
     places,
     process::{self, Mm, Process, Used},
     rseq,
@@ -79,11 +80,11 @@ pub struct Task {
     set_tid: AtomicU64,
     /// Page faults that were resolved for it.
     faults: AtomicU64,
-    mm: irq::Lock<Option<TaskMm>>,
+    mm: Own<Option<TaskMm>>,
     /// The process's descriptors, as the thread last found them. For the thread itself.
     files: irq::Lock<Option<Files>>,
     /// The memory that it has moved into for a moment: [`visit`].
-    visited: irq::Lock<Option<TaskMm>>,
+    visited: Own<Option<TaskMm>>,
     /// Whether there is any. For the thread itself.
     visits: AtomicBool,
     kind: Kind,
@@ -203,13 +204,13 @@ pub fn visit<R>(mm: &Arc<Mm>, f: impl FnOnce() -> R) -> Option<R> {
     if !mm.join_if_used() {
         return None;
     }
-    *me.visited.lock() = Some(Arc::new(Handle(mm.clone())));
+    me.visited.replace(Some(Arc::new(Handle(mm.clone()))));
     // Relaxed, both: read by this thread.
     me.visits.store(true, Ordering::Relaxed);
     sched::reload_space();
     let result = f();
     me.visits.store(false, Ordering::Relaxed);
-    let visited = me.visited.lock().take();
+    let visited = me.visited.replace(None);
     sched::reload_space();
     drop(visited);
     mm.leave();
@@ -248,9 +249,9 @@ impl Task {
             thread,
             set_tid: AtomicU64::new(0),
             faults: AtomicU64::new(0),
-            mm: irq::Lock::new(None),
+            mm: Own::new(None),
             files: irq::Lock::new(None),
-            visited: irq::Lock::new(None),
+            visited: Own::new(None),
             visits: AtomicBool::new(false),
             kind,
             ending: AtomicBool::new(false),
@@ -279,7 +280,7 @@ impl Task {
             me.rseq.fork_to(&task.rseq, Arc::as_ptr(&mm).addr());
             me.upcall.fork_to(&task.upcall);
         }
-        *task.mm.lock() = Some(Arc::new(Handle(mm)));
+        task.mm.replace(Some(Arc::new(Handle(mm))));
         let task = Arc::new(task);
         places::thread(&task);
         Ok(task)
@@ -371,23 +372,47 @@ impl Task {
     }
     /// The address space, for user threads that have not ended.
     pub fn mm(&self) -> Option<TaskMm> {
-        self.mm.lock().clone()
+        self.mm.get()
     }
     /// The address space that it runs in: its own, unless it [`visit`]s another.
     pub fn space(&self) -> Option<TaskMm> {
         // Relaxed: the thread's own; others see one or the other.
-        let visited = if self.visits.load(Ordering::Relaxed) { self.visited.lock().clone() } else { None };
-        visited.or_else(|| self.mm())
+        if self.is_visiting() { self.visited.get() } else { self.mm() }
+    }
+    /// The same, lent to the thread itself, which is the caller. None for a thread that has none.
+    ///
+    /// # Safety
+    /// The caller is this thread.
+    #[allow(unsafe_code)] // what it calls has the same contract
+    #[inline]
+    pub unsafe fn lend_space(&self) -> Option<Lent<'_, Handle>> {
+        let own = if self.is_visiting() { &self.visited } else { &self.mm };
+        // SAFETY: by this function's contract.
+        unsafe { own.lend(Option::as_deref) }
+    }
+    /// Its own, lent in the same way.
+    ///
+    /// # Safety
+    /// The caller is this thread.
+    #[allow(unsafe_code)] // as above
+    #[inline]
+    pub unsafe fn lend_mm(&self) -> Option<Lent<'_, Handle>> {
+        // SAFETY: by this function's contract.
+        unsafe { self.mm.lend(Option::as_deref) }
     }
     /// Whether it is in another's. For the thread itself.
     pub fn is_visiting(&self) -> bool {
         // Relaxed: as in `space`.
         self.visits.load(Ordering::Relaxed)
     }
-    /// Replace the address space: `execve` and exit.
+    /// Replace the address space: `execve`, and who makes the thread.
     pub fn set_mm(&self, mm: Option<Arc<Mm>>) -> Option<Arc<Mm>> {
-        let old = core::mem::replace(&mut *self.mm.lock(), mm.map(|mm| Arc::new(Handle(mm))));
+        let old = self.mm.replace(mm.map(|mm| Arc::new(Handle(mm))));
         old.map(|handle| Arc::clone(&*handle))
+    }
+    /// Have none any more, and never return to who has borrowed it: exit.
+    pub fn end_mm(&self) -> Option<Arc<Mm>> {
+        self.mm.end(None).map(|handle| Arc::clone(&*handle))
     }
     /// Be no user of descriptors any more.
     pub fn leave_files(&self) {

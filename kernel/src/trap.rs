@@ -59,6 +59,7 @@ pub extern "C" fn trap(frame: &mut TrapFrame) {
 }
 
 fn interrupt(frame: &TrapFrame, vector: u8) {
+    cpu::ask();
     match vector {
         apic::VECTOR_TIMER => {
             stats::count(Counter::Ticks);
@@ -167,7 +168,11 @@ pub extern "C" fn syscall(frame: &mut TrapFrame) {
     } else if let Some(result) = result {
         frame.rax = match result {
             Ok(v) => v as u64,
-            Err(e) => e.as_return(),
+            Err(e) => {
+                // It may be that the call is to be made again.
+                cpu::ask();
+                e.as_return()
+            }
         };
     }
     irq::disable();
@@ -176,8 +181,22 @@ pub extern "C" fn syscall(frame: &mut TrapFrame) {
 
 /// What must be done before a thread continues in user mode: end if asked to, give way, take signals. Interrupts are
 /// off on entry and on return, and nothing was left undone at the instant of the return.
+///
+/// There is much to look at, and hardly ever anything to do, so the looks are taken only if this CPU's word says so
+/// ([`cpu::ask`]): after each interrupt and each switch, and by whoever gives the running thread something to do. What is asked of a
+/// thread that runs on another CPU comes with an interrupt ([`sched::kick`], [`reclaim::poke`]).
+#[inline]
 pub fn leave_to_user(frame: &mut TrapFrame) {
+    if cpu::is_asked() {
+        attend(frame);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn attend(frame: &mut TrapFrame) {
     loop {
+        cpu::take_asked();
         if task::current().is_ending() {
             task::exit_now();
         }
@@ -207,6 +226,7 @@ pub fn leave_to_user(frame: &mut TrapFrame) {
         } else if !signal::settle(frame) {
             reclaim::safe_point();
             task::current().sched.clock.leave_kernel();
+            cpu::take_asked();
             return;
         }
     }

@@ -266,7 +266,7 @@ fn go_on(at: u64, level: u64, count: u64, frame: &mut TrapFrame) -> Result<(), E
 fn raise(at: u64, level: u64, count: u64) -> Result<(), Errno> {
     let first = VirtAddr::user(at).ok_or(Errno::EINVAL)?.page();
     let level = *Level::ALL.get(level as usize).ok_or(Errno::EINVAL)?;
-    let mm = task::current().mm().ok_or(Errno::EINVAL)?;
+    let mm = task::current().lend_mm().ok_or(Errno::EINVAL)?;
     let managed = mm.aspace.managed().ok_or(Errno::ENOSYS)?;
     let ctx = task::unpinned();
     managed.grant(first, level, &ctx).map_err(crate::syscall::mm::errno)?;

@@ -26,20 +26,25 @@ impl CpuSet {
         s
     }
     /// Add `cpu`.
+    #[inline]
     pub fn insert(&mut self, cpu: CpuId) {
         self.0[cpu.index() / 64] |= 1 << (cpu.index() % 64);
     }
     /// Take `cpu` out.
+    #[inline]
     pub fn remove(&mut self, cpu: CpuId) {
         self.0[cpu.index() / 64] &= !(1 << (cpu.index() % 64));
     }
     /// Whether `cpu` is in the set.
+    #[inline]
     pub fn contains(&self, cpu: CpuId) -> bool {
         self.0[cpu.index() / 64] & 1 << (cpu.index() % 64) != 0
     }
     /// Whether no CPU is in the set.
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0 == [0; WORDS]
+        // Not `==`, which calls a comparison of bytes.
+        self.0.iter().fold(0, |all, word| all | word) == 0
     }
     /// How many CPUs are in the set.
     pub fn len(&self) -> usize {

@@ -136,6 +136,8 @@ pub struct Local {
     id: u32,
     preempt: u32,
     task: *const (),
+    /// See [`ask`].
+    asked: u32,
     /// Used by the CPU on entry from user mode: `rsp0`.
     pub(super) tss: Tss,
     pub(super) gdt: [u64; super::gdt::ENTRIES],
@@ -159,6 +161,7 @@ static LOCALS: Locals = Locals(
             id: 0,
             preempt: UNAWAITED,
             task: core::ptr::null(),
+            asked: 0,
             tss: Tss::new(),
             gdt: super::gdt::TEMPLATE,
         })
@@ -233,6 +236,36 @@ pub fn set_current_task(task: *const ()) {
     // SAFETY: a word of this CPU's.
     unsafe {
         asm!("mov gs:[{}], {}", const offset_of!(Local, task), in(reg) task, options(nostack, preserves_flags))
+    }
+}
+
+/// Have the thread that runs on this CPU look at what it may have to do before it goes on in user mode. From any context.
+#[inline]
+pub fn ask() {
+    // SAFETY: a word of this CPU's; one instruction. Not `nomem`: what is asked for is stored before.
+    unsafe {
+        asm!("mov dword ptr gs:[{}], 1", const offset_of!(Local, asked), options(nostack, preserves_flags))
+    }
+}
+
+/// Whether it is asked to.
+#[inline]
+pub fn is_asked() -> bool {
+    let asked: u32;
+    // SAFETY: as in `ask`.
+    unsafe {
+        asm!("mov {:e}, gs:[{}]", out(reg) asked, const offset_of!(Local, asked),
+             options(nostack, preserves_flags, readonly));
+    }
+    asked != 0
+}
+
+/// It is about to look.
+#[inline]
+pub fn take_asked() {
+    // SAFETY: as in `ask`. Not `nomem`: the look comes after.
+    unsafe {
+        asm!("mov dword ptr gs:[{}], 0", const offset_of!(Local, asked), options(nostack, preserves_flags))
     }
 }
 

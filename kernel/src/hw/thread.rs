@@ -10,7 +10,11 @@ use core::{cell::UnsafeCell, marker::PhantomData, ops::Deref, task::Waker};
 use percpu::{CpuId, Host, Pinned, Unpinned};
 
 use super::{TrapFrame, cpu, fpu::XState, paging::KernelStack, switch};
-use crate::{places::Place, task::Task};
+use crate::{
+    own::Lent,
+    places::Place,
+    task::{Handle, Task},
+};
 
 /// Registers and stack of a thread that may not be running.
 pub struct Thread {
@@ -171,6 +175,18 @@ impl Current {
             Arc::increment_strong_count(self.task);
             Arc::from_raw(self.task)
         }
+    }
+    /// The memory that it runs in, as [`Task::space`], but lent.
+    #[inline]
+    pub fn lend_space(self) -> Option<Lent<'static, Handle>> {
+        // SAFETY: the caller is the thread; and its task lives as long as it runs, which what is lent can't leave.
+        unsafe { (*self.task).lend_space() }
+    }
+    /// Its own memory, as [`Task::mm`], but lent.
+    #[inline]
+    pub fn lend_mm(self) -> Option<Lent<'static, Handle>> {
+        // SAFETY: as in `lend_space`.
+        unsafe { (*self.task).lend_mm() }
     }
     /// The registers with which the task last entered the kernel from user mode.
     pub fn frame(&self) -> TrapFrame {

@@ -9,7 +9,7 @@ use core::{
 use super::{SIGNALS, SigInfo, SigSet, Signal, TrapCause};
 use crate::{
     errno::{Errno, SysResult},
-    hw::irq,
+    hw::{cpu, irq},
     syscall::time::Alarm,
     task::Task,
     wait::WaitQueue,
@@ -221,6 +221,7 @@ impl TaskSignals {
     pub(super) fn save(&self, mask: SigSet) {
         self.state.lock().saved = Some(mask);
         self.saved.store(true, Ordering::Relaxed);
+        cpu::ask();
     }
 
     /// The mask that was remembered; it is forgotten.
@@ -245,6 +246,7 @@ impl TaskSignals {
     pub(super) fn set_flag(&self) {
         // Relaxed: see `flag`.
         self.flag.store(true, Ordering::Relaxed);
+        cpu::ask();
     }
 
     /// Set the flag of `task`, whose signals these are, and give the task for a wake after the locks are released.
@@ -257,7 +259,11 @@ impl TaskSignals {
     pub(super) fn summarise(&self, process: &ProcessState, mine: &TaskState) {
         let open = mine.pending.set.or(process.pending.set).without(mine.blocked);
         // Relaxed: see `flag`. Others set it with one of the locks held that we hold both of.
-        self.flag.store(!open.is_empty() || process.job.stop.is_some(), Ordering::Relaxed);
+        let flag = !open.is_empty() || process.job.stop.is_some();
+        self.flag.store(flag, Ordering::Relaxed);
+        if flag {
+            cpu::ask();
+        }
     }
 }
 

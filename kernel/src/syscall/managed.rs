@@ -13,9 +13,7 @@ use crate::{
     errno::{Errno, SysResult},
     hw::TrapFrame,
     options::{self, Design},
-    pod,
-    task::{self, TaskMm},
-    upcall, usercopy,
+    pod, task, upcall, usercopy,
 };
 
 /// The key in the auxiliary vector: "QUIR".
@@ -63,7 +61,7 @@ pub fn find(number: u64) -> Option<Handler> {
 
 /// The address space, and its managed pages.
 fn with<R>(f: impl FnOnce(&dyn Managed) -> Result<R, Errno>) -> Result<R, Errno> {
-    let mm: TaskMm = task::current().mm().ok_or(Errno::ENOSYS)?;
+    let mm = task::current().lend_mm().ok_or(Errno::ENOSYS)?;
     f(mm.aspace.managed().ok_or(Errno::ENOSYS)?)
 }
 

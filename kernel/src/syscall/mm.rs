@@ -17,10 +17,11 @@ use super::Args;
 use crate::{
     errno::{Errno, SysResult},
     limits::RLIMIT_DATA,
+    own::Lent,
     planted::{self, Planted},
     process::Mm,
     stats::{self, Counter},
-    task::{self, TaskMm},
+    task::{self, Handle},
     userfault::{self, Outcome},
 };
 
@@ -30,8 +31,8 @@ pub use map::{mmap, remap_file_pages};
 pub use moving::{migrate_pages, move_pages};
 pub use numa::{get_mempolicy, mbind, set_mempolicy, set_mempolicy_home_node};
 
-fn mm() -> Result<TaskMm, Errno> {
-    task::current().mm().ok_or(Errno::ENOMEM)
+fn mm() -> Result<Lent<'static, Handle>, Errno> {
+    task::current().lend_mm().ok_or(Errno::ENOMEM)
 }
 
 /// As the man pages say: a hole is ENOMEM; only `mremap` calls it EFAULT.
