@@ -28,32 +28,32 @@ use crate::{
     thread,
 };
 
-/// Spans of one call of a mechanism.
+/// Spans of one call of a mechanism. A group has at most 16 runs.
 const SPANS: usize = 32;
 /// Pages that one eviction handles at once.
 const PAGES_AT_ONCE: usize = 32;
 
 /// Pages that are locked and about to be lowered together.
-struct Batch<'r, const GROUPS: usize> {
+struct Batch<'r, const GROUPS: usize, const RUNS: usize> {
     region: &'r Inner,
     to: Access,
-    spans: [Span; SPANS],
+    spans: [Span; RUNS],
     used: usize,
     /// Group, pages to lower, pages to unlock.
     groups: [(usize, u32, u32); GROUPS],
     held: usize,
 }
 
-impl<'r, const GROUPS: usize> Batch<'r, GROUPS> {
+impl<'r, const GROUPS: usize, const RUNS: usize> Batch<'r, GROUPS, RUNS> {
     fn new(region: &'r Inner, to: Access) -> Self {
-        Self { region, to, spans: [Span::default(); SPANS], used: 0, groups: [(0, 0, 0); GROUPS], held: 0 }
+        Self { region, to, spans: [Span::default(); RUNS], used: 0, groups: [(0, 0, 0); GROUPS], held: 0 }
     }
 
     /// Add pages of a group, which the caller has locked: `lower` of them are above the level. On an error nothing is
     /// held.
     fn push(&mut self, at: usize, lower: u32, held: u32) -> Result<(), Errno> {
-        // A group has at most 16 runs.
-        if (self.held == GROUPS || self.used + PAGES / 2 > SPANS)
+        let begins = lower & !(lower << 1);
+        if (self.held == GROUPS || self.used + begins.count_ones() as usize > RUNS)
             && let Err(errno) = self.flush()
         {
             if let Some(group) = self.region.groups.get(at) {
@@ -212,7 +212,7 @@ impl Inner {
         pinned: impl Fn(usize, u32) -> Option<PageNo>,
         os: impl Fn(Errno) -> Error,
     ) -> Result<(), Error> {
-        let mut batch = Batch::<GROUPS>::new(self, to);
+        let mut batch = Batch::<GROUPS, SPANS>::new(self, to);
         let mut last = usize::MAX;
         for (at, mask) in all {
             let Some(group) = self.groups.get(at) else { break };
@@ -282,16 +282,16 @@ impl Inner {
         self.check_process()?;
         self.has_level(to)?;
         if let [_] = pages {
-            return self.try_lower_some::<1>(pages, to, lowered);
+            return self.try_lower_some::<1, 1>(pages, to, lowered);
         }
         let mut count = 0;
         for some in pages.chunks(PAGES_AT_ONCE) {
-            count += self.try_lower_some::<PAGES_AT_ONCE>(some, to, lowered)?;
+            count += self.try_lower_some::<PAGES_AT_ONCE, SPANS>(some, to, lowered)?;
         }
         Ok(count)
     }
     /// The same for at most so many.
-    fn try_lower_some<const MOST: usize>(
+    fn try_lower_some<const MOST: usize, const RUNS: usize>(
         &self,
         pages: &[PageNo],
         to: Access,
@@ -301,7 +301,7 @@ impl Inner {
             return Ok(0);
         }
         let mut count = 0;
-        let mut batch = Batch::<MOST>::new(self, to);
+        let mut batch = Batch::<MOST, RUNS>::new(self, to);
         for &page in pages {
             let Some((group, bit)) = self.slot(page) else { continue };
             if group.level(page.0) <= to || group.try_lock(bit) == 0 {
@@ -395,7 +395,7 @@ impl Inner {
                 out.insert_range(PageRange::new(first, last + 1 - first));
             })?;
         }
-        let mut batch = Batch::<64>::new(self, Access::Read);
+        let mut batch = Batch::<64, SPANS>::new(self, Access::Read);
         for (at, mask) in groups(range) {
             let Some(group) = self.groups.get(at) else { break };
             // After the scan, and before the notes are looked at.
