@@ -183,6 +183,7 @@ fn set_default(kind: AlgoKind) -> Result<(SwitchReport, u64), SwitchError> {
     let ns = timer::now().saturating_sub(start);
     own.default.store(code(Some(kind)), OWN);
     own.followed.store(code(None), OWN);
+    cpu::ask();
     Ok((report, ns))
 }
 

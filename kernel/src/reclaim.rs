@@ -18,7 +18,11 @@ use percpu::{CpuId, CpuSet, MAX_CPUS, Pinned};
 
 use crate::{
     grace, heap,
-    hw::{apic, cpu, irq, timer},
+    hw::{
+        apic,
+        cpu::{self, ToDo},
+        irq, timer,
+    },
     memory::frames,
     options, realm, task,
 };
@@ -48,25 +52,25 @@ pub fn safe_point() {
 
 /// Which CPUs are to settle their heap's accounts on their way to user mode.
 #[repr(align(128))]
-struct Settle(AtomicBool);
-static SETTLE: [Settle; MAX_CPUS] = [const { Settle(AtomicBool::new(false)) }; MAX_CPUS];
+struct Settle(ToDo);
+static SETTLE: [Settle; MAX_CPUS] = [const { Settle(ToDo::new(false)) }; MAX_CPUS];
 
 /// Ask all CPUs for what others have freed of their heaps' objects. They do it when they pass by; from any context.
 pub fn ask_to_settle() {
     // Relaxed, all: a hint, by which nothing is handed over.
-    all_cpus().for_each(|cpu| SETTLE[cpu.index()].0.store(true, Ordering::Relaxed));
+    all_cpus().for_each(|cpu| SETTLE[cpu.index()].0.set(Ordering::Relaxed));
     poke(&all_cpus().collect());
 }
 
 /// Whether this CPU was asked to.
 #[inline]
 pub fn is_to_settle() -> bool {
-    SETTLE[cpu::id().index()].0.load(Ordering::Relaxed)
+    SETTLE[cpu::id().index()].0.is_set(Ordering::Relaxed)
 }
 
 /// Do it. For threads with interrupts on.
 pub fn settle() {
-    SETTLE[cpu::id().index()].0.store(false, Ordering::Relaxed);
+    SETTLE[cpu::id().index()].0.clear();
     heap::settle();
 }
 
@@ -83,7 +87,7 @@ pub fn tick() {
         last.store(now, Ordering::Relaxed);
         frames().allocator().tick(&here());
         if frames().low() {
-            SETTLE[cpu::id().index()].0.store(true, Ordering::Relaxed);
+            SETTLE[cpu::id().index()].0.set(Ordering::Relaxed);
         }
     }
 }
@@ -146,7 +150,7 @@ pub fn drain_all() {
     others.poke(&all_cpus().collect());
     frames().allocator().drain_all(task::unpinned(), &others);
     let mut turn = 0;
-    while all_cpus().any(|cpu| SETTLE[cpu.index()].0.load(Ordering::Relaxed)) && others.wait(turn) {
+    while all_cpus().any(|cpu| SETTLE[cpu.index()].0.is_set(Ordering::Relaxed)) && others.wait(turn) {
         turn += 1;
     }
 }

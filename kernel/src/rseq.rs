@@ -11,13 +11,17 @@
 //! A registration belongs to an address space: after `execve` it names nothing.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use addr::USER_END;
 
 use crate::{
     errno::{Errno, SysResult},
-    hw::{TrapFrame, cpu, irq},
+    hw::{
+        TrapFrame,
+        cpu::{self, ToDo},
+        irq,
+    },
     pod, task, usercopy,
 };
 
@@ -47,7 +51,7 @@ pub struct State {
     registration: irq::Lock<Option<Registration>>,
     /// Where the registered structure is, or 0: a hint for the thread itself, to look there before it looks here.
     at: AtomicU64,
-    due: AtomicBool,
+    due: ToDo,
 }
 
 /// `struct rseq_cs`.
@@ -65,7 +69,7 @@ pod!(CriticalSection);
 impl State {
     /// Nothing registered.
     pub const fn new() -> Self {
-        Self { registration: irq::Lock::new(None), at: AtomicU64::new(0), due: AtomicBool::new(false) }
+        Self { registration: irq::Lock::new(None), at: AtomicU64::new(0), due: ToDo::new(false) }
     }
     fn set(&self, registration: Option<Registration>) {
         *self.registration.lock() = registration;
@@ -76,18 +80,17 @@ impl State {
     pub fn clear(&self) {
         self.set(None);
         // Relaxed: see `set_due`.
-        self.due.store(false, Ordering::Relaxed);
+        self.due.clear();
     }
     /// The thread is being switched away from, or another one wants it out of its critical section (`membarrier`).
     pub fn set_due(&self) {
         // Relaxed: read by the thread itself, after the switch or the interrupt that the other one sends.
-        self.due.store(true, Ordering::Relaxed);
-        cpu::ask();
+        self.due.set(Ordering::Relaxed);
     }
     /// Whether the structure may be out of date.
     pub fn is_due(&self) -> bool {
         // Relaxed: see `set_due`.
-        self.due.load(Ordering::Relaxed)
+        self.due.is_set(Ordering::Relaxed)
     }
     /// What the only thread of a forked process begins with: its creator's, in its own copy `memory` of the memory.
     pub fn fork_to(&self, child: &State, memory: usize) {
@@ -111,7 +114,7 @@ fn current() -> Option<Registration> {
 /// Err: the structure or what it names makes no sense; the thread gets SIGSEGV.
 pub fn update(frame: &mut TrapFrame) -> Result<(), Errno> {
     // Relaxed: only this thread's switches set it. Cleared first: a switch from here on sets it anew.
-    task::current().rseq.due.store(false, Ordering::Relaxed);
+    task::current().rseq.due.clear();
     let Some(r) = current() else { return Ok(()) };
     restart(&r, frame)?;
     store_cpu(&r, cpu::id().index() as u32)

@@ -45,7 +45,11 @@ use crate::{
     algo, central,
     cpu_time::{self, CpuClock},
     grace,
-    hw::{self, cpu, irq, thread},
+    hw::{
+        self,
+        cpu::{self, ToDo},
+        irq, thread,
+    },
     places::Place,
     process, realm, reclaim,
     stats::{self, Counter},
@@ -197,7 +201,7 @@ struct RunQueue {
     /// Length of `queue`, so that thieves need not lock an empty one.
     len: Line<AtomicU32>,
     /// The running thread should give way on its return to user mode.
-    resched: AtomicBool,
+    resched: ToDo,
     /// Since when others have waited while the running thread runs, in ns since boot; [`NOBODY`] if none has. Its CPU's own.
     crowded: AtomicU64,
     idle: irq::Lock<Option<Arc<Task>>>,
@@ -215,7 +219,7 @@ static CPUS: [RunQueue; MAX_CPUS] = [const {
     RunQueue {
         queue: irq::Lock::new(Waiting::EMPTY),
         len: Line(AtomicU32::new(0)),
-        resched: AtomicBool::new(false),
+        resched: ToDo::new(false),
         crowded: AtomicU64::new(NOBODY),
         idle: irq::Lock::new(None),
         idle_since: AtomicU64::new(0),
@@ -315,7 +319,7 @@ fn enqueue_on(target: CpuId, task: Arc<Task>, woken: bool) {
         if preempts {
             // Release: who takes the request sees the length; pairs with the Acquire in `reschedule`. Under the lock: nobody who
             // has picked the thread clears it before.
-            rq.resched.store(true, Ordering::Release);
+            rq.resched.set(Ordering::Release);
         }
         waiting
     };
@@ -325,11 +329,8 @@ fn enqueue_on(target: CpuId, task: Arc<Task>, woken: bool) {
             stats::count(Counter::RescheduleIpis);
             hw::apic::send(&CpuSet::from_iter([target]), hw::apic::VECTOR_RESCHED);
         }
-    } else {
-        cpu::ask();
-        if waiting == 0 && is_busy() {
-            others_wait();
-        }
+    } else if waiting == 0 && is_busy() {
+        others_wait();
     }
 }
 
@@ -438,7 +439,7 @@ fn schedule() {
 fn pick(rq: &RunQueue, here: CpuId) -> Option<Arc<Task>> {
     let mut q = rq.queue.lock();
     // Relaxed: under the lock; whoever is queued later sets it again.
-    rq.resched.store(false, Ordering::Relaxed);
+    rq.resched.clear();
     if let Some(t) = q.pop() {
         // Relaxed: under the lock.
         rq.len.0.fetch_sub(1, Ordering::Relaxed);
@@ -502,7 +503,7 @@ pub fn reschedule() {
     loop {
         let misplaced = me.is_misplaced(cpu::id());
         // Relaxed: looked at again with Acquire, which pairs with the Release of who queues a thread that is not to wait.
-        let asked = mine().resched.load(Ordering::Relaxed) && mine().resched.swap(false, Ordering::Acquire);
+        let asked = mine().resched.take(Ordering::Acquire);
         if !(misplaced || asked) {
             return;
         }
@@ -579,7 +580,7 @@ pub fn on_timer() {
     if due.slice {
         realm::set_due();
         // Relaxed: read by this CPU on its way back to user mode.
-        mine().resched.store(true, Ordering::Relaxed);
+        mine().resched.set(Ordering::Relaxed);
     }
     if due.look {
         let me = task::current();

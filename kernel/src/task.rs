@@ -14,7 +14,7 @@ use crate::{
     errno::Errno,
     file::Files,
     futex,
-    hw::{TrapFrame, irq, thread::Thread},
+    hw::{TrapFrame, cpu::ToDo, irq, thread::Thread},
     own::{Lent, Own},
     places,
     process::{self, Mm, Process, Used},
@@ -65,7 +65,7 @@ pub struct Task {
     /// Where it may run: see [`Self::set_affinity`].
     affinity: irq::Lock<CpuSet>,
     /// Whether where it may run has changed since it looked.
-    unplaced: AtomicBool,
+    unplaced: ToDo,
     /// The only CPU where it may run for now, by number; [`NO_ERRAND`] if there is none such.
     errand: AtomicU32,
     /// What it was told about its priority and its powers.
@@ -89,7 +89,7 @@ pub struct Task {
     visits: AtomicBool,
     kind: Kind,
     /// Asked to end: by `exit`, or since the process ends or executes another program.
-    ending: AtomicBool,
+    ending: ToDo,
     /// What `exit` was given, for a last thread that nobody killed.
     exit_code: AtomicU32,
 }
@@ -241,7 +241,7 @@ impl Task {
             upcall: upcall::State::new(),
             rseq: rseq::State::new(),
             affinity: irq::Lock::new(sched::online()),
-            unplaced: AtomicBool::new(true),
+            unplaced: ToDo::new(true),
             errand: AtomicU32::new(NO_ERRAND),
             attributes: irq::Lock::new(Attributes::FRESH),
             memory_policy: MemoryPolicy::new(),
@@ -254,7 +254,7 @@ impl Task {
             visited: Own::new(None),
             visits: AtomicBool::new(false),
             kind,
-            ending: AtomicBool::new(false),
+            ending: ToDo::new(false),
             exit_code: AtomicU32::new(0),
         }
     }
@@ -325,7 +325,7 @@ impl Task {
     pub fn set_errand(&self, cpu: Option<CpuId>) {
         // Relaxed: published to other CPUs when the thread is queued.
         self.errand.store(cpu.map_or(NO_ERRAND, |cpu| cpu.index() as u32), Ordering::Relaxed);
-        self.unplaced.store(true, Ordering::Relaxed);
+        self.unplaced.set(Ordering::Relaxed);
     }
     /// Where it may run but for errands.
     pub fn affinity(&self) -> CpuSet {
@@ -335,7 +335,7 @@ impl Task {
     pub fn set_affinity(&self, cpus: CpuSet) {
         *self.affinity.lock() = cpus;
         // Relaxed: the kick, or that it is queued, brings it about that the thread looks, and comes after.
-        self.unplaced.store(true, Ordering::Relaxed);
+        self.unplaced.set(Ordering::Relaxed);
     }
     /// Whether the thread, which is the caller, may not be on `cpu`, where it is. Who put it there may have looked at what has
     /// changed since; then the change has set the flag after the thread's last look.
@@ -344,13 +344,13 @@ impl Task {
         // Relaxed: a flag that is seen late is seen at the kick. Taken back before the look, so that a change during it
         // counts: of the two holders of `affinity`'s lock, the look is first, and then the flag comes to be set after it was
         // taken back; or the change is, and the look sees it.
-        if !self.unplaced.load(Ordering::Relaxed) {
+        if !self.unplaced.is_set(Ordering::Relaxed) {
             return false;
         }
-        self.unplaced.store(false, Ordering::Relaxed);
+        self.unplaced.clear();
         let misplaced = !self.may_run_on(cpu);
         if misplaced {
-            self.unplaced.store(true, Ordering::Relaxed);
+            self.unplaced.set(Ordering::Relaxed);
         }
         misplaced
     }
@@ -427,19 +427,19 @@ impl Task {
     /// End the thread when it next is on its way to user mode; interrupts its sleep.
     pub fn end(self: &Arc<Self>) {
         // Release: with the wake in `interrupt`, what the caller wrote before is seen by the thread's own check.
-        self.ending.store(true, Ordering::Release);
+        self.ending.set(Ordering::Release);
         self.interrupt();
     }
     /// As [`Self::end`] for the calling thread itself, with the code of its `exit`.
     pub fn end_self(&self, code: u32) {
         // Relaxed: read by this thread.
         self.exit_code.store(code, Ordering::Relaxed);
-        self.ending.store(true, Ordering::Relaxed);
+        self.ending.set(Ordering::Relaxed);
     }
     /// Whether the thread was asked to end.
     pub fn is_ending(&self) -> bool {
         // Acquire: pairs with `end`.
-        self.ending.load(Ordering::Acquire)
+        self.ending.is_set(Ordering::Acquire)
     }
     /// What `exit` was given.
     pub fn exit_code(&self) -> u32 {

@@ -38,6 +38,9 @@ use tlb::Gather;
 
 use crate::{KEPT_BITS, PageTable, span};
 
+/// So many entries are looked at before it is asked whether one of them is of interest.
+const GLANCE: usize = 8;
+
 /// Unlink the table that `slot` names, all of whose pages the caller has locked; what it named.
 fn take_link(slot: &AtomicU64) -> Pte {
     // AcqRel: what software did to the table comes before, and the unlinking before the flush.
@@ -218,19 +221,28 @@ impl Mirror {
         }
         link.is_writable()
     }
-    /// Which groups of `group` entries of the table that serves `pages` say of a page that it was written, a bit each; of those
-    /// alone that have some of `pages`. The caller has the lock of one of these, `locked`, so that the table stays; others'
-    /// entries are as they were at some moment.
-    pub fn written_groups(&self, locked: Page, pages: PageRange, group: usize) -> u64 {
-        let Some((_, _, entries)) = self.leaf(locked) else { return 0 };
-        let first = pages.start().index(0);
-        let wanted = first / group..=(first + pages.len() as usize - 1) / group;
-        let groups = entries.chunks(group).enumerate().filter(|(at, _)| wanted.contains(at));
-        groups.fold(0, |found, (at, some)| {
-            // Acquire: who has emptied an entry had locked its page before that; partner: `clear`.
-            let all = some.iter().fold(0, |all, entry| all | entry.load(Ordering::Acquire));
-            found | u64::from(all & Pte::DIRTY != 0) << at
-        })
+    /// Add to `written`, a bit for each entry of the table that serves `pages`, those that say that their page was written, among them
+    /// all of `pages`. The caller has the lock of one of these, `locked`, so that the table stays; others' entries are as
+    /// they were at some moment.
+    pub fn written(&self, locked: Page, pages: PageRange, written: &mut [u64]) {
+        let Some((_, _, entries)) = self.leaf(locked) else { return };
+        // Acquire: who has emptied an entry had locked its page before that; partner: `clear`.
+        let is_dirty = |entry: &AtomicU64| entry.load(Ordering::Acquire) & Pte::DIRTY;
+        let first = pages.start().index(0) / GLANCE;
+        let end = (pages.start().index(0) + pages.len() as usize).div_ceil(GLANCE);
+        for (at, some) in entries.chunks(GLANCE).enumerate().take(end).skip(first) {
+            if some.iter().fold(0, |all, entry| all | is_dirty(entry)) == 0 {
+                continue;
+            }
+            let bits = some
+                .iter()
+                .enumerate()
+                .fold(0, |bits, (i, entry)| bits | u64::from(is_dirty(entry) != 0) << i);
+            let bit = at * GLANCE;
+            if let Some(word) = written.get_mut(bit / 64) {
+                *word |= bits << (bit % 64);
+            }
+        }
     }
     /// Empty the entries of `pages`, which one table serves. Whether one was present: then flush. The caller has the pages'
     /// locks.

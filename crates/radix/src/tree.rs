@@ -27,6 +27,9 @@ unsafe impl<S: Space> Send for Tree<S> {}
 // SAFETY: as above.
 unsafe impl<S: Space> Sync for Tree<S> {}
 
+/// So many slots are looked at before it is asked whether one of them is of interest.
+const GLANCE: usize = 8;
+
 /// A time in which no node that an operation may meet is freed: a section of the space's RCU domain.
 #[must_use = "the section ends as soon as this is dropped"]
 pub struct Section<'p, S> {
@@ -160,6 +163,42 @@ impl<S: Space> Tree<S> {
                 key = found.first + span;
             }
         }
+    }
+    /// Call `each` with those of `keys` whose slots are locked or whose values have one of `bits`, with the value, and whether the slot is
+    /// locked: as [`Self::walk`] finds them, but at two instructions for each of the others. False if no leaf has a slot
+    /// for every key, or if the tree has lost that leaf: then what was said means nothing.
+    #[inline]
+    pub fn glance(
+        &self,
+        keys: Range<u64>,
+        bits: u64,
+        section: &Section<'_, S>,
+        mut each: impl FnMut(u64, u64, bool),
+    ) -> bool {
+        self.check(section);
+        let leaf = Shape::<S>::LEAF;
+        let (at, link, level, frozen) = self.bottom(keys.start);
+        let slots = at.all().get(Shape::<S>::index(leaf, keys.start)..);
+        let slots = slots.and_then(|slots| slots.get(..keys.end.checked_sub(keys.start)? as usize));
+        let Some(slots) = slots.filter(|_| level == leaf && !frozen) else { return false };
+        // Acquire: as in `descend`; and who finds the word of another tree finds that this one has lost the leaf.
+        let look = |slot: &AtomicU64| slot.load(Ordering::Acquire);
+        for (key, some) in keys.step_by(GLANCE).zip(slots.chunks(GLANCE)) {
+            // DEAD has LOCK.
+            if some.iter().fold(0, |all, slot| all | look(slot)) & (bits | LOCK) == 0 {
+                continue;
+            }
+            for (key, slot) in (key..).zip(some) {
+                let seen = look(slot);
+                if seen == DEAD {
+                    return false;
+                }
+                if seen & (bits | LOCK) != 0 {
+                    each(key, seen & !LOCK, seen & LOCK != 0);
+                }
+            }
+        }
+        at.is_still_in(link)
     }
     /// The node to which links lead for `key`, the slot of the last one, the node's level, and whether it is frozen.
     fn bottom(&self, key: u64) -> (At<'_, S>, Option<&AtomicU64>, usize, bool) {

@@ -7,7 +7,7 @@ use core::{
     arch::asm,
     cell::UnsafeCell,
     mem::offset_of,
-    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
 };
 
 use addr::{Frame, VirtAddr};
@@ -266,6 +266,39 @@ pub fn take_asked() {
     // SAFETY: as in `ask`. Not `nomem`: the look comes after.
     unsafe {
         asm!("mov dword ptr gs:[{}], 0", const offset_of!(Local, asked), options(nostack, preserves_flags))
+    }
+}
+
+/// Says that there is something to do before user mode, for a thread or for a CPU. To set it is to [`ask`] this CPU; who sets one
+/// that another CPU is to find interrupts that afterwards.
+pub struct ToDo(AtomicBool);
+
+impl ToDo {
+    /// Set, or not.
+    pub const fn new(set: bool) -> Self {
+        Self(AtomicBool::new(set))
+    }
+    /// There is something to do.
+    #[inline]
+    pub fn set(&self, order: Ordering) {
+        self.0.store(true, order);
+        ask();
+    }
+    /// It is done, or about to be.
+    #[inline]
+    pub fn clear(&self) {
+        // Relaxed: who does it looks by itself at what it is.
+        self.0.store(false, Ordering::Relaxed);
+    }
+    /// Whether there is something to do.
+    #[inline]
+    pub fn is_set(&self, order: Ordering) -> bool {
+        self.0.load(order)
+    }
+    /// Clear it, if it was set.
+    #[inline]
+    pub fn take(&self, order: Ordering) -> bool {
+        self.is_set(Ordering::Relaxed) && self.0.swap(false, order)
     }
 }
 

@@ -1,15 +1,12 @@
 //! What a thread and a process remember about signals.
 
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc};
-use core::{
-    ops::DerefMut,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use core::{ops::DerefMut, sync::atomic::Ordering};
 
 use super::{SIGNALS, SigInfo, SigSet, Signal, TrapCause};
 use crate::{
     errno::{Errno, SysResult},
-    hw::{cpu, irq},
+    hw::{cpu::ToDo, irq},
     syscall::time::Alarm,
     task::Task,
     wait::WaitQueue,
@@ -136,9 +133,9 @@ impl AltStack {
 
 /// A thread's part. [`TaskSignals::lock`] gives the state; the flag is read without.
 pub struct TaskSignals {
-    flag: AtomicBool,
+    flag: ToDo,
     /// Whether `TaskState::saved` is something.
-    saved: AtomicBool,
+    saved: ToDo,
     state: irq::Lock<TaskState>,
 }
 
@@ -205,8 +202,8 @@ impl TaskSignals {
     /// runs: its process may have been told to stop before the thread was in its list.
     pub fn new() -> Self {
         Self {
-            flag: AtomicBool::new(true),
-            saved: AtomicBool::new(false),
+            flag: ToDo::new(true),
+            saved: ToDo::new(false),
             state: irq::Lock::new(TaskState::with(SigSet::EMPTY, AltStack::FRESH)),
         }
     }
@@ -214,19 +211,18 @@ impl TaskSignals {
     /// Whether a mask is to be put back. For the thread itself, as are the next two.
     pub(super) fn has_saved(&self) -> bool {
         // Relaxed: the thread's own.
-        self.saved.load(Ordering::Relaxed)
+        self.saved.is_set(Ordering::Relaxed)
     }
 
     /// Remember the mask of before a wait.
     pub(super) fn save(&self, mask: SigSet) {
         self.state.lock().saved = Some(mask);
-        self.saved.store(true, Ordering::Relaxed);
-        cpu::ask();
+        self.saved.set(Ordering::Relaxed);
     }
 
     /// The mask that was remembered; it is forgotten.
     pub(super) fn take_saved(&self) -> Option<SigSet> {
-        self.saved.store(false, Ordering::Relaxed);
+        self.saved.clear();
         self.state.lock().saved.take()
     }
 
@@ -239,14 +235,13 @@ impl TaskSignals {
     pub(super) fn flag(&self) -> bool {
         // Relaxed: whoever sets it wakes the thread afterwards, and the wake orders it (sched.rs); a running thread
         // sees it at the next return to user mode, which `Task::interrupt` brings about.
-        self.flag.load(Ordering::Relaxed)
+        self.flag.is_set(Ordering::Relaxed)
     }
 
     /// Set the flag. With the process's or the thread's state locked.
     pub(super) fn set_flag(&self) {
         // Relaxed: see `flag`.
-        self.flag.store(true, Ordering::Relaxed);
-        cpu::ask();
+        self.flag.set(Ordering::Relaxed);
     }
 
     /// Set the flag of `task`, whose signals these are, and give the task for a wake after the locks are released.
@@ -259,10 +254,9 @@ impl TaskSignals {
     pub(super) fn summarise(&self, process: &ProcessState, mine: &TaskState) {
         let open = mine.pending.set.or(process.pending.set).without(mine.blocked);
         // Relaxed: see `flag`. Others set it with one of the locks held that we hold both of.
-        let flag = !open.is_empty() || process.job.stop.is_some();
-        self.flag.store(flag, Ordering::Relaxed);
-        if flag {
-            cpu::ask();
+        match !open.is_empty() || process.job.stop.is_some() {
+            true => self.flag.set(Ordering::Relaxed),
+            false => self.flag.clear(),
         }
     }
 }

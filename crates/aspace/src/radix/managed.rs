@@ -31,7 +31,7 @@
 //!
 //! **Pages that nobody has written.** To lock them all is most of the work where few were, so a table's pages are glanced at
 //! first: one of them is locked, so that no table of theirs is unlinked; then all their entries are looked at, *and then* their
-//! slots. If no entry has the bit, and no slot is DIRTY or locked, no page was written that an earlier call has not told of. For
+//! slots. If no entry of a page has the bit, and its slot is neither DIRTY nor locked, it was not written since an earlier call. For
 //! a store that was over had its bit in an entry that the look goes to, or in the slot. If it was in the entry and the look found
 //! it no more, somebody had taken it out, under the slot's lock, which was taken before that: and what the look found in the
 //! entry, it found before it came to the slot. There it finds the lock, or what the holder left: DIRTY, unless a call has
@@ -55,15 +55,13 @@
 
 use alloc::vec::Vec;
 
-use super::{fault::said, *};
+use super::{fault::said, tables::Written, *};
 use crate::{Level, Step, page as contents};
 
 /// So many ranges are locked at a time.
 const BATCH: usize = 32;
 /// So many pages are looked at for what was written at a time: those of a leaf table.
 const CHUNK: u64 = ENTRIES as u64;
-/// And so many are locked, or not, as one of them was written or none.
-const GROUP: u64 = 64;
 
 impl Radix {
     fn manage_pages(&self, range: PageRange, level: Option<Level>, ctx: &Unpinned<'_>) -> Result<(), Error> {
@@ -268,16 +266,19 @@ impl Radix {
         while let Some(from) = self.written_from(at, end, ctx) {
             let chunk = from..((from / CHUNK + 1) * CHUNK).min(end);
             at = chunk.end;
-            let groups = self.written_groups(&chunk, ctx)?;
-            self.collect_groups(chunk, groups, |pages| pages.for_each(|key| set(written, key - start)), ctx)?;
+            let may = self.may_be_written(&chunk, ctx)?;
+            let mut runs = runs(&may, chunk);
+            while let Some(first) = runs.next() {
+                let batch = core::iter::once(first).chain(runs.by_ref().take(BATCH - 1));
+                self.collect_runs(batch, |pages| pages.for_each(|key| set(written, key - start)), ctx)?;
+            }
         }
         Ok(())
     }
-    /// Say of the pages of `chunk` which were written, of those in `groups` alone.
-    fn collect_groups(
+    /// Say of the pages of `runs`, which ascend and are [`BATCH`] at most, which were written.
+    fn collect_runs(
         &self,
-        chunk: Range<u64>,
-        mut groups: u64,
+        runs: impl Iterator<Item = Range<u64>>,
         mut say: impl FnMut(Range<u64>),
         ctx: &Unpinned<'_>,
     ) -> Result<(), Error> {
@@ -286,14 +287,9 @@ impl Radix {
         let mut change = Change::new(self, &section, ctx);
         let mut guards = Vec::new();
         guards.try_reserve_exact(BATCH).map_err(|_| Error::NoMemory)?;
-        let table = chunk.start / CHUNK * CHUNK;
         let mut result = Ok(());
-        while groups != 0 && result.is_ok() {
-            let first = u64::from(groups.trailing_zeros());
-            let end = first + u64::from((groups >> first).trailing_ones());
-            groups &= u64::MAX.checked_shl(end as u32).unwrap_or(0);
-            let keys = chunk.start.max(table + first * GROUP)..chunk.end.min(table + end * GROUP);
-            let locked = self.lock_more(pages(keys.start, keys.end), &guards, &section);
+        for run in runs {
+            let locked = self.lock_more(pages(run.start, run.end), &guards, &section);
             result = locked.map(|mut guard| {
                 guard.update(|span| {
                     let slot = Slot::of(span.value);
@@ -308,6 +304,9 @@ impl Radix {
                 });
                 guards.push(guard);
             });
+            if result.is_err() {
+                break;
+            }
         }
         if mutant!("dirty-no-flush") {
             change.flush_nobody();
@@ -329,36 +328,38 @@ impl Radix {
         });
         first
     }
-    /// Which groups of pages of `chunk`, that one leaf table serves, may have been written, by a look with its first page
+    /// Which pages of `chunk`, that one leaf table serves, may have been written, by a look with its first page
     /// locked: of the others none was that had not been taken when it began.
-    fn written_groups(&self, chunk: &Range<u64>, ctx: &Unpinned<'_>) -> Result<u64, Error> {
+    fn may_be_written(&self, chunk: &Range<u64>, ctx: &Unpinned<'_>) -> Result<Written, Error> {
         let pin = ctx.pin();
         let section = self.tree.enter(&pin);
         let guard = self.tree.lock_one(chunk.start, &section).map_err(|_| Error::NoMemory)?;
         // Unmapped meanwhile: nothing keeps a table.
-        let Some(guard) = guard else { return Ok(u64::MAX) };
-        let (locked, all) = (guard.span().first, pages(chunk.start, chunk.end));
-        let of_entries = || self.tables.written_groups(page(chunk.start), all, GROUP as usize, &pin);
-        let of_slots = || {
-            let mut groups = 0;
+        let Some(guard) = guard else { return Ok([u64::MAX; _]) };
+        let locked = guard.span().first;
+        // The entries, and then the slots: see the module.
+        let mut written = self.tables.written(page(chunk.start), pages(chunk.start, chunk.end), &pin);
+        let may = |first: u64, value: u64, is_locked: bool| {
+            let is_changing = is_locked && first != locked && !mutant!("dirty-glance-unlocked");
+            (is_changing || Slot::of(value).is_dirty()) && !mutant!("dirty-glance-no-slots")
+        };
+        let of_leaf = |key, value, is_locked| {
+            if may(key, value, is_locked) {
+                set(&mut written, key % CHUNK);
+            }
+        };
+        if !self.tree.glance(chunk.clone(), word::DIRTY, &section, of_leaf) {
             self.tree.scan(chunk.clone(), &section, |found| {
-                let is_changing = found.locked && !mutant!("dirty-glance-unlocked");
-                let is_moving = found.frozen || is_changing && found.first != locked;
-                if (is_moving || Slot::of(found.value).is_dirty()) && !mutant!("dirty-glance-no-slots") {
+                if found.frozen || may(found.first, found.value, found.locked) {
                     // Of spans that are larger all have the same word.
-                    let last = (found.first + found.keys).min(chunk.end) - 1;
-                    let of = |key: u64| key % CHUNK / GROUP;
-                    groups |= (of(found.first.max(chunk.start))..=of(last)).fold(0, |all, at| all | 1 << at);
+                    let keys = found.first.max(chunk.start)..(found.first + found.keys).min(chunk.end);
+                    keys.for_each(|key| set(&mut written, key % CHUNK));
                 }
                 true
             });
-            groups
-        };
-        // In this order: see the module.
-        let mut groups = of_entries();
-        groups |= of_slots();
+        }
         drop(guard);
-        Ok(groups)
+        Ok(written)
     }
     fn write_again(&self, range: PageRange, written: &[u64], ctx: &Unpinned<'_>) -> Result<(), Error> {
         let start = range.start().number();
@@ -410,6 +411,28 @@ pub(super) fn fold_alike(guard: &mut Guard<'_>) {
     if let Some(slot) = alike.filter(|_| all && single) {
         guard.replace(slot.word(), |_| ());
     }
+}
+
+/// The runs of pages of `chunk` that `of` has, a bit for each page of the chunk's table.
+fn runs(of: &Written, chunk: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+    let table = chunk.start / CHUNK * CHUNK;
+    let (mut at, end) = (chunk.start - table, chunk.end - table);
+    // The first bit from `at` on that differs from `flipped`'s, or the end.
+    let first = move |mut at: u64, flipped: u64| {
+        while at < end {
+            let word = of.get((at / 64) as usize).map_or(0, |word| (word ^ flipped) >> (at % 64));
+            if word != 0 {
+                return end.min(at + u64::from(word.trailing_zeros()));
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        end
+    };
+    core::iter::from_fn(move || {
+        let start = first(at, 0);
+        at = first(start, u64::MAX);
+        (start < end).then_some(table + start..table + at)
+    })
 }
 
 fn set(bits: &mut [u64], at: u64) {

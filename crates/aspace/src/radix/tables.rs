@@ -26,7 +26,7 @@ use core::{
 
 use addr::{Frame, Page, PageRange, Prot, Pte};
 use owned::OwnedFrame;
-use pagetable::{Entry, Mirror};
+use pagetable::{ENTRIES, Entry, Mirror};
 use percpu::{AtomicCpuSet, CpuId, CpuSet, PerCpu, Pinned};
 use sync::mutant;
 
@@ -164,18 +164,15 @@ impl Tables {
         });
         (stale, dirty)
     }
-    /// Which groups of so many pages say in any table that a page was written; the rest as [`Mirror::written_groups`].
-    pub(super) fn written_groups(
-        &self,
-        locked: Page,
-        pages: PageRange,
-        group: usize,
-        pin: &Pinned<'_>,
-    ) -> u64 {
+    /// Which pages any table says to be written; the rest as [`Mirror::written`].
+    pub(super) fn written(&self, locked: Page, pages: PageRange, pin: &Pinned<'_>) -> Written {
+        let mut written = Written::default();
         if mutant!("dirty-glance-own") {
-            return self.mine(pin).1.written_groups(locked, pages, group);
+            self.mine(pin).1.written(locked, pages, &mut written);
+            return written;
         }
-        self.all().fold(0, |all, (_, mirror)| all | mirror.written_groups(locked, pages, group))
+        self.all().for_each(|(_, mirror)| mirror.written(locked, pages, &mut written));
+        written
     }
     /// Whether this CPU alone may have an entry for a page whose slot is `slot`, in a table of its own.
     #[inline]
@@ -271,6 +268,9 @@ impl Tables {
         self.all().map(|(_, mirror)| unsafe { mirror.retire() }).collect()
     }
 }
+
+/// A bit for each page that a leaf table serves.
+pub(super) type Written = [u64; ENTRIES / 64];
 
 /// A place for an entry.
 pub(super) struct Ready<'t> {

@@ -26,7 +26,8 @@ const USES: [Use; 4] = [Use::Anonymous, Use::File, Use::Lent, Use::Kernel];
 /// What the page should be, as its mapping says.
 const DESC: u64 = (DESCRIPTORS as u64 - 1) << DESC_SHIFT;
 const LEVEL: u64 = 3 << LEVEL_SHIFT;
-const DIRTY: u64 = 1 << 32;
+/// The bit of a slot whose page was written.
+pub(super) const DIRTY: u64 = 1 << 32;
 /// What stays when the page's contents change.
 const KEPT: u64 = DESC | LEVEL | DIRTY;
 const GUARD: u64 = (1 << (64 - PFN_SHIFT)) - 1;
