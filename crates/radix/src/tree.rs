@@ -164,37 +164,49 @@ impl<S: Space> Tree<S> {
             }
         }
     }
-    /// Call `each` with those of `keys` whose slots are locked or whose values have one of `bits`, with the value, and whether the slot is
-    /// locked: as [`Self::walk`] finds them, but at two instructions for each of the others. False if no leaf has a slot
-    /// for every key, or if the tree has lost that leaf: then what was said means nothing.
-    #[inline]
-    pub fn glance(
-        &self,
-        keys: Range<u64>,
-        bits: u64,
-        section: &Section<'_, S>,
-        mut each: impl FnMut(u64, u64, bool),
-    ) -> bool {
+    /// As [`Self::walk`], but for spans alone that are locked or frozen, or whose values have one of `bits`; of a leaf it takes two
+    /// instructions for each of the others. What is in the way of a look at a leaf is found twice.
+    pub fn glance(&self, keys: Range<u64>, bits: u64, section: &Section<'_, S>, mut each: impl FnMut(Found)) {
         self.check(section);
+        let (mut at, end) = (keys.start, keys.end.min(Self::keys()));
+        while at < end {
+            let base = Shape::<S>::base(Shape::<S>::LEAF, at);
+            let part = at..end.min(base + Shape::<S>::fanout(Shape::<S>::LEAF) as u64);
+            at = part.end;
+            if self.glance_leaf(part.clone(), bits, &mut each) {
+                continue;
+            }
+            self.walk(part, section, |found| {
+                if found.frozen || found.locked || found.value & bits != 0 {
+                    each(found);
+                }
+                true
+            });
+        }
+    }
+    /// The same for keys of one leaf. False if there is none, it is frozen, or the tree has lost it meanwhile.
+    #[inline]
+    fn glance_leaf(&self, keys: Range<u64>, bits: u64, each: &mut impl FnMut(Found)) -> bool {
         let leaf = Shape::<S>::LEAF;
         let (at, link, level, frozen) = self.bottom(keys.start);
-        let slots = at.all().get(Shape::<S>::index(leaf, keys.start)..);
-        let slots = slots.and_then(|slots| slots.get(..keys.end.checked_sub(keys.start)? as usize));
-        let Some(slots) = slots.filter(|_| level == leaf && !frozen) else { return false };
+        if level != leaf || frozen {
+            return false;
+        }
         // Acquire: as in `descend`; and who finds the word of another tree finds that this one has lost the leaf.
         let look = |slot: &AtomicU64| slot.load(Ordering::Acquire);
-        for (key, some) in keys.step_by(GLANCE).zip(slots.chunks(GLANCE)) {
+        let slots = at.all().get(Shape::<S>::index(leaf, keys.start)..).unwrap_or_default();
+        for (key, some) in keys.clone().step_by(GLANCE).zip(slots.chunks(GLANCE)) {
             // DEAD has LOCK.
             if some.iter().fold(0, |all, slot| all | look(slot)) & (bits | LOCK) == 0 {
                 continue;
             }
-            for (key, slot) in (key..).zip(some) {
+            for (first, slot) in (key..keys.end).zip(some) {
                 let seen = look(slot);
-                if seen == DEAD {
+                if seen == DEAD || !at.is_still_in(link) {
                     return false;
                 }
                 if seen & (bits | LOCK) != 0 {
-                    each(key, seen & !LOCK, seen & LOCK != 0);
+                    each(Found { value: seen & !LOCK, first, keys: 1, frozen, locked: seen & LOCK != 0 });
                 }
             }
         }

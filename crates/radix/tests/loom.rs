@@ -594,6 +594,9 @@ fn look(sim: &Sim) {
         true
     });
     assert_eq!(found, Some(1), "scanned");
+    let mut glanced = None;
+    sim.tree().glance(1..2, u64::MAX, &section, |one| glanced = Some(Page::of(one.value).desc()));
+    assert_eq!(glanced, Some(1), "glanced");
     let locked = sim.tree().lock_one(1, &section);
     assert!(locked.is_err() || locked.is_ok_and(|guard| guard.is_some()), "locked");
 }

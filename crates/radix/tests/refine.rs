@@ -98,3 +98,34 @@ fn without_memory_values_stay_and_the_range_stays_locked() {
         });
     }
 }
+
+/// A glance finds what a walk finds, in leaves and above.
+#[test]
+fn a_glance_is_a_walk_for_few() {
+    world(|_, tree, section, reserve| {
+        let mut guard = tree.lock_range(512..1024, Mode::Edit, reserve, section).expect("memory");
+        guard.refine(|span| span.keys > 1).expect("memory");
+        guard.update(|span| if span.first % 7 == 0 { Page::new(2).word() } else { Page::new(4).word() });
+        drop(guard);
+        let _held = tree.lock_one(580, section).expect("memory");
+        let one = Page::new(1).word();
+        let of_some = Page::new(2).word() & !Page::new(4).word();
+        let ranges =
+            [512..1024, 512..513, 517..521, 575..712, 579..582, 1023..1024, 600..600, 0..1025, 500..520];
+        for (bits, range) in
+            [one, of_some, 0].into_iter().flat_map(|bits| ranges.clone().map(|range| (bits, range)))
+        {
+            let (mut walked, mut glanced) = (Vec::new(), Vec::new());
+            tree.walk(range.clone(), section, |found| {
+                if found.value & bits != 0 || found.locked {
+                    walked.push(found);
+                }
+                true
+            });
+            tree.glance(range.clone(), bits, section, |found| glanced.push(found));
+            // What is above leaves is found for each of the leaves that would be there.
+            glanced.dedup();
+            assert_eq!(glanced, walked, "{bits:#x} {range:?}");
+        }
+    });
+}

@@ -339,25 +339,15 @@ impl Radix {
         let locked = guard.span().first;
         // The entries, and then the slots: see the module.
         let mut written = self.tables.written(page(chunk.start), pages(chunk.start, chunk.end), &pin);
-        let may = |first: u64, value: u64, is_locked: bool| {
-            let is_changing = is_locked && first != locked && !mutant!("dirty-glance-unlocked");
-            (is_changing || Slot::of(value).is_dirty()) && !mutant!("dirty-glance-no-slots")
-        };
-        let of_leaf = |key, value, is_locked| {
-            if may(key, value, is_locked) {
-                set(&mut written, key % CHUNK);
+        self.tree.glance(chunk.clone(), word::DIRTY, &section, |found| {
+            let is_changing = found.locked && found.first != locked && !mutant!("dirty-glance-unlocked");
+            let may = found.frozen || is_changing || Slot::of(found.value).is_dirty();
+            if may && !mutant!("dirty-glance-no-slots") {
+                // Of spans that are larger all have the same word.
+                let keys = found.first.max(chunk.start)..(found.first + found.keys).min(chunk.end);
+                keys.for_each(|key| set(&mut written, key % CHUNK));
             }
-        };
-        if !self.tree.glance(chunk.clone(), word::DIRTY, &section, of_leaf) {
-            self.tree.scan(chunk.clone(), &section, |found| {
-                if found.frozen || may(found.first, found.value, found.locked) {
-                    // Of spans that are larger all have the same word.
-                    let keys = found.first.max(chunk.start)..(found.first + found.keys).min(chunk.end);
-                    keys.for_each(|key| set(&mut written, key % CHUNK));
-                }
-                true
-            });
-        }
+        });
         drop(guard);
         Ok(written)
     }
