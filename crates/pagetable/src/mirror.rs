@@ -227,17 +227,16 @@ impl Mirror {
     pub fn written(&self, locked: Page, pages: PageRange, written: &mut [u64]) {
         let Some((_, _, entries)) = self.leaf(locked) else { return };
         // Acquire: who has emptied an entry had locked its page before that; partner: `clear`.
-        let is_dirty = |entry: &AtomicU64| entry.load(Ordering::Acquire) & Pte::DIRTY;
+        let look = |entry: &AtomicU64| entry.load(Ordering::Acquire);
         let first = pages.start().index(0) / GLANCE;
         let end = (pages.start().index(0) + pages.len() as usize).div_ceil(GLANCE);
-        for (at, some) in entries.chunks(GLANCE).enumerate().take(end).skip(first) {
-            if some.iter().fold(0, |all, entry| all | is_dirty(entry)) == 0 {
+        let (parts, _) = entries.as_chunks::<GLANCE>();
+        for (at, some) in parts.iter().enumerate().take(end).skip(first) {
+            if some.iter().fold(0, |all, entry| all | look(entry)) & Pte::DIRTY == 0 {
                 continue;
             }
-            let bits = some
-                .iter()
-                .enumerate()
-                .fold(0, |bits, (i, entry)| bits | u64::from(is_dirty(entry) != 0) << i);
+            let is_dirty = |entry| u64::from(look(entry) & Pte::DIRTY != 0);
+            let bits = some.iter().enumerate().fold(0, |bits, (i, entry)| bits | is_dirty(entry) << i);
             let bit = at * GLANCE;
             if let Some(word) = written.get_mut(bit / 64) {
                 *word |= bits << (bit % 64);

@@ -196,8 +196,11 @@ impl<S: Space> Tree<S> {
         let look = |slot: &AtomicU64| slot.load(Ordering::Acquire);
         let slots = at.all().get(Shape::<S>::index(leaf, keys.start)..).unwrap_or_default();
         for (key, some) in keys.clone().step_by(GLANCE).zip(slots.chunks(GLANCE)) {
+            let any = |some: &[AtomicU64]| some.iter().fold(0, |all, slot| all | look(slot));
+            // Of so many the compiler makes no loop.
+            let all = <&[AtomicU64; GLANCE]>::try_from(some).map_or_else(|_| any(some), |some| any(some));
             // DEAD has LOCK.
-            if some.iter().fold(0, |all, slot| all | look(slot)) & (bits | LOCK) == 0 {
+            if all & (bits | LOCK) == 0 {
                 continue;
             }
             for (first, slot) in (key..keys.end).zip(some) {
