@@ -4,7 +4,10 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::{hw::irq, options};
+use crate::{
+    hw::{cpu, irq, timer},
+    options,
+};
 
 /// What can be planted.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,6 +23,10 @@ pub enum Planted {
     CopyUnrepaired,
     /// A CPU that is copying to or from user memory doesn't flush when it is told to.
     CopyUnflushed,
+    /// A directory that is removed is given up at once, while walks go on from it; and these take their time.
+    EntryFreedEarly,
+    /// A path is put together of parts that were true one after the other, with time in between.
+    PathUnchecked,
 }
 
 impl Planted {
@@ -31,10 +38,15 @@ impl Planted {
             "heap-keeps" => Self::HeapKeeps,
             "copy-unrepaired" => Self::CopyUnrepaired,
             "copy-unflushed" => Self::CopyUnflushed,
+            "entry-freed-early" => Self::EntryFreedEarly,
+            "path-unchecked" => Self::PathUnchecked,
             _ => return None,
         })
     }
 }
+
+/// How long who hesitates does, in ns.
+const LONG: u64 = 50_000;
 
 /// A value that has its cache lines to itself, so that nothing else seems to be shared with it.
 #[repr(align(128))]
@@ -56,6 +68,22 @@ pub fn init() {
 pub fn is(planted: Planted) -> bool {
     // Relaxed: written at boot.
     PLANTED.0.load(Ordering::Relaxed) == planted as u8
+}
+
+/// If this is planted, take so long here that it shows.
+#[inline]
+pub fn hesitate(planted: Planted) {
+    if is(planted) {
+        linger();
+    }
+}
+
+#[cold]
+fn linger() {
+    let until = timer::now() + LONG;
+    while timer::now() < until {
+        cpu::pause();
+    }
 }
 
 /// A page fault has come.

@@ -99,11 +99,22 @@ impl<T, R: Deref<Target = Readers>> Biased<T, R> {
         if let Some(slot) = self.enter(&pin) {
             return BiasedReadGuard(Held::Slot {
                 value: self.lock.peek(),
-                _leave: Leave { slot, _pin: pin },
+                _leave: Leave { slot, _pin: Some(pin) },
             });
         }
         drop(pin);
-        let guard = self.lock.read(ctx);
+        self.entered(self.lock.read(ctx))
+    }
+    /// As [`Self::read`], for a thread that is pinned and so must not sleep: `None` if it would have to.
+    pub fn try_read<'l>(&'l self, pin: &'l Pinned<'_>) -> Option<BiasedReadGuard<'l, T>> {
+        if let Some(slot) = self.enter(pin) {
+            let _leave = Leave { slot, _pin: None };
+            return Some(BiasedReadGuard(Held::Slot { value: self.lock.peek(), _leave }));
+        }
+        self.lock.try_read().map(|guard| self.entered(guard))
+    }
+    /// A reader has come through the lock.
+    fn entered<'l>(&'l self, guard: ReadGuard<'l, T>) -> BiasedReadGuard<'l, T> {
         // Relaxed: only how often. Not counted further than that, so that the line is left alone.
         if self.reads.load(Ordering::Relaxed) < READS
             && self.reads.fetch_add(1, Ordering::Relaxed) + 1 == READS
@@ -197,7 +208,8 @@ impl<T> Deref for BiasedReadGuard<'_, T> {
 
 struct Leave<'a> {
     slot: &'a AtomicUsize,
-    _pin: Pinned<'a>,
+    /// Unless the guard borrows its caller's.
+    _pin: Option<Pinned<'a>>,
 }
 
 impl Drop for Leave<'_> {

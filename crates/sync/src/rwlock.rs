@@ -259,6 +259,14 @@ impl<T> RwLock<T> {
         self.acquire(Kind::Reader, ctx);
         ReadGuard { value: self.value.get(), _leave: Leave { state: &self.state, kind: Kind::Reader } }
     }
+    /// Take the lock for reading if that can be had at once: for who must not sleep. `None` also if somebody waits.
+    pub fn try_read(&self) -> Option<ReadGuard<'_, T>> {
+        let entered = self.state.lock().enter(Kind::Reader);
+        entered.then(|| ReadGuard {
+            value: self.value.get(),
+            _leave: Leave { state: &self.state, kind: Kind::Reader },
+        })
+    }
     /// Sleep until the lock can be held for writing, and take it.
     pub fn write<'l>(&'l self, ctx: &Unpinned<'_>) -> WriteGuard<'l, T> {
         self.write_after(ctx, || ())

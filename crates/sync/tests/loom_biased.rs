@@ -75,3 +75,25 @@ fn a_slot_names_another_lock() {
         reader.join().unwrap();
     });
 }
+
+/// Who must not sleep is let in beside no writer either, and turned away at most by one.
+#[test]
+fn who_must_not_sleep_is_let_in_beside_no_writer() {
+    explore("biased: a reader that must not sleep and a writer", Some(3), || {
+        let shared = biased();
+        let reader = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                shared.0.on(1, |ctx| {
+                    let pin = ctx.pin();
+                    let first = shared.1.try_read(&pin).map_or(0, |value| *value);
+                    let second = shared.1.try_read(&pin).map_or(first, |value| *value);
+                    assert!(first <= second && second <= 1);
+                });
+            })
+        };
+        shared.0.on(0, |ctx| *shared.1.write(&ctx) += 1);
+        reader.join().unwrap();
+        shared.0.on(0, |ctx| assert_eq!(shared.1.try_read(&ctx.pin()).map(|value| *value), Some(1)));
+    });
+}

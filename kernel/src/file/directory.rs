@@ -1,6 +1,7 @@
 //! Directories in memory, and the calls that change them.
 //!
-//! A directory has a sleeping lock of its own; look-ups share it, and write nothing for it while it is biased. A listing goes by *position*: each child gets the
+//! A directory has a sleeping lock of its own; look-ups share it, and write nothing for it while it is biased. What they find they
+//! may use in the lock; a child that is a directory also after that, in a section ([`reached`](super::reached)). A listing goes by *position*: each child gets the
 //! next number when it enters and keeps it, so a listing that is continued after changes neither repeats nor skips
 //! what stayed.
 //!
@@ -12,15 +13,21 @@
 //! Documentation/filesystems/directory-locking.)
 
 use alloc::{boxed::Box, collections::BTreeMap, sync::Arc};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    ops::{Deref, DerefMut},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+};
 
 use linux_raw_sys::general as c;
-use sync::{Biased, Readers, RwLock};
+use percpu::{Pinned, Unpinned};
+use sync::{Biased, Readers, RwLock, WriteGuard};
 
 use super::{
     READERS, Result,
     entry::Entry,
     inode::{Inode, Kind},
+    published,
+    reached::let_go,
 };
 use crate::{errno::Errno, memory, task};
 
@@ -48,6 +55,8 @@ pub fn capacity() -> (u64, u64) {
 /// The names in one directory.
 pub struct Directory {
     children: Biased<Children, &'static Readers>,
+    /// How many there are: for who has another directory's lock.
+    len: AtomicUsize,
 }
 
 struct Children {
@@ -59,8 +68,8 @@ struct Children {
 }
 
 impl Children {
-    fn get(&self, name: &[u8]) -> Option<Arc<Entry>> {
-        self.by_position.get(self.by_name.get(name)?).cloned()
+    fn get(&self, name: &[u8]) -> Option<&Arc<Entry>> {
+        self.by_position.get(self.by_name.get(name)?)
     }
 
     fn insert(&mut self, name: &[u8], entry: Arc<Entry>) {
@@ -107,17 +116,34 @@ impl Directory {
     pub fn new() -> Self {
         let children =
             Children { by_name: BTreeMap::new(), by_position: BTreeMap::new(), next: 2, removed: false };
-        Self { children: Biased::new(children, &READERS) }
+        Self { children: Biased::new(children, &READERS), len: AtomicUsize::new(0) }
     }
 
     /// The child `name`.
     pub fn get(&self, name: &[u8]) -> Option<Arc<Entry>> {
-        self.children.read(&task::unpinned()).get(name)
+        self.children.read(&task::unpinned()).get(name).cloned()
     }
 
-    /// How many children there are.
+    /// What `f` makes of the child `name`; `None` if one would have to sleep first. It has the directory's lock: it must not sleep,
+    /// nor look into another directory, or into a file.
+    pub fn look<R>(
+        &self,
+        name: &[u8],
+        pin: &Pinned<'_>,
+        f: impl FnOnce(Option<&Arc<Entry>>) -> R,
+    ) -> Option<R> {
+        self.children.try_read(pin).map(|children| f(children.get(name)))
+    }
+
+    /// How many children there are. Never sleeps.
     pub fn len(&self) -> usize {
-        self.children.read(&task::unpinned()).by_name.len()
+        // Relaxed: a count that orders nothing.
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// The children, to be changed. Sleeps until nobody looks at them.
+    fn change(&self, ctx: &Unpinned<'_>) -> Changing<'_> {
+        Changing { children: self.children.write(ctx), len: &self.len }
     }
 
     /// Show the children at `from` and later positions to `each`, until it answers false.
@@ -131,11 +157,37 @@ impl Directory {
 
     /// Take out all children: the machine is ending.
     pub fn take_all(&self) -> BTreeMap<u64, Arc<Entry>> {
-        let mut children = self.children.write(&task::unpinned());
+        let mut children = self.change(&task::unpinned());
         NAMES.fetch_sub(children.by_name.len() as u64, Ordering::Relaxed);
         children.by_name.clear();
         children.removed = true;
         core::mem::take(&mut children.by_position)
+    }
+}
+
+/// Children that are being changed.
+struct Changing<'a> {
+    children: WriteGuard<'a, Children>,
+    len: &'a AtomicUsize,
+}
+
+impl Deref for Changing<'_> {
+    type Target = Children;
+    fn deref(&self) -> &Children {
+        &self.children
+    }
+}
+
+impl DerefMut for Changing<'_> {
+    fn deref_mut(&mut self) -> &mut Children {
+        &mut self.children
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        // Relaxed: in the lock.
+        self.len.store(self.children.by_name.len(), Ordering::Relaxed);
     }
 }
 
@@ -153,7 +205,7 @@ pub fn create(parent: &Arc<Entry>, name: &[u8], inode: Arc<Inode>) -> Result<Arc
     if name.len() > c::NAME_MAX as usize {
         return Err(Errno::ENAMETOOLONG);
     }
-    let mut children = directory(parent)?.children.write(&task::unpinned());
+    let mut children = directory(parent)?.change(&task::unpinned());
     children.check_free(name)?;
     let subdirectory = inode.kind.is_directory();
     let entry = Entry::new(Some(parent.clone()), name, inode);
@@ -186,15 +238,17 @@ pub fn link(old: &Arc<Entry>, parent: &Arc<Entry>, name: &[u8]) -> Result<()> {
 
 /// Remove the name `name` of something that is not a directory. ENOENT, EISDIR.
 pub fn unlink(parent: &Arc<Entry>, name: &[u8]) -> Result<()> {
-    let mut children = directory(parent)?.children.write(&task::unpinned());
-    let entry = children.get(name).ok_or(Errno::ENOENT)?;
+    let mut children = directory(parent)?.change(&task::unpinned());
+    let entry = children.get(name).ok_or(Errno::ENOENT)?.clone();
     if entry.inode.kind.is_directory() {
         return Err(Errno::EISDIR);
     }
     let held = children.remove(name);
     entry.set_removed();
     drop(children);
-    drop(held);
+    if let Some(held) = held {
+        let_go(held);
+    }
     entry.inode.relink(-1);
     parent.inode.touch();
     Ok(())
@@ -202,13 +256,15 @@ pub fn unlink(parent: &Arc<Entry>, name: &[u8]) -> Result<()> {
 
 /// Remove the empty directory `name`. ENOENT, ENOTDIR, ENOTEMPTY, EBUSY for /proc and /sys.
 pub fn rmdir(parent: &Arc<Entry>, name: &[u8]) -> Result<()> {
-    let mut children = directory(parent)?.children.write(&task::unpinned());
-    let entry = children.get(name).ok_or(Errno::ENOENT)?;
+    let mut children = directory(parent)?.change(&task::unpinned());
+    let entry = children.get(name).ok_or(Errno::ENOENT)?.clone();
     retire(&entry)?;
     let held = children.remove(name);
     entry.set_removed();
     drop(children);
-    drop(held);
+    if let Some(held) = held {
+        let_go(held);
+    }
     entry.inode.relink(-2);
     parent.inode.relink(-1);
     parent.inode.touch();
@@ -220,7 +276,7 @@ fn retire(entry: &Arc<Entry>) -> Result<()> {
     let Kind::Directory(directory) = &entry.inode.kind else {
         return Err(if entry.inode.kind.is_directory() { Errno::EBUSY } else { Errno::ENOTDIR });
     };
-    let mut children = directory.children.write(&task::unpinned());
+    let mut children = directory.change(&task::unpinned());
     if !children.by_name.is_empty() {
         return Err(Errno::ENOTEMPTY);
     }
@@ -263,19 +319,19 @@ pub fn rename(
     let from_first = from.holds(to) || (!to.holds(from) && from.inode.number < to.inode.number);
     let (mut a, mut b);
     let (old_side, mut new_side) = if same {
-        a = source.children.write(&ctx);
+        a = source.change(&ctx);
         (&mut *a, None)
     } else if from_first {
-        a = source.children.write(&ctx);
-        b = target.children.write(&ctx);
+        a = source.change(&ctx);
+        b = target.change(&ctx);
         (&mut *a, Some(&mut *b))
     } else {
-        b = target.children.write(&ctx);
-        a = source.children.write(&ctx);
+        b = target.change(&ctx);
+        a = source.change(&ctx);
         (&mut *a, Some(&mut *b))
     };
-    let moved = old_side.get(from_name).ok_or(Errno::ENOENT)?;
-    let there = new_side.as_deref().unwrap_or(old_side).get(to_name);
+    let moved = old_side.get(from_name).ok_or(Errno::ENOENT)?.clone();
+    let there = new_side.as_deref().unwrap_or(old_side).get(to_name).cloned();
     if new_side.as_deref().unwrap_or(old_side).removed {
         return Err(Errno::ENOENT);
     }
@@ -299,12 +355,15 @@ pub fn rename(
     let held_moved = old_side.remove(from_name);
     let held_there = new_side.as_deref_mut().unwrap_or(old_side).remove(to_name);
     new_side.unwrap_or(old_side).insert(to_name, moved.clone());
-    moved.set_place(to, to_name);
+    let exchanged = there.as_ref().filter(|_| existing == Existing::Exchange);
+    // Before the locks are free: who finds it at its new name finds its new place.
+    let moving = published::moving();
+    let places =
+        (moved.set_place(to, to_name, &moving), exchanged.map(|t| t.set_place(from, from_name, &moving)));
+    drop(moving);
+    drop(places);
     match &there {
-        Some(t) if existing == Existing::Exchange => {
-            old_side.insert(from_name, t.clone());
-            t.set_place(from, from_name);
-        }
+        Some(t) if existing == Existing::Exchange => old_side.insert(from_name, t.clone()),
         Some(t) => {
             t.set_removed();
             t.inode.relink(if directory_there { -2 } else { -1 });
@@ -319,7 +378,10 @@ pub fn rename(
     moved.inode.relink(0);
     from.inode.touch();
     to.inode.touch();
-    drop((held_moved, held_there));
+    drop(held_moved); // counted where it is now
+    if let Some(held) = held_there.filter(|_| existing != Existing::Exchange) {
+        let_go(held);
+    }
     Ok(())
 }
 

@@ -4,46 +4,56 @@
 //! directory's inode holds the entries of its children; removing a name breaks that circle, and what is left lives
 //! while someone has it open. So an open file knows what it is called even after a rename, as /proc shows it.
 //!
+//! Where an entry is, its parent and its name, is published as one: who looks takes no lock ([`published`](super::published)).
+//!
 //! Entries of /proc and /sys are made for each look-up and held by nobody but those who looked.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::mem;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use addr::{PAGE_BYTES, PAGE_SIZE};
 use aspace::{Mappers, Object, ObjectError, Policy};
 use linux_raw_sys::general as c;
 use owned::{Memory, OwnedFrame};
 use percpu::Unpinned;
-use sync::SpinLock;
+use rcu::Head;
 
 use super::{
     Result,
     inode::{Inode, Kind, Volume},
     io::KernelBuffer,
     page::PageShare,
+    published::{Change, Published, Sight, see_at_once},
     store::{MAX_SIZE, Store},
 };
-use crate::{errno::Errno, heap};
+use crate::{
+    errno::Errno,
+    heap,
+    planted::{self, Planted},
+};
 
 /// A name in a directory, and what it stands for.
 pub struct Entry {
     /// What the name stands for.
     pub inode: Arc<Inode>,
-    place: SpinLock<Place>,
+    place: Published<Place>,
+    /// No directory holds it any more.
+    removed: AtomicBool,
+    /// For the reference that its directory has given up ([`reached`](super::reached)).
+    pub(super) retired: Head,
 }
 
 struct Place {
     /// None: the root, or something without a name.
     parent: Option<Arc<Entry>>,
     name: Box<[u8]>,
-    /// No directory holds it any more.
-    removed: bool,
 }
 
 impl Entry {
     /// The name `name` for `inode` in `parent`. The caller puts it into the directory.
     pub fn new(parent: Option<Arc<Entry>>, name: &[u8], inode: Arc<Inode>) -> Arc<Self> {
-        Arc::new(Self { inode, place: SpinLock::new(Place { parent, name: name.into(), removed: false }) })
+        let place = Published::new(Place { parent, name: name.into() });
+        Arc::new(Self { inode, place, removed: AtomicBool::new(false), retired: Head::new() })
     }
 
     /// A file outside the tree, shown as `name`.
@@ -53,12 +63,17 @@ impl Entry {
 
     /// The directory that it is in; itself for the root and for what has no place.
     pub fn parent(self: &Arc<Self>) -> Arc<Entry> {
-        self.place.lock().parent.clone().unwrap_or_else(|| self.clone())
+        self.place.read(|place| place.parent.clone()).unwrap_or_else(|| self.clone())
+    }
+
+    /// The directory that it is in; none for the root and for what has no place.
+    pub fn parent_in<'s>(&'s self, sight: &'s Sight<'_>) -> Option<&'s Arc<Entry>> {
+        self.place.load(sight).parent.as_ref()
     }
 
     /// The last part of its path.
     pub fn name(&self) -> Box<[u8]> {
-        self.place.lock().name.clone()
+        self.place.read(|place| place.name.clone())
     }
 
     /// Whether a volume begins here.
@@ -69,47 +84,46 @@ impl Entry {
 
     /// Whether its name has been removed.
     pub fn is_removed(&self) -> bool {
-        self.place.lock().removed
+        // Acquire: whatever its remover did before; partner: the store in `set_removed`.
+        self.removed.load(Ordering::Acquire)
     }
 
     /// Note that the directory no longer holds it.
     pub fn set_removed(&self) {
-        self.place.lock().removed = true;
+        // Release: see `is_removed`.
+        self.removed.store(true, Ordering::Release);
     }
 
     /// Note that it is now `name` in `parent`.
-    pub fn set_place(&self, parent: &Arc<Entry>, name: &[u8]) {
-        let name = name.into();
-        let old = {
-            let mut place = self.place.lock();
-            (mem::replace(&mut place.name, name), place.parent.replace(parent.clone()))
-        };
-        drop(old); // outside the lock: it may be the last reference to a chain of directories
+    pub fn set_place(&self, parent: &Arc<Entry>, name: &[u8], moving: &Change) -> impl Sized + use<> {
+        self.place.replace(Place { parent: Some(parent.clone()), name: name.into() }, moving)
     }
 
     /// The path from the root, with " (deleted)" for a removed name, as /proc shows it. ENAMETOOLONG beyond PATH_MAX:
     /// directories can be deeper than any path, and than memory is large.
     pub fn path(&self) -> Result<Vec<u8>> {
+        see_at_once(|sight| self.path_in(sight))
+    }
+
+    /// The same, as far as it is of one moment.
+    pub fn path_in(&self, sight: &Sight<'_>) -> Result<Vec<u8>> {
         let mut length = 0;
-        let mut parts: Vec<Box<[u8]>> = Vec::new();
-        let (mut parent, name, removed) = {
-            let place = self.place.lock();
-            (place.parent.clone(), place.name.clone(), place.removed)
-        };
-        let in_tree = parent.is_some() || name.is_empty();
-        parts.push(name);
-        while let Some(entry) = parent {
-            let place = entry.place.lock();
+        let mut parts: Vec<&[u8]> = Vec::new();
+        let place = self.place.load(sight);
+        let in_tree = place.parent.is_some() || place.name.is_empty();
+        parts.push(&place.name);
+        let mut above = place.parent.as_ref();
+        while let Some(entry) = above {
+            planted::hesitate(Planted::PathUnchecked);
+            let place = entry.place.load(sight);
             if place.parent.is_some() {
                 length += place.name.len() + 1;
                 if length > c::PATH_MAX as usize {
                     return Err(Errno::ENAMETOOLONG);
                 }
-                parts.push(place.name.clone());
+                parts.push(&place.name);
             }
-            let next = place.parent.clone();
-            drop(place);
-            parent = next;
+            above = place.parent.as_ref();
         }
         let mut path = Vec::new();
         for part in parts.iter().rev() {
@@ -118,7 +132,7 @@ impl Entry {
             }
             path.extend_from_slice(part);
         }
-        if removed {
+        if self.is_removed() {
             path.extend_from_slice(b" (deleted)");
         }
         Ok(path)
@@ -151,7 +165,7 @@ impl Entry {
             Kind::Directory(directory) => directory.get(name).ok_or(Errno::ENOENT),
             Kind::Listing(listing) => {
                 // What is made here goes with the call; so it may have of the last memory, if there is any.
-                if !heap::gives::<(Inode, Entry)>() {
+                if !heap::gives::<(Inode, Entry, Place)>() {
                     return Err(Errno::ENOMEM);
                 }
                 let node = listing.lookup(name).ok_or(Errno::ENOENT)?;
@@ -190,9 +204,9 @@ pub fn made_up_number(parent: u64, name: &[u8]) -> u64 {
 impl Drop for Entry {
     /// Let go of the chain of parents one by one: a removed tree may be deeper than the stack.
     fn drop(&mut self) {
-        let mut next = self.place.lock().parent.take();
+        let mut next = self.place.get_mut().parent.take();
         while let Some(entry) = next {
-            next = Arc::into_inner(entry).and_then(|e| e.place.lock().parent.take());
+            next = Arc::into_inner(entry).and_then(|mut e| e.place.get_mut().parent.take());
         }
     }
 }

@@ -9,6 +9,7 @@
 //!  table      descriptors; root, working directory         inode      what there is, with its metadata
 //!  open       open files: read, write, seek, list          entry      names and how they hang together
 //!  path       path resolution                              directory  create, link, unlink, rename
+//!  reached    entries on the way of a walk, not counted    published  places and working directories, read without a lock
 //!  pipe       pipes, named and not     event   eventfd     cpio, unpack, startup   the boot image
 //!  special    what has no bytes at offsets: socket, epoll, timerfd, pidfd, signalfd
 //!  tty, line  the terminal             dev     /dev        proc, sys  what is made up when someone looks
@@ -22,7 +23,7 @@
 //! 3. a store's `writer`, a pipe's ring, a console's `WRITERS` (sleeping). User memory may be touched here and above,
 //!    but not with a directory locked; so page faults, with the locks of the address space, come next
 //! 4. a store's `pages` (sleeping), taken by page faults for a look-up
-//! 5. descriptor tables, places of entries, metadata, `flock`, locks of `fcntl` (spinning)
+//! 5. descriptor tables, `CHANGES` of places, metadata, `flock`, locks of `fcntl` (spinning)
 //! 6. the terminal's `STATE` and wait queues (spinning, interrupts off)
 //!
 //! Files are closed, and pages and entries dropped, with no lock of 5 or 6 held. There is no global lock on the way of
@@ -55,7 +56,9 @@ mod proc_numa;
 mod proc_pages;
 mod proc_pid;
 mod proc_users;
+mod published;
 mod random;
+mod reached;
 mod record;
 pub mod selftest;
 mod signalfd;
@@ -85,7 +88,7 @@ pub use event::{Event, flags_are_known as event_flags_are_known};
 pub use inode::{Claim, Inode, Kind, Time, Volume};
 pub use io::{KernelBuffer, MAX_TRANSFER, Sink, Source, UserBuffer, moved};
 pub use open::{Listed, OpenFile, Seek, access, truncate};
-pub use path::{Follow, Found, Last, read_link};
+pub use path::{Follow, Found, Last, Start, read_link};
 pub use pidfd::ProcessFile;
 pub use pipe::{Pipe, PipeEnd};
 pub use poll::{Events, Readiness};
@@ -198,7 +201,7 @@ pub fn set_first_directory(process: &Process, path: &[u8]) -> Result<()> {
 
 /// Find the program `path` for `execve`. EACCES if it is no regular file or nobody may execute it.
 pub fn open_exec(path: &[u8], fs: &FsInfo) -> Result<Arc<Entry>> {
-    let entry = fs.walk(&fs.cwd(), path, Follow::Always)?.existing()?;
+    let entry = fs.existing(fs.start(), path, Follow::Always)?;
     let executable = entry.inode.store().is_some() && entry.inode.meta().mode & 0o111 != 0;
     if executable { Ok(entry) } else { Err(Errno::EACCES) }
 }
@@ -251,7 +254,8 @@ fn stdio(fd: usize) -> Arc<OpenFile> {
         }
     }
     if tty::is_terminal(fd) {
-        let console = path::walk(&root(), &root(), b"/dev/console", Follow::Always).and_then(Found::existing);
+        let root = root();
+        let console = path::existing(&root, Start::At(&root), b"/dev/console", Follow::Always);
         if let Ok(file) = console.and_then(|entry| OpenFile::open(entry, c::O_RDWR)) {
             return file;
         }

@@ -11,7 +11,7 @@ use super::{
     inode::{Inode, Kind, Volume},
     io::KernelBuffer,
     line::{Line, Received},
-    path::{Follow, walk},
+    path::{self, Follow, Start},
     pipe::Pipe,
     store::{Store, WriteAt},
 };
@@ -156,7 +156,7 @@ fn paths() -> Result<(), String> {
         (&long, Err(Errno::ENAMETOOLONG)),
     ];
     for (path, expected) in cases {
-        let found = walk(&root, &root, path.as_bytes(), Follow::Always).and_then(|f| f.existing());
+        let found = path::existing(&root, Start::At(&root), path.as_bytes(), Follow::Always);
         let found = found.map(|e| String::from_utf8_lossy(&e.path().unwrap_or_default()).into_owned());
         check(found.as_deref().map_err(|e| *e) == *expected, || format!("{path}: {found:?}"))?;
     }

@@ -11,7 +11,7 @@ use core::str;
 use super::{
     directory,
     entry::Entry,
-    path::{self, Follow, Found},
+    path::{self, Follow, Start},
 };
 
 const DIRECTORY: &[u8] = b".quire";
@@ -32,8 +32,9 @@ pub struct Startup {
 
 /// Take both out of the tree: the first program, None if it isn't there or makes no sense, and its input, if there.
 pub(super) fn take(root: &Arc<Entry>) -> (Option<Startup>, Option<Arc<Entry>>) {
-    let dir = path::walk(root, root, DIRECTORY, Follow::BeforeSlash).and_then(Found::existing);
-    let Ok(dir) = dir else { return (None, None) };
+    let Ok(dir) = path::existing(root, Start::At(root), DIRECTORY, Follow::BeforeSlash) else {
+        return (None, None);
+    };
     let take = |name| {
         let file = dir.lookup(name).ok()?;
         // What fails here and below leaves the names in the tree, where they do no harm.

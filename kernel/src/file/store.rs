@@ -28,13 +28,17 @@
 //! into the rest of the last page; growing the file clears that.
 
 use alloc::{collections::BTreeMap, vec::Vec};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::{
+    ops::{Deref, DerefMut},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
 
 use addr::{PAGE_BYTES, PAGE_SIZE};
 use aspace::{Mappers, ObjectError, Policy};
 use linux_raw_sys::general as c;
 use owned::OwnedFrame;
-use sync::{Biased, Readers, RwLock};
+use percpu::Unpinned;
+use sync::{Biased, Readers, RwLock, WriteGuard};
 
 use super::{
     READERS, Result,
@@ -157,10 +161,41 @@ impl Pages {
     }
 }
 
+/// Pages that are being changed.
+struct Changing<'a> {
+    pages: WriteGuard<'a, Pages>,
+    count: &'a AtomicU64,
+}
+
+impl Deref for Changing<'_> {
+    type Target = Pages;
+    fn deref(&self) -> &Pages {
+        &self.pages
+    }
+}
+
+impl DerefMut for Changing<'_> {
+    fn deref_mut(&mut self) -> &mut Pages {
+        &mut self.pages
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let now = self.pages.count();
+        // Relaxed: in the lock. Written only if it changes, as who asks for it may be many.
+        if self.count.load(Ordering::Relaxed) != now {
+            self.count.store(now, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The contents of one regular file.
 pub struct Store {
     size: AtomicU64,
     pages: Biased<Pages, &'static Readers>,
+    /// How many hold bytes: for who has a directory's lock.
+    count: AtomicU64,
     writer: RwLock<()>,
     mappers: Mappers,
     seals: AtomicU32,
@@ -180,8 +215,10 @@ impl Store {
     fn with(pages: Pages) -> Self {
         let size = AtomicU64::new(pages.image.len() as u64);
         let seals = AtomicU32::new(c::F_SEAL_SEAL);
+        let count = AtomicU64::new(pages.count());
         Self {
             size,
+            count,
             pages: Biased::new(pages, &READERS),
             writer: RwLock::new(()),
             mappers: Mappers::new(),
@@ -222,7 +259,7 @@ impl Store {
         bytes: Option<&[u8; PAGE_BYTES]>,
         policy: &Policy,
     ) -> core::result::Result<bool, ObjectError> {
-        let mut pages = self.pages.write(&task::unpinned());
+        let mut pages = self.change(&task::unpinned());
         if index >= self.size().div_ceil(PAGE_SIZE) {
             return Err(ObjectError::BeyondEnd);
         }
@@ -242,6 +279,11 @@ impl Store {
         Ok(true)
     }
 
+    /// The pages, to be changed. Sleeps until nobody looks at them.
+    fn change(&self, ctx: &Unpinned<'_>) -> Changing<'_> {
+        Changing { pages: self.pages.write(ctx), count: &self.count }
+    }
+
     /// The seals.
     pub fn seals(&self) -> u32 {
         // Relaxed: who must not miss one holds `writer`, as does who adds one; mappings are counted by `mappers`.
@@ -258,7 +300,7 @@ impl Store {
     pub fn seal(&self, seals: u32) -> Result<()> {
         let ctx = task::unpinned();
         let _writer = self.writer.write(&ctx);
-        let _pages = self.pages.write(&ctx);
+        let _pages = self.change(&ctx);
         let old = self.seals();
         if old & c::F_SEAL_SEAL != 0 {
             return Err(Errno::EPERM);
@@ -287,9 +329,10 @@ impl Store {
         self.size.store(size, Ordering::Release);
     }
 
-    /// How many pages hold bytes, for `st_blocks`.
+    /// How many pages hold bytes, for `st_blocks`. Never sleeps.
     pub fn pages(&self) -> u64 {
-        self.pages.read(&task::unpinned()).count()
+        // Relaxed: a count that orders nothing.
+        self.count.load(Ordering::Relaxed)
     }
 
     /// Copy from byte `offset` on into `sink`, to its end or the file's. EFAULT if nothing could be copied.
@@ -364,7 +407,7 @@ impl Store {
                 Held::Image(_) | Held::Hole => None,
             };
             let Some(page) = present.or_else(|| {
-                self.pages.write(&ctx).materialise(index, &task::memory_policy()).map(PageShare::share)
+                self.change(&ctx).materialise(index, &task::memory_policy()).map(PageShare::share)
             }) else {
                 return moved(done, 1, Errno::ENOSPC).map(|n| (n, offset));
             };
@@ -397,7 +440,7 @@ impl Store {
             self.unsealed(c::F_SEAL_SHRINK)?;
         }
         let cut = {
-            let mut pages = self.pages.write(&ctx);
+            let mut pages = self.change(&ctx);
             // Under the lock, so that no fault brings in a page after the end.
             self.publish_size(size);
             let keep = usize::try_from(size).unwrap_or(usize::MAX).min(pages.image.len());
@@ -442,7 +485,7 @@ impl Store {
             return Err(Errno::ENOSPC);
         }
         for index in offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
-            self.pages.write(&ctx).materialise(index, &task::memory_policy()).ok_or(Errno::ENOSPC)?;
+            self.change(&ctx).materialise(index, &task::memory_policy()).ok_or(Errno::ENOSPC)?;
         }
         if !keep_size && end > self.size() {
             self.clear_tail();
@@ -476,7 +519,7 @@ impl Store {
         while at < end {
             let index = at / PAGE_SIZE;
             let next = end.min((index + 1) * PAGE_SIZE);
-            let mut pages = self.pages.write(&ctx);
+            let mut pages = self.change(&ctx);
             let whole = next - at == PAGE_SIZE;
             let imaged = !pages.image_of(index).is_empty();
             if whole && !imaged {
@@ -537,7 +580,7 @@ impl Store {
                 return Ok(give(&present.page));
             }
         }
-        let mut pages = self.pages.write(&ctx);
+        let mut pages = self.change(&ctx);
         if index >= self.size().div_ceil(PAGE_SIZE) {
             return Err(ObjectError::BeyondEnd);
         }
@@ -548,7 +591,7 @@ impl Store {
     pub fn clear(&self) {
         let ctx = task::unpinned();
         let pages = {
-            let mut pages = self.pages.write(&ctx);
+            let mut pages = self.change(&ctx);
             self.publish_size(0);
             (pages.image, pages.covered) = (&[], 0);
             core::mem::take(&mut pages.present)

@@ -9,13 +9,13 @@ use core::{
 
 use linux_raw_sys::general as c;
 use rcu::lend::{self, Table};
-use sync::SpinLock;
 
 use super::{
     Result,
     entry::Entry,
     open::OpenFile,
-    path::{self, Follow, Found},
+    path::{self, Follow, Found, Start},
+    published::{self, Published},
     record::Owner,
     stdio,
 };
@@ -395,10 +395,14 @@ impl Deref for Files {
     }
 }
 
+fn check_length(path: &[u8]) -> Result<()> {
+    if path.len() >= c::PATH_MAX as usize { Err(Errno::ENAMETOOLONG) } else { Ok(()) }
+}
+
 /// Root, working directory and mask of a process, or of several that share them.
 pub struct FsInfo {
     root: Arc<Entry>,
-    cwd: SpinLock<Arc<Entry>>,
+    cwd: Published<Arc<Entry>>,
     umask: AtomicU32,
 }
 
@@ -406,18 +410,31 @@ impl FsInfo {
     /// In the root of the tree, with the usual mask.
     pub fn root() -> Arc<Self> {
         let root = super::root();
-        Arc::new(Self { cwd: SpinLock::new(root.clone()), root, umask: AtomicU32::new(0o022) })
+        Arc::new(Self { cwd: Published::new(root.clone()), root, umask: AtomicU32::new(0o022) })
     }
 
     /// A copy of its own, for a new process.
     pub fn fork(&self) -> Self {
         let umask = AtomicU32::new(self.umask());
-        Self { root: self.root.clone(), cwd: SpinLock::new(self.cwd()), umask }
+        Self { root: self.root.clone(), cwd: Published::new(self.cwd()), umask }
     }
 
     /// The working directory.
     pub fn cwd(&self) -> Arc<Entry> {
-        self.cwd.lock().clone()
+        self.cwd.read(Arc::clone)
+    }
+
+    /// The same, as the beginning of a walk.
+    pub fn start(&self) -> Start<'_> {
+        Start::In(&self.cwd)
+    }
+
+    /// The path of the working directory. ENOENT if it was removed, ENAMETOOLONG.
+    pub fn cwd_path(&self) -> Result<Vec<u8>> {
+        published::see_at_once(|sight| {
+            let cwd = self.cwd.load(sight);
+            if cwd.is_removed() { Err(Errno::ENOENT) } else { cwd.path_in(sight) }
+        })
     }
 
     /// The root directory.
@@ -430,14 +447,16 @@ impl FsInfo {
         if !entry.inode.kind.is_directory() {
             return Err(Errno::ENOTDIR);
         }
-        let old = mem::replace(&mut *self.cwd.lock(), entry);
-        drop(old); // outside the lock
+        let change = published::change();
+        let old = self.cwd.replace(entry, &change);
+        drop(change);
+        drop(old);
         Ok(())
     }
 
     /// Make `path` the working directory.
     pub fn chdir(&self, path: &[u8]) -> Result<()> {
-        self.set_cwd(self.walk(&self.cwd(), path, Follow::Always)?.existing()?)
+        self.set_cwd(self.existing(self.start(), path, Follow::Always)?)
     }
 
     /// Permission bits that new files do not get.
@@ -453,10 +472,27 @@ impl FsInfo {
     }
 
     /// Walk `path` from `start`.
-    pub fn walk(&self, start: &Arc<Entry>, path: &[u8], follow: Follow) -> Result<Found> {
-        if path.len() >= c::PATH_MAX as usize {
-            return Err(Errno::ENAMETOOLONG);
-        }
+    pub fn walk(&self, start: Start<'_>, path: &[u8], follow: Follow) -> Result<Found> {
+        check_length(path)?;
         path::walk(&self.root, start, path, follow)
+    }
+
+    /// What `f` makes of what `path` stands for, from `start`. It has the directory locked: it must not sleep, nor look into another
+    /// directory, or into a file.
+    pub fn look<R>(
+        &self,
+        start: Start<'_>,
+        path: &[u8],
+        follow: Follow,
+        mut f: impl FnMut(&Entry) -> R,
+    ) -> Result<R> {
+        check_length(path)?;
+        path::find(&self.root, start, path, follow, |end| end.existing().map(|entry| f(&entry)))?
+    }
+
+    /// What `path` stands for, from `start`.
+    pub fn existing(&self, start: Start<'_>, path: &[u8], follow: Follow) -> Result<Arc<Entry>> {
+        check_length(path)?;
+        path::existing(&self.root, start, path, follow)
     }
 }

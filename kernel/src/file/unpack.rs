@@ -11,7 +11,7 @@ use super::{
     directory::{self, Directory},
     entry::Entry,
     inode::{Inode, Kind, Time, Volume},
-    path::{self, Follow},
+    path::{self, Follow, Start},
     pipe::Pipe,
     store::Store,
 };
@@ -103,7 +103,7 @@ fn set_meta(inode: &Inode, item: &Item<'_>) {
 fn make_directories(root: &Arc<Entry>, path: &[u8]) -> Result<Arc<Entry>> {
     let mut at = root.clone();
     for part in path.split(|&b| b == b'/').filter(|p| !p.is_empty()) {
-        let found = path::walk(root, &at, part, Follow::Always)?;
+        let found = path::walk(root, Start::At(&at), part, Follow::Always)?;
         at = match found.child {
             Some(there) => there,
             None => {

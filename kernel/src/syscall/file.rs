@@ -22,7 +22,7 @@ pub use wait::*;
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
-    file::{self, Device, Entry, Files, Follow, Found, FsInfo, Kind, Lent, OpenFile, Special, Store},
+    file::{self, Device, Entry, Files, Follow, Found, FsInfo, Kind, Lent, OpenFile, Special, Start, Store},
     task, usercopy,
 };
 
@@ -68,43 +68,98 @@ fn path_at(addr: u64) -> Result<Vec<u8>, Errno> {
     usercopy::read_cstr(addr, c::PATH_MAX as usize)
 }
 
-/// Where a path begins: at the root, at the directory `dirfd`, or at the working directory for AT_FDCWD. ENOENT for an
-/// empty path, EBADF.
-fn start(dirfd: i32, path: &[u8], fs: &FsInfo) -> Result<Arc<Entry>, Errno> {
-    if path.is_empty() {
-        return Err(Errno::ENOENT);
+/// Where a path begins that doesn't begin with a slash.
+enum Origin {
+    /// In the working directory.
+    Here,
+    /// In an open one.
+    Open(Lent),
+}
+
+impl Origin {
+    /// By the first argument of a call with a directory's descriptor, which isn't looked at where the path begins with a slash.
+    /// ENOENT for an empty path, EBADF.
+    fn of(dirfd: i32, path: &[u8]) -> Result<Self, Errno> {
+        if path.is_empty() {
+            return Err(Errno::ENOENT);
+        }
+        if path.starts_with(b"/") || dirfd == c::AT_FDCWD {
+            Ok(Origin::Here)
+        } else {
+            lent(dirfd).map(Origin::Open)
+        }
     }
-    if path.starts_with(b"/") {
-        return Ok(fs.root_directory().clone());
+    fn start<'a>(&'a self, fs: &'a FsInfo) -> Start<'a> {
+        match self {
+            Origin::Here => fs.start(),
+            Origin::Open(file) => Start::At(&file.entry),
+        }
     }
-    if dirfd == c::AT_FDCWD { Ok(fs.cwd()) } else { Ok(lent(dirfd)?.entry.clone()) }
 }
 
 /// Walk the path at `addr` from `dirfd`.
 fn walk(dirfd: i32, addr: u64, follow: Follow) -> Result<Found, Errno> {
     let path = path_at(addr)?;
     let fs = fs();
-    fs.walk(&start(dirfd, &path, &fs)?, &path, follow)
+    fs.walk(Origin::of(dirfd, &path)?.start(&fs), &path, follow)
 }
 
 /// What the path at `addr` stands for, from `dirfd`; `follow`: also if that is a symbolic link. ENOENT and so on.
 fn lookup(dirfd: i32, addr: u64, follow: bool) -> Result<Arc<Entry>, Errno> {
-    walk(dirfd, addr, if follow { Follow::Always } else { Follow::BeforeSlash })?.existing()
+    lookup_with_flags(dirfd, addr, if follow { 0 } else { c::AT_SYMLINK_NOFOLLOW })
 }
 
 /// As [`lookup`] with the flags AT_SYMLINK_NOFOLLOW and AT_EMPTY_PATH, the latter for `dirfd` itself.
 fn lookup_with_flags(dirfd: i32, addr: u64, flags: u32) -> Result<Arc<Entry>, Errno> {
-    let path = match (addr, flags & c::AT_EMPTY_PATH) {
-        // Linux takes NULL for an empty path with this flag (since 6.11).
-        (0, c::AT_EMPTY_PATH) => Vec::new(),
-        _ => path_at(addr)?,
-    };
+    let named = Named::at(dirfd, addr, flags)?;
     let fs = fs();
-    if path.is_empty() && flags & c::AT_EMPTY_PATH != 0 {
-        return if dirfd == c::AT_FDCWD { Ok(fs.cwd()) } else { Ok(lent(dirfd)?.entry.clone()) };
+    if named.path.is_empty() {
+        return Ok(match &named.from {
+            Origin::Here => fs.cwd(),
+            Origin::Open(file) => file.entry.clone(),
+        });
     }
-    let follow = if flags & c::AT_SYMLINK_NOFOLLOW == 0 { Follow::Always } else { Follow::BeforeSlash };
-    fs.walk(&start(dirfd, &path, &fs)?, &path, follow)?.existing()
+    fs.existing(named.from.start(&fs), &named.path, named.follow)
+}
+
+/// What `f` makes of the same, for who only looks. It must not sleep, nor look into a directory or a file.
+fn look_with_flags<R>(dirfd: i32, addr: u64, flags: u32, mut f: impl FnMut(&Entry) -> R) -> Result<R, Errno> {
+    let named = Named::at(dirfd, addr, flags)?;
+    let fs = fs();
+    if named.path.is_empty() {
+        return Ok(match &named.from {
+            Origin::Here => f(&fs.cwd()),
+            Origin::Open(file) => f(&file.entry),
+        });
+    }
+    fs.look(named.from.start(&fs), &named.path, named.follow, f)
+}
+
+/// What a call names.
+struct Named {
+    from: Origin,
+    /// Empty: where it begins.
+    path: Vec<u8>,
+    follow: Follow,
+}
+
+impl Named {
+    fn at(dirfd: i32, addr: u64, flags: u32) -> Result<Self, Errno> {
+        let path = match (addr, flags & c::AT_EMPTY_PATH) {
+            // Linux takes NULL for an empty path with this flag (since 6.11).
+            (0, c::AT_EMPTY_PATH) => Vec::new(),
+            _ => path_at(addr)?,
+        };
+        let from = if !path.is_empty() || flags & c::AT_EMPTY_PATH == 0 {
+            Origin::of(dirfd, &path)?
+        } else if dirfd == c::AT_FDCWD {
+            Origin::Here
+        } else {
+            Origin::Open(lent(dirfd)?)
+        };
+        let follow = if flags & c::AT_SYMLINK_NOFOLLOW == 0 { Follow::Always } else { Follow::BeforeSlash };
+        Ok(Self { from, path, follow })
+    }
 }
 
 /// `close(2)`.

@@ -83,7 +83,7 @@ impl Address {
             Address::Path(path) => {
                 let me = task::current();
                 let fs = &me.process.fs;
-                let entry = fs.walk(&fs.cwd(), path, Follow::Always)?.existing()?;
+                let entry = fs.existing(fs.start(), path, Follow::Always)?;
                 match &entry.inode.kind {
                     Kind::SocketName(socket) => Some(socket.clone()),
                     _ => None,
@@ -109,7 +109,7 @@ impl Address {
             Address::Path(path) => {
                 let me = task::current();
                 let fs = &me.process.fs;
-                let found = fs.walk(&fs.cwd(), path, Follow::Never)?;
+                let found = fs.walk(fs.start(), path, Follow::Never)?;
                 let (parent, name) = found.vacant(false).map_err(in_use)?;
                 directory::check_room()?;
                 let mode = 0o777 & !fs.umask();

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use linux_raw_sys::general as c;
 
-use super::{F_SEAL_EXEC, fs, lookup, lookup_with_flags, opened};
+use super::{F_SEAL_EXEC, fs, look_with_flags, lookup, lookup_with_flags, opened};
 use crate::{
     errno::{Errno, SysResult},
     file::{self, Entry, Inode, Kind, Time, Volume},
@@ -111,7 +111,7 @@ fn stat_of(inode: &Inode) -> Stat {
         device: inode.volume.device(),
         number: inode.number,
         links: m.links.into(),
-        mode: inode.mode(),
+        mode: inode.kind.type_bits() | m.mode,
         uid: m.uid,
         gid: m.gid,
         pad: 0,
@@ -124,24 +124,29 @@ fn stat_of(inode: &Inode) -> Stat {
     }
 }
 
-fn stat_out(entry: &Entry, addr: u64) -> SysResult {
-    usercopy::write(addr, &stat_of(&entry.inode))?;
+fn stat_out(stat: &Stat, addr: u64) -> SysResult {
+    usercopy::write(addr, stat)?;
     Ok(0)
+}
+
+/// As `look_with_flags` says it.
+fn stat_at(dirfd: i32, addr: u64, flags: u32, to: u64) -> SysResult {
+    stat_out(&look_with_flags(dirfd, addr, flags, |entry| stat_of(&entry.inode))?, to)
 }
 
 /// `stat(2)`.
 pub fn stat(a: &Args) -> SysResult {
-    stat_out(&*lookup(c::AT_FDCWD, a.raw(0), true)?, a.raw(1))
+    stat_at(c::AT_FDCWD, a.raw(0), 0, a.raw(1))
 }
 
 /// `lstat(2)`.
 pub fn lstat(a: &Args) -> SysResult {
-    stat_out(&*lookup(c::AT_FDCWD, a.raw(0), false)?, a.raw(1))
+    stat_at(c::AT_FDCWD, a.raw(0), c::AT_SYMLINK_NOFOLLOW, a.raw(1))
 }
 
 /// `fstat(2)`.
 pub fn fstat(a: &Args) -> SysResult {
-    stat_out(&opened(a, 0)?.entry, a.raw(1))
+    stat_out(&stat_of(&opened(a, 0)?.entry.inode), a.raw(1))
 }
 
 /// `newfstatat(2)`.
@@ -150,7 +155,7 @@ pub fn newfstatat(a: &Args) -> SysResult {
     if flags & !(c::AT_SYMLINK_NOFOLLOW | c::AT_EMPTY_PATH | c::AT_NO_AUTOMOUNT) != 0 {
         return Err(Errno::EINVAL);
     }
-    stat_out(&*lookup_with_flags(a.int(0), a.raw(1), flags)?, a.raw(2))
+    stat_at(a.int(0), a.raw(1), flags, a.raw(2))
 }
 
 /// `statx(2)`.
@@ -163,22 +168,26 @@ pub fn statx(a: &Args) -> SysResult {
     {
         return Err(Errno::EINVAL);
     }
-    let entry = lookup_with_flags(a.int(0), a.raw(1), flags)?;
-    let inode = &entry.inode;
+    let out = look_with_flags(a.int(0), a.raw(1), flags, |entry| statx_of(&entry.inode))?;
+    usercopy::write(a.raw(4), &out)?;
+    Ok(0)
+}
+
+fn statx_of(inode: &Inode) -> Statx {
     let m = inode.meta();
     let stamp = |t: Time| Stamp { sec: t.sec, nsec: t.nsec, pad: 0 };
     let pair = |device| {
         let (major, minor) = file::split_device(device);
         [major, minor]
     };
-    let out = Statx {
+    Statx {
         mask: c::STATX_BASIC_STATS,
         block_size: BLOCK as u32,
         attributes: 0,
         links: m.links,
         uid: m.uid,
         gid: m.gid,
-        mode: inode.mode() as u16,
+        mode: (inode.kind.type_bits() | m.mode) as u16,
         pad: 0,
         number: inode.number,
         size: inode.size(),
@@ -192,9 +201,7 @@ pub fn statx(a: &Args) -> SysResult {
         device: pair(inode.volume.device()),
         mount: 0,
         rest: [0; 13],
-    };
-    usercopy::write(a.raw(4), &out)?;
-    Ok(0)
+    }
 }
 
 fn statfs_out(volume: Volume, addr: u64) -> SysResult {
@@ -221,7 +228,7 @@ fn statfs_out(volume: Volume, addr: u64) -> SysResult {
 
 /// `statfs(2)`.
 pub fn statfs(a: &Args) -> SysResult {
-    statfs_out(lookup(c::AT_FDCWD, a.raw(0), true)?.inode.volume, a.raw(1))
+    statfs_out(look_with_flags(c::AT_FDCWD, a.raw(0), 0, |entry| entry.inode.volume)?, a.raw(1))
 }
 
 /// `fstatfs(2)`.
@@ -240,7 +247,7 @@ fn access_at(dirfd: i32, addr: u64, mode: u32, flags: u32) -> SysResult {
     if mode & !7 != 0 || flags & !(c::AT_EACCESS | c::AT_SYMLINK_NOFOLLOW | c::AT_EMPTY_PATH) != 0 {
         return Err(Errno::EINVAL);
     }
-    check_access(&*lookup_with_flags(dirfd, addr, flags)?, mode)
+    look_with_flags(dirfd, addr, flags, |entry| check_access(entry, mode))?
 }
 
 /// `access(2)`.

@@ -4,7 +4,7 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 
 use linux_raw_sys::general as c;
 
-use super::{files, fs, lookup, lookup_with_flags, opened, path_at, start, walk};
+use super::{Origin, files, fs, lookup, lookup_with_flags, opened, path_at, walk};
 use crate::{
     errno::{Errno, SysResult},
     file::{
@@ -64,10 +64,10 @@ fn open_path(dirfd: i32, addr: u64, flags: u32, mode: u32) -> SysResult {
 
 fn open_file(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> Result<Arc<OpenFile>, Errno> {
     let fs = fs();
-    let from = start(dirfd, path, &fs)?;
+    let from = Origin::of(dirfd, path)?;
     let mode = mode & 0o7777 & !fs.umask();
     if flags & c::O_TMPFILE == c::O_TMPFILE {
-        return open_unnamed(fs.walk(&from, path, Follow::Always)?.existing()?, flags, mode);
+        return open_unnamed(fs.existing(from.start(&fs), path, Follow::Always)?, flags, mode);
     }
     let creates = flags & c::O_CREAT != 0;
     let exclusive = creates && flags & c::O_EXCL != 0;
@@ -77,25 +77,29 @@ fn open_file(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> Result<Arc<OpenF
         (false, false) => Follow::BeforeSlash,
         (false, true) => Follow::Never,
     };
-    let found = fs.walk(&from, path, follow)?;
-    if creates && found.slash {
-        return Err(Errno::EISDIR);
-    }
-    if creates && found.child.is_none() {
-        file::check_room()?;
-        let inode = Inode::new(Kind::File(Store::new(&[])), mode, Volume::Root);
-        match file::create(&found.parent, &found.name, inode) {
-            // The permissions apply to later opens; this one may write whatever they are.
-            Ok(entry) => return OpenFile::open(entry, flags & !(c::O_TRUNC | c::O_CREAT)),
-            // Another thread was faster.
-            Err(Errno::EEXIST) if !exclusive => return open_file(dirfd, path, flags, mode),
-            Err(e) => return Err(e),
+    let entry = if creates {
+        let found = fs.walk(from.start(&fs), path, follow)?;
+        if found.slash {
+            return Err(Errno::EISDIR);
         }
-    }
-    if exclusive {
-        return Err(Errno::EEXIST);
-    }
-    let entry = found.existing()?;
+        let Some(child) = found.child else {
+            file::check_room()?;
+            let inode = Inode::new(Kind::File(Store::new(&[])), mode, Volume::Root);
+            return match file::create(&found.parent, &found.name, inode) {
+                // The permissions apply to later opens; this one may write whatever they are.
+                Ok(entry) => OpenFile::open(entry, flags & !(c::O_TRUNC | c::O_CREAT)),
+                // Another thread was faster.
+                Err(Errno::EEXIST) if !exclusive => open_file(dirfd, path, flags, mode),
+                Err(e) => Err(e),
+            };
+        };
+        if exclusive {
+            return Err(Errno::EEXIST);
+        }
+        child
+    } else {
+        fs.existing(from.start(&fs), path, follow)?
+    };
     let kind = &entry.inode.kind;
     if kind.is_link() && flags & c::O_PATH == 0 {
         return Err(Errno::ELOOP);
@@ -322,11 +326,7 @@ pub fn fchdir(a: &Args) -> SysResult {
 
 /// `getcwd(2)`.
 pub fn getcwd(a: &Args) -> SysResult {
-    let cwd = fs().cwd();
-    if cwd.is_removed() {
-        return Err(Errno::ENOENT);
-    }
-    let mut path = cwd.path()?;
+    let mut path = fs().cwd_path()?;
     path.push(0);
     if path.len() > c::PATH_MAX as usize {
         return Err(Errno::ENAMETOOLONG);
