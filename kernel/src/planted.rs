@@ -46,7 +46,7 @@ impl Planted {
 }
 
 /// How long who hesitates does, in ns.
-const LONG: u64 = 50_000;
+const LONG: u64 = 200_000;
 
 /// A value that has its cache lines to itself, so that nothing else seems to be shared with it.
 #[repr(align(128))]

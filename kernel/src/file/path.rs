@@ -371,7 +371,10 @@ impl<'p> Walk<'p> {
     {
         let root = self.root;
         for _ in 0..STEPS {
-            planted::hesitate(Planted::EntryFreedEarly);
+            if self.follow == Follow::Always {
+                // Not who removes it, who must be faster.
+                planted::hesitate(Planted::EntryFreedEarly);
+            }
             match self.step(&Passing(sight), at, end)? {
                 Step::On(next) => at = next,
                 Step::OnCounted(entry) => return Ok(Passed::Stopped(entry)),

@@ -30,7 +30,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("paths lead where they say", paths),
     ("a file holds what was written", store_against_oracle),
     ("a pipe gives what it took, in order", pipe_against_oracle),
-    ("threads that rename at once leave a tree", renames_leave_a_tree),
+    ("threads that rename and walk at once leave a tree", renames_leave_a_tree),
 ];
 
 fn check(ok: bool, what: impl FnOnce() -> String) -> Result<(), String> {
@@ -258,6 +258,10 @@ fn renames_leave_a_tree() -> Result<(), String> {
         }
         at
     }
+    /// Walk a path, and say what it leads to is called.
+    fn look(root: &Arc<Entry>, start: Start<'_>, path: &[u8]) -> Result<(), Errno> {
+        path::existing(root, start, path, Follow::Always)?.path().map(drop)
+    }
     fn meddle(root: &Arc<Entry>, seed: u64) {
         let mut random = Random(seed);
         for _ in 0..2000 {
@@ -265,13 +269,14 @@ fn renames_leave_a_tree() -> Result<(), String> {
             let mut name = || NAMES.get(random.below(4)).copied().unwrap_or(b"a");
             let (old, new) = (name(), name());
             // Most of these fail, for every reason there is.
-            let _ = match random.below(6) {
+            let _ = match random.below(8) {
                 0 | 1 => {
                     let kind = Kind::Directory(Directory::new());
                     directory::create(&from, old, Inode::new(kind, 0o777, Volume::Root)).map(drop)
                 }
                 2 => directory::rmdir(&from, old),
-                3 => directory::rename((&from, old), (&to, new), [false; 2], Existing::Exchange),
+                3 | 4 => look(root, Start::At(&from), &[old, b"..", new, new, b"..", old].join(&b'/')),
+                5 => directory::rename((&from, old), (&to, new), [false; 2], Existing::Exchange),
                 _ => directory::rename((&from, old), (&to, new), [false; 2], Existing::Replace),
             };
         }
