@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`SpinLock`] | spins | a few dozen instructions, never across a sleep |
 //! | [`BitLock`] | spins | the same, when the lock must fit into one bit of a word that exists anyway |
+//! | [`SeqLock`] | writers spin, readers look again | a few words that many read together and some change |
 //! | [`RwLock`] | sleeps, first come first served | whole operations, which may themselves sleep |
 //! | [`Biased`] | as `RwLock`; a writer also spins for readers | look-ups by many CPUs of what seldom changes |
 //!
@@ -30,9 +31,11 @@ pub mod pause;
 pub mod primitive;
 pub mod probe;
 mod rwlock;
+mod seq;
 mod spin;
 
 pub use biased::{Biased, BiasedReadGuard, READS, Readers};
 pub use bit::BitLock;
 pub use rwlock::{ReadGuard, RwLock, WriteGuard};
+pub use seq::SeqLock;
 pub use spin::{SpinGuard, SpinLock};

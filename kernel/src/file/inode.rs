@@ -10,7 +10,7 @@ use alloc::{
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use linux_raw_sys::general as c;
-use sync::SpinLock;
+use sync::SeqLock;
 
 use super::{
     Result, dev::Device, directory::Directory, entry::Entry, event::Event, flock::Flock, io::Source,
@@ -226,6 +226,38 @@ pub struct Meta {
     pub changed: Time,
 }
 
+impl Meta {
+    const WORDS: usize = 7;
+
+    fn to_words(self) -> [u64; Self::WORDS] {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let [a, m, c] = [self.accessed, self.modified, self.changed];
+        [
+            pair(self.mode, self.uid),
+            pair(self.gid, self.links),
+            pair(a.nsec, m.nsec),
+            c.nsec.into(),
+            a.sec as u64,
+            m.sec as u64,
+            c.sec as u64,
+        ]
+    }
+
+    fn from_words([owner, group, nsec, last, a, m, c]: [u64; Self::WORDS]) -> Self {
+        let (low, high) = (|word: u64| word as u32, |word: u64| (word >> 32) as u32);
+        let time = |sec: u64, nsec| Time { sec: sec as i64, nsec };
+        Self {
+            mode: low(owner),
+            uid: high(owner),
+            gid: low(group),
+            links: high(group),
+            accessed: time(a, low(nsec)),
+            modified: time(m, high(nsec)),
+            changed: time(c, low(last)),
+        }
+    }
+}
+
 /// A file, in the wide sense.
 pub struct Inode {
     /// The number, unique in the volume.
@@ -242,7 +274,8 @@ pub struct Inode {
     linkable: AtomicBool,
     /// How many [`Claim`]s there are for writing, or if negative, for running.
     claims: AtomicI64,
-    meta: SpinLock<Meta>,
+    /// Read by many, who write nothing for it.
+    meta: SeqLock<{ Meta::WORDS }>,
 }
 
 /// A right to write a file, or to run it as a program, while it lives: there are never both.
@@ -292,7 +325,7 @@ impl Inode {
             Meta { mode: mode & 0o7777, uid: 0, gid: 0, links, accessed: now, modified: now, changed: now };
         let linkable = AtomicBool::new(false);
         let (flock, records) = (Flock::new(), Records::new());
-        let (claims, meta) = (AtomicI64::new(0), SpinLock::new(meta));
+        let (claims, meta) = (AtomicI64::new(0), SeqLock::new(meta.to_words()));
         Arc::new(Self { number, volume, kind, flock, records, linkable, claims, meta })
     }
 
@@ -320,12 +353,16 @@ impl Inode {
 
     /// The metadata of now.
     pub fn meta(&self) -> Meta {
-        *self.meta.lock()
+        Meta::from_words(self.meta.read())
     }
 
     /// Change the metadata. `change` must not sleep.
     pub fn update(&self, change: impl FnOnce(&mut Meta)) {
-        change(&mut self.meta.lock());
+        self.meta.update(|words| {
+            let mut meta = Meta::from_words(words);
+            change(&mut meta);
+            meta.to_words()
+        });
     }
 
     /// Note that the contents have changed now.
