@@ -202,9 +202,16 @@ impl<T> Words<T> {
 pub struct Table<T> {
     /// Arrays of places, each twice as long as the one before; null if not made yet. Made with `held` locked, and then never moved.
     pieces: [AtomicPtr<Place<T>>; PIECES],
-    /// How many places there are.
-    held: SpinLock<usize>,
+    held: SpinLock<Held>,
     users: SpinLock<Users<T>>,
+}
+
+/// What changes under a table's lock, and on its line.
+struct Held {
+    /// How many places there are.
+    places: usize,
+    /// What the table's owner notes.
+    note: usize,
 }
 
 /// The words of all users that a table has had at a time.
@@ -253,13 +260,13 @@ impl<T> Table<T> {
         let pieces = core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut()));
         Self {
             pieces,
-            held: SpinLock::new(0),
+            held: SpinLock::new(Held { places: 0, note: 0 }),
             users: SpinLock::new(Users { first: ptr::null_mut(), made: 0 }),
         }
     }
     /// Change it, which excludes others that do.
     pub fn lock(&self) -> Locked<'_, T> {
-        Locked { places: self.held.lock(), table: self }
+        Locked { held: self.held.lock(), table: self }
     }
     fn place(&self, at: usize) -> Option<&Place<T>> {
         let (piece, at) = position(at);
@@ -309,7 +316,7 @@ impl<T> Drop for Table<T> {
 
 /// A table that nobody else changes.
 pub struct Locked<'a, T> {
-    places: SpinGuard<'a, usize>,
+    held: SpinGuard<'a, Held>,
     table: &'a Table<T>,
 }
 
@@ -320,11 +327,19 @@ pub struct Full;
 impl<T> Locked<'_, T> {
     /// How many places there are.
     pub fn len(&self) -> usize {
-        *self.places
+        self.held.places
     }
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+    /// What the table's owner has noted of it, 0 at first.
+    pub fn note(&self) -> usize {
+        self.held.note
+    }
+    /// Note something of the table.
+    pub fn set_note(&mut self, note: usize) {
+        self.held.note = note;
     }
     /// Make sure that there is a place `at`.
     pub fn extend_to(&mut self, at: usize) -> Result<(), Full> {
@@ -340,7 +355,7 @@ impl<T> Locked<'_, T> {
             }));
             // Release: partner in `place`.
             first.store(Box::into_raw(places.into_boxed_slice()).cast(), Ordering::Release);
-            *self.places += FIRST << piece;
+            self.held.places += FIRST << piece;
         }
         Ok(())
     }

@@ -36,9 +36,8 @@ const MOST: u64 = 1 << 20;
 /// is the number of processes. A process that is to have a table alone sees under the lock whether it has, and gives its share up there if
 /// it hasn't: of two that do so at once the second keeps the table, and its record locks.
 pub struct FileTable {
+    /// Noted of it: no descriptor below is free.
     files: Table<OpenFile>,
-    /// No descriptor below is free. Changed under the table's lock.
-    first_free: AtomicUsize,
     /// The owner's number for `fcntl`'s locks.
     number: u64,
     /// Processes that have it.
@@ -68,13 +67,28 @@ fn index(fd: i32) -> Result<usize> {
     usize::try_from(fd).map_err(|_| Errno::EBADF)
 }
 
+fn take_where(held: &mut Held<'_>, wanted: impl Fn(&Held<'_>, usize) -> bool) -> Vec<Arc<OpenFile>> {
+    let mut taken = Vec::new();
+    for fd in 0..held.len() {
+        if held.get(fd).is_some() && wanted(held, fd) {
+            taken.extend(take(held, fd, None));
+        }
+    }
+    taken
+}
+
+fn take(held: &mut Held<'_>, fd: usize, by: Option<&User>) -> Option<Arc<OpenFile>> {
+    let file = held.take(fd, by)?;
+    held.set_note(held.note().min(fd));
+    Some(file)
+}
+
 impl FileTable {
     fn new() -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         // Relaxed: only uniqueness matters.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let (first_free, shares) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Self { files: Table::new(), first_free, number, shares })
+        Arc::new(Self { files: Table::new(), number, shares: AtomicUsize::new(0) })
     }
 
     /// A table of its own with the same files, for a new process. `None` if the table, locked, isn't `present`. ENOMEM.
@@ -111,9 +125,8 @@ impl FileTable {
                     ours.put::<FileTable>(fd, file, theirs.mark(fd), None);
                 }
             }
+            ours.set_note(theirs.note());
         }
-        // Relaxed: one is locked, and the other nobody else's.
-        copy.first_free.store(self.first_free.load(Ordering::Relaxed), Ordering::Relaxed);
         Ok(Share::of(copy))
     }
 
@@ -123,29 +136,8 @@ impl FileTable {
     }
 
     fn close_where(&self, wanted: impl Fn(&Held<'_>, usize) -> bool) {
-        let taken = self.take_where(&mut self.files.lock(), wanted);
+        let taken = take_where(&mut self.files.lock(), wanted);
         taken.into_iter().for_each(|file| self.let_go(file));
-    }
-
-    fn take_where(
-        &self,
-        held: &mut Held<'_>,
-        wanted: impl Fn(&Held<'_>, usize) -> bool,
-    ) -> Vec<Arc<OpenFile>> {
-        let mut taken = Vec::new();
-        for fd in 0..held.len() {
-            if held.get(fd).is_some() && wanted(held, fd) {
-                taken.extend(self.take(held, fd, None));
-            }
-        }
-        taken
-    }
-
-    fn take(&self, held: &mut Held<'_>, fd: usize, by: Option<&User>) -> Option<Arc<OpenFile>> {
-        let file = held.take(fd, by)?;
-        // Relaxed: under the lock.
-        self.first_free.fetch_min(fd, Ordering::Relaxed);
-        Some(file)
     }
 
     /// The open file behind `fd`, counted: for who is no thread of a process that has the table. EBADF.
@@ -214,9 +206,8 @@ impl Share {
                 let _ = held.extend_to(fd);
                 held.put::<FileTable>(fd, stdio(fd), 0, None);
             }
+            held.set_note(3);
         }
-        // Relaxed: nobody else has it yet.
-        table.first_free.store(3, Ordering::Relaxed);
         Self::of(table)
     }
     /// The table.
@@ -301,9 +292,9 @@ impl Files {
 
     /// Close the descriptors `first..=last`, or, if `on_exec`, mark them to be closed on exec.
     pub fn close_range(&self, first: usize, last: usize, on_exec: bool) {
-        let (taken, present) = self.change(|files, held| {
+        let (taken, present) = self.change(|_, held| {
             if !on_exec {
-                return files.take_where(held, |_, fd| (first..=last).contains(&fd));
+                return take_where(held, |_, fd| (first..=last).contains(&fd));
             }
             let end = last.saturating_add(1).min(held.len());
             (first..end).for_each(|fd| held.set_mark(fd, CLOSE_ON_EXEC));
@@ -340,8 +331,7 @@ impl Files {
         // Dropped with no lock held if there is no place.
         let mut file = Some(file);
         let insert = |files: &Self, held: &mut Held<'_>| {
-            // Relaxed: under the lock.
-            let first_free = files.first_free.load(Ordering::Relaxed);
+            let first_free = held.note();
             let from = first_free.max(least as usize);
             let fd = (from..).find(|&fd| held.get(fd).is_none()).ok_or(Errno::EMFILE)?;
             if fd as u64 >= limit {
@@ -352,7 +342,7 @@ impl Files {
                 held.put(fd, file, u32::from(close_on_exec), Some(&*files.0));
             }
             if from == first_free {
-                files.first_free.store(fd + 1, Ordering::Relaxed);
+                held.set_note(fd + 1);
             }
             Ok(fd)
         };
@@ -383,7 +373,7 @@ impl Files {
     /// Take `fd` away, and close the file if that was its last descriptor. EBADF.
     pub fn close(&self, fd: i32) -> Result<()> {
         let fd = index(fd)?;
-        let (file, present) = self.change(|files, held| files.take(held, fd, Some(&*files.0)));
+        let (file, present) = self.change(|files, held| take(held, fd, Some(&*files.0)));
         file.map(|file| present.as_ref().unwrap_or(self).let_go(file)).ok_or(Errno::EBADF)
     }
 }
