@@ -32,7 +32,8 @@ use crate::{
     planted::{self, Planted},
 };
 
-/// A name in a directory, and what it stands for.
+/// A name in a directory, and what it stands for. Its line is read by all that have it, and so isn't that of its count.
+#[repr(align(64))]
 pub struct Entry {
     /// What the name stands for.
     pub inode: Arc<Inode>,

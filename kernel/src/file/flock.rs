@@ -1,6 +1,7 @@
 //! Whole-file locks by `flock`: owned by an open file, shared or exclusive.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use sync::SpinLock;
 
@@ -10,6 +11,8 @@ use crate::{errno::Errno, wait::WaitQueue};
 /// The lock of one inode.
 pub struct Flock {
     state: SpinLock<State>,
+    /// How many owners there are: so that who closes a file which nobody has locked writes nothing.
+    count: AtomicUsize,
     changed: WaitQueue,
 }
 
@@ -30,6 +33,7 @@ impl Flock {
     pub const fn new() -> Self {
         Self {
             state: SpinLock::new(State { owners: Vec::new(), exclusive: false }),
+            count: AtomicUsize::new(0),
             changed: WaitQueue::new(),
         }
     }
@@ -42,6 +46,8 @@ impl Flock {
         }
         if !state.owners.contains(&owner) {
             state.owners.push(owner);
+            // Relaxed: as in `unlock`.
+            self.count.store(state.owners.len(), Ordering::Relaxed);
         }
         state.exclusive = exclusive;
         Some(())
@@ -63,6 +69,10 @@ impl Flock {
 
     /// Let go of the lock of `owner`, if it has one.
     pub fn unlock(&self, owner: u64) {
+        // Relaxed: who has a lock comes after the call that took it, which stored that; as long as it has it there is one.
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         let had = {
             let mut state = self.state.lock();
             let before = state.owners.len();
@@ -70,6 +80,7 @@ impl Flock {
             if state.owners.is_empty() {
                 state.exclusive = false;
             }
+            self.count.store(state.owners.len(), Ordering::Relaxed);
             before != state.owners.len()
         };
         if had {

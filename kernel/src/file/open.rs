@@ -8,7 +8,10 @@ use alloc::{
     sync::{Arc, Weak},
     vec::Vec,
 };
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::{
+    ptr,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use addr::Prot;
 use aspace::Object;
@@ -38,8 +41,6 @@ const OPENING: u32 = c::O_CREAT | c::O_EXCL | c::O_NOCTTY | c::O_TRUNC | c::O_CL
 pub struct OpenFile {
     /// What is open, and what it is called.
     pub entry: Arc<Entry>,
-    /// A number of its own: owner of locks.
-    number: u64,
     flags: AtomicU32,
     position: RwLock<Position>,
     end: Option<PipeEnd>,
@@ -85,11 +86,8 @@ pub struct Listed<'a> {
 
 impl OpenFile {
     fn assemble(entry: Arc<Entry>, flags: u32, end: Option<PipeEnd>, writing: Option<Claim>) -> Arc<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
             entry,
-            // Relaxed: only uniqueness matters.
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
             flags: AtomicU32::new(flags & !OPENING),
             position: RwLock::new(Position { offset: 0, text: Text::default() }),
             end,
@@ -163,9 +161,9 @@ impl OpenFile {
         self.flags.store(keep | flags & CHANGEABLE, Ordering::Relaxed);
     }
 
-    /// The owner's number for `flock`.
+    /// The owner's number for locks: no other open file has it as long as this is there.
     pub fn number(&self) -> u64 {
-        self.number
+        ptr::from_ref(self).addr() as u64
     }
 
     /// The pipe's end, if it is one.
@@ -511,8 +509,8 @@ impl OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        self.entry.inode.flock.unlock(self.number);
-        self.entry.inode.records.release(Owner::File(self.number));
+        self.entry.inode.flock.unlock(self.number());
+        self.entry.inode.records.release(Owner::File(self.number()));
         for item in core::mem::take(self.watches.get_mut()) {
             if let Some(item) = item.upgrade() {
                 item.unregister(self);
