@@ -1,6 +1,6 @@
 //! Calls about signals.
 
-use alloc::sync::Arc;
+use alloc::{borrow::Cow, sync::Arc};
 use core::sync::atomic::Ordering;
 
 use super::{Args, time};
@@ -143,7 +143,12 @@ pub fn kill(a: &Args) -> SysResult {
     if pid == i32::MIN {
         return Err(Errno::ESRCH);
     }
-    let one = if pid > 0 { Some(process::find(pid as u32).ok_or(Errno::ESRCH)?) } else { None };
+    let one = match pid {
+        // The caller's own process needs no finding.
+        1.. if pid as u32 == me.process.pid => Some(Cow::Borrowed(&me.process)),
+        1.. => Some(Cow::Owned(process::find(pid as u32).ok_or(Errno::ESRCH)?)),
+        _ => None,
+    };
     match (signal, one) {
         (None, Some(_)) => {}
         (None, None) if process::all().iter().any(|p| is_meant(p)) => {}
@@ -164,7 +169,9 @@ fn thread(tgid: Option<i32>, tid: i32) -> Result<Arc<Task>, Errno> {
     if tid <= 0 || tgid.is_some_and(|g| g <= 0) {
         return Err(Errno::EINVAL);
     }
-    let task = process::find_task(tid as u32).ok_or(Errno::ESRCH)?;
+    let me = task::current();
+    let found = if tid as u32 == me.tid() { Some(me.arc()) } else { process::find_task(tid as u32) };
+    let task = found.ok_or(Errno::ESRCH)?;
     if tgid.is_some_and(|g| task.process.pid != g as u32) {
         return Err(Errno::ESRCH);
     }
