@@ -176,6 +176,35 @@ static void *walk_exchanged(void *unused)
     return NULL;
 }
 
+// A link that is replaced leads to where the old one or the new one does.
+static void replace_link(unsigned long i)
+{
+    OK(symlink(i & 1 ? "a" : "b", "new"));
+    OK(rename("new", "way"));
+}
+
+static void *walk_link(void *unused)
+{
+    (void)unused;
+    while (!over) {
+        char text[8];
+        struct stat about;
+        OK(stat("way/mark", &about));
+        CHECK(about.st_ino == marks[0] || about.st_ino == marks[1]);
+        OK(lstat("way", &about));
+        CHECK(S_ISLNK(about.st_mode) && about.st_size == 1);
+        EQUAL(readlink("way", text, sizeof text), 1);
+        CHECK(text[0] == 'a' || text[0] == 'b');
+        int fd = open("way/../way/mark", O_RDWR | O_CREAT, 0600);
+        CHECK(fd >= 0);
+        OK(fstat(fd, &about));
+        CHECK(about.st_ino == marks[0] || about.st_ino == marks[1]);
+        OK(close(fd));
+        walks++;
+    }
+    return NULL;
+}
+
 // Here the upper directory's number is the lower one's or, between the two renames, one more.
 static void rename_two(unsigned long i)
 {
@@ -265,6 +294,9 @@ int main(int argc, char **argv)
     OK(mkdir("b/y", 0700));
     race(exchange, walk_exchanged);
     puts("ok what is exchanged is always there");
+    OK(symlink("a", "way"));
+    race(replace_link, walk_link);
+    puts("ok a link that is replaced leads somewhere");
     a_path_is_of_one_moment();
     OK(chdir("/"));
     OK(nftw(base, take_away, 16, FTW_DEPTH | FTW_PHYS));

@@ -93,6 +93,7 @@ pub use pidfd::ProcessFile;
 pub use pipe::{Pipe, PipeEnd};
 pub use poll::{Events, Readiness};
 pub use random::fill as random_bytes;
+pub use reached::Reached;
 pub use record::{Owner, Record};
 pub use signalfd::{SignalFile, arrived as signal_arrived};
 pub use socket::{

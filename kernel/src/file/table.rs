@@ -14,8 +14,9 @@ use super::{
     Result,
     entry::Entry,
     open::OpenFile,
-    path::{self, Follow, Found, Start},
+    path::{self, End, Follow, Found, Start},
     published::{self, Published},
+    reached::Reached,
     record::Owner,
     stdio,
 };
@@ -467,22 +468,21 @@ impl FsInfo {
         path::walk(&self.root, start, path, follow)
     }
 
-    /// What `f` makes of what `path` stands for, from `start`. It has the directory locked: it must not sleep, nor look into another
-    /// directory, or into a file.
-    pub fn look<R>(
+    /// What `f` makes of where a walk ends. It has the directory locked: it must not sleep, nor look into another directory, or into
+    /// a file.
+    pub fn find<R>(
         &self,
         start: Start<'_>,
         path: &[u8],
         follow: Follow,
-        mut f: impl FnMut(&Entry) -> R,
+        f: impl FnMut(End<'_>) -> R,
     ) -> Result<R> {
         check_length(path)?;
-        path::find(&self.root, start, path, follow, |end| end.existing().map(|entry| f(&entry)))?
+        path::find(&self.root, start, path, follow, f)
     }
 
     /// What `path` stands for, from `start`.
     pub fn existing(&self, start: Start<'_>, path: &[u8], follow: Follow) -> Result<Arc<Entry>> {
-        check_length(path)?;
-        path::existing(&self.root, start, path, follow)
+        self.find(start, path, follow, |end| end.existing().map(Reached::counted))?
     }
 }

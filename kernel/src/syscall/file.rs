@@ -22,7 +22,10 @@ pub use wait::*;
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
-    file::{self, Device, Entry, Files, Follow, Found, FsInfo, Kind, Lent, OpenFile, Special, Start, Store},
+    file::{
+        self, Device, Entry, Files, Follow, Found, FsInfo, Kind, Lent, OpenFile, Reached, Special, Start,
+        Store,
+    },
     task, usercopy,
 };
 
@@ -111,28 +114,25 @@ fn lookup(dirfd: i32, addr: u64, follow: bool) -> Result<Arc<Entry>, Errno> {
 
 /// As [`lookup`] with the flags AT_SYMLINK_NOFOLLOW and AT_EMPTY_PATH, the latter for `dirfd` itself.
 fn lookup_with_flags(dirfd: i32, addr: u64, flags: u32) -> Result<Arc<Entry>, Errno> {
-    let named = Named::at(dirfd, addr, flags)?;
-    let fs = fs();
-    if named.path.is_empty() {
-        return Ok(match &named.from {
-            Origin::Here => fs.cwd(),
-            Origin::Open(file) => file.entry.clone(),
-        });
-    }
-    fs.existing(named.from.start(&fs), &named.path, named.follow)
+    look_with_flags(dirfd, addr, flags, |entry| entry.counted())
 }
 
 /// What `f` makes of the same, for who only looks. It must not sleep, nor look into a directory or a file.
-fn look_with_flags<R>(dirfd: i32, addr: u64, flags: u32, mut f: impl FnMut(&Entry) -> R) -> Result<R, Errno> {
+fn look_with_flags<R>(
+    dirfd: i32,
+    addr: u64,
+    flags: u32,
+    mut f: impl FnMut(Reached<'_>) -> R,
+) -> Result<R, Errno> {
     let named = Named::at(dirfd, addr, flags)?;
     let fs = fs();
     if named.path.is_empty() {
         return Ok(match &named.from {
-            Origin::Here => f(&fs.cwd()),
-            Origin::Open(file) => f(&file.entry),
+            Origin::Here => f(Reached::held(&fs.cwd())),
+            Origin::Open(file) => f(Reached::held(&file.entry)),
         });
     }
-    fs.look(named.from.start(&fs), &named.path, named.follow, f)
+    fs.find(named.from.start(&fs), &named.path, named.follow, |end| end.existing().map(&mut f))?
 }
 
 /// What a call names.

@@ -247,7 +247,7 @@ fn access_at(dirfd: i32, addr: u64, mode: u32, flags: u32) -> SysResult {
     if mode & !7 != 0 || flags & !(c::AT_EACCESS | c::AT_SYMLINK_NOFOLLOW | c::AT_EMPTY_PATH) != 0 {
         return Err(Errno::EINVAL);
     }
-    look_with_flags(dirfd, addr, flags, |entry| check_access(entry, mode))?
+    look_with_flags(dirfd, addr, flags, |entry| check_access(&entry, mode))?
 }
 
 /// `access(2)`.

@@ -4,7 +4,7 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 
 use linux_raw_sys::general as c;
 
-use super::{Origin, files, fs, lookup, lookup_with_flags, opened, path_at, walk};
+use super::{Origin, files, fs, look_with_flags, lookup, lookup_with_flags, opened, path_at, walk};
 use crate::{
     errno::{Errno, SysResult},
     file::{
@@ -78,25 +78,27 @@ fn open_file(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> Result<Arc<OpenF
         (false, true) => Follow::Never,
     };
     let entry = if creates {
-        let found = fs.walk(from.start(&fs), path, follow)?;
-        if found.slash {
-            return Err(Errno::EISDIR);
+        // The directory is counted only if something is to be made in it.
+        let found = fs.find(from.start(&fs), path, follow, |end| match end.child {
+            _ if end.slash => Err(Errno::EISDIR),
+            Some(_) if exclusive => Err(Errno::EEXIST),
+            Some(child) => Ok(Ok(child.counted())),
+            None => Ok(Err((end.parent.counted(), end.name.to_vec()))),
+        });
+        match found?? {
+            Ok(entry) => entry,
+            Err((parent, name)) => {
+                file::check_room()?;
+                let inode = Inode::new(Kind::File(Store::new(&[])), mode, Volume::Root);
+                return match file::create(&parent, &name, inode) {
+                    // The permissions apply to later opens; this one may write whatever they are.
+                    Ok(entry) => OpenFile::open(entry, flags & !(c::O_TRUNC | c::O_CREAT)),
+                    // Another thread was faster.
+                    Err(Errno::EEXIST) if !exclusive => open_file(dirfd, path, flags, mode),
+                    Err(e) => Err(e),
+                };
+            }
         }
-        let Some(child) = found.child else {
-            file::check_room()?;
-            let inode = Inode::new(Kind::File(Store::new(&[])), mode, Volume::Root);
-            return match file::create(&found.parent, &found.name, inode) {
-                // The permissions apply to later opens; this one may write whatever they are.
-                Ok(entry) => OpenFile::open(entry, flags & !(c::O_TRUNC | c::O_CREAT)),
-                // Another thread was faster.
-                Err(Errno::EEXIST) if !exclusive => open_file(dirfd, path, flags, mode),
-                Err(e) => Err(e),
-            };
-        };
-        if exclusive {
-            return Err(Errno::EEXIST);
-        }
-        child
     } else {
         fs.existing(from.start(&fs), path, follow)?
     };
@@ -293,20 +295,23 @@ fn move_name(from: (i32, u64), to: (i32, u64), flags: u32) -> SysResult {
 
 /// `readlink(2)`.
 pub fn readlink(a: &Args) -> SysResult {
-    let entry = lookup(c::AT_FDCWD, a.raw(0), false)?;
-    link_out(&entry, a.raw(1), a.int(2))
+    link_out((c::AT_FDCWD, a.raw(0)), c::AT_SYMLINK_NOFOLLOW, a.raw(1), a.int(2))
 }
 
 /// `readlinkat(2)`.
 pub fn readlinkat(a: &Args) -> SysResult {
     // An empty path means the link that `dirfd` is open on as a path.
-    let entry = lookup_with_flags(a.int(0), a.raw(1), c::AT_SYMLINK_NOFOLLOW | c::AT_EMPTY_PATH)?;
-    link_out(&entry, a.raw(2), a.int(3))
+    link_out((a.int(0), a.raw(1)), c::AT_SYMLINK_NOFOLLOW | c::AT_EMPTY_PATH, a.raw(2), a.int(3))
 }
 
-fn link_out(entry: &Arc<Entry>, addr: u64, size: i32) -> SysResult {
+fn link_out((dirfd, path): (i32, u64), flags: u32, addr: u64, size: i32) -> SysResult {
+    let found = look_with_flags(dirfd, path, flags, |entry| match &entry.inode.kind {
+        Kind::Symlink(text) => Ok(text.to_vec()),
+        // What a link of /proc says may have to be found out.
+        _ => Err(entry.counted()),
+    })?;
     let size = usize::try_from(size).ok().filter(|&s| s > 0).ok_or(Errno::EINVAL)?;
-    let text = read_link(entry)?;
+    let text = found.or_else(|entry| read_link(&entry))?;
     let text = text.get(..size).unwrap_or(&text);
     usercopy::copy_out(addr, text)?;
     Ok(text.len())
