@@ -264,6 +264,22 @@ static void a_path_is_of_one_moment(void)
     puts("ok a path is of one moment");
 }
 
+// As many parts as a path may have, some up and some by links, lead where they say.
+static void a_long_path_is_walked_to_its_end(void)
+{
+    char path[4096] = "";
+    for (size_t n = 0; n + 32 < sizeof path; n += 12) strcat(path, "b/./../a/../");
+    strcat(path, "a/mark");
+    EQUAL(number(path), marks[0]);
+    path[0] = 0;
+    for (int i = 0; i < 39; i++) strcat(path, "way/../way/../a/.././" + (i ? 7 : 0));
+    strcat(path, "b/mark");
+    EQUAL(number(path), marks[1]);
+    strcat(path, "/");
+    CHECK(access(path, F_OK) == -1 && errno == ENOTDIR);
+    puts("ok a long path is walked to its end");
+}
+
 static int take_away(const char *path, const struct stat *about, int kind, struct FTW *where)
 {
     (void)about, (void)kind, (void)where;
@@ -297,6 +313,7 @@ int main(int argc, char **argv)
     OK(symlink("a", "way"));
     race(replace_link, walk_link);
     puts("ok a link that is replaced leads somewhere");
+    a_long_path_is_walked_to_its_end();
     a_path_is_of_one_moment();
     OK(chdir("/"));
     OK(nftw(base, take_away, 16, FTW_DEPTH | FTW_PHYS));
