@@ -49,6 +49,7 @@ impl Refused {
             Fault::NoMapping | Fault::Guard => (abi::SIGSEGV, code::SEGV_MAPERR),
             Fault::Denied | Fault::Level(_) => (abi::SIGSEGV, code::SEGV_ACCERR),
             Fault::BeyondObject | Fault::Watched => (abi::SIGBUS, code::BUS_ADRERR),
+            Fault::Poisoned => return SigInfo::lost(at),
             // It ends already.
             Fault::NoMemory => (abi::SIGKILL, code::SI_KERNEL),
         };

@@ -28,6 +28,8 @@ mod state;
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::Ordering;
 
+use addr::PAGE_SHIFT;
+
 pub use deliver::{deliver, orphaned, settle};
 pub use frame::{sigaltstack, sigreturn};
 use state::ProcessState;
@@ -172,6 +174,7 @@ pub mod code {
     pub const SEGV_ACCERR: i32 = 2;
     pub const BUS_ADRALN: i32 = 1;
     pub const BUS_ADRERR: i32 = 2;
+    pub const BUS_MCEERR_AR: i32 = 4;
     pub const TRAP_TRACE: i32 = 2;
     pub const FPE_INTDIV: i32 = 1;
     pub const FPE_FLTDIV: i32 = 3;
@@ -204,6 +207,12 @@ impl SigInfo {
     pub const fn fault(signal: u32, code: i32, addr: u64) -> Self {
         let mut info = Self::new(signal, code);
         info.fields[0] = addr;
+        info
+    }
+    /// An instruction's access at `addr` to a page whose contents are lost: also `si_addr_lsb`, which says how much is.
+    pub const fn lost(addr: u64) -> Self {
+        let mut info = Self::fault(Signal::BUS.number(), code::BUS_MCEERR_AR, addr);
+        info.fields[1] = PAGE_SHIFT as u64;
         info
     }
     /// What happened to the child `pid`, told by signal number `signal`, usually SIGCHLD.

@@ -95,7 +95,7 @@ pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Object, ObjectErr
 pub use policy::{Mode, Policy, Said};
 pub use radix::{FRAMES, PageTables, Radix, Realm};
 pub use serial::Serial;
-pub use watch::{Cause, Content, Look, Modes, Unfilled, Watch, Watched};
+pub use watch::{Cause, Content, Look, Modes, Unfilled, Untransferred, Watch, Watched};
 
 /// Pages below this one are never mapped at a place that the caller dictates: Linux's default `mmap_min_addr`, 64 KiB.
 pub const LOWEST: u64 = 16;
@@ -138,6 +138,8 @@ pub enum Fault {
     Denied,
     /// The page is a guard: SIGSEGV, SEGV_MAPERR, as for no mapping.
     Guard,
+    /// The page's contents are lost, as its watcher has said ([`Content::Lost`]): SIGBUS, BUS_MCEERR_AR.
+    Poisoned,
     /// The mapping allows the access, and the page's [`Level`] does not: an upcall, or SIGSEGV, SEGV_ACCERR.
     Level(Level),
     /// Its watcher is to be told first ([`Watched::told`]).
@@ -321,7 +323,7 @@ pub struct Usage {
 /// A page that has a frame, or a guard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Resident {
-    /// The frame; `None` for a guard.
+    /// The frame; `None` for a guard, and where the contents are lost.
     pub frame: Option<Frame>,
     /// For what the frame is counted: anonymous, or an object's; or lent by one.
     pub usage: Use,
@@ -334,6 +336,8 @@ pub struct Resident {
     pub dirty: bool,
     /// Whether it is protected from stores for its watcher ([`Watched`]).
     pub protected: bool,
+    /// Whether its contents are lost ([`Fault::Poisoned`]).
+    pub poisoned: bool,
 }
 
 /// A page while nobody can change it, as [`AddressSpace::audit`] shows it.

@@ -118,6 +118,7 @@ pub(crate) fn resident(entry: Pte, frames: &Memory) -> Option<Resident> {
         accessed: entry.is_accessed(),
         dirty: entry.is_dirty(),
         protected: false,
+        poisoned: false,
     })
 }
 

@@ -22,6 +22,7 @@
 //! | fault: an object's page | none while the object is asked; then the page | none |
 //! | map, unmap, protect, advise, lock, grow | the range (grow: and the gap below it) | one round, under the locks |
 //! | remap | where the pages are and where they go, ascending; `moving` | one round, under the locks |
+//! | transfer | up to 64 pages and where their contents go, ascending | one round, under the locks |
 //! | fork, lock_all, clear | everything | one round, under the locks |
 //! | manage, set_levels, take_dirty (`managed`) | the range, or batches of ranges | one round a batch, under the locks; none if only rights are raised |
 //! | shed, sweep | what a page-table page serves | one round each, under the locks |
@@ -109,6 +110,7 @@ mod report;
 mod rights;
 mod tables;
 pub(crate) mod totals;
+mod transfer;
 mod walk;
 mod watch;
 mod word;

@@ -34,13 +34,13 @@ pub(crate) fn user(range: PageRange) -> Result<(), Error> {
     if range.is_empty() || range.end() > USER_END_PAGE { Err(Error::Invalid) } else { Ok(()) }
 }
 
-/// Whether a page allows `access`, as its mapping's protection and its guard say. A fetch is refused for a right only where
-/// there is a page to fetch from: a guard of a mapping that may be read is what it meets first.
+/// Whether a page allows `access`, as its mapping's protection says and the `marker` that it may have. A fetch is refused for a
+/// right only where there is a page to fetch from: the marker in a mapping that may be read is what it meets first.
 #[cold]
-pub(crate) fn allows(access: Access, prot: Prot, guard: bool) -> Result<(), Fault> {
+pub(crate) fn allows(access: Access, prot: Prot, marker: Option<Fault>) -> Result<(), Fault> {
     let met = access.allowed_by(prot) || access == Access::Exec && !prot.is_empty();
-    match (guard, access.allowed_by(prot)) {
-        (true, _) if met => Err(Fault::Guard),
+    match (marker, access.allowed_by(prot)) {
+        (Some(fault), _) if met => Err(fault),
         (_, true) => Ok(()),
         (_, false) => Err(Fault::Denied),
     }

@@ -81,6 +81,9 @@ pub enum Content<'a> {
     Bytes(&'a [u8; PAGE_BYTES]),
     /// What its object has there already.
     Object,
+    /// Nothing: they are lost. Whoever accesses the page, watched or not, finds it [poisoned](crate::Fault::Poisoned), until it gets
+    /// others or is dropped.
+    Lost,
 }
 
 /// Why a page was not filled. Nothing has changed then, but that the object may have a page more.
@@ -88,12 +91,31 @@ pub enum Content<'a> {
 pub enum Unfilled {
     /// It isn't watched, or not any more: ENOENT.
     Unwatched,
-    /// It has contents already: EEXIST.
+    /// It has contents already: EEXIST. For zeros of a page's own and [`Content::Lost`] a marker, or protection, is some.
     There,
     /// It can't be filled like this, or not be protected: EINVAL.
     Invalid,
     /// Its object has no such page: EFAULT.
     Absent,
+    /// ENOMEM.
+    NoMemory,
+}
+
+/// Why the contents of a page did not go to another one ([`Watched::transfer`]). Nothing has changed then.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Untransferred {
+    /// One of the two isn't mapped: ENOENT.
+    Unmapped,
+    /// They may not go from one mapping to the other: EINVAL.
+    Refused,
+    /// The target has contents, a marker, or protection: EEXIST.
+    There,
+    /// The source has no contents: ENOENT.
+    Hole,
+    /// The source has a marker, or protection, in the place of contents: EFAULT.
+    Marked,
+    /// Others have the source's frame too: EBUSY.
+    Shared,
     /// ENOMEM.
     NoMemory,
 }
@@ -120,6 +142,21 @@ pub trait Watched {
     fn protect_pages(&self, range: PageRange, on: bool, ctx: &Unpinned<'_>) -> Result<(), Error>;
     /// Give page `at` contents, and protect it or not. May sleep.
     fn fill(&self, at: Page, with: Content<'_>, protected: bool, ctx: &Unpinned<'_>) -> Result<(), Unfilled>;
+    /// Give the pages from `to` on the contents, and the frames, of the pages `from`, which have none any more; sources without
+    /// contents are passed over if `holes` says so. How many pages are done with, from the first on: one at least; the next ones
+    /// are for another call. When this returns, nobody stores to the contents by their old addresses, and none has before that which
+    /// isn't in them.
+    ///
+    /// Both must be private anonymous memory, and the target watched; what else is asked of their mappings, `may` says, in this
+    /// order. The target's pages are not protected. `from` and `to` are of user pages.
+    fn transfer(
+        &self,
+        from: PageRange,
+        to: Page,
+        may: &dyn Fn(&Mapping, &Mapping) -> bool,
+        holes: bool,
+        ctx: &Unpinned<'_>,
+    ) -> Result<u64, Untransferred>;
     /// Who would be told of `access` to page `at`, and why, at some moment of the call. May sleep.
     fn told(&self, at: Page, access: Access, ctx: &Unpinned<'_>) -> Option<(Watch, Cause)>;
     /// Call `f` for all pages of `range` that are mapped, ascending, for one, or for several in a row that are alike, with what they have

@@ -6,10 +6,10 @@
 //! small, and double as long as the buffer has room.
 //!
 //! Categories are Linux's, with these remarks:
-//! * SWAPPED: guards only, which Linux keeps in the form of swapped pages.
-//! * WRITTEN: whatever has a frame or a guard that no userfaultfd protects. In a mapping that one may protect so that nobody waits
-//!   (WPALLOWED), every page that isn't protected; of another, an empty page never has it. On Linux an empty page that isn't
-//!   protected has it where there is a page table around it.
+//! * SWAPPED: guards, and pages whose contents are lost, which Linux keeps in the form of swapped pages.
+//! * WRITTEN: whatever has a frame or is SWAPPED, if no userfaultfd protects it. In a mapping that one may protect so that nobody
+//!   waits (WPALLOWED), every page that isn't protected; of another, an empty page never has it. On Linux an empty page that
+//!   isn't protected has it where there is a page table around it.
 //! * PFNZERO, HUGE, SOFT_DIRTY: no page. Each has a frame of its own, of 4 KiB, and writes are not tracked.
 //!
 //! Where the buffer was full in between, Linux 6.18 says that the scan has ended there; here it says where it has.
@@ -56,7 +56,7 @@ impl PageMap {
     /// The word of a page.
     fn word(&self, page: &Resident, users: u64) -> u64 {
         let (own, alone) = (page.usage == Use::Anonymous, users == 1);
-        let Some(frame) = page.frame else { return GUARD | SWAP };
+        let Some(frame) = page.frame else { return if page.poisoned { SWAP } else { GUARD | SWAP } };
         let number = if self.tells_frames { frame.number() } else { 0 };
         let protected = if page.protected { PROTECTED } else { 0 };
         PRESENT | protected | number | if own { 0 } else { FILE } | if alone { EXCLUSIVE } else { 0 }
@@ -375,11 +375,11 @@ fn is_allowed_in(mm: &Mm, range: PageRange) -> bool {
     any
 }
 
-/// What a page is that has a frame or a guard.
+/// What a page is that has a frame or a marker.
 fn categories(page: &Resident) -> u64 {
     let written = if page.protected { 0 } else { IS_WRITTEN };
     match page.frame {
-        None => IS_SWAPPED | written | IS_GUARD,
+        None => IS_SWAPPED | written | if page.poisoned { 0 } else { IS_GUARD },
         Some(_) if page.usage == Use::Anonymous => IS_PRESENT | written,
         Some(_) => IS_PRESENT | written | IS_FILE,
     }

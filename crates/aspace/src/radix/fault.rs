@@ -99,8 +99,8 @@ impl Radix {
             return Err(Fault::NoMapping);
         }
         let mapping = &self.realm.desc(slot, &section).mapping;
-        if slot.is_guard() || !access.allowed_by(mapping.prot) {
-            rules::allows(access, mapping.prot, slot.is_guard())?;
+        if slot.is_marker() || !access.allowed_by(mapping.prot) {
+            rules::allows(access, mapping.prot, slot.met())?;
         }
         let mut all = contents::hardware(mapping.prot);
         if let Some(level) = slot.level() {
@@ -306,7 +306,7 @@ impl Radix {
             return Err(Unmoved::NoMapping);
         }
         let (frame, usage) = match slot.frame() {
-            _ if slot.is_guard() => return Err(Unmoved::NoMapping),
+            _ if slot.is_marker() => return Err(Unmoved::NoMapping),
             None => return Err(Unmoved::Empty),
             Some((frame, _)) if wanted(frame) => return Ok(()),
             Some((_, usage)) if usage != owned::Use::Anonymous => return Err(Unmoved::Object),

@@ -8,13 +8,13 @@
 //! trees have it (see `freeze` and `narrow` in the crate `radix`); no word of it is written, and no frame counted: the node's
 //! slots have one share of each frame, however many trees have the node. What is not the same for the child it gets slot
 //! by slot, and the frozen node stays the parent's alone: one with a page that is not inherited, comes wiped, or
-//! is locked, and one with a frame of a mapping of an object. Of the object's own pages the child gets none: it
+//! is locked, and one with a frame, or poison, of a mapping of an object. Of the object's own pages the child gets none: it
 //! asks the object when it needs them, so that program text is one word for 64 pages, as for pages that nobody has touched.
 //! Slots of one descriptor in a row are dealt with together, as what the child gets of each follows from the descriptor and
 //! from which of a few kinds the slot is.
 //!
 //! **A cut needs no memory.** What it takes away is in slots of its own, or in a frozen node that one tree has (*I-F: a frozen
-//! node that several trees have has no frame of an object's mapping*); that is taken over where it is
+//! node that several trees have has neither frame nor poison of an object's mapping*); that is taken over where it is
 //! ([`Mode::Alone`]). *I-F* holds as a node is shared by forks alone, which look at all its values while it is frozen, and
 //! these don't change; and whoever puts a frame in has made the node his tree's own before.
 //!
@@ -117,14 +117,18 @@ impl Heir {
     fn of(&self, slot: Slot) -> (Slot, bool) {
         match slot.frame() {
             _ if self.blank == Slot::EMPTY => (Slot::EMPTY, false),
-            None if slot.is_guard() && !self.wiped && !mutant!("guard-uninherited") => {
-                (self.blank.guard(), false)
+            None if slot.is_marker() && self.inherits(slot) && !mutant!("guard-uninherited") => {
+                (self.blank.marked_as(slot), false)
             }
             Some((frame, usage)) if self.shares && (usage == Use::Anonymous || !self.object) => {
                 (self.blank.with_frame(frame, usage), true)
             }
             _ => (self.blank, false),
         }
+    }
+    /// Whether the child has the marker of a page: poison is of contents, and so not that of a mapping which shares them.
+    fn inherits(&self, slot: Slot) -> bool {
+        !self.wiped && (self.shares || !slot.is_poisoned() || mutant!("poison-inherited"))
     }
     /// Whether the child has such pages, of the same level.
     fn is_alike(&self) -> bool {
@@ -145,7 +149,7 @@ impl Heir {
             } else if slot.kind() == objects {
                 *word = blank.word();
                 run.objects += 1;
-            } else if slot.kind() == own && !slot.is_guard() {
+            } else if slot.kind() == own && !slot.is_marker() {
                 debug_assert!(slot.frame().is_some(), "{slot:?} has an owner and no frame");
                 *word = slot.moved(blank.desc()).word();
                 run.own += 1;

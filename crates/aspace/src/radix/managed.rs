@@ -178,7 +178,7 @@ impl Radix {
         slot.level().filter(|_| is_own).ok_or(Error::Invalid)
     }
     /// Lock `range`, which lies behind `guards`.
-    fn lock_more<'g>(
+    pub(super) fn lock_more<'g>(
         &'g self,
         range: PageRange,
         guards: &[Guard<'g>],
@@ -256,7 +256,7 @@ impl Radix {
         let slot = Slot::of(self.tree.get(at.number(), &section).value);
         let level = slot.level().filter(|level| !access.allowed_by(level.cap()))?;
         let mapping = &self.realm.desc(slot, &section).mapping;
-        let others = access == Access::Exec || slot.is_guard() || mapping.watch.is_some();
+        let others = access == Access::Exec || slot.is_marker() || mapping.watch.is_some();
         (!others && access.allowed_by(mapping.prot)).then_some(level)
     }
 

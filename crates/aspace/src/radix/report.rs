@@ -34,7 +34,7 @@ impl Radix {
             at = part.end().number();
         }
     }
-    /// Call `f` with each page of `range` that has a frame or a guard, ascending; without any lock.
+    /// Call `f` with each page of `range` that has a frame or a marker, ascending; without any lock.
     pub(super) fn each_page(&self, range: PageRange, ctx: &Unpinned<'_>, mut f: impl FnMut(Page, Resident)) {
         let Range { start: mut at, end } = keys(range);
         while at < end {
@@ -72,6 +72,7 @@ impl Radix {
             accessed,
             dirty,
             protected: is_protected(slot, &self.realm.desc(slot, section).mapping),
+            poisoned: slot.is_poisoned(),
         })
     }
     pub(super) fn area_of(&self, at: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
@@ -108,12 +109,12 @@ impl Radix {
             }
             let start = info.range.start().number();
             let part = pages(start + (from - first), start + (to - first));
-            // Page by page if there is no memory for the list of what is locked. One that has a frame has a slot of its own, or
-            // is in a frozen node that no other tree has (I-F of `fork`): for those none is needed.
+            // Page by page if there is no memory for the list of what is locked. One that has a frame, or is poisoned, has a slot
+            // of its own, or is in a frozen node that no other tree has (I-F of `fork`): for those none is needed.
             if !self.cut_part(of, &cut, part, copies, ctx) {
                 for page in part {
                     let single = PageRange::single(page).unwrap_or_default();
-                    while self.has_frame(page, ctx) && !self.cut_part(of, &cut, single, copies, ctx) {}
+                    while self.may_be_cut(page, ctx) && !self.cut_part(of, &cut, single, copies, ctx) {}
                 }
             }
         });
@@ -140,12 +141,16 @@ impl Radix {
             at = if locked || seen == AT_ONCE { end } else { KEYS };
         }
     }
-    /// Whether page `at` has a frame. Looked at while it is locked, so that a fault which has it locked later knows of the cut.
-    fn has_frame(&self, at: Page, ctx: &Unpinned<'_>) -> bool {
+    /// Whether page `at` has a frame or is poisoned. Looked at while it is locked, so that a fault which has it locked later
+    /// knows of the cut.
+    fn may_be_cut(&self, at: Page, ctx: &Unpinned<'_>) -> bool {
         let (pin, key) = (ctx.pin(), at.number());
         let section = self.tree.enter(&pin);
         match self.tree.lock_one(key, &section) {
-            Ok(guard) => guard.is_some_and(|guard| said(&guard, key).0.frame().is_some()),
+            Ok(guard) => guard.is_some_and(|guard| {
+                let (slot, _) = said(&guard, key);
+                slot.frame().is_some() || slot.is_poisoned()
+            }),
             Err(_) => true,
         }
     }
@@ -164,13 +169,18 @@ impl Radix {
         let Ok(mut guard) = self.lock_pages(part, Mode::Alone, &section) else { return false };
         guard.update(|span| {
             let slot = Slot::of(span.value);
-            let Some((_, usage)) = slot.frame() else { return span.value };
+            // Poison goes with a mapping's own pages.
+            let own = match slot.frame() {
+                Some((_, usage)) => usage == owned::Use::Anonymous,
+                None if slot.is_poisoned() && !mutant!("poison-uncut") => true,
+                None => return span.value,
+            };
             let mapping = &change.desc(slot).mapping;
             let shown = match &mapping.backing {
                 Backing::Object { page, .. } => cut.contains(&page.wrapping_add(span.first)),
                 Backing::Anonymous => false,
             };
-            if !shown || !shows(mapping, of) || usage == owned::Use::Anonymous && !copies {
+            if !shown || !shows(mapping, of) || own && !copies {
                 return span.value;
             }
             change.drop_frame(slot, span.first);

@@ -17,7 +17,9 @@
 //! all is that is asked of objects: the answer may be late, in which case the access is one that came a moment earlier.
 //!
 //! **Filling.** The frame is made before the slot is locked, and put in if the page still is of the same descriptor, and blank. It is
-//! never seen with half of its contents.
+//! never seen with half of its contents. A page whose contents are *lost* is one with a marker in the place of its frame, as
+//! guards are: it has no entry, and so every access comes to the fault, which finds the marker before it looks who watches. It goes
+//! where frames go: to where the page moves, to children, and away with what a mapping had of its own.
 //!
 //! **What was written** since it was protected is not protected any more.
 //! With [`Modes::ASYNC`] the first store makes it so, in its own fault, under the slot's lock; and so does the loss of contents that
@@ -34,8 +36,8 @@ use super::{
     *,
 };
 use crate::{
-    Backing, Cause, Content, Fault, Level, Look, Modes, Object, ObjectError, Resident, Unfilled, Watch,
-    Watched, page as contents,
+    Backing, Cause, Content, Fault, Level, Look, Modes, Object, ObjectError, Resident, Unfilled,
+    Untransferred, Watch, Watched, page as contents,
 };
 
 /// How an access to a watched page goes on that nobody is told of, as far as the slot says.
@@ -54,13 +56,21 @@ enum Told {
     IfObject,
 }
 
+/// How a page is to be filled.
+struct Filling<'a> {
+    with: Content<'a>,
+    protected: bool,
+    /// How often its object had been cut before it was asked for its page.
+    cuts: u64,
+}
+
 /// So many pages in slots of their own are looked at at a time: those of a leaf table.
 const CHUNK: u64 = ENTRIES as u64;
 
 /// The modes in which it matters whether an object has a page.
 const CONTENTS: Modes = Modes::MISSING.union(Modes::MINOR);
 
-/// What there is to tell of `access`, which `mapping` allows, to a page of it whose slot is `slot`, and no guard.
+/// What there is to tell of `access`, which `mapping` allows, to a page of it whose slot is `slot`, and no marker.
 fn told_of(slot: Slot, mapping: &Mapping, modes: Modes, access: Access) -> Told {
     if slot.frame().is_none() && modes.intersects(CONTENTS) {
         match &mapping.backing {
@@ -90,6 +100,16 @@ fn object_at(mapping: &Mapping, key: u64) -> Option<(&Arc<dyn Object>, u64)> {
 /// What a new page of `mapping` is, which is like that of `slot`.
 pub(super) fn begun(slot: Slot, mapping: &Mapping) -> Slot {
     slot.fresh().with_level(mapping.watch.as_ref().map(|_| Level::ReadWrite))
+}
+
+/// Whether a page of `mapping` whose slot is `slot` may get the contents `with`. As Linux has it what was copied, and an object's
+/// page, takes the place of a marker too.
+fn takes(slot: Slot, mapping: &Mapping, with: Content<'_>) -> bool {
+    match with {
+        Content::Bytes(_) | Content::Object => slot.frame().is_none(),
+        Content::Zeros if mapping.shared => slot.frame().is_none(),
+        Content::Zeros | Content::Lost => slot.is_blank() && !is_protected(slot, mapping),
+    }
 }
 
 /// What a page of `mapping` is whose contents were dropped: an anonymous one is no longer protected.
@@ -218,7 +238,7 @@ impl Radix {
         });
         guard.update(|span| {
             let slot = Slot::of(span.value);
-            if !slot.is_mapped() || span.first >= limit {
+            if !slot.is_mapped() || span.first >= limit || slot.is_marker() && on {
                 return span.value;
             }
             let mapping = &change.desc(slot).mapping;
@@ -291,36 +311,41 @@ impl Radix {
         }
         let cuts = mapping.mappers().map_or(0, Mappers::cuts);
         let policy = mapping.policy.get();
-        let (frame, rights) = match (object_at(mapping, at.number()), with) {
+        let new = match (object_at(mapping, at.number()), with) {
             (None, Content::Object) => return Err(Unfilled::Invalid),
+            (object, Content::Lost) => {
+                object.map_or(Ok(true), |(object, index)| object.has(index, ctx)).map_err(unfilled)?;
+                None
+            }
             (object, Content::Zeros | Content::Bytes(_)) if !mapping.shared => {
                 if let Some((object, index)) = object {
                     object.has(index, ctx).map_err(unfilled)?;
                 }
                 let index = object.map_or(at.number(), |(_, index)| index);
                 let frame = contents::filled(with, policy.place(index), frames, &ctx.pin());
-                (frame.ok_or(Unfilled::NoMemory)?, contents::hardware(mapping.prot))
+                Some((frame.ok_or(Unfilled::NoMemory)?, contents::hardware(mapping.prot)))
             }
             (None, _) => return Err(Unfilled::Invalid),
             (Some((object, index)), _) => {
                 put_into(object, index, with, &policy, ctx)?;
                 let of = (object, index);
                 let asked = contents::of_object(mapping, of, &policy, Access::Read, frames, ctx);
-                asked.map_err(|fault| match fault {
+                Some(asked.map_err(|fault| match fault {
                     Fault::NoMemory => Unfilled::NoMemory,
                     _ => Unfilled::Absent,
-                })?
+                })?)
             }
         };
-        self.install(at, kept, cuts, (frame, rights), protected, &ctx.pin())
+        self.install(at, kept, &Filling { with, protected, cuts }, new, &ctx.pin())
     }
+    /// Give page `at` what it is to have: a frame and rights to it, or none if its contents are lost. False if it isn't one of
+    /// `kept` any more.
     fn install(
         &self,
         at: Page,
         kept: &Kept,
-        cuts: u64,
-        (frame, rights): (OwnedFrame, Prot),
-        protected: bool,
+        filling: &Filling<'_>,
+        new: Option<(OwnedFrame, Prot)>,
         pin: &Pinned<'_>,
     ) -> Result<bool, Unfilled> {
         let key = at.number();
@@ -329,11 +354,12 @@ impl Radix {
             let guard = self.tree.lock_one(key, &section).map_err(|_| Unfilled::NoMemory)?;
             let Some(mut guard) = guard else { return Ok(None) };
             let (slot, _) = said(&guard, key);
-            let cut = kept.desc().mapping.mappers().is_some_and(|mappers| mappers.cut_since(cuts));
+            let mapping = &kept.desc().mapping;
+            let cut = mapping.mappers().is_some_and(|mappers| mappers.cut_since(filling.cuts));
             if !kept.names(slot) || cut {
                 return Ok(None);
             }
-            if !slot.is_blank() {
+            if !takes(slot, mapping, filling.with) {
                 return Err(Unfilled::There);
             }
             let narrowed = guard.narrow_to(key, &mut self.realm.reserve(pin).borrow_mut());
@@ -342,8 +368,12 @@ impl Radix {
         };
         match ready() {
             Ok(Some(guard)) => {
-                let level = if protected { Level::Read } else { Level::ReadWrite };
+                let level = if filling.protected { Level::Read } else { Level::ReadWrite };
                 let slot = Slot::of(guard.span().value).with_level(Some(level));
+                let Some((frame, rights)) = new else {
+                    guard.finish(slot.poisoned().word());
+                    return Ok(true);
+                };
                 let slot = own(slot, frame);
                 self.counts.one_resident(pin);
                 // Without a table there is a fault more.
@@ -352,7 +382,7 @@ impl Radix {
                 Ok(true)
             }
             not_ready => {
-                self.machine.frames.free(pin, frame);
+                new.into_iter().for_each(|(frame, _)| self.machine.frames.free(pin, frame));
                 not_ready.map(|_| false)
             }
         }
@@ -363,7 +393,7 @@ impl Radix {
         let (watch, (object, index)) = {
             let pin = ctx.pin();
             let section = self.tree.enter(&pin);
-            let slot = Some(self.at(key, &section).0).filter(|slot| slot.is_mapped() && !slot.is_guard())?;
+            let slot = Some(self.at(key, &section).0).filter(|slot| slot.is_mapped() && !slot.is_marker())?;
             let mapping = &self.realm.desc(slot, &section).mapping;
             let watch = mapping.watch.as_ref().filter(|_| access.allowed_by(mapping.prot))?;
             match told_of(slot, mapping, watch.modes, access) {
@@ -421,6 +451,7 @@ impl Radix {
             accessed: false,
             dirty: false,
             protected: is_protected(slot, mapping),
+            poisoned: slot.is_poisoned(),
         })
     }
 }
@@ -448,7 +479,7 @@ fn put_into(
                 Err(error) => Err(unfilled(error)),
             };
         }
-        Content::Zeros => None,
+        Content::Zeros | Content::Lost => None,
         Content::Bytes(bytes) => Some(bytes),
     };
     if object.put(index, bytes, policy, ctx).map_err(unfilled)? { Ok(()) } else { Err(Unfilled::There) }
@@ -481,6 +512,16 @@ impl Watched for Radix {
     }
     fn fill(&self, at: Page, with: Content<'_>, protected: bool, ctx: &Unpinned<'_>) -> Result<(), Unfilled> {
         self.fill_page(at, with, protected, ctx)
+    }
+    fn transfer(
+        &self,
+        from: PageRange,
+        to: Page,
+        may: &dyn Fn(&Mapping, &Mapping) -> bool,
+        holes: bool,
+        ctx: &Unpinned<'_>,
+    ) -> Result<u64, Untransferred> {
+        self.transfer_pages(from, to, may, holes, ctx)
     }
     fn told(&self, at: Page, access: Access, ctx: &Unpinned<'_>) -> Option<(Watch, Cause)> {
         self.told_at(at, access, ctx)

@@ -4,8 +4,9 @@
 //! 63             33    32    31      30 29     12 11      4 3     2 1      0
 //! | pfn 31         | DIRTY | level 2   | desc 18 | owner 8 | use 2 | LINK=0 | LOCK |
 //! ```
-//! A page with a frame has a slot of its own. `pfn` 0 is no frame (frame 0 is never a user's), and all ones is a guard, by
-//! which a whole span may be guarded. Frames are of the first 8 TiB. The level is 0 for a page that isn't managed, and 1 more
+//! A page with a frame has a slot of its own. `pfn` 0 is no frame (frame 0 is never a user's). The two highest are *markers*,
+//! which stand where a frame would: all ones is a guard, by which a whole span may be guarded, and one less a page that is
+//! poisoned, which has a slot of its own too. Frames are of the first 8 TiB, but for the last two. The level is 0 for a page that isn't managed, and 1 more
 //! than the level of one that is (`managed`), which alone may be DIRTY.
 
 use core::fmt;
@@ -14,7 +15,7 @@ use addr::{Frame, Prot};
 use owned::Use;
 use sync::mutant;
 
-use crate::Level;
+use crate::{Fault, Level};
 
 const DESC_SHIFT: u32 = 12;
 const OWNER_SHIFT: u32 = 4;
@@ -31,8 +32,9 @@ pub(super) const DIRTY: u64 = 1 << 32;
 /// What stays when the page's contents change.
 const KEPT: u64 = DESC | LEVEL | DIRTY;
 const GUARD: u64 = (1 << (64 - PFN_SHIFT)) - 1;
-/// Frames have numbers below this: 8 TiB of them.
-pub const FRAMES: u64 = GUARD;
+const POISON: u64 = GUARD - 1;
+/// Frames have numbers below this: 8 TiB of them, but for two frames.
+pub const FRAMES: u64 = POISON;
 
 /// Descriptors that there may be; their numbers are below. 0 is none.
 pub(super) const DESCRIPTORS: u32 = 1 << 18;
@@ -75,10 +77,26 @@ impl Slot {
     pub(super) fn frame(self) -> Option<(Frame, Use)> {
         let pfn = self.0 >> PFN_SHIFT;
         let usage = USES[(self.0 >> USE_SHIFT) as usize & 3];
-        if pfn == 0 || pfn == GUARD { None } else { Some((Frame::new(pfn)?, usage)) }
+        if pfn == 0 || pfn >= FRAMES { None } else { Some((Frame::new(pfn)?, usage)) }
     }
     pub(super) fn is_guard(self) -> bool {
         self.0 >> PFN_SHIFT == GUARD
+    }
+    pub(super) fn is_poisoned(self) -> bool {
+        self.0 >> PFN_SHIFT == POISON
+    }
+    /// Whether there is a guard or poison.
+    #[inline]
+    pub(super) fn is_marker(self) -> bool {
+        self.0 >> PFN_SHIFT >= FRAMES
+    }
+    /// What whoever may access the page meets in the place of its contents, if it has a marker.
+    pub(super) fn met(self) -> Option<Fault> {
+        match self.0 >> PFN_SHIFT {
+            GUARD => Some(Fault::Guard),
+            POISON => Some(Fault::Poisoned),
+            _ => None,
+        }
     }
     /// What all pages of a descriptor and level with frames of one use have in common, and pages of them without frames that
     /// count as anonymous.
@@ -93,13 +111,13 @@ impl Slot {
     pub(super) fn said(self) -> Self {
         Self(self.0 & (DESC | LEVEL))
     }
-    /// Whether there is neither a frame nor a guard.
+    /// Whether there is neither a frame nor a marker.
     pub(super) fn is_blank(self) -> bool {
         self.0 >> PFN_SHIFT == 0
     }
     /// The page, with this frame, which has one of [`USES`], and not translated by anybody.
     pub(super) fn with_frame(self, frame: Frame, usage: Use) -> Self {
-        debug_assert!(USES.contains(&usage) && frame.number() != 0 && frame.number() < GUARD);
+        debug_assert!(USES.contains(&usage) && frame.number() != 0 && frame.number() < FRAMES);
         Self(self.0 & KEPT | frame.number() << PFN_SHIFT | code(usage) << USE_SHIFT)
     }
     /// Another page of the same mapping, which isn't managed.
@@ -113,6 +131,13 @@ impl Slot {
     }
     pub(super) fn guard(self) -> Self {
         Self(self.blank().0 | GUARD << PFN_SHIFT)
+    }
+    pub(super) fn poisoned(self) -> Self {
+        Self(self.blank().0 | POISON << PFN_SHIFT)
+    }
+    /// The page with the marker that `other` has.
+    pub(super) fn marked_as(self, other: Self) -> Self {
+        if other.is_poisoned() { self.poisoned() } else { self.guard() }
     }
     /// What threads may do with a page that is managed.
     #[inline(always)]
@@ -153,7 +178,7 @@ impl Slot {
     #[inline]
     pub(super) fn is_shared_like(self, other: Self) -> bool {
         let owner_like = self.owner() == SEVERAL || mutant!("radix-around-owned");
-        self.kind() == other.kind() && owner_like && !self.is_blank() && !self.is_guard()
+        self.kind() == other.kind() && owner_like && !self.is_blank() && !self.is_marker()
     }
     pub(super) fn with_owner(self, owner: u8) -> Self {
         Self(self.0 & !(0xff << OWNER_SHIFT) | u64::from(owner) << OWNER_SHIFT)
@@ -183,6 +208,7 @@ impl fmt::Debug for Slot {
             (false, _) => f.write_str("Slot(empty)"),
             (_, Some((frame, usage))) => write!(f, "Slot(desc {}, {frame:?}, {usage:?})", self.desc()),
             (_, None) if self.is_guard() => write!(f, "Slot(desc {}, guard)", self.desc()),
+            (_, None) if self.is_poisoned() => write!(f, "Slot(desc {}, poisoned)", self.desc()),
             _ => write!(f, "Slot(desc {})", self.desc()),
         }
     }

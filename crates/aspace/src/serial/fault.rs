@@ -139,7 +139,8 @@ impl Serial {
         let maps = self.maps.0.read(ctx);
         let (area, mapping) = maps.mappings.find(at).ok_or(Fault::NoMapping)?;
         if !access.allowed_by(mapping.prot) {
-            return rules::allows(access, mapping.prot, self.table.peek(at).is_guard());
+            let marker = self.table.peek(at).is_guard().then_some(Fault::Guard);
+            return rules::allows(access, mapping.prot, marker);
         }
         let seen = Seen { mapping, offset: at.number() - area.start().number(), number: HIDDEN };
         loop {

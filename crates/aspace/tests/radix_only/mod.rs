@@ -5,6 +5,7 @@ mod levels;
 mod looks;
 #[path = "../machine/mod.rs"]
 mod machine;
+mod transfers;
 mod watches;
 
 use std::sync::{

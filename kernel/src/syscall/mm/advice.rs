@@ -163,6 +163,7 @@ fn populate(mm: &Mm, r: PageRange, access: Access) -> Result<(), Errno> {
         touch(mm, part, access).map_err(|fault| match fault {
             Fault::NoMapping | Fault::NoMemory => Errno::ENOMEM,
             Fault::Denied => Errno::EINVAL,
+            Fault::Poisoned => Errno::EHWPOISON,
             Fault::BeyondObject | Fault::Guard | Fault::Level(_) | Fault::Watched => Errno::EFAULT,
         })?;
         at = part.end();
