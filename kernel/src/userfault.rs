@@ -48,7 +48,9 @@ const MINOR_SHMEM: u64 = 1 << 10;
 const EXACT_ADDRESS: u64 = 1 << 11;
 const WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
 pub const WP_UNPOPULATED: u64 = 1 << 13;
+const POISON: u64 = 1 << 14;
 pub const WP_ASYNC: u64 = 1 << 15;
+const MOVE: u64 = 1 << 16;
 /// Those that there are.
 pub const FEATURES: u64 = PAGEFAULT_FLAG_WP
     | MISSING_SHMEM
@@ -58,7 +60,9 @@ pub const FEATURES: u64 = PAGEFAULT_FLAG_WP
     | EXACT_ADDRESS
     | WP_HUGETLBFS_SHMEM
     | WP_UNPOPULATED
-    | WP_ASYNC;
+    | POISON
+    | WP_ASYNC
+    | MOVE;
 /// Set with the features once they are chosen.
 const CHOSEN: u64 = 1 << 63;
 
@@ -200,6 +204,10 @@ impl Context {
         modes.set(Modes::ASYNC, protect && self.has(WP_ASYNC));
         modes.set(Modes::UNPOPULATED, protect && self.has(WP_UNPOPULATED));
         modes
+    }
+    /// Whether the memory is the calling thread's.
+    pub fn is_callers(&self) -> bool {
+        task::current().mm().is_some_and(|mm| core::ptr::eq(self.mm.as_ptr(), Arc::as_ptr(&mm)))
     }
     /// Run `f` with the memory, which stays meanwhile. `gone` if it is no more.
     pub fn with<R>(

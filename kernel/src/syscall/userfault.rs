@@ -1,10 +1,16 @@
 //! `userfaultfd` and what is asked of its descriptor, in the order in which Linux looks at it.
+//!
+//! COPY, ZEROPAGE, CONTINUE and POISON go page by page, and MOVE some pages at a time; each stops where the address space says
+//! that a page can't be done, and tells how far it came. What is asked of the mappings is asked once before, and of each page
+//! again by the address space, with the page locked.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::{any::Any, cell::Cell};
 
-use addr::{PAGE_BYTES, PAGE_SIZE, Page, PageRange, USER_END};
-use aspace::{Backing, Content, Error, Flags, LOWEST, Mapping, Modes, Unfilled, Watch, Watched};
+use addr::{PAGE_BYTES, PAGE_SIZE, Page, PageRange, Prot, USER_END};
+use aspace::{
+    Backing, Content, Error, Flags, LOWEST, Mapping, Modes, Unfilled, Untransferred, Watch, Watched,
+};
 use linux_raw_sys::general as c;
 
 use super::{Args, file::files};
@@ -26,8 +32,10 @@ const NR_UNREGISTER: u64 = 1;
 const NR_WAKE: u64 = 2;
 const NR_COPY: u64 = 3;
 const NR_ZEROPAGE: u64 = 4;
+const NR_MOVE: u64 = 5;
 const NR_WRITEPROTECT: u64 = 6;
 const NR_CONTINUE: u64 = 7;
+const NR_POISON: u64 = 8;
 const NR_API: u64 = 0x3f;
 const API: u32 = 0xc018_aa3f;
 const REGISTER: u32 = 0xc020_aa00;
@@ -35,16 +43,20 @@ const UNREGISTER: u32 = 0x8010_aa01;
 const WAKE: u32 = 0x8010_aa02;
 const COPY: u32 = 0xc028_aa03;
 const ZEROPAGE: u32 = 0xc020_aa04;
+const MOVE: u32 = 0xc028_aa05;
 const WRITEPROTECT: u32 = 0xc018_aa06;
 const CONTINUE: u32 = 0xc020_aa07;
+const POISON: u32 = 0xc020_aa08;
 /// Of /dev/userfaultfd.
 const NEW: u32 = 0xaa00;
 
 const REGISTER_MISSING: u64 = 1;
 const REGISTER_WP: u64 = 2;
 const REGISTER_MINOR: u64 = 4;
-/// Of all that fill.
+/// Of all that fill, and of MOVE.
 const DONTWAKE: u64 = 1;
+/// Of MOVE.
+const ALLOW_SRC_HOLES: u64 = 2;
 /// Of COPY and CONTINUE.
 const FILL_WP: u64 = 2;
 const PROTECT_WP: u64 = 1;
@@ -90,6 +102,8 @@ pub fn ioctl(faults: &UserFaults, request: u32, arg: u64) -> SysResult {
         ZEROPAGE => fill_range(context, arg, Content::Zeros, DONTWAKE),
         CONTINUE => fill_range(context, arg, Content::Object, DONTWAKE | FILL_WP),
         WRITEPROTECT => write_protect(context, arg),
+        MOVE => transfer(context, arg),
+        POISON => fill_range(context, arg, Content::Lost, DONTWAKE),
         _ => Err(Errno::EINVAL),
     }?;
     Ok(0)
@@ -168,14 +182,14 @@ fn register(context: &Arc<Context>, arg: u64) -> Result<(), Errno> {
     let ask = |mapping: &Mapping| {
         why.set(match &mapping.watch {
             _ if !can_be_watched(mapping, asked, modes) => Errno::EINVAL,
-            _ if !mapping.max_prot.contains(addr::Prot::WRITE) => Errno::EPERM,
+            _ if !mapping.max_prot.contains(Prot::WRITE) => Errno::EPERM,
             Some(watch) if !watch.is_by(&me) => Errno::EBUSY,
             _ => return Some(Some(Watch { by: me.clone(), modes })),
         });
         None
     };
     context.with(Errno::ENOMEM, |_, watched| watch(watched, range, &ask, &why))?;
-    let mut requests = 1u64 << NR_WAKE | 1 << NR_COPY | 1 << NR_ZEROPAGE;
+    let mut requests = 1u64 << NR_WAKE | 1 << NR_COPY | 1 << NR_ZEROPAGE | 1 << NR_MOVE | 1 << NR_POISON;
     if asked.contains(Modes::PROTECT) {
         requests |= 1 << NR_WRITEPROTECT;
     }
@@ -260,7 +274,7 @@ fn copy(context: &Context, arg: u64) -> Result<(), Errno> {
     answer(context, arg + 32, range, mode, result)
 }
 
-/// ZEROPAGE and CONTINUE.
+/// ZEROPAGE, CONTINUE and POISON.
 fn fill_range(context: &Context, arg: u64, with: Content<'_>, modes: u64) -> Result<(), Errno> {
     let [start, len, mode]: [u64; 3] = usercopy::read(arg)?;
     let range = range(start, len)?;
@@ -321,11 +335,12 @@ fn fill_each(
     Ok(done)
 }
 
+/// How often room is made at most.
+const ATTEMPTS: u32 = 64;
+
 /// Fill one page. The memory is used for that alone: if it is the calling process's no more, and room is made meanwhile, it
 /// can go.
 fn put(context: &Context, page: Page, with: Content<'_>, protected: bool) -> Result<(), Errno> {
-    /// How often room is made at most.
-    const ATTEMPTS: u32 = 64;
     let mut attempts = 0..ATTEMPTS;
     loop {
         let ctx = task::unpinned();
@@ -343,7 +358,77 @@ fn put(context: &Context, page: Page, with: Content<'_>, protected: bool) -> Res
     }
 }
 
-/// Tell at `to` how many bytes were filled, or the error, and wake who waited for them.
+/// MOVE, within the calling process's memory.
+fn transfer(context: &Arc<Context>, arg: u64) -> Result<(), Errno> {
+    let [to, from, len, mode]: [u64; 4] = usercopy::read(arg)?;
+    if !context.is_callers() {
+        return Err(Errno::EINVAL);
+    }
+    let (target, source) = (range(to, len)?, range(from, len)?);
+    if mode & !(DONTWAKE | ALLOW_SRC_HOLES) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let me: Arc<dyn Any + Send + Sync> = context.clone();
+    let holes = mode & ALLOW_SRC_HOLES != 0;
+    let result = context.with(Errno::ESRCH, |mm, watched| {
+        let within = are_in_mappings(mm, source, target);
+        Ok(within.and_then(|()| transfer_each(watched, source, target, &|s, t| may_go(s, t, &me), holes)))
+    })?;
+    answer(context, arg + 32, target, mode, result)
+}
+
+/// Whether each of the two ranges is in one mapping: ENOENT if it doesn't begin in one, EINVAL if it ends elsewhere.
+fn are_in_mappings(mm: &Mm, source: PageRange, target: PageRange) -> Result<(), Errno> {
+    let end = |range: PageRange| mm.aspace.find(range.start(), &task::unpinned()).map(|(area, _)| area.end());
+    let target_end = end(target).ok_or(Errno::ENOENT)?;
+    let source_end = end(source).ok_or(Errno::ENOENT)?;
+    if source.end() <= source_end && target.end() <= target_end { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// What Linux asks of two mappings of anonymous memory besides.
+fn may_go(source: &Mapping, target: &Mapping, watcher: &Arc<dyn Any + Send + Sync>) -> bool {
+    let locked = |mapping: &Mapping| mapping.flags.contains(Flags::LOCKED);
+    source.prot == target.prot
+        && locked(source) == locked(target)
+        && source.prot.contains(Prot::WRITE)
+        && target.watch.as_ref().is_some_and(|watch| watch.is_by(watcher))
+}
+
+/// Move the pages of `source` to those of `target`: how many, if any.
+fn transfer_each(
+    watched: &dyn Watched,
+    source: PageRange,
+    target: PageRange,
+    may: &dyn Fn(&Mapping, &Mapping) -> bool,
+    holes: bool,
+) -> Result<u64, Errno> {
+    let (mut done, mut attempts) = (0, 0..ATTEMPTS);
+    while done < source.len() {
+        let rest = source.start().checked_add(done).and_then(|at| PageRange::new(at, source.end()));
+        let to = target.start().checked_add(done);
+        let (Some(rest), Some(to)) = (rest, to) else { break };
+        let moved = match task::current().is_ending() {
+            true => Err(Errno::EINTR),
+            false => watched.transfer(rest, to, may, holes, &task::unpinned()).map_err(|why| match why {
+                Untransferred::Unmapped | Untransferred::Hole => Errno::ENOENT,
+                Untransferred::Refused => Errno::EINVAL,
+                Untransferred::There => Errno::EEXIST,
+                Untransferred::Marked => Errno::EFAULT,
+                Untransferred::Shared => Errno::EBUSY,
+                Untransferred::NoMemory => Errno::ENOMEM,
+            }),
+        };
+        match moved {
+            Ok(pages) => done += pages,
+            Err(Errno::ENOMEM) if attempts.next().is_some() && oom::make_room() => {}
+            Err(_) if done > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// Tell at `to` how many bytes were filled, or moved, or the error, and wake who waited for them.
 fn answer(
     context: &Context,
     to: u64,
