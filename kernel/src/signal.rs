@@ -73,8 +73,8 @@ macro_rules! signals {
     };
 }
 signals! {
-    ILL = 4, TRAP = 5, BUS = 7, FPE = 8, KILL = 9, SEGV = 11, ALRM = 14, CHLD = 17, CONT = 18, STOP = 19, TSTP = 20,
-    TTIN = 21, TTOU = 22, URG = 23, VTALRM = 26, PROF = 27, WINCH = 28, SYS = 31,
+    QUIT = 3, ILL = 4, TRAP = 5, ABRT = 6, BUS = 7, FPE = 8, KILL = 9, SEGV = 11, ALRM = 14, CHLD = 17, CONT = 18, STOP = 19, TSTP = 20,
+    TTIN = 21, TTOU = 22, URG = 23, XCPU = 24, XFSZ = 25, VTALRM = 26, PROF = 27, WINCH = 28, SYS = 31,
 }
 
 impl Signal {
@@ -111,6 +111,9 @@ impl SigSet {
     const STOPS: SigSet = SigSet::of(&[Signal::STOP, Signal::TSTP, Signal::TTIN, Signal::TTOU]);
     /// Those that do nothing by default.
     const IGNORED: SigSet = SigSet::of(&[Signal::CONT, Signal::CHLD, Signal::WINCH, Signal::URG]);
+    /// Those that leave an image of the process's memory by default, where such are kept, as it ends.
+    const IMAGES: SigSet =
+        SigSet::SYNCHRONOUS.or(SigSet::of(&[Signal::QUIT, Signal::ABRT, Signal::XCPU, Signal::XFSZ]));
     /// Those that an instruction causes: they are taken before others, so that the saved state is the instruction's.
     const SYNCHRONOUS: SigSet =
         SigSet::of(&[Signal::SEGV, Signal::BUS, Signal::ILL, Signal::TRAP, Signal::FPE, Signal::SYS]);
@@ -300,6 +303,26 @@ impl SigInfo {
 pub fn pending() -> bool {
     let me = task::current();
     me.signals.flag() || me.is_ending()
+}
+
+/// The signal, if one is pending, that ends the calling thread's process whatever that waits for: on Linux those do so as soon as
+/// they are sent that end a process by default, and leave no image.
+pub fn fatal() -> Option<Signal> {
+    let me = task::current();
+    if !me.signals.flag() {
+        return None;
+    }
+    let state = me.process.signals.lock();
+    let t = me.signals.lock();
+    let others = t.blocked.or(SigSet::STOPS).or(SigSet::IGNORED).or(SigSet::IMAGES);
+    let mut open = t.pending.set().or(state.pending.set()).without(others);
+    while let Some(signal) = open.first() {
+        if state.action(signal).is_default() {
+            return Some(signal);
+        }
+        open = open.without(SigSet::of(&[signal]));
+    }
+    None
 }
 
 /// Send to one thread.

@@ -13,7 +13,8 @@
 //! looked at, so it may come before the sleep.
 //!
 //! **Signals.** An access by user code is given up for a signal, and made again after it, with another message. A copy of the
-//! kernel's goes on waiting, as it can't be begun anew, until its thread is to end.
+//! kernel's goes on waiting, as it can't be begun anew, until its thread is to end. So that it does, a signal that is to end the
+//! process does so while the copy waits, as on Linux, and not when the thread would take it ([`signal::fatal`]).
 
 use alloc::{
     collections::VecDeque,
@@ -34,8 +35,8 @@ use crate::{
     errno::Errno,
     file::{Events, OpenFile, Readiness, Sink, Special, moved},
     heap,
-    process::Mm,
-    task,
+    process::{self, Mm, Status},
+    signal, task,
     wait::WaitQueue,
 };
 
@@ -278,16 +279,23 @@ impl Context {
     }
 }
 
+/// Whether the calling thread is to end, and so does no more. If a signal ends its process, it is asked to end now.
+fn is_dying() -> bool {
+    if let Some(signal) = signal::fatal() {
+        process::group_exit(Status::killed(signal.number()));
+    }
+    task::current().is_ending()
+}
+
 /// `access` of the calling thread to `at` of `mm` is one that a watcher is told of: tell, and wait until something was done about
 /// it. `by_kernel`: the access is a copy for the thread. Nothing is locked. May sleep.
 pub fn wait(mm: &Mm, at: VirtAddr, access: Access, by_kernel: bool) -> Outcome {
     let ctx = task::unpinned();
-    let me = task::current();
     let Some(watched) = mm.aspace.watched() else { return Outcome::Refused };
     let Some((watch, cause)) = watched.told(at.page(), access, &ctx) else { return Outcome::Again };
     let Ok(context) = watch.by.downcast::<Context>() else { return Outcome::Refused };
     // What a thread does last is not worth waiting for.
-    if context.has(SIGBUS) || by_kernel && context.user_only || by_kernel && me.is_ending() {
+    if context.has(SIGBUS) || by_kernel && (context.user_only || is_dying()) {
         return Outcome::Refused;
     }
     if !heap::gives::<Waiter>() {
@@ -318,7 +326,7 @@ pub fn wait(mm: &Mm, at: VirtAddr, access: Access, by_kernel: bool) -> Outcome {
     } else {
         context.readers.wake_all();
         // Acquire: partner in `wake`.
-        let woken = || waiter.woken.load(Ordering::Acquire) || by_kernel && me.is_ending();
+        let woken = || waiter.woken.load(Ordering::Acquire) || by_kernel && is_dying();
         match waiter.sleep.wait(None, !by_kernel, || woken().then_some(())) {
             Ok(()) => Outcome::Again,
             Err(_) => Outcome::Interrupted,

@@ -3,7 +3,7 @@
 // Proves: the handshake and its refusals; who may register what, and what that allows; a fault waits until its page is
 // filled, allowed or no longer watched, is read of once, and is made again after a signal; what a system call does with such a
 // page; protection of pages that are and aren't there; memory that is shared, with the file's page there or not; SIGBUS instead of
-// waiting; what becomes of all this by mprotect, mremap, munmap, madvise, fork and close. Errors are Linux's.
+// waiting; what becomes of all this by mprotect, mremap, munmap, madvise, fork, close and signals that end. Errors are Linux's.
 //
 // calls: userfaultfd ioctl
 #include "userfault.h"
@@ -712,6 +712,43 @@ static void endings(void)
     OK(close(pair[1]));
 }
 
+// A process whose only thread waits in a system call: what isn't to end it doesn't, and what is does.
+static void killed(void)
+{
+    int ready[2];
+    OK(pipe(ready));
+    pid_t child = fork();
+    OK(child);
+    if (child == 0) {
+        int fd = opened(0);
+        map_at(0, 1, RW, OWN, -1);
+        OK(enlist(fd, 0, 1, UFFDIO_REGISTER_MODE_MISSING));
+        sigset_t blocked;
+        sigemptyset(&blocked);
+        sigaddset(&blocked, SIGINT);
+        OK(sigprocmask(SIG_BLOCK, &blocked, 0));
+        OK(pipe(ends));
+        EQUAL(write(ready[1], "r", 1), 1);
+        write(ends[1], AT(0), 1);
+        _exit(1);
+    }
+    char byte;
+    EQUAL(read(ready[0], &byte, 1), 1);
+    // Not one that has a handler: Linux, which makes the access again and again then, doesn't find the next one fatal.
+    int quiet[] = {SIGINT, SIGCHLD}, status;
+    for (int i = 0; i < 2; i++) {
+        moment();
+        OK(kill(child, quiet[i]));
+    }
+    moment();
+    EQUAL(waitpid(child, &status, WNOHANG), 0);
+    OK(kill(child, SIGTERM));
+    EQUAL(waitpid(child, &status, 0), child);
+    EQUAL(status, SIGTERM);
+    OK(close(ready[0]));
+    OK(close(ready[1]));
+}
+
 // ---- writes that are kept track of ----------------------------------------------------------------------------------------
 struct scan {
     uint64_t size, flags, start, end, walk_end, vec, room, most, inverted, mask, any, told;
@@ -855,6 +892,7 @@ int main(int argc, char **argv)
     section("mappings", mappings);
     section("forked", forked);
     section("endings", endings);
+    section("killed", killed);
     section("tracked", tracked);
     puts("userfault: all passed");
     return 0;
