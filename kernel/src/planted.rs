@@ -27,6 +27,10 @@ pub enum Planted {
     EntryFreedEarly,
     /// A path is put together of parts that were true one after the other, with time in between.
     PathUnchecked,
+    /// A call whose last store meets a level starts over, though it has taken what it stores.
+    OwedRestarts,
+    /// What a call owes is forgotten when its upcall is over.
+    OwedDropped,
 }
 
 impl Planted {
@@ -40,6 +44,8 @@ impl Planted {
             "copy-unflushed" => Self::CopyUnflushed,
             "entry-freed-early" => Self::EntryFreedEarly,
             "path-unchecked" => Self::PathUnchecked,
+            "owed-restarts" => Self::OwedRestarts,
+            "owed-dropped" => Self::OwedDropped,
             _ => return None,
         })
     }

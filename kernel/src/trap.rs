@@ -175,8 +175,16 @@ pub extern "C" fn syscall(frame: &mut TrapFrame) {
             }
         };
     }
+    let behind = frame.rip;
     irq::disable();
     leave_to_user(frame);
+    // After the signals, as it is for what runs next (`upcall/owed.rs`).
+    if task::current().upcall.owes() {
+        irq::enable();
+        upcall::pay(frame, behind);
+        irq::disable();
+        leave_to_user(frame);
+    }
 }
 
 /// What must be done before a thread continues in user mode: end if asked to, give way, take signals. Interrupts are

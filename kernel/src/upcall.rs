@@ -17,7 +17,8 @@
 //!
 //! **System calls.** A copy that meets a level fails, as if the page weren't mapped, and what it met is kept here. If the call then
 //! says EFAULT it had no effect yet, or none that matters (`syscall/buffers.rs` sees to that); so the thread's RIP goes back to the
-//! `syscall` instruction, and the upcall is as for an access by that. When the page is raised the call starts over.
+//! `syscall` instruction, and the upcall is as for an access by that. When the page is raised the call starts over. A store that
+//! comes too late for that is owed (`upcall/owed.rs`).
 //!
 //! **Raising on the way back.** A library that stores a page's level before [`resume`] raises it must not lower the page in
 //! between. It is told when that is over by a word, of which `resume` clears bits.
@@ -40,6 +41,9 @@ use crate::{
     stats::{self, Counter},
     task, usercopy,
 };
+
+mod owed;
+pub use owed::{owe, owed, pay};
 
 /// What the program finds on its stack. The first five words are as an exception has them.
 #[derive(Clone, Copy)]
@@ -93,6 +97,8 @@ pub struct State {
     /// What a copy has met in this call: the address, and in its lowest bits that there is one, and whether it was to be
     /// written. 0 if nothing.
     met: AtomicU64,
+    /// What its calls have yet to store.
+    debts: owed::Debts,
 }
 
 /// Bits of [`State::met`]: a page's first bits are not used otherwise.
@@ -103,16 +109,22 @@ impl State {
     /// It takes none.
     pub const fn new() -> Self {
         let [entry, base, end, cookie, met] = [const { AtomicU64::new(0) }; 5];
-        Self { entry, base, end, cookie, met }
+        Self { entry, base, end, cookie, met, debts: owed::Debts::new() }
     }
     /// Whether it takes upcalls.
     #[inline]
     pub fn is_armed(&self) -> bool {
         self.entry.load(Ordering::Relaxed) != 0
     }
-    /// Take none any more: `execve`.
+    /// Take none any more, and owe nothing: `execve`.
     pub fn clear(&self) {
         self.entry.store(0, Ordering::Relaxed);
+        self.debts.clear();
+    }
+    /// Whether the call that has just run owes stores: [`pay`].
+    #[inline]
+    pub fn owes(&self) -> bool {
+        self.debts.is_due()
     }
     /// What the only thread of a forked process begins with.
     pub fn fork_to(&self, child: &State) {
@@ -124,6 +136,7 @@ impl State {
         ] {
             to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         }
+        self.debts.fork_to(&child.debts);
     }
     /// A call begins.
     #[inline]
@@ -133,6 +146,10 @@ impl State {
     /// Whether something was met in this call.
     pub fn has_met(&self) -> bool {
         self.met.load(Ordering::Relaxed) != 0
+    }
+    /// Whether the call starts over if it says EFAULT now.
+    pub fn starts_over(&self) -> bool {
+        self.has_met() && self.is_armed() && !self.owes()
     }
     /// A copy for the thread has met the level of the page at `at`, or would.
     pub fn meet(&self, at: u64, access: Access) {
@@ -146,7 +163,7 @@ pub fn set(entry: u64, base: u64, len: u64, cookie: u64) -> SysResult {
     let me = task::current();
     let state = &me.upcall;
     if entry == 0 {
-        state.clear();
+        state.entry.store(0, Ordering::Relaxed);
         return Ok(0);
     }
     let end = base.checked_add(len).filter(|end| *end <= USER_END).ok_or(Errno::EINVAL)?;
@@ -204,6 +221,7 @@ fn make(frame: &mut TrapFrame, at: u64, error: u64, level: Level) -> Result<(), 
     };
     usercopy::write(place, &shown)?;
     usercopy::store_word(base, place)?;
+    state.debts.made(base, place);
     frame.rip = state.entry.load(Ordering::Relaxed);
     frame.rsp = place;
     frame.rflags &= !CLEARED;
@@ -216,10 +234,10 @@ fn make(frame: &mut TrapFrame, at: u64, error: u64, level: Level) -> Result<(), 
 /// False if it was not.
 pub fn restart(frame: &mut TrapFrame) -> bool {
     let me = task::current();
-    let met = me.upcall.met.swap(0, Ordering::Relaxed);
-    if met & MET == 0 || !me.upcall.is_armed() {
+    if !me.upcall.starts_over() {
         return false;
     }
+    let met = me.upcall.met.swap(0, Ordering::Relaxed);
     let error = PRESENT | fault::ERROR_USER | if met & MET_WRITE != 0 { fault::ERROR_WRITE } else { 0 };
     let at = met & !(MET | MET_WRITE);
     frame.rip = frame.rip.wrapping_sub(SYSCALL);
@@ -260,6 +278,7 @@ fn go_on(at: u64, level: u64, count: u64, frame: &mut TrapFrame) -> Result<(), E
     frame.rflags = frame.rflags & !USER_FLAGS | f.rflags & USER_FLAGS;
     [frame.rax, frame.rdi, frame.rsi, frame.rdx, frame.rcx, frame.r11] = f.saved;
     frame.orig_rax = u64::MAX;
+    me.upcall.debts.resumed(at, f.rip);
     Ok(())
 }
 

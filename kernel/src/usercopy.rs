@@ -20,7 +20,7 @@ use addr::USER_END;
 use crate::{
     errno::Errno,
     hw::{clac, stac},
-    memory, sanitize,
+    memory, sanitize, upcall,
 };
 
 global_asm!(
@@ -147,7 +147,13 @@ pub fn copy_in(addr: u64, to: &mut [u8]) -> Result<(), Errno> {
 pub fn copy_out(addr: u64, from: &[u8]) -> Result<(), Errno> {
     check(addr, from.len() as u64)?;
     sanitize::check(from.as_ptr() as u64, from.len() as u64, false);
-    copy(addr, from.as_ptr() as u64, from.len() as u64)
+    store(addr, from)
+}
+
+/// Store `from` at `addr`, or owe it.
+fn store(addr: u64, from: &[u8]) -> Result<(), Errno> {
+    let made = copy(addr, from.as_ptr() as u64, from.len() as u64);
+    if made.is_err() && upcall::owe(addr, from) { Ok(()) } else { made }
 }
 
 /// Store `bytes` zero bytes in user memory at `addr`.
@@ -231,7 +237,7 @@ pub fn read<T: Pod>(addr: u64) -> Result<T, Errno> {
 /// Store `v` at `addr`.
 pub fn write<T: Pod>(addr: u64, v: &T) -> Result<(), Errno> {
     check(addr, size_of::<T>() as u64)?;
-    copy(addr, &raw const *v as u64, size_of::<T>() as u64)
+    store(addr, bytes_of(v))
 }
 
 /// Fill `to` with the values at `addr`, one after the other. On EFAULT some may have been read.

@@ -36,7 +36,7 @@ use crate::{
     file::{Events, OpenFile, Readiness, Sink, Special, moved},
     heap,
     process::{self, Mm, Status},
-    signal, task,
+    signal, task, upcall,
     wait::WaitQueue,
 };
 
@@ -150,7 +150,7 @@ impl UserFaults {
                     taken.map_err(|_| Errno::RESTART)?
                 }
             };
-            if sink.put(crate::usercopy::bytes_of(&message)) < MESSAGE {
+            if upcall::owed(|| sink.put(crate::usercopy::bytes_of(&message))) < MESSAGE {
                 return moved(done, 1, Errno::EFAULT);
             }
             done += MESSAGE;

@@ -8,7 +8,7 @@ use super::{
     io::{Sink, Source},
     poll::{Events, Readiness},
 };
-use crate::{errno::Errno, wait::WaitQueue};
+use crate::{errno::Errno, upcall, wait::WaitQueue};
 
 /// The greatest value of the counter.
 const MAX: u64 = u64::MAX - 1;
@@ -68,7 +68,7 @@ impl Event {
             return Err(Errno::EINVAL);
         }
         let taken = self.retry(block, || self.take(), &self.readable, &self.writable)?;
-        if sink.put(&taken.to_ne_bytes()) < size_of::<u64>() {
+        if upcall::owed(|| sink.put(&taken.to_ne_bytes())) < size_of::<u64>() {
             Err(Errno::EFAULT)
         } else {
             Ok(size_of::<u64>())

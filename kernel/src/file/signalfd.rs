@@ -20,6 +20,7 @@ use super::{
 use crate::{
     errno::Errno,
     signal::{self, SigSet},
+    upcall,
     wait::WaitQueue,
 };
 
@@ -81,7 +82,7 @@ impl SignalFile {
                     continue;
                 }
             };
-            if sink.put(&info.record()) < RECORD {
+            if upcall::owed(|| sink.put(&info.record())) < RECORD {
                 return super::io::moved(done, 1, Errno::EFAULT);
             }
             done += RECORD;

@@ -20,6 +20,7 @@ use crate::{
     errno::Errno,
     hw,
     timers::{self, Timer},
+    upcall,
     wait::WaitQueue,
 };
 
@@ -158,7 +159,11 @@ impl TimerFile {
             None if !block => return Err(Errno::EAGAIN),
             None => self.bell.0.wait(None, true, || self.take()).map_err(|_| Errno::RESTART)?,
         };
-        if sink.put(&n.to_ne_bytes()) < size_of::<u64>() { Err(Errno::EFAULT) } else { Ok(size_of::<u64>()) }
+        if upcall::owed(|| sink.put(&n.to_ne_bytes())) < size_of::<u64>() {
+            Err(Errno::EFAULT)
+        } else {
+            Ok(size_of::<u64>())
+        }
     }
 
     /// Readable once it has expired.

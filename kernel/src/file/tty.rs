@@ -31,7 +31,7 @@ use crate::{
     options::Options,
     process::{self, Process},
     signal::{self, SigInfo},
-    task, usercopy,
+    task, upcall, usercopy,
     wait::{WaitQueue, Woken},
 };
 
@@ -314,7 +314,7 @@ impl Channel {
             let n = state.stream.pop(&mut bytes);
             if n > 0 || state.ended {
                 resume(state);
-                let got = sink.put(bytes.get(..n).unwrap_or(&[]));
+                let got = upcall::owed(|| sink.put(bytes.get(..n).unwrap_or(&[])));
                 return moved(got, n, Errno::EFAULT);
             }
             drop(state);
@@ -409,7 +409,7 @@ pub fn read(sink: &mut dyn Sink, block: bool) -> Result<usize> {
         state.line.skip_end(n);
     }
     resume(state);
-    let got = sink.put(bytes.get(..n).unwrap_or(&[]));
+    let got = upcall::owed(|| sink.put(bytes.get(..n).unwrap_or(&[])));
     moved(got, n, Errno::EFAULT)
 }
 

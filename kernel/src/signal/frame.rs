@@ -20,7 +20,7 @@ use super::{Action, AltStack, SigInfo, SigSet, Signal, TrapCause, force, set_blo
 use crate::{
     errno::{Errno, SysResult},
     hw::{TrapFrame, fpu},
-    task, usercopy,
+    task, upcall, usercopy,
 };
 
 /// `struct sigcontext_64`.
@@ -366,7 +366,8 @@ pub fn sigaltstack(new: u64, old: u64, sp: u64) -> SysResult {
     }
     if old != 0 {
         let flags = before.status(sp) | before.flags & AltStack::AUTODISARM;
-        usercopy::write(old, &StackT { sp: before.base, flags, pad: 0, size: before.size })?;
+        let told = StackT { sp: before.base, flags, pad: 0, size: before.size };
+        upcall::owed(|| usercopy::write(old, &told))?;
     }
     Ok(0)
 }

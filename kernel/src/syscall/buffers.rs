@@ -3,8 +3,9 @@
 //! levels are looked at before anything else; only for threads that take upcalls.
 //!
 //! Calls that aren't here either have no effect before their last access, or none that a second time would tell from a first. A page that
-//! is lowered after the look, by another thread, is found by the copy as all are: the call says how much it has
-//! done, or EFAULT and starts over.
+//! is lowered after the look, by another thread, also while the call sleeps, is found by the copy as all are. If nothing was
+//! taken yet the call says how much it has done, or EFAULT and starts over; else the store is owed (`upcall/owed.rs`). What such a call
+//! reads, it reads before it takes anything.
 
 use addr::{PAGE_SIZE, PageRange, USER_END, VirtAddr};
 use aspace::{Access, Managed};

@@ -16,7 +16,7 @@ use crate::{
     file::{Epoll, Interest, OpenFile, ProcessFile, Setting, SignalFile, Special, TimerFile},
     hw, process,
     signal::{self, SigInfo, SigSet, code},
-    task, usercopy,
+    task, upcall, usercopy,
 };
 
 // ---- epoll --------------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ pub fn timerfd_settime(a: &Args) -> SysResult {
     let file = opened(a, 0)?;
     let old = timer(&file)?.set(first, interval, flags & c::TFD_TIMER_ABSTIME != 0);
     if a.raw(3) != 0 {
-        setting_out(a.raw(3), old)?;
+        upcall::owed(|| setting_out(a.raw(3), old))?;
     }
     Ok(0)
 }

@@ -26,7 +26,7 @@ use crate::{
     signal::{self, SigInfo, Signal},
     task::{self, Task},
     timers::{self, Timer},
-    usercopy,
+    upcall, usercopy,
 };
 
 /// The most timers of a process, whatever RLIMIT_SIGPENDING says.
@@ -350,7 +350,7 @@ pub fn timer_settime(a: &Args) -> SysResult {
     };
     let old = timer.set(next, if next.is_some() { interval } else { 0 });
     if a.raw(3) != 0 {
-        write_itimerspec(a.raw(3), old)?;
+        upcall::owed(|| write_itimerspec(a.raw(3), old))?;
     }
     Ok(0)
 }

@@ -15,7 +15,7 @@ use crate::{
     process::{self, Mm, Process, Status, Used},
     sched,
     task::{self, Task},
-    usercopy,
+    upcall, usercopy,
 };
 
 // ---- making -------------------------------------------------------------------------------------------------------
@@ -226,11 +226,11 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     }
     if has(CLONE_PARENT_SETTID) {
         // As on Linux, a bad address doesn't undo the child.
-        let _ = usercopy::write(c.parent_tid, &tid);
+        let _ = upcall::owed(|| usercopy::write(c.parent_tid, &tid));
     }
     if has(CLONE_CHILD_SETTID) {
         if has(CLONE_VM) {
-            let _ = usercopy::write(c.child_tid, &tid);
+            let _ = upcall::owed(|| usercopy::write(c.child_tid, &tid));
         } else {
             child.set_tid_on_start(c.child_tid);
         }
@@ -450,10 +450,10 @@ pub fn wait4(a: &Args) -> SysResult {
     let which = Which::from_pid(pid, &task::current().process);
     let Some(c) = collect(which, want)? else { return Ok(0) };
     if a.raw(1) != 0 {
-        usercopy::write(a.raw(1), &c.status.0)?;
+        upcall::owed(|| usercopy::write(a.raw(1), &c.status.0))?;
     }
     if a.raw(3) != 0 {
-        usercopy::write(a.raw(3), &rusage(c.used))?;
+        upcall::owed(|| usercopy::write(a.raw(3), &rusage(c.used)))?;
     }
     Ok(c.pid as usize)
 }
@@ -516,10 +516,11 @@ pub fn waitid(a: &Args) -> SysResult {
                 *to = from;
             }
         }
-        usercopy::write(info, &out)?;
+        upcall::owed(|| usercopy::write(info, &out))?;
     }
     if a.raw(4) != 0 {
-        usercopy::write(a.raw(4), &rusage(found.map_or(Used::default(), |c| c.used)))?;
+        let used = rusage(found.map_or(Used::default(), |c| c.used));
+        upcall::owed(|| usercopy::write(a.raw(4), &used))?;
     }
     Ok(0)
 }
@@ -645,7 +646,7 @@ pub fn prlimit64(a: &Args) -> SysResult {
         p.limits.set(which, usercopy::read(a.raw(2))?)?;
     }
     if a.raw(3) != 0 {
-        usercopy::write(a.raw(3), &old)?;
+        upcall::owed(|| usercopy::write(a.raw(3), &old))?;
     }
     Ok(0)
 }

@@ -10,7 +10,7 @@ use crate::{
     process::{self, Process},
     signal::{self, Action, SigInfo, SigSet, Signal, code},
     task::{self, Task},
-    usercopy,
+    upcall, usercopy,
     wait::{self, Woken},
 };
 
@@ -40,7 +40,7 @@ pub fn rt_sigaction(a: &Args) -> SysResult {
     }
     let old = signal::action(signal, new);
     if a.raw(2) != 0 {
-        usercopy::write(a.raw(2), &old)?;
+        upcall::owed(|| usercopy::write(a.raw(2), &old))?;
     }
     Ok(0)
 }
@@ -62,7 +62,7 @@ pub fn rt_sigprocmask(a: &Args) -> SysResult {
         });
     }
     if a.raw(2) != 0 {
-        usercopy::write(a.raw(2), &old)?;
+        upcall::owed(|| usercopy::write(a.raw(2), &old))?;
     }
     Ok(0)
 }
@@ -106,7 +106,7 @@ pub fn rt_sigtimedwait(a: &Args) -> SysResult {
         Err(Woken::Interrupted) => return Err(Errno::EINTR),
     };
     if a.raw(1) != 0 {
-        usercopy::write(a.raw(1), &info)?;
+        upcall::owed(|| usercopy::write(a.raw(1), &info))?;
     }
     Ok(info.signal().map_or(0, |s| s.number() as usize))
 }

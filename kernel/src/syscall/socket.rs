@@ -15,7 +15,7 @@ use crate::{
         self, AF_UNIX, Address, Credentials, Lent, OpenFile, Received, Sent, Socket, SocketFlags as Flags,
         SocketNumber as Number, Style, UserBuffer,
     },
-    hw, memory, process, task, usercopy,
+    hw, memory, process, task, upcall, usercopy,
 };
 
 /// Bits of a socket type that are flags.
@@ -102,12 +102,38 @@ fn address_bytes(at: u64, len: i32) -> Result<Vec<u8>, Errno> {
     Ok(bytes)
 }
 
-/// Store `bytes` at `at`, as far as the int at `len_at` says, and how many there are there. EINVAL for a negative one.
-fn address_out(bytes: &[u8], at: u64, len_at: u64) -> Result<(), Errno> {
-    let room: i32 = usercopy::read(len_at)?;
-    let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
-    usercopy::copy_out(at, bytes.get(..room).unwrap_or(bytes))?;
-    usercopy::write(len_at, &(bytes.len() as i32))
+/// Where a call tells an address.
+struct AddressOut {
+    at: u64,
+    len_at: u64,
+    /// How much room there is, or what is wrong with the number of it, which is told after the wait, as on Linux.
+    room: Result<usize, Errno>,
+}
+
+impl AddressOut {
+    /// That, unless `at` is 0.
+    fn asked(at: u64, len_at: u64) -> Result<Option<Self>, Errno> {
+        if at == 0 { Ok(None) } else { Self::new(at, len_at).map(Some) }
+    }
+
+    /// At `at`, as far as the int at `len_at` says: EINVAL for a negative one. That is read now, before the call takes
+    /// anything; EFAULT if its page's level forbids it and the call can start over.
+    fn new(at: u64, len_at: u64) -> Result<Self, Errno> {
+        let room = match usercopy::read::<i32>(len_at) {
+            Err(e) if task::current().upcall.starts_over() => return Err(e),
+            room => room.and_then(|room| usize::try_from(room).map_err(|_| Errno::EINVAL)),
+        };
+        Ok(Self { at, len_at, room })
+    }
+
+    /// Store `bytes`, and how many there are.
+    fn tell(&self, bytes: &[u8]) -> Result<(), Errno> {
+        let shown = bytes.get(..self.room?).unwrap_or(bytes);
+        upcall::owed(|| {
+            usercopy::copy_out(self.at, shown)?;
+            usercopy::write(self.len_at, &(bytes.len() as i32))
+        })
+    }
 }
 
 /// `bind(2)`.
@@ -153,9 +179,10 @@ fn accept_with(a: &Args, flags: u32) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let file = socket_file(a)?;
+    let out = AddressOut::asked(a.raw(1), a.raw(2))?;
     let accepted = file.socket()?.accept(file.blocks())?;
-    if a.raw(1) != 0 {
-        address_out(&accepted.peer_name()?.bytes(), a.raw(1), a.raw(2))?;
+    if let Some(out) = out {
+        out.tell(&accepted.peer_name()?.bytes())?;
     }
     files().insert(accepted.open(flags)?, flags & c::O_CLOEXEC != 0)
 }
@@ -163,14 +190,14 @@ fn accept_with(a: &Args, flags: u32) -> SysResult {
 /// `getsockname(2)`.
 pub fn getsockname(a: &Args) -> SysResult {
     let name = socket_file(a)?.socket()?.name();
-    address_out(&name.bytes(), a.raw(1), a.raw(2))?;
+    AddressOut::new(a.raw(1), a.raw(2))?.tell(&name.bytes())?;
     Ok(0)
 }
 
 /// `getpeername(2)`.
 pub fn getpeername(a: &Args) -> SysResult {
     let name = socket_file(a)?.socket()?.peer_name()?;
-    address_out(&name.bytes(), a.raw(1), a.raw(2))?;
+    AddressOut::new(a.raw(1), a.raw(2))?.tell(&name.bytes())?;
     Ok(0)
 }
 
@@ -338,7 +365,8 @@ fn many(count: u64, at: u64, mut one: impl FnMut(u64) -> SysResult) -> SysResult
     let mut done = 0;
     while (done as u64) < count {
         let here = at.checked_add(MANY_HEADER * done as u64).ok_or(Errno::EFAULT)?;
-        let stored = one(here).and_then(|n| usercopy::write(here + size_of::<Header>() as u64, &(n as u32)));
+        let stored = one(here)
+            .and_then(|n| upcall::owed(|| usercopy::write(here + size_of::<Header>() as u64, &(n as u32))));
         match stored {
             Ok(()) => done += 1,
             Err(_) if done > 0 => break,
@@ -355,11 +383,12 @@ pub fn recvfrom(a: &Args) -> SysResult {
     let mut sink = UserBuffer::new(a.raw(1), a.raw(2))?;
     let file = socket_file(a)?;
     let flags = Flags::from_bits_truncate(a.uint(3));
+    let out = AddressOut::asked(a.raw(4), a.raw(5))?;
     let received = file.socket()?.receive(&mut sink, flags, file.blocks())?;
     // Files that nobody asked for are closed.
     file::release_files(received.files);
-    if a.raw(4) != 0 {
-        address_out(&whence(&received.from), a.raw(4), a.raw(5))?;
+    if let Some(out) = out {
+        out.tell(&whence(&received.from))?;
     }
     Ok(received.bytes)
 }
@@ -378,7 +407,14 @@ pub fn recvmsg(a: &Args) -> SysResult {
 fn receive_message(file: &OpenFile, at: u64, flags: u32, block: bool) -> SysResult {
     let header = Header::read(at)?;
     let mut sink = header.buffer()?;
-    let mut received = file.socket()?.receive(&mut sink, Flags::from_bits_truncate(flags), block)?;
+    let received = file.socket()?.receive(&mut sink, Flags::from_bits_truncate(flags), block)?;
+    let bytes = received.bytes;
+    upcall::owed(|| tell(at, &header, received, flags))?;
+    Ok(bytes)
+}
+
+/// What there is to say of a message besides its bytes, in the `msghdr` at `at` and where that says.
+fn tell(at: u64, header: &Header, mut received: Received, flags: u32) -> Result<(), Errno> {
     let from = whence(&received.from);
     let mut out = flags & CLOEXEC;
     if received.cut {
@@ -396,8 +432,7 @@ fn receive_message(file: &OpenFile, at: u64, flags: u32, block: bool) -> SysResu
         usercopy::write(at + 8, &(from.len() as i32))?;
     }
     usercopy::write(at + 48, &out)?;
-    usercopy::write(at + 40, &control.used)?;
-    Ok(received.bytes)
+    usercopy::write(at + 40, &control.used)
 }
 
 /// The program's room for control messages.
@@ -496,7 +531,7 @@ pub fn recvmmsg(a: &Args) -> SysResult {
         Ok(n)
     })?;
     if let Some(d) = deadline {
-        time::write_timespec(a.raw(4), d.saturating_sub(hw::timer::now()))?;
+        upcall::owed(|| time::write_timespec(a.raw(4), d.saturating_sub(hw::timer::now())))?;
     }
     Ok(done)
 }
@@ -555,8 +590,11 @@ pub fn getsockopt(a: &Args) -> SysResult {
         _ => return Err(Errno::ENOPROTOOPT),
     };
     let value = value.get(..room).unwrap_or(&value);
-    usercopy::copy_out(a.raw(3), value)?;
-    usercopy::write(a.raw(4), &(value.len() as i32))?;
+    // SO_ERROR is told once.
+    upcall::owed(|| {
+        usercopy::copy_out(a.raw(3), value)?;
+        usercopy::write(a.raw(4), &(value.len() as i32))
+    })?;
     Ok(0)
 }
 

@@ -18,7 +18,7 @@ use crate::{
     signal::{self, SigInfo, Signal},
     task,
     timers::{self, Timer},
-    usercopy,
+    upcall, usercopy,
     wait::{self, Woken},
 };
 
@@ -153,7 +153,7 @@ fn sleep(deadline: u64, left: u64) -> SysResult {
                 return Ok(0);
             }
             if left != 0 {
-                write_timespec(left, rest)?;
+                upcall::owed(|| write_timespec(left, rest))?;
             }
             Err(signal::restart_with(Box::new(move || sleep(deadline, left))))
         }
@@ -298,7 +298,7 @@ pub fn setitimer(a: &Args) -> SysResult {
         IntervalTimer::Cpu(which) => cpu_time::set(which, first, interval),
     };
     if a.raw(2) != 0 {
-        write_itimer(a.raw(2), old)?;
+        upcall::owed(|| write_itimer(a.raw(2), old))?;
     }
     Ok(0)
 }

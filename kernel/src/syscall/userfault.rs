@@ -19,7 +19,7 @@ use crate::{
     oom,
     process::Mm,
     task::{self, CAP_SYS_PTRACE},
-    usercopy,
+    upcall, usercopy,
     userfault::{Context, FEATURES, UserFaults, WP_ASYNC, WP_UNPOPULATED},
 };
 
@@ -196,7 +196,7 @@ fn register(context: &Arc<Context>, arg: u64) -> Result<(), Errno> {
     if asked.contains(Modes::MINOR) {
         requests |= 1 << NR_CONTINUE;
     }
-    usercopy::write(arg + 24, &requests)
+    upcall::owed(|| usercopy::write(arg + 24, &requests))
 }
 
 fn watch(
@@ -440,7 +440,7 @@ fn answer(
         Ok(pages) => (pages * PAGE_SIZE) as i64,
         Err(error) => -i64::from(error.0),
     };
-    usercopy::write(to, &told)?;
+    upcall::owed(|| usercopy::write(to, &told))?;
     let pages = result?;
     if mode & DONTWAKE == 0 {
         let start = range.start().base().as_u64();

@@ -15,7 +15,7 @@ use crate::{
         self, Result,
         io::{Sink, Source, moved},
     },
-    memory, task,
+    memory, task, upcall,
 };
 
 impl Socket {
@@ -266,7 +266,7 @@ impl Socket {
         let Some(mut packet) = self.first() else { return Ok(false) };
         let whole = packet.bytes.len();
         let want = whole.min(sink.room());
-        let got = sink.put(packet.bytes.get(..want).unwrap_or_default());
+        let got = upcall::owed(|| sink.put(packet.bytes.get(..want).unwrap_or_default()));
         let fault = got < want;
         received.bytes = if flags.contains(Flags::TRUNC) { whole } else { got };
         received.cut = want < whole;

@@ -9,7 +9,7 @@ use crate::{
     errno::{Errno, SysResult},
     file::{KernelBuffer, Kind, MAX_SIZE, MAX_TRANSFER, OpenFile, Seek, Sink, Source, UserBuffer},
     syscall::Args,
-    usercopy,
+    upcall, usercopy,
 };
 
 /// An offset that must not be negative.
@@ -181,7 +181,7 @@ fn offset_at(addr: u64) -> Result<Option<u64>, Errno> {
 }
 
 fn store_offset(addr: u64, at: Option<u64>) -> Result<(), Errno> {
-    at.map_or(Ok(()), |at| usercopy::write(addr, &at))
+    at.map_or(Ok(()), |at| upcall::owed(|| usercopy::write(addr, &at)))
 }
 
 /// `sendfile(2)`.

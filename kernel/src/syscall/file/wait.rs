@@ -10,7 +10,7 @@ use crate::{
     limits::RLIMIT_NOFILE,
     signal::{self, SigSet},
     syscall::Args,
-    task, usercopy,
+    task, upcall, usercopy,
     wait::{self, Woken},
 };
 
@@ -98,7 +98,8 @@ pub(in crate::syscall) fn timespec_at(addr: u64) -> Result<Option<u64>, Errno> {
 fn remaining_out(addr: u64, deadline: Option<u64>, unit: u64) {
     if let Some(d) = deadline.filter(|_| addr != 0) {
         let left = d.saturating_sub(hw::timer::now());
-        let _ = usercopy::write(addr, &[left / 1_000_000_000, left % 1_000_000_000 / unit]);
+        let parts = [left / 1_000_000_000, left % 1_000_000_000 / unit];
+        let _ = upcall::owed(|| usercopy::write(addr, &parts));
     }
 }
 
@@ -152,7 +153,7 @@ fn poll_until(addr: u64, count: u32, deadline: Option<u64>) -> SysResult {
     let mut ready = ready.into_iter();
     for (i, p) in list.iter().enumerate() {
         let events = if p.fd >= 0 { ready.next().unwrap_or_default() } else { Events::empty() };
-        usercopy::write(addr + 8 * i as u64 + 6, &events.bits())?;
+        upcall::owed(|| usercopy::write(addr + 8 * i as u64 + 6, &events.bits()))?;
     }
     Ok(n)
 }
@@ -241,7 +242,7 @@ fn select_until(a: &Args, deadline: Option<u64>) -> SysResult {
     }
     for (set, addr) in sets.iter().zip(addrs).filter(|(_, addr)| *addr != 0) {
         for (i, word) in set.iter().enumerate() {
-            usercopy::write(addr + 8 * i as u64, word)?;
+            upcall::owed(|| usercopy::write(addr + 8 * i as u64, word))?;
         }
     }
     Ok(total)
