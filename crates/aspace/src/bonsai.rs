@@ -67,7 +67,7 @@
 //!   to ask an object compares the number of the mapping that it finds, as numbers are not reused.
 //! * **R12** *Copy on write, and a sibling that reads the old frame*: as in `locked`.
 //! * **R13** *Fork lowers an entry, another CPU still stores by its stale translation, a third copies the page.* The copy
-//!   would miss the store. `fork_gate` is odd from before the first entry is lowered until after the flush; who wants to
+//!   would miss the store. The gate is closed from before the first entry is lowered until after the flush; who wants to
 //!   copy looks at it under the leaf lock: if it finds the gate open, either fork has not come to this leaf, and then the
 //!   entry was read-only before, or the flush is over.
 //!   Nor is an empty page of a private mapping filled while the gate is closed: a store to it would not be the child's, though a

@@ -97,6 +97,43 @@ pub use radix::{FRAMES, PageTables, Radix, Realm};
 pub use serial::Serial;
 pub use watch::{Cause, Content, Look, Modes, Unfilled, Untransferred, Watch, Watched};
 
+/// What is done to the entries of leaf tables, on those of a model's own (see `pagetable::steps`), and fork's gate.
+#[cfg(loom)]
+#[allow(missing_docs, reason = "for this crate's models")]
+pub mod steps {
+    pub use crate::serial::gate::Gate;
+    use addr::{Page, PageRange, Prot};
+    use owned::{Memory, OwnedFrame};
+    use pagetable::Leaf;
+    use tlb::Gather;
+
+    use crate::{Mapping, leaves};
+
+    pub fn share<'l>(
+        from: &Leaf<'_>,
+        part: PageRange,
+        mapping: &Mapping,
+        frames: &Memory,
+        gather: &mut Gather<'_>,
+        to: impl FnOnce() -> Option<Leaf<'l>>,
+    ) -> Option<u64> {
+        leaves::share(from, part, mapping, frames, gather, to)
+    }
+    pub fn still_has(leaf: &Leaf<'_>, at: Page, old: &OwnedFrame) -> bool {
+        leaves::still_has(leaf, at, old)
+    }
+    pub fn replace(
+        leaf: &Leaf<'_>,
+        at: Page,
+        [old, new]: [OwnedFrame; 2],
+        rights: Prot,
+        gather: &mut Gather<'_>,
+        flush: impl FnOnce(&mut Gather<'_>),
+    ) {
+        leaves::replace(leaf, at, old, new, rights, gather, flush);
+    }
+}
+
 /// Pages below this one are never mapped at a place that the caller dictates: Linux's default `mmap_min_addr`, 64 KiB.
 pub const LOWEST: u64 = 16;
 /// Where automatic placement begins and goes down from, as a page: 256 MiB below the end of user space, which leaves

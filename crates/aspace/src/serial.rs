@@ -9,6 +9,7 @@
 mod advise;
 mod copies;
 mod fault;
+pub(crate) mod gate;
 mod remap;
 mod tables;
 
@@ -21,9 +22,12 @@ use core::{fmt, ops::Range, ptr};
 use addr::{Frame, Page, PageRange, Prot, VirtAddr};
 use pagetable::{Concurrent, Which};
 use percpu::{AtomicCpuSet, CpuSet, Line, MAX_CPUS, Pinned, Unpinned};
-use sync::{RwLock, SpinLock, mutant, primitive::AtomicU64};
+use sync::{RwLock, SpinLock, mutant};
 
-use self::tables::{Taken, Waiting};
+use self::{
+    gate::Gate,
+    tables::{Taken, Waiting},
+};
 use crate::{
     Access, AddressSpace, Advice, Audited, Error, Exclude, Fault, Limits, Lock, Machine, Mapper, Mappers,
     Mapping, MappingInfo, Place, Placement, Policy, Realm, RemapTo, Resident, Seen, Unmoved, Usage, Variant,
@@ -77,8 +81,8 @@ pub struct Serial {
     index: Arc<Index>,
     table: Concurrent,
     counts: Counts,
-    /// Odd while fork makes entries read-only.
-    fork_gate: AtomicU64,
+    /// Closed while fork makes entries read-only.
+    gate: Gate,
     retired: Retired,
     /// Where the root goes in the end, if it may be walked.
     grave: SpinLock<Option<Box<Waiting>>>,
@@ -116,7 +120,7 @@ impl Serial {
                 index,
                 table,
                 counts: Counts::new(cpus),
-                fork_gate: AtomicU64::new(0),
+                gate: Gate::new(),
                 retired: Retired::new(),
                 grave: SpinLock::new(grave),
             }
@@ -169,7 +173,7 @@ impl AddressSpace for Serial {
         f("tree", self.index.place());
         f("page table's root and lock", of(&self.table));
         f("set of CPUs", of(&self.active));
-        f("gate", of(&self.fork_gate));
+        f("gate", of(&self.gate));
     }
 
     fn map_within(

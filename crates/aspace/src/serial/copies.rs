@@ -1,7 +1,6 @@
 //! Frames that are copied, or shared until they are: pages that move, and fork.
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
 
 use addr::{Frame, Page};
 use percpu::Unpinned;
@@ -77,15 +76,13 @@ impl Serial {
             return Err(Error::NoMemory);
         }
         let mut taken = self.taken(ctx);
-        // Faults fill and copy no private pages meanwhile. Relaxed, as they look at the gate under a lock that is taken after
-        // this: that of a leaf, or of the table above it.
-        self.fork_gate.fetch_add(1, Ordering::Relaxed);
+        // Faults fill and copy no private pages meanwhile.
+        self.gate.close();
         let copied = self.share_private(&parent, &child, &mut taken, ctx);
         // Also if it failed half way: else another fork would find nothing to lower, flush nothing, and leave a CPU with a
         // writable translation to a shared frame.
         self.flush(&mut taken.gather, &ctx.pin());
-        // Release: who finds the gate open comes after the flush; partner: the load in `step`.
-        self.fork_gate.fetch_add(1, Ordering::Release);
+        self.gate.open();
         drop(parent);
         drop(into);
         if copied {

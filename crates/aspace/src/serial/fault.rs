@@ -1,8 +1,6 @@
 //! The page fault: in a section, without any lock but that of the page's leaf table; and, if that does not get anywhere or there
 //! are no sections, with the mappings locked for reading.
 
-use core::sync::atomic::Ordering;
-
 use addr::{Page, Prot};
 use owned::OwnedFrame;
 use pagetable::{Leaf, Unmade, use_of};
@@ -210,7 +208,7 @@ impl Serial {
                 }
             };
             // What is filled while fork shares pages would be later for the child than what is stored after it.
-            let may = || alive() && (mapping.shared || self.is_gate_open() || mutant!("bonsai-fill-in-fork"));
+            let may = || alive() && (mapping.shared || self.gate.is_open() || mutant!("bonsai-fill-in-fork"));
             return self.fill(mine, &may, at, pin);
         }
         let early = mutant!("bonsai-owner-asked-early").then(|| page::rights(mapping, entry.frame(), frames));
@@ -232,8 +230,8 @@ impl Serial {
             leaf.protect(at, rights);
             return Step::Done;
         }
-        // A copy would be for nothing.
-        if !self.is_gate_open() {
+        // It may have been lowered by now, and not flushed: who still stores to it must not do so beside a copy (R13).
+        if !self.gate.is_open() && !mutant!("bonsai-copy-lowered") {
             return Step::Slow(Fault::Denied);
         }
         // The copy needs the old frame to stay: one more share.
@@ -245,7 +243,7 @@ impl Serial {
                 pause!("bonsai-copy-made");
                 // Again: a copy that came between the pages that fork shares would be later for the child than what is stored
                 // after it.
-                let may = || alive() && (self.is_gate_open() || mutant!("bonsai-copy-in-fork"));
+                let may = || alive() && (self.gate.is_open() || mutant!("bonsai-copy-in-fork"));
                 match self.replace(at, old, new, rights, may, ctx) {
                     true => Step::Done,
                     false => Step::Again,
@@ -258,11 +256,6 @@ impl Serial {
         }
     }
 
-    /// Whether no fork is under way. Asked under a leaf's lock, or that of the table in which one is to be linked.
-    fn is_gate_open(&self) -> bool {
-        // Acquire: flushed before the gate is open; partner: the store in `fork`. That it is seen closed in time is by the lock.
-        self.fork_gate.load(Ordering::Acquire).is_multiple_of(2)
-    }
     /// Put in the frame for a page that had none.
     fn fill(&self, mine: Spare, alive: &impl Fn() -> bool, at: Page, pin: &Pinned<'_>) -> Step {
         let frames = self.machine.frames;
