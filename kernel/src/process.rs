@@ -30,7 +30,7 @@ use crate::{
     cpu_time::CpuTimers,
     errno::Errno,
     file::{Claim, FileTable, FsInfo, OpenFile, Share},
-    hw::irq::Lock,
+    hw::{cpu, irq::Lock},
     limits::{RLIMIT_NPROC, Rlimits},
     memory, oom, places, sched,
     signal::{self, ProcessSignals, SigInfo},
@@ -498,6 +498,8 @@ pub fn end_process(process: &Process, status: Status) {
     if process.pid == SUPERVISOR_PID {
         return;
     }
+    // The caller may be one of its threads, and be told already, by an interrupt that has not come yet.
+    cpu::ask();
     {
         // Under `life`, so that whoever enters a thread sees the request, or the thread is seen below.
         let mut life = process.life.lock();

@@ -165,8 +165,9 @@ pub fn work() {
 /// Have all CPUs collect at once what is free by now, until there is `enough`. For a thread that holds nothing. May sleep.
 pub fn collect_now(enough: impl Fn() -> bool) {
     let Some(realm) = get() else { return };
-    let me = cpu::id();
     for _ in 0..TURNS {
+        // It may be another one each time, since `work` may sleep.
+        let me = cpu::id();
         if realm.is_quiet() || enough() || task::current().is_ending() {
             return;
         }

@@ -55,11 +55,11 @@ pub fn safe_point() {
 struct Settle(ToDo);
 static SETTLE: [Settle; MAX_CPUS] = [const { Settle(ToDo::new(false)) }; MAX_CPUS];
 
-/// Ask all CPUs for what others have freed of their heaps' objects. They do it when they pass by; from any context.
+/// Ask all CPUs for what others have freed of their heaps' objects. They do it on their way to user mode after their next
+/// interrupt or switch; from any context.
 pub fn ask_to_settle() {
     // Relaxed, all: a hint, by which nothing is handed over.
     all_cpus().for_each(|cpu| SETTLE[cpu.index()].0.set(Ordering::Relaxed));
-    poke(&all_cpus().collect());
 }
 
 /// Whether this CPU was asked to.

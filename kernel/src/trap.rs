@@ -234,8 +234,9 @@ fn attend(frame: &mut TrapFrame) {
         } else if !signal::settle(frame) {
             reclaim::safe_point();
             task::current().sched.clock.leave_kernel();
-            cpu::take_asked();
-            return;
+            if !cpu::is_asked() {
+                return;
+            }
         }
     }
 }

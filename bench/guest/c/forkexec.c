@@ -276,6 +276,40 @@ static void wait_statuses(void)
     EQUAL(sum, 45);
 }
 
+// Threads that end their process at once: none of them comes back from it, though another was first.
+static _Atomic int *came_back, ready_to_end;
+
+static void *end_all(void *how)
+{
+    ready_to_end++;
+    while (ready_to_end < 3) sched_yield();
+    if (how)
+        syscall(SYS_exit_group, 47);
+    else
+        kill(getpid(), SIGKILL);
+    ++*came_back;
+    return how;
+}
+static void by_all_at_once(void)
+{
+    pthread_t thread;
+    ready_to_end = 0;
+    for (intptr_t how = 0; how < 2; how++) RETURNS(pthread_create(&thread, NULL, end_all, (void *)how), 0);
+    end_all((void *)1);
+}
+
+static void nobody_outlives_exit(void)
+{
+    came_back = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(came_back != MAP_FAILED);
+    for (int i = 0; i < 200; i++) {
+        int status = wait_for(spawn(by_all_at_once));
+        CHECK(status == 47 << 8 || status == SIGKILL);
+    }
+    EQUAL(*came_back, 0);
+    OK(munmap((void *)came_back, 4096));
+}
+
 static int ends[2];
 
 static void leave_orphan(void)
@@ -560,6 +594,7 @@ int main(int argc, char **argv)
     RUN(exec_arguments_and_errors);
     RUN(exec_inheritance);
     RUN(wait_statuses);
+    RUN(nobody_outlives_exit);
     RUN(orphans);
     RUN(pipelines);
     RUN(scripts);

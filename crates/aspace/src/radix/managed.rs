@@ -51,7 +51,7 @@
 //! stores alone.
 //!
 //! **Locks.** Of one page its slot alone is locked, as by a fault. For several a range each, ascending, at most [`BATCH`] at a
-//! time, all of which are kept until their one flush is over.
+//! time, or [`RUNS`] of pages that were written, all of which are kept until their one flush is over.
 
 use alloc::vec::Vec;
 
@@ -62,6 +62,8 @@ use crate::{Level, Step, page as contents};
 const BATCH: usize = 32;
 /// So many pages are looked at for what was written at a time: those of a leaf table.
 const CHUNK: u64 = ENTRIES as u64;
+/// Runs of them that are locked at a time, at most.
+const RUNS: usize = 64;
 
 impl Radix {
     fn manage_pages(&self, range: PageRange, level: Option<Level>, ctx: &Unpinned<'_>) -> Result<(), Error> {
@@ -266,16 +268,17 @@ impl Radix {
         while let Some(from) = self.written_from(at, end, ctx) {
             let chunk = from..((from / CHUNK + 1) * CHUNK).min(end);
             at = chunk.end;
-            let may = self.may_be_written(&chunk, ctx)?;
-            let mut runs = runs(&may, chunk);
-            while let Some(first) = runs.next() {
-                let batch = core::iter::once(first).chain(runs.by_ref().take(BATCH - 1));
-                self.collect_runs(batch, |pages| pages.for_each(|key| set(written, key - start)), ctx)?;
+            let mut may = self.may_be_written(&chunk, ctx)?;
+            if runs(&may, chunk.clone()).count() > RUNS {
+                // Few that are larger: who has stored to any of them is told once.
+                may.iter_mut().filter(|word| **word != 0).for_each(|word| *word = u64::MAX);
             }
+            let say = |pages: Range<u64>| pages.for_each(|key| set(written, key - start));
+            self.collect_runs(runs(&may, chunk), say, ctx)?;
         }
         Ok(())
     }
-    /// Say of the pages of `runs`, which ascend and are [`BATCH`] at most, which were written.
+    /// Say of the pages of `runs`, which ascend and are [`RUNS`] at most, which were written.
     fn collect_runs(
         &self,
         runs: impl Iterator<Item = Range<u64>>,
@@ -286,7 +289,7 @@ impl Radix {
         let section = self.tree.enter(&pin);
         let mut change = Change::new(self, &section, ctx);
         let mut guards = Vec::new();
-        guards.try_reserve_exact(BATCH).map_err(|_| Error::NoMemory)?;
+        guards.try_reserve_exact(RUNS).map_err(|_| Error::NoMemory)?;
         let mut result = Ok(());
         for run in runs {
             let locked = self.lock_more(pages(run.start, run.end), &guards, &section);
