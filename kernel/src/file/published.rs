@@ -4,7 +4,8 @@
 //! look lasts. Who wants several values as they were at one moment has them so.
 //!
 //! **How.** A look is a section of the kernel's domain ([`grace`]), and what is replaced is freed a grace period later. Where
-//! there is no domain (`aspace=locked`) a look holds [`CHANGES`], as does who replaces something; so then it is freed at once.
+//! there is no domain (`aspace=locked`) a look at one value holds a lock of that value's, and a look at several [`CHANGES`]; who
+//! replaces something holds both, so then it is freed at once.
 //!
 //! **One moment.** What rename moves it moves under [`CHANGES`], between two steps of [`MOVES`], which is odd in between. Who
 //! finds it even, and the same after its looks, has seen nothing of a move that others haven't: had it found a value that
@@ -30,7 +31,7 @@ use crate::{
     task,
 };
 
-/// Held by who moves something and, without a domain, by who looks or replaces anything.
+/// Held by who moves something and, without a domain, by who replaces anything or looks at more than one value.
 static CHANGES: Line<SpinLock<()>> = Line(SpinLock::new(()));
 /// Twice the moves that are over, and one more while one is under way.
 static MOVES: Line<AtomicU64> = Line(AtomicU64::new(0));
@@ -46,6 +47,8 @@ struct Shared<T> {
 /// A value that is replaced as a whole.
 pub struct Published<T> {
     to: AtomicPtr<Shared<T>>,
+    /// Where there is no domain.
+    lock: SpinLock<()>,
     _owns: PhantomData<Box<Shared<T>>>,
 }
 
@@ -137,7 +140,7 @@ impl Drop for Change {
 impl<T: Send + Sync + 'static> Published<T> {
     /// A first value.
     pub fn new(value: T) -> Self {
-        Self { to: AtomicPtr::new(Self::shared(value)), _owns: PhantomData }
+        Self { to: AtomicPtr::new(Self::shared(value)), lock: SpinLock::new(()), _owns: PhantomData }
     }
 
     fn shared(value: T) -> *mut Shared<T> {
@@ -148,17 +151,24 @@ impl<T: Send + Sync + 'static> Published<T> {
     pub fn load<'s>(&'s self, _sight: &'s Sight<'_>) -> &'s T {
         // Acquire: the value's making comes before; partner: the swap in `replace`.
         // SAFETY: never null. It is freed a grace period after another has taken its place, so not before this section ends; or
-        // by who holds the lock that this sight holds; or with `self`.
+        // after who replaced it had the lock that this sight holds; or with `self`.
         unsafe { &(*self.to.load(Ordering::Acquire)).value }
     }
 
     /// What `f` makes of the value. It must not sleep, nor look for another.
     pub fn read<R>(&self, f: impl FnOnce(&T) -> R) -> R {
-        see(|sight| f(self.load(sight)))
+        if grace::domain().is_some() {
+            return see(|sight| f(self.load(sight)));
+        }
+        let _lock = self.lock.lock();
+        // Acquire: as in `load`.
+        // SAFETY: never null, and freed after who replaced it had this lock.
+        f(unsafe { &(*self.to.load(Ordering::Acquire)).value })
     }
 
     /// Put `value` in place of what is there. The old one is to be dropped after the right to change.
     pub fn replace(&self, value: T, _change: &Change) -> Replaced<T> {
+        let _lock = grace::domain().is_none().then(|| self.lock.lock());
         // AcqRel: its making comes before, and that of the old one; partner: the load in `load`, and this.
         let old = self.to.swap(Self::shared(value), Ordering::AcqRel);
         // SAFETY: never null.
@@ -189,7 +199,7 @@ impl<T: Send + Sync + 'static> Drop for Replaced<T> {
         match grace::domain() {
             // SAFETY: `replace` has unlinked it; nobody else frees it; the link is at its beginning, and may go to another thread.
             Some(domain) => domain.call(&task::pinned(), unsafe { Retired::new(self.0.cast(), free::<T>) }),
-            // SAFETY: made of a box. Who had a sight of it had the lock, which was taken since to replace it.
+            // SAFETY: made of a box. Who looked at it had a lock that was taken since, to replace it.
             None => drop(unsafe { Box::from_raw(self.0.as_ptr()) }),
         }
     }
