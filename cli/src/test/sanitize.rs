@@ -35,7 +35,7 @@ const MISTAKES: [(&str, &str); 6] = [
 const COPYING: (&str, &str) = ("copy-unflushed", "was written while free");
 /// Guest programs, by the beginning of their names in the manifest: those that reach much of the kernel, and all those
 /// that try to bring it down.
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 17] = [
     "mapfork",
     "mm",
     "threads",
@@ -43,6 +43,7 @@ const PROGRAMS: [&str; 16] = [
     "signals",
     "jobs",
     "files",
+    "walks",
     "efault",
     "calls_",
     "traps",
