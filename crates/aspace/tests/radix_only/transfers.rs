@@ -17,7 +17,7 @@ use owned::Use;
 use percpu::Unpinned;
 
 use super::{
-    BASE,
+    BASE, SPARES,
     machine::{Pages, RW, Random, Sim, anonymous, object, page, range},
 };
 
@@ -275,6 +275,32 @@ fn what_a_child_has_too_does_not_go() {
         }
         assert_eq!(space.usage(ctx).resident_pages, 200);
         sim.audit(&**space, range(BASE, 600), ctx);
+    });
+}
+
+/// The target's pages are in a slot for many, which has to be split: without memory nothing has happened.
+#[test]
+fn without_memory_nothing_goes() {
+    with(1, 4096, |sim, space, ctx| {
+        for at in 2..6 {
+            assert_eq!(sim.store(&**space, page(BASE + OTHER + at), at, ctx), Ok(()));
+        }
+        sim.realm.trim(&ctx.pin());
+        SPARES.set(true);
+        let first = transfer(&**space, (OTHER + 2, 1000), 4, false, ctx);
+        SPARES.set(false);
+        assert_eq!(first, (0, Some(Untransferred::NoMemory)));
+        assert_eq!(space.usage(ctx).resident_pages, 4);
+        for at in 2..6 {
+            assert_eq!(sim.load(&**space, page(BASE + OTHER + at), ctx), Ok(at));
+            assert_eq!(sim.load(&**space, page(BASE + 998 + at), ctx), Err(Fault::Watched));
+        }
+        sim.audit(&**space, range(BASE, 1200), ctx);
+        assert_eq!(transfer(&**space, (OTHER + 2, 1000), 4, false, ctx), (4, None));
+        for at in 2..6 {
+            assert_eq!(sim.load(&**space, page(BASE + 998 + at), ctx), Ok(at));
+        }
+        sim.audit(&**space, range(BASE, 1200), ctx);
     });
 }
 
