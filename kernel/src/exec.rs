@@ -366,7 +366,7 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
 /// The first program: a process of its own under `parent`, its first thread started. For the supervisor's thread.
 pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Process>, Errno> {
     let pid = process::new_id()?;
-    let p = Process::new(pid, Arc::downgrade(parent), parent.fork_files()?, Arc::new(parent.fs.fork()));
+    let p = Process::new(pid, Arc::downgrade(parent), parent.fork_files()?, parent.fs.fork());
     let found = program.find(&p.fs)?;
     let space = new_space()?;
     let layout = match build(&found, &*space, stack_bytes(&p)) {

@@ -61,7 +61,7 @@ fn kernel_main(info: &'static Info) -> ! {
     planted::init();
     vdso::init();
     realm::init();
-    let kernel = process::init(file::Share::empty(), file::FsInfo::root());
+    let kernel = process::init(file::Share::empty(), file::FsShare::root());
     hw::smp::start();
     timers::init(options::get().serial_time);
     hw::serial::enable_input();

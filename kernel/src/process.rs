@@ -29,7 +29,7 @@ use crate::{
     algo::Choice,
     cpu_time::CpuTimers,
     errno::Errno,
-    file::{Claim, FileTable, FsInfo, OpenFile, Share},
+    file::{Claim, FileTable, FsShare, OpenFile, Share},
     hw::{cpu, irq::Lock},
     limits::{RLIMIT_NPROC, Rlimits},
     memory, oom, places, sched,
@@ -197,7 +197,7 @@ pub struct Process {
     /// Where the table of `files` is, for threads to see whether it is the one that they know.
     table: AtomicUsize,
     /// Working directory and file mode mask.
-    pub fs: Arc<FsInfo>,
+    pub fs: FsShare,
     /// Its live threads; the first one first.
     pub threads: Lock<Vec<Arc<Task>>>,
     /// Its children, ended or not, until they are collected.
@@ -321,7 +321,7 @@ pub fn task_count() -> usize {
 impl Process {
     /// A process with nothing in it. Not in the table yet. It is large, so its callers have none on their stacks.
     #[inline(never)]
-    pub fn new(pid: u32, parent: Weak<Process>, files: Share, fs: Arc<FsInfo>) -> Arc<Self> {
+    pub fn new(pid: u32, parent: Weak<Process>, files: Share, fs: FsShare) -> Arc<Self> {
         Arc::new(Self {
             pid,
             parent: Lock::new(parent),
@@ -615,6 +615,7 @@ pub fn thread_ended(me: &Arc<Task>) {
 }
 
 fn release_resources(p: &Arc<Process>) {
+    p.fs.leave();
     let files = p.set_files(Share::empty());
     // Closing may sleep and send signals; it happens here, with no lock held, if ours was the last share.
     drop(files);
@@ -696,7 +697,7 @@ pub fn supervisor() -> Option<Arc<Process>> {
 }
 
 /// Make the kernel's own process, before any task exists.
-pub fn init(files: Share, fs: Arc<FsInfo>) -> Arc<Process> {
+pub fn init(files: Share, fs: FsShare) -> Arc<Process> {
     let p = Process::new(SUPERVISOR_PID, Weak::new(), files, fs);
     *SUPERVISOR.lock() = Some(p.clone());
     p

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #define WALKERS 3
 #define DEEP 8
@@ -280,6 +281,39 @@ static void a_long_path_is_walked_to_its_end(void)
     puts("ok a long path is walked to its end");
 }
 
+// Processes whose working directories are each other's, and their own, in /proc: what has ended keeps none of them.
+static void what_has_ended_is_nowhere(void)
+{
+    enum { CHAIN = 400 };
+    static pid_t all[CHAIN];
+    char path[64];
+    int started[2];
+    OK(pipe(started));
+    for (int i = 0; i < CHAIN; i++) {
+        OK(all[i] = fork());
+        if (all[i] == 0) {
+            snprintf(path, sizeof path, "/proc/%d", i ? all[i - 1] : getpid());
+            OK(chdir(path));
+            OK(write(started[1], "", 1));
+            for (;;) pause();
+        }
+    }
+    for (int i = 0; i < CHAIN; i++) EQUAL(read(started[0], path, 1), 1);
+    for (int i = 0; i < CHAIN; i++) OK(kill(all[i], SIGKILL));
+    for (int i = 0; i < CHAIN; i++) EQUAL(wait_for(all[i]), SIGKILL);
+    OK(all[0] = fork());
+    if (all[0] == 0) _exit(chdir("/proc/self") == 0 ? 0 : 1);
+    siginfo_t info;
+    OK(waitid(P_PID, all[0], &info, WEXITED | WNOWAIT));
+    snprintf(path, sizeof path, "/proc/%d/cwd", all[0]);
+    char target[64];
+    FAILS(readlink(path, target, sizeof target), ENOENT);
+    EQUAL(wait_for(all[0]), 0);
+    OK(close(started[0]));
+    OK(close(started[1]));
+    puts("ok what has ended is nowhere");
+}
+
 static int take_away(const char *path, const struct stat *about, int kind, struct FTW *where)
 {
     (void)about, (void)kind, (void)where;
@@ -316,6 +350,7 @@ int main(int argc, char **argv)
     a_long_path_is_walked_to_its_end();
     a_path_is_of_one_moment();
     OK(chdir("/"));
+    what_has_ended_is_nowhere();
     OK(nftw(base, take_away, 16, FTW_DEPTH | FTW_PHYS));
     puts("walks: all checks passed");
     return 0;

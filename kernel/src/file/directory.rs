@@ -360,14 +360,15 @@ pub fn rename(
     let moving = published::moving();
     let places =
         (moved.set_place(to, to_name, &moving), exchanged.map(|t| t.set_place(from, from_name, &moving)));
+    if let Some(t) = there.as_ref().filter(|_| existing != Existing::Exchange) {
+        // In the same step: what is moved has the place of what was there.
+        t.set_removed();
+    }
     drop(moving);
     drop(places);
     match &there {
         Some(t) if existing == Existing::Exchange => old_side.insert(from_name, t.clone()),
-        Some(t) => {
-            t.set_removed();
-            t.inode.relink(if directory_there { -2 } else { -1 });
-        }
+        Some(t) => t.inode.relink(if directory_there { -2 } else { -1 }),
         None => {}
     }
     let swapped = existing == Existing::Exchange;
@@ -413,7 +414,8 @@ fn check_move(
     existing: Existing,
 ) -> Result<()> {
     let directory_moves = moved.inode.kind.is_directory();
-    if matches!(moved.inode.kind, Kind::Listing(_)) {
+    let is_volume = |entry: &Arc<Entry>| matches!(entry.inode.kind, Kind::Listing(_));
+    if is_volume(moved) || existing == Existing::Exchange && there.is_some_and(is_volume) {
         return Err(Errno::EBUSY);
     }
     if directory_moves && moved.holds(to) {

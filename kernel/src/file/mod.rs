@@ -103,7 +103,7 @@ pub use socket::{
 pub use special::Special;
 pub use startup::Startup;
 pub use store::{MAX_SIZE, Store, capacity};
-pub use table::{FileTable, Files, FsInfo, Lent, Share};
+pub use table::{FileTable, Files, FsInfo, FsShare, Lent, Share};
 pub use timerfd::{Setting, TimerFile};
 
 use crate::{

@@ -71,7 +71,7 @@ type ProcessLinkTo = (&'static str, fn(&Process) -> Result<Target>);
 
 /// The links of a process, and of each of its threads.
 const LINKS: &[ProcessLinkTo] = &[
-    ("cwd", |p| Ok(Target::Entry(p.fs.cwd()))),
+    ("cwd", |p| if p.fs.is_left() { Err(Errno::ENOENT) } else { Ok(Target::Entry(p.fs.cwd())) }),
     ("exe", |p| p.mm().map(|mm| Target::Path(mm.exe.clone())).ok_or(Errno::ENOENT)),
     ("root", |p| Ok(Target::Entry(p.fs.root_directory().clone()))),
 ];

@@ -4,7 +4,7 @@ use alloc::{sync::Arc, vec::Vec};
 use core::{
     mem,
     ops::Deref,
-    sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
 use linux_raw_sys::general as c;
@@ -395,19 +395,74 @@ pub struct FsInfo {
     root: Arc<Entry>,
     cwd: Published<Arc<Entry>>,
     umask: AtomicU32,
+    /// Processes that have not ended.
+    users: AtomicU32,
+}
+
+/// A process's share of it.
+///
+/// What has ended may be kept, by its parent or by who looks at it in /proc; and a working directory may be that process's own there. So
+/// the last one that ends leaves its working directory.
+pub struct FsShare {
+    fs: Arc<FsInfo>,
+    left: AtomicBool,
+}
+
+impl FsShare {
+    fn new(fs: Arc<FsInfo>) -> Self {
+        // Relaxed: a count, and who comes last has seen the others' decrements.
+        fs.users.fetch_add(1, Ordering::Relaxed);
+        Self { fs, left: AtomicBool::new(false) }
+    }
+    /// In the root of the tree, with the usual mask.
+    pub fn root() -> Self {
+        Self::new(FsInfo::root())
+    }
+    /// The same, for another process that changes it too.
+    pub fn share(&self) -> Self {
+        Self::new(self.fs.clone())
+    }
+    /// A copy, for another process.
+    pub fn fork(&self) -> Self {
+        Self::new(Arc::new(self.fs.fork()))
+    }
+    /// The process ends.
+    pub fn leave(&self) {
+        // AcqRel, both: what users did comes before what the last one does.
+        if !self.left.swap(true, Ordering::AcqRel) && self.fs.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.fs.move_to(self.fs.root.clone());
+        }
+    }
+    /// Whether the process has ended.
+    pub fn is_left(&self) -> bool {
+        // Relaxed: a report.
+        self.left.load(Ordering::Relaxed)
+    }
+}
+
+impl Deref for FsShare {
+    type Target = FsInfo;
+    fn deref(&self) -> &FsInfo {
+        &self.fs
+    }
+}
+
+impl Drop for FsShare {
+    fn drop(&mut self) {
+        self.leave();
+    }
 }
 
 impl FsInfo {
-    /// In the root of the tree, with the usual mask.
-    pub fn root() -> Arc<Self> {
+    fn root() -> Arc<Self> {
         let root = super::root();
-        Arc::new(Self { cwd: Published::new(root.clone()), root, umask: AtomicU32::new(0o022) })
+        let umask = AtomicU32::new(0o022);
+        Arc::new(Self { cwd: Published::new(root.clone()), root, umask, users: AtomicU32::new(0) })
     }
 
-    /// A copy of its own, for a new process.
-    pub fn fork(&self) -> Self {
+    fn fork(&self) -> Self {
         let umask = AtomicU32::new(self.umask());
-        Self { root: self.root.clone(), cwd: Published::new(self.cwd()), umask }
+        Self { root: self.root.clone(), cwd: Published::new(self.cwd()), umask, users: AtomicU32::new(0) }
     }
 
     /// The working directory.
@@ -424,7 +479,9 @@ impl FsInfo {
     pub fn cwd_path(&self) -> Result<Vec<u8>> {
         published::see_at_once(|sight| {
             let cwd = self.cwd.load(sight);
-            if cwd.is_removed() { Err(Errno::ENOENT) } else { cwd.path_in(sight) }
+            let path = cwd.path_in(sight)?;
+            // Afterwards: what is removed stays so, and then the path says it too.
+            if cwd.is_removed() { Err(Errno::ENOENT) } else { Ok(path) }
         })
     }
 
@@ -438,11 +495,15 @@ impl FsInfo {
         if !entry.inode.kind.is_directory() {
             return Err(Errno::ENOTDIR);
         }
+        self.move_to(entry);
+        Ok(())
+    }
+
+    fn move_to(&self, directory: Arc<Entry>) {
         let change = published::change();
-        let old = self.cwd.replace(entry, &change);
+        let old = self.cwd.replace(directory, &change);
         drop(change);
         drop(old);
-        Ok(())
     }
 
     /// Make `path` the working directory.

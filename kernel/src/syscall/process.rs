@@ -296,7 +296,7 @@ fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Arc<Process
     let has = |f| c.flags & f != 0;
     let parent = if has(CLONE_PARENT) { p.parent.lock().clone() } else { Arc::downgrade(p) };
     let files = if has(CLONE_FILES) { p.share_files() } else { p.fork_files()? };
-    let fs = if has(CLONE_FS) { p.fs.clone() } else { Arc::new(p.fs.fork()) };
+    let fs = if has(CLONE_FS) { p.fs.share() } else { p.fs.fork() };
     let child = Process::new(pid, parent, files, fs);
     // Relaxed, all: published when the child is registered.
     child.pgid.store(p.pgid.load(Ordering::Relaxed), Ordering::Relaxed);
