@@ -70,7 +70,7 @@ fn designs(name: Name, options: &Test) -> Vec<(Aspace, Option<PageTables>)> {
             (Aspace::Radix, Some(PageTables::Shared)),
             (Aspace::Locked, None),
         ],
-        (Name::Kernel | Name::Linux | Name::Mutants, None) => vec![(Aspace::Radix, tables)],
+        (Name::Kernel | Name::Linux | Name::Mutants | Name::Sanitize, None) => vec![(Aspace::Radix, tables)],
         // What moves between CPUs is known by name there, and so are the locks.
         (_, None) => vec![(Aspace::Locked, None)],
     }
