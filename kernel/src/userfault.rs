@@ -280,7 +280,7 @@ impl Context {
 }
 
 /// Whether the calling thread is to end, and so does no more. If a signal ends its process, it is asked to end now.
-fn is_dying() -> bool {
+pub fn is_dying() -> bool {
     if let Some(signal) = signal::fatal() {
         process::group_exit(Status::killed(signal.number()));
     }

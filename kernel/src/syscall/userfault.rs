@@ -20,7 +20,7 @@ use crate::{
     process::Mm,
     task::{self, CAP_SYS_PTRACE},
     upcall, usercopy,
-    userfault::{Context, FEATURES, UserFaults, WP_ASYNC, WP_UNPOPULATED},
+    userfault::{self, Context, FEATURES, UserFaults, WP_ASYNC, WP_UNPOPULATED},
 };
 
 const USER_MODE_ONLY: u32 = 1;
@@ -322,7 +322,7 @@ fn fill_each(
 ) -> Result<u64, Errno> {
     let mut done = 0;
     for page in range {
-        let filled = match task::current().is_ending() {
+        let filled = match userfault::is_dying() {
             true => Err(Errno::EINTR),
             false => one(page, protected),
         };
@@ -407,7 +407,7 @@ fn transfer_each(
         let rest = source.start().checked_add(done).and_then(|at| PageRange::new(at, source.end()));
         let to = target.start().checked_add(done);
         let (Some(rest), Some(to)) = (rest, to) else { break };
-        let moved = match task::current().is_ending() {
+        let moved = match userfault::is_dying() {
             true => Err(Errno::EINTR),
             false => watched.transfer(rest, to, may, holes, &task::unpinned()).map_err(|why| match why {
                 Untransferred::Unmapped | Untransferred::Hole => Errno::ENOENT,
