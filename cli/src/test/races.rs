@@ -14,8 +14,9 @@ use crate::{cargo, child, workspace};
 
 /// The detector makes threads many times slower.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
-/// The test harness's own channel, by which threads tell the main one that a test has ended.
-const SUPPRESSED: &str = "race:std::sync::mpmc\n";
+/// The standard library's: the harness's channel, by which threads tell the main one that a test has ended, and the cell that says which
+/// fault is awake.
+const SUPPRESSED: &str = "race:std::sync::mpmc\nrace:sync::mutant::is_live\n";
 /// What the detector says of a race.
 const RACE: &str = "ThreadSanitizer: data race";
 
