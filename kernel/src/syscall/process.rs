@@ -219,21 +219,18 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
         false => None,
     };
     if let Some(Err(e)) = pidfd {
-        if let Some(mm) = child.set_mm(None) {
-            mm.leave();
-        }
+        leave_memory(&child);
         return Err(e);
     }
-    if has(CLONE_PARENT_SETTID) {
-        // As on Linux, a bad address doesn't undo the child.
-        let _ = upcall::owed(|| usercopy::write(c.parent_tid, &tid));
-    }
-    if has(CLONE_CHILD_SETTID) {
-        if has(CLONE_VM) {
-            let _ = upcall::owed(|| usercopy::write(c.child_tid, &tid));
-        } else {
-            child.set_tid_on_start(c.child_tid);
+    if let Err(e) = tell_ids(c, tid) {
+        if let Some(Ok(fd)) = pidfd {
+            task::files().close(fd)?;
         }
+        leave_memory(&child);
+        return Err(e);
+    }
+    if has(CLONE_CHILD_SETTID) && !has(CLONE_VM) {
+        child.set_tid_on_start(c.child_tid);
     }
     if !has(CLONE_THREAD) {
         places::process(&child_process);
@@ -252,9 +249,7 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
         if let Some(Ok(fd)) = pidfd {
             task::files().close(fd)?;
         }
-        if let Some(mm) = child.set_mm(None) {
-            mm.leave();
-        }
+        leave_memory(&child);
         return Err(e);
     }
     if has(CLONE_VFORK) {
@@ -269,6 +264,28 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
             .wait(None, false, || (child_process.vfork_done() || me.is_ending()).then_some(()));
     }
     Ok(tid as usize)
+}
+
+/// The child was not started.
+fn leave_memory(child: &Task) {
+    if let Some(mm) = child.set_mm(None) {
+        mm.leave();
+    }
+}
+
+/// Store the child's id in memory that the caller has. Not owed (`upcall/owed.rs`): the child may look for it, or have the place for
+/// something else when it has ended. EFAULT if a level forbids that, and the call starts over. As on Linux, a
+/// bad address doesn't undo the child.
+fn tell_ids(c: &CloneArgs, tid: u32) -> Result<(), Errno> {
+    let child_too = CLONE_CHILD_SETTID | CLONE_VM;
+    let parent = (c.flags & CLONE_PARENT_SETTID != 0).then_some(c.parent_tid);
+    let child = (c.flags & child_too == child_too).then_some(c.child_tid);
+    for at in [parent, child].into_iter().flatten() {
+        if usercopy::write(at, &tid).is_err() && task::current().upcall.starts_over() {
+            return Err(Errno::EFAULT);
+        }
+    }
+    Ok(())
 }
 
 /// A descriptor of `process` for the caller, stored at `at`.
