@@ -249,7 +249,8 @@ pub fn read_into<T: Pod>(addr: u64, to: &mut [T]) -> Result<(), Errno> {
 /// Store `from` at `addr`, one after the other. On EFAULT some may have been stored.
 pub fn write_all<T: Pod>(addr: u64, from: &[T]) -> Result<(), Errno> {
     check(addr, size_of_val(from) as u64)?;
-    copy(addr, from.as_ptr() as u64, size_of_val(from) as u64)
+    // SAFETY: Pods have no padding, and the slice is borrowed.
+    store(addr, unsafe { core::slice::from_raw_parts(from.as_ptr().cast(), size_of_val(from)) })
 }
 
 /// The bytes of `v`.

@@ -29,7 +29,7 @@ use crate::{
     errno::{Errno, SysResult},
     process::Mm,
     task::{self, CAP_SYS_ADMIN},
-    usercopy,
+    upcall, usercopy,
 };
 
 const PRESENT: u64 = 1 << 63;
@@ -113,7 +113,7 @@ impl PageMap {
         let mut scan = Scan::new(&usercopy::read(arg)?)?;
         let result = self.run(&mut scan);
         let end = scan.stopped.unwrap_or(scan.end) * PAGE_SIZE;
-        usercopy::write(arg + 8 * WALK_END, &end)?;
+        scan.store(|| usercopy::write(arg + 8 * WALK_END, &end))?;
         result
     }
 
@@ -348,13 +348,16 @@ impl Scan {
         }
     }
 
+    /// Make a store. One that tells of pages that were protected is told once.
+    fn store(&self, store: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.protects() { upcall::owed(store) } else { store() }
+    }
+
     /// Hand over what was found; how many regions. EFAULT.
     fn flush(&mut self) -> Result<usize> {
         let n = self.regions.len();
-        for region in &self.regions {
-            usercopy::write(self.to, region)?;
-            self.to += 24;
-        }
+        self.store(|| usercopy::write_all(self.to, &self.regions))?;
+        self.to += 24 * n as u64;
         self.room -= n as u64;
         self.capacity = self.capacity.min(usize::try_from(self.room).unwrap_or(usize::MAX));
         self.regions.clear();
