@@ -31,6 +31,8 @@ pub enum Planted {
     OwedRestarts,
     /// What a call owes is forgotten when its upcall is over.
     OwedDropped,
+    /// What a call has met is forgotten when it makes a store that it can't do without.
+    OwedForgets,
 }
 
 impl Planted {
@@ -46,6 +48,7 @@ impl Planted {
             "path-unchecked" => Self::PathUnchecked,
             "owed-restarts" => Self::OwedRestarts,
             "owed-dropped" => Self::OwedDropped,
+            "owed-forgets" => Self::OwedForgets,
             _ => return None,
         })
     }

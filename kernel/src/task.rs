@@ -278,7 +278,7 @@ impl Task {
         let me = current();
         if inherit && !me.mm().is_some_and(|mine| Arc::ptr_eq(&*mine, &mm)) {
             me.rseq.fork_to(&task.rseq, Arc::as_ptr(&mm).addr());
-            me.upcall.fork_to(&task.upcall);
+            me.upcall.fork_to(&task.upcall)?;
         }
         task.mm.replace(Some(Arc::new(Handle(mm))));
         let task = Arc::new(task);

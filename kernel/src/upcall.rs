@@ -126,8 +126,11 @@ impl State {
     pub fn owes(&self) -> bool {
         self.debts.is_due()
     }
-    /// What the only thread of a forked process begins with.
-    pub fn fork_to(&self, child: &State) {
+    /// What the only thread of a forked process begins with. ENOMEM.
+    pub fn fork_to(&self, child: &State) -> Result<(), Errno> {
+        if !self.is_armed() && !self.debts.has_any() {
+            return Ok(());
+        }
         for (from, to) in [
             (&self.entry, &child.entry),
             (&self.base, &child.base),
@@ -136,7 +139,7 @@ impl State {
         ] {
             to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        self.debts.fork_to(&child.debts);
+        self.debts.fork_to(&child.debts)
     }
     /// A call begins.
     #[inline]
@@ -170,6 +173,7 @@ pub fn set(entry: u64, base: u64, len: u64, cookie: u64) -> SysResult {
     if entry >= USER_END || !(base | len).is_multiple_of(16) || len < LEAST + 2 * FRAME {
         return Err(Errno::EINVAL);
     }
+    state.debts.reserve()?;
     usercopy::write(base, &end)?;
     state.base.store(base, Ordering::Relaxed);
     state.end.store(end, Ordering::Relaxed);

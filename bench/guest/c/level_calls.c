@@ -4,7 +4,8 @@
 // nothing is lost, told twice or done again, also if the page is lowered while the call sleeps, or again
 // while the handler runs. A handler that refuses makes the call say EFAULT; before the call has taken anything nothing
 // is lost by that, and afterwards not where Linux keeps it either (bytes of a pipe or a stream, epoll's events). A
-// handler that goes on elsewhere, one that forks, one that makes such calls itself; a signal's handler that runs first.
+// handler that goes on elsewhere, one that forks, one that makes such calls itself; a signal's handler that runs first. What a call has
+// met before its last store makes it start over. A child's id is told before the child runs.
 //
 // The calls are read of a pipe, a stream, an eventfd, a timerfd, a signalfd and a userfaultfd; recvfrom, recvmsg, recvmmsg, accept,
 // wait4, waitid, epoll_wait, poll, select, rt_sigtimedwait, nanosleep, clock_nanosleep, splice and sendfile.
@@ -929,6 +930,125 @@ static void nested(struct block *b)
     OK(close(inner));
 }
 
+// The same with a store that is long.
+static long receive_in_both(void)
+{
+    long result = receive_from();
+    is_datagram(result);
+    if (forked == 0) _exit(8);
+    EQUAL(WEXITSTATUS(wait_for(forked)), 8);
+    return result;
+}
+static void long_in_both(struct block *b)
+{
+    const struct call c = {LISTED(7, ready_datagrams, receive_in_both, give_datagram, is_datagram, no_bytes, close_all)};
+    begin(&c, b);
+    b->handler = forks;
+    c.right(calls_with(&c, 127));
+    CHECK(b->calls >= 3);
+    c.end();
+}
+
+// ---- what is met before the last store ---------------------------------------------------------------------------------------
+
+// A call that reads what a level forbids, and then tells of that in another place, starts over.
+static void fills_again(struct block *b)
+{
+    ready_faults();
+    rearm(b);
+    OK(set(base, PAGES, WRITE, 1));
+    memset(base, 5, PAGE);
+    for (int both = 0; both < 2; both++) {
+        uint64_t *copy = (void *)(base + 2 * PAGE);
+        memcpy(copy, (uint64_t[5]){(uint64_t)faulting, (uint64_t)base, PAGE}, 40);
+        lower(1);
+        // The answer can't be stored either: it is not owed.
+        if (both) OK(set(base + 2 * PAGE, 1, READ, 0));
+        b->calls = 0;
+        OK(ioctl(fds[0], UFFDIO_COPY, copy));
+        EQUAL(b->calls, 1 + both);
+        EQUAL(copy[4], PAGE);
+        EQUAL(*faulting, 5);
+        OK(madvise(faulting, PAGE, MADV_DONTNEED));
+    }
+    OK(munmap(faulting, PAGE));
+    close_all();
+}
+
+// The mask of signals can't be read, and what is left of the time is told, or can't be.
+static void waits_again(struct block *b)
+{
+    uint64_t *mask = (void *)base;
+    struct timespec *limit = (void *)(base + 2 * PAGE);
+    OK(fds[0] = eventfd(1, 0));
+    for (int how = 0; how < 4; how++) {
+        rearm(b);
+        OK(set(base, PAGES, WRITE, 1));
+        *mask = 0;
+        *limit = (struct timespec){1000, 0};
+        struct pollfd one = {fds[0], POLLIN, 0};
+        fd_set set_of;
+        FD_ZERO(&set_of);
+        FD_SET(fds[0], &set_of);
+        uint64_t masked[2] = {(uint64_t)mask, 8};
+        lower(1);
+        if (how & 1) OK(set(base + 2 * PAGE, 1, READ, 0));
+        EQUAL(how & 2 ? syscall(SYS_pselect6, fds[0] + 1, &set_of, NULL, NULL, limit, masked)
+                      : syscall(SYS_ppoll, &one, 1, limit, mask, 8), 1);
+        EQUAL(b->calls, 1 + (how & 1));
+        CHECK(limit->tv_sec > 900);
+    }
+    close_all();
+}
+
+// ---- a child's id --------------------------------------------------------------------------------------------------------------
+
+// The child, which has this memory and stack, finds its id where that is told as soon as it runs: it ends with 1 if so.
+static long clone_and_look(uint64_t flags, int *at)
+{
+    // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal.
+    uint64_t args[8] = {flags, 0, (uint64_t)at, (uint64_t)at, SIGCHLD};
+    long result = SYS_clone3;
+    register void *a asm("rdi") = args;
+    register size_t size asm("rsi") = sizeof args;
+    register int *word asm("r12") = at;
+    asm volatile("syscall\n test %%rax, %%rax\n jnz 1f\n"
+                 "mov $39, %%eax\n syscall\n" // getpid
+                 "xor %%edi, %%edi\n cmp %%eax, (%%r12)\n sete %%dil\n"
+                 "mov $231, %%eax\n syscall\n" // exit_group
+                 "1:"
+                 : "+a"(result), "+r"(a), "+r"(size)
+                 : "r"(word)
+                 : "rcx", "r11", "memory");
+    return result;
+}
+static void tells_before(struct block *b)
+{
+    const uint64_t vfork_flags = 0x100 | 0x4000, tells[] = {1 << 20, 1 << 24};
+    for (size_t i = 0; i < 2; i++) {
+        rearm(b);
+        OK(set(base, PAGES, WRITE, 1));
+        int *at = (int *)base;
+        *at = 0;
+        OK(set(base, 1, READ, 0));
+        long pid = clone_and_look(vfork_flags | tells[i], at);
+        OK(pid);
+        EQUAL(b->calls, 1);
+        EQUAL(*at, pid);
+        EQUAL(WEXITSTATUS(wait_for(pid)), 1);
+        // A refusal leaves no child, for the call starts over, and no id.
+        OK(set(base, PAGES, WRITE, 1));
+        *at = 0;
+        OK(set(base, 1, READ, 0));
+        b->handler = skips;
+        EQUAL(clone_and_look(vfork_flags | tells[i], at), -EFAULT);
+        EQUAL(*at, 0);
+        FAILS(waitpid(-1, NULL, WNOHANG), ECHILD);
+    }
+    rearm(b);
+    OK(set(base, PAGES, WRITE, 1));
+}
+
 // Pages are lowered all the time: calls that don't sleep, or hardly.
 static _Atomic int over;
 static void *lowers_always(void *unused)
@@ -1005,8 +1125,14 @@ int main(int argc, char **argv)
     }
     goes_elsewhere(&b);
     in_both(&b);
+    long_in_both(&b);
     nested(&b);
     passed("handlers");
+    fills_again(&b);
+    waits_again(&b);
+    passed("met before");
+    tells_before(&b);
+    passed("ids");
     rearm(&b);
     job.call = NULL;
     asked++;

@@ -440,6 +440,9 @@ fn answer(
         Ok(pages) => (pages * PAGE_SIZE) as i64,
         Err(error) => -i64::from(error.0),
     };
+    if result == Err(Errno::EFAULT) && task::current().upcall.starts_over() {
+        return Err(Errno::EFAULT);
+    }
     upcall::owed(|| usercopy::write(to, &told))?;
     let pages = result?;
     if mode & DONTWAKE == 0 {

@@ -94,9 +94,11 @@ pub(in crate::syscall) fn timespec_at(addr: u64) -> Result<Option<u64>, Errno> {
     }
 }
 
-/// Write what is left of a time limit back, in units of `unit` ns below the second; a bad address is no error.
-fn remaining_out(addr: u64, deadline: Option<u64>, unit: u64) {
-    if let Some(d) = deadline.filter(|_| addr != 0) {
+/// Write what is left of a time limit back, in units of `unit` ns below the second; a bad address is no error. Not if the call, which gave
+/// `result`, starts over: then the limit is read again.
+fn remaining_out(result: &SysResult, addr: u64, deadline: Option<u64>, unit: u64) {
+    let again = *result == Err(Errno::EFAULT) && task::current().upcall.starts_over();
+    if let Some(d) = deadline.filter(|_| addr != 0 && !again) {
         let left = d.saturating_sub(hw::timer::now());
         let parts = [left / 1_000_000_000, left % 1_000_000_000 / unit];
         let _ = upcall::owed(|| usercopy::write(addr, &parts));
@@ -129,7 +131,7 @@ pub fn poll(a: &Args) -> SysResult {
 pub fn ppoll(a: &Args) -> SysResult {
     let deadline = timespec_at(a.raw(2))?;
     let result = with_mask(a.raw(3), a.raw(4), || poll_until(a.raw(0), a.uint(1), deadline));
-    remaining_out(a.raw(2), deadline, 1);
+    remaining_out(&result, a.raw(2), deadline, 1);
     result
 }
 
@@ -171,7 +173,7 @@ pub fn select(a: &Args) -> SysResult {
         }
     };
     let result = select_until(a, deadline);
-    remaining_out(addr, deadline, 1000);
+    remaining_out(&result, addr, deadline, 1000);
     result
 }
 
@@ -180,7 +182,7 @@ pub fn pselect6(a: &Args) -> SysResult {
     let deadline = timespec_at(a.raw(4))?;
     let [mask, size] = if a.raw(5) == 0 { [0, 0] } else { usercopy::read::<[u64; 2]>(a.raw(5))? };
     let result = with_mask(mask, size, || select_until(a, deadline));
-    remaining_out(a.raw(4), deadline, 1);
+    remaining_out(&result, a.raw(4), deadline, 1);
     result
 }
 
