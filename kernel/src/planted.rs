@@ -33,6 +33,8 @@ pub enum Planted {
     OwedDropped,
     /// What a call has met is forgotten when it makes a store that it can't do without.
     OwedForgets,
+    /// A child's id is owed, as what other calls tell.
+    OwedIds,
 }
 
 impl Planted {
@@ -49,6 +51,7 @@ impl Planted {
             "owed-restarts" => Self::OwedRestarts,
             "owed-dropped" => Self::OwedDropped,
             "owed-forgets" => Self::OwedForgets,
+            "owed-ids" => Self::OwedIds,
             _ => return None,
         })
     }

@@ -43,7 +43,7 @@ use crate::{
 };
 
 mod owed;
-pub use owed::{owe, owed, pay};
+pub use owed::{is_again, owe, owed, pay};
 
 /// What the program finds on its stack. The first five words are as an exception has them.
 #[derive(Clone, Copy)]

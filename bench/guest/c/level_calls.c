@@ -949,6 +949,61 @@ static void long_in_both(struct block *b)
     c.end();
 }
 
+// Messages that are longer together than what a thread may owe: the call gives as many as it has kept, and both processes of a fork in
+// between have these.
+enum { MANY = 8, HUGE = 49 * PAGE };
+static char *area;
+static struct mmsghdr headers[MANY];
+static struct iovec parts[MANY];
+static void ready_many(void)
+{
+    int size = 2 * MANY * HUGE;
+    ready_datagrams();
+    OK(setsockopt(fds[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+    area = managed(MANY * HUGE / PAGE, WRITE);
+    memset(area, 0, MANY * HUGE);
+    for (int i = 0; i < MANY; i++) {
+        parts[i] = (struct iovec){area + i * HUGE, HUGE};
+        headers[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &parts[i], .msg_iovlen = 1}};
+    }
+}
+static void give_many(void)
+{
+    static char bytes[HUGE];
+    socklen_t len;
+    struct sockaddr_un un = named("level_calls", &len);
+    OK(set(area, MANY * HUGE / PAGE, NONE, 0));
+    for (int i = 0; i < MANY; i++) {
+        pattern(bytes, HUGE);
+        bytes[0] = i;
+        EQUAL(sendto(fds[1], bytes, HUGE, 0, (struct sockaddr *)&un, len), HUGE);
+    }
+}
+static long receive_huge(void)
+{
+    long n = syscall(SYS_recvmmsg, fds[0], headers, MANY, 0, NULL);
+    CHECK(0 < n && n < MANY);
+    for (int i = 0; i < n; i++) {
+        EQUAL(headers[i].msg_len, HUGE);
+        EQUAL(area[i * HUGE], i);
+        area[i * HUGE] = 0;
+        is_pattern(area + i * HUGE, HUGE);
+    }
+    if (forked == 0) _exit(9);
+    EQUAL(WEXITSTATUS(wait_for(forked)), 9);
+    return n;
+}
+static void too_much(struct block *b)
+{
+    const struct call c = {LISTED(0, ready_many, receive_huge, give_many, NULL, NULL, close_all)};
+    begin(&c, b);
+    b->handler = forks;
+    OK(calls_with(&c, 0));
+    CHECK(b->calls > 0);
+    c.end();
+    OK(munmap(area, MANY * HUGE));
+}
+
 // ---- what is met before the last store ---------------------------------------------------------------------------------------
 
 // A call that reads what a level forbids, and then tells of that in another place, starts over.
@@ -1126,6 +1181,7 @@ int main(int argc, char **argv)
     goes_elsewhere(&b);
     in_both(&b);
     long_in_both(&b);
+    too_much(&b);
     nested(&b);
     passed("handlers");
     fills_again(&b);

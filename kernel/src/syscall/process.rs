@@ -12,6 +12,7 @@ use crate::{
     file::ProcessFile,
     hw::{self, TrapFrame, cpu},
     memory, options, places,
+    planted::{self, Planted},
     process::{self, Mm, Process, Status, Used},
     sched,
     task::{self, Task},
@@ -281,8 +282,10 @@ fn tell_ids(c: &CloneArgs, tid: u32) -> Result<(), Errno> {
     let parent = (c.flags & CLONE_PARENT_SETTID != 0).then_some(c.parent_tid);
     let child = (c.flags & child_too == child_too).then_some(c.child_tid);
     for at in [parent, child].into_iter().flatten() {
-        if usercopy::write(at, &tid).is_err() && task::current().upcall.starts_over() {
-            return Err(Errno::EFAULT);
+        let store = || usercopy::write(at, &tid);
+        let told = if planted::is(Planted::OwedIds) { upcall::owed(store) } else { store() };
+        if upcall::is_again(&told) {
+            return told;
         }
     }
     Ok(())

@@ -440,7 +440,7 @@ fn answer(
         Ok(pages) => (pages * PAGE_SIZE) as i64,
         Err(error) => -i64::from(error.0),
     };
-    if result == Err(Errno::EFAULT) && task::current().upcall.starts_over() {
+    if upcall::is_again(&result) {
         return Err(Errno::EFAULT);
     }
     upcall::owed(|| usercopy::write(to, &told))?;

@@ -302,6 +302,13 @@ pub fn owed<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Whether the call, which has got to `result`, starts over: then it tells of that nowhere.
+pub fn is_again<T>(result: &Result<T, Errno>) -> bool {
+    matches!(result, Err(Errno::EFAULT))
+        && task::current().upcall.starts_over()
+        && !planted::is(Planted::OwedForgets)
+}
+
 /// A store of the running call failed. True if it is kept, and so counts as made.
 #[cold]
 pub fn owe(at: u64, bytes: &[u8]) -> bool {

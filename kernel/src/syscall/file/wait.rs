@@ -97,8 +97,7 @@ pub(in crate::syscall) fn timespec_at(addr: u64) -> Result<Option<u64>, Errno> {
 /// Write what is left of a time limit back, in units of `unit` ns below the second; a bad address is no error. Not if the call, which gave
 /// `result`, starts over: then the limit is read again.
 fn remaining_out(result: &SysResult, addr: u64, deadline: Option<u64>, unit: u64) {
-    let again = *result == Err(Errno::EFAULT) && task::current().upcall.starts_over();
-    if let Some(d) = deadline.filter(|_| addr != 0 && !again) {
+    if let Some(d) = deadline.filter(|_| addr != 0 && !upcall::is_again(result)) {
         let left = d.saturating_sub(hw::timer::now());
         let parts = [left / 1_000_000_000, left % 1_000_000_000 / unit];
         let _ = upcall::owed(|| usercopy::write(addr, &parts));
