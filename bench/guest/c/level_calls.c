@@ -1056,6 +1056,40 @@ static void waits_again(struct block *b)
     close_all();
 }
 
+// A scan that has protected what it tells of: where it tells that, or where it ended, can't be stored to.
+#define PAGEMAP_SCAN 0xc0606610
+static void scans(struct block *b)
+{
+    enum { PROTECT = 2, IF_EMPTY = 1 << 13, NOBODY_WAITS = 1 << 15, MATCHING = 1, WRITTEN = 2 };
+    ready_faults();
+    close_all();
+    OK(fds[0] = syscall(SYS_userfaultfd, 0));
+    uint64_t api[3] = {0xaa, IF_EMPTY | NOBODY_WAITS}, what[4] = {(uint64_t)faulting, PAGE, PROTECT};
+    OK(ioctl(fds[0], UFFDIO_API, api));
+    OK(ioctl(fds[0], UFFDIO_REGISTER, what));
+    OK(fds[1] = open("/proc/self/pagemap", O_RDONLY));
+    for (int how = 0; how < 3; how++) {
+        rearm(b);
+        OK(set(base, PAGES, WRITE, 1));
+        uint64_t *region = (void *)across(0, 8), *arg = (void *)(base + 4 * PAGE), first = (uint64_t)faulting;
+        memset(region, 0, 24);
+        memcpy(arg, (uint64_t[12]){96, MATCHING, first, first + PAGE, 0, (uint64_t)region, 1, 0, 0, WRITTEN, 0, WRITTEN}, 96);
+        *(volatile char *)faulting = 1;
+        if (how < 2) OK(set(base + how * PAGE, 1, NONE, 0));
+        if (how == 2) OK(set(arg, 1, READ, 0));
+        EQUAL(ioctl(fds[1], PAGEMAP_SCAN, arg), 1);
+        EQUAL(b->calls, 1);
+        EQUAL(region[0], first);
+        EQUAL(region[1], first + PAGE);
+        EQUAL(region[2], WRITTEN);
+        EQUAL(arg[4], first + PAGE);
+        // Once.
+        EQUAL(ioctl(fds[1], PAGEMAP_SCAN, arg), 0);
+    }
+    OK(munmap(faulting, PAGE));
+    close_all();
+}
+
 // ---- a child's id --------------------------------------------------------------------------------------------------------------
 
 // The child, which has this memory and stack, finds its id where that is told as soon as it runs: it ends with 1 if so.
@@ -1187,6 +1221,8 @@ int main(int argc, char **argv)
     fills_again(&b);
     waits_again(&b);
     passed("met before");
+    scans(&b);
+    passed("scans");
     tells_before(&b);
     passed("ids");
     rearm(&b);
