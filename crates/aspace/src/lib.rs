@@ -572,8 +572,9 @@ pub trait AddressSpace: Send + Sync {
     /// For checkers: look at each page of `range` while nobody can change it, panic if a page table has an entry that the
     /// design forbids, and call `f` with what processors may have of the page. `f` must not use the address space.
     fn audit(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&Audited));
-    /// The mapping that holds `page`, and its pages.
-    fn find(&self, page: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)>;
+    /// The pages from the first of `within` on that lie in one mapping, as far as `within` goes, and what it says of them; `None` if the
+    /// first lies in none. What it costs grows with these pages, not with the mapping.
+    fn find(&self, within: PageRange, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)>;
     /// What `page` shows of which object, if it lies in a shared mapping: the object's identity and the object's page.
     /// Two address spaces that answer the same share that memory. `None` for private mappings and holes.
     fn shared_page(&self, page: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)>;

@@ -663,8 +663,8 @@ impl AddressSpace for Radix {
     fn audit(&self, range: PageRange, ctx: &Unpinned<'_>, f: &mut dyn FnMut(&Audited)) {
         self.audit_pages(range, ctx, f);
     }
-    fn find(&self, at: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
-        self.area_of(at, ctx)
+    fn find(&self, within: PageRange, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
+        self.part_at(within, ctx)
     }
     fn shared_page(&self, at: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)> {
         self.shown(at, ctx)

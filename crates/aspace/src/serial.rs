@@ -505,8 +505,12 @@ impl AddressSpace for Serial {
             f(&Audited { page: at, frame, rights: entry.prot(), cpus: CpuSet::first(MAX_CPUS) });
         }
     }
-    fn find(&self, page: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
-        self.glance(page, ctx, |range, mapping| (range, mapping.clone()))
+    fn find(&self, within: PageRange, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
+        let first = within.start();
+        let found = self.glance(first, ctx, |range, mapping| {
+            (range.intersect(within), mapping.advanced(first.number() - range.start().number()))
+        });
+        found.and_then(|(part, mapping)| Some((part?, mapping)))
     }
     fn shared_page(&self, page: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)> {
         let offset = |range: PageRange| page.number() - range.start().number();

@@ -79,8 +79,8 @@ fn bring_in(mm: &Mm, range: PageRange) -> Result<(), Fault> {
     let ctx = task::unpinned();
     let mut at = range.start();
     while at < range.end() {
-        let (area, mapping) = mm.aspace.find(at, &ctx).ok_or(Fault::NoMapping)?;
-        let part = PageRange::new(at, area.end().min(range.end())).ok_or(Fault::NoMapping)?;
+        let rest = PageRange::new(at, range.end()).ok_or(Fault::NoMapping)?;
+        let (part, mapping) = mm.aspace.find(rest, &ctx).ok_or(Fault::NoMapping)?;
         let stores = mapping.prot.contains(Prot::WRITE) && !mapping.shared;
         touch(mm, part, if stores { Access::Write } else { Access::Read })?;
         at = part.end();
@@ -151,7 +151,7 @@ fn protect(a: &Args, key: bool) -> SysResult {
     let r = clipped.filter(|r| !r.is_empty()).ok_or(Errno::ENOMEM)?;
     if bits & up != 0 {
         // Nothing grows up on this machine.
-        return Err(if mm.aspace.find(r.start(), &ctx).is_some() { Errno::EINVAL } else { Errno::ENOMEM });
+        return Err(if mm.aspace.find(r, &ctx).is_some() { Errno::EINVAL } else { Errno::ENOMEM });
     }
     let limits = task::current().process.limits.of_memory();
     mm.aspace.protect_within(r, prot(bits), bits & down != 0, &limits, &ctx).map_err(errno)?;
@@ -197,7 +197,8 @@ pub fn mremap(a: &Args) -> SysResult {
     let ctx = task::unpinned();
     // A range that leaves user space is not mapped to its end.
     let old = range(addr, old_len).ok_or_else(|| {
-        let mapped = VirtAddr::user(addr).is_some_and(|va| mm.aspace.find(va.page(), &ctx).is_some());
+        let first = VirtAddr::user(addr).and_then(|va| PageRange::single(va.page()));
+        let mapped = first.is_some_and(|page| mm.aspace.find(page, &ctx).is_some());
         if mapped && !fixed && new_pages <= old_pages { Errno::EINVAL } else { Errno::EFAULT }
     })?;
     let target = VirtAddr::user(new_addr).map(VirtAddr::page);
@@ -215,7 +216,7 @@ pub fn mremap(a: &Args) -> SysResult {
     })?;
     // What was added to locked memory is brought in.
     if new_pages > old.len()
-        && let Some((_, mapping)) = mm.aspace.find(page, &ctx)
+        && let Some((_, mapping)) = PageRange::single(page).and_then(|page| mm.aspace.find(page, &ctx))
         && mapping.flags & (Flags::LOCKED | Flags::ON_FAULT) == Flags::LOCKED
         && let Some(added) =
             page.checked_add(old.len()).and_then(|p| PageRange::with_len(p, new_pages - old.len()))

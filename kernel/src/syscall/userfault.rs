@@ -301,7 +301,7 @@ fn fill(
 
 /// Whether the pages of `range` may be filled so, and are to be protected.
 fn may_fill(mm: &Mm, range: PageRange, with: Content<'_>, mode: u64) -> Result<bool, Errno> {
-    let found = mm.aspace.find(range.start(), &task::unpinned());
+    let found = mm.aspace.find(range, &task::unpinned());
     let (area, mapping) = found.filter(|(area, _)| range.end() <= area.end()).ok_or(Errno::ENOENT)?;
     let protected = mode & FILL_WP != 0;
     let modes = mapping.watch.as_ref().map(|watch| watch.modes).ok_or(Errno::ENOENT)?;
@@ -379,7 +379,7 @@ fn transfer(context: &Arc<Context>, arg: u64) -> Result<(), Errno> {
 
 /// Whether each of the two ranges is in one mapping: ENOENT if it doesn't begin in one, EINVAL if it ends elsewhere.
 fn are_in_mappings(mm: &Mm, source: PageRange, target: PageRange) -> Result<(), Errno> {
-    let end = |range: PageRange| mm.aspace.find(range.start(), &task::unpinned()).map(|(area, _)| area.end());
+    let end = |range: PageRange| mm.aspace.find(range, &task::unpinned()).map(|(area, _)| area.end());
     let target_end = end(target).ok_or(Errno::ENOENT)?;
     let source_end = end(source).ok_or(Errno::ENOENT)?;
     if source.end() <= source_end && target.end() <= target_end { Ok(()) } else { Err(Errno::EINVAL) }

@@ -75,11 +75,15 @@ impl Radix {
             poisoned: slot.is_poisoned(),
         })
     }
-    pub(super) fn area_of(&self, at: Page, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
+    /// The part of a mapping with which `within` begins.
+    pub(super) fn part_at(&self, within: PageRange, ctx: &Unpinned<'_>) -> Option<(PageRange, Mapping)> {
         let pin = ctx.pin();
         let section = self.tree.enter(&pin);
-        let (area, desc) = self.area_from(at.number().min(KEYS), &section)?;
-        area.contains(at).then(|| (area, desc.mapping.advanced(area.start().number())))
+        let first = Some(within.start()).filter(|_| !keys(within).is_empty())?;
+        let single = PageRange::single(first)?;
+        let (_, desc) = self.part_from(first.number(), single.end().number(), &section)?;
+        let end = self.end_from(desc, first.number(), keys(within).end, &section);
+        Some((pages(first.number(), end.max(single.end().number())), desc.mapping.advanced(first.number())))
     }
     pub(super) fn shown(&self, at: Page, ctx: &Unpinned<'_>) -> Option<((u64, u64), u64)> {
         let pin = ctx.pin();

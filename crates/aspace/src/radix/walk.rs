@@ -59,7 +59,7 @@ impl Radix {
         self.end_from(first, key, limit, section)
     }
     /// Where what `first` says of page `key` ends.
-    fn end_from(&self, first: &Desc, key: u64, limit: u64, section: &Section<'_, Realm>) -> u64 {
+    pub(super) fn end_from(&self, first: &Desc, key: u64, limit: u64, section: &Section<'_, Realm>) -> u64 {
         let mut end = key;
         // No look beyond the first page that isn't mapped.
         self.tree.walk(key..limit, section, |found| {

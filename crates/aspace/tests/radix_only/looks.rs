@@ -58,16 +58,6 @@ fn is_of_one_of_them(first: (u64, u64), then: (u64, u64), found: Option<(PageRan
 }
 
 #[test]
-fn a_mapping_is_found_with_an_extent_of_its_own() {
-    for (first, then) in [(SMALL, LARGE), (LARGE, SMALL)] {
-        let found = look_while_mapped(first, then, |space, ctx| {
-            space.find(page(BASE), ctx).map(|(range, mapping)| (range, mapping.prot))
-        });
-        is_of_one_of_them(first, then, found);
-    }
-}
-
-#[test]
 fn a_mapping_is_reported_with_an_extent_of_its_own() {
     for (first, then) in [(SMALL, LARGE), (LARGE, SMALL)] {
         let found = look_while_mapped(first, then, |space, ctx| {

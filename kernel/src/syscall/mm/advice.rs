@@ -155,11 +155,11 @@ fn populate(mm: &Mm, r: PageRange, access: Access) -> Result<(), Errno> {
     let ctx = task::unpinned();
     let mut at = r.start();
     while at < r.end() {
-        let (area, mapping) = mm.aspace.find(at, &ctx).ok_or(Errno::ENOMEM)?;
+        let rest = PageRange::new(at, r.end()).ok_or(Errno::ENOMEM)?;
+        let (part, mapping) = mm.aspace.find(rest, &ctx).ok_or(Errno::ENOMEM)?;
         if !access.allowed_by(mapping.prot) {
             return Err(Errno::EINVAL);
         }
-        let part = PageRange::new(at, area.end().min(r.end())).ok_or(Errno::ENOMEM)?;
         touch(mm, part, access).map_err(|fault| match fault {
             Fault::NoMapping | Fault::NoMemory => Errno::ENOMEM,
             Fault::Denied => Errno::EINVAL,
@@ -200,7 +200,7 @@ fn remove(mm: &Mm, r: PageRange) -> Result<(), Errno> {
 fn next(mm: &Mm, at: addr::Page, r: PageRange) -> Option<(PageRange, Mapping)> {
     let rest = PageRange::new(at, r.end())?;
     let ctx = task::unpinned();
-    mm.aspace.find(at, &ctx).or_else(|| {
+    mm.aspace.find(rest, &ctx).or_else(|| {
         let mut first = None;
         mm.aspace.areas(rest, &ctx, &mut |info| {
             first.get_or_insert_with(|| (info.range, info.mapping.clone()));

@@ -259,7 +259,7 @@ pub fn remap_file_pages(a: &Args) -> SysResult {
     let r = r.filter(|_| bits == 0).ok_or(Errno::EINVAL)?;
     first.checked_add(r.len()).ok_or(Errno::EINVAL)?;
     let (mm, ctx) = (mm()?, task::unpinned());
-    let (_, mapping) = mm.aspace.find(r.start(), &ctx).ok_or(Errno::EINVAL)?;
+    let (_, mapping) = mm.aspace.find(r, &ctx).ok_or(Errno::EINVAL)?;
     let Backing::Object { object, .. } = &mapping.backing else { return Err(Errno::EINVAL) };
     if !mapping.shared || mapping.flags.contains(Flags::READ_ONLY_FILE) || !all_of(&mm, r, object, &mapping) {
         return Err(Errno::EINVAL);

@@ -284,7 +284,9 @@ fn ask(addr: u64, flags: u32) -> Result<(u32, NodeSet), Errno> {
     }
     if has(MPOL_F_ADDR) {
         let (va, mm, ctx) = (VirtAddr::user(addr).ok_or(Errno::EFAULT)?, mm()?, task::unpinned());
-        let (_, mapping) = mm.aspace.find(va.page(), &ctx).ok_or(Errno::EFAULT)?;
+        let (_, mapping) = addr::PageRange::single(va.page())
+            .and_then(|page| mm.aspace.find(page, &ctx))
+            .ok_or(Errno::EFAULT)?;
         let policy = mapping.policy.get();
         if !has(MPOL_F_NODE) {
             return Ok((word(&policy), policy.told));
