@@ -15,6 +15,7 @@ use percpu::{CpuSet, Unpinned};
 use super::{
     BASE, cpus,
     machine::{self, Design, Pages, RW, Random, Sim, anonymous, object, page, range},
+    work,
 };
 
 fn managed(space: &dyn AddressSpace) -> &dyn Managed {
@@ -471,27 +472,16 @@ fn no_store_is_lost_by_who_takes_what_was_written() {
         };
         std::thread::scope(|threads| {
             let stop = &stop;
-            let run = |cpu: usize, f: &(dyn Fn(u64, &mut Random, &Unpinned<'_>) + Sync)| {
-                sim.cpus.on(cpu, |ctx| sim.enter(&**space, &ctx));
-                let mut random = Random::new(5, cpu);
-                for n in 1.. {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    sim.cpus.on(cpu, |ctx| f(n, &mut random, &ctx));
-                }
-                sim.cpus.on(cpu, |ctx| sim.leave(&**space, &ctx));
-            };
             for cpu in 1..3 {
                 threads.spawn(move || {
-                    run(cpu, &|n, random, ctx| {
+                    work(sim, &**space, cpu, 5, stop, |n, random, ctx| {
                         let at = page(BASE + random.below(PAGES));
                         assert_eq!(sim.store(&**space, at, n << 2 | cpu as u64, ctx), Ok(()));
                     });
                 });
             }
             threads.spawn(move || {
-                run(3, &|_, random, ctx| match random.below(8) {
+                work(sim, &**space, 3, 5, stop, |_, random, ctx| match random.below(8) {
                     0 => space.fork(ctx).expect("there is memory").clear(ctx),
                     1 => space.shed(ctx),
                     2..5 => {

@@ -10,16 +10,36 @@ mod watches;
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use addr::Prot;
 use aspace::{Access, AddressSpace, Collect, Error, Limits, Mapping, Placement, RemapTo};
-use machine::{Design, Pages, RW, Sim, anonymous, object, page, range};
+use machine::{Design, Pages, RW, Random, Sim, anonymous, object, page, range};
 use owned::Use;
-use percpu::{CpuId, CpuSet, testing};
+use percpu::{CpuId, CpuSet, Unpinned, testing};
 
 const BASE: u64 = 0x1000;
+
+/// Let CPU `cpu` run `space`, and do `step` until it is to stop: with how often it was done, from 1, and numbers that `seed` repeats.
+fn work(
+    sim: &Sim,
+    space: &dyn AddressSpace,
+    cpu: usize,
+    seed: u64,
+    stop: &AtomicBool,
+    step: impl Fn(u64, &mut Random, &Unpinned<'_>) + Sync,
+) {
+    sim.cpus.on(cpu, |ctx| sim.enter(space, &ctx));
+    let mut random = Random::new(seed, cpu);
+    for n in 1.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        sim.cpus.on(cpu, |ctx| step(n, &mut random, &ctx));
+    }
+    sim.cpus.on(cpu, |ctx| sim.leave(space, &ctx));
+}
 
 fn cpus(numbers: &[usize]) -> CpuSet {
     numbers.iter().filter_map(|&n| CpuId::new(n)).collect()

@@ -19,6 +19,7 @@ use percpu::Unpinned;
 use super::{
     BASE, SPARES,
     machine::{Pages, RW, Random, Sim, anonymous, object, page, range},
+    work,
 };
 
 const MODES: Modes = Modes::MISSING.union(Modes::PROTECT).union(Modes::UNPOPULATED);
@@ -500,21 +501,10 @@ fn no_store_gets_into_contents_that_have_gone() {
         let (mut latest, mut moved) = ([0; WRITERS as usize], [0; PAGES as usize]);
         std::thread::scope(|threads| {
             let stop = &stop;
-            let run = |cpu: usize, f: &(dyn Fn(u64, &mut Random, &Unpinned<'_>) + Sync)| {
-                sim.cpus.on(cpu, |ctx| sim.enter(&**space, &ctx));
-                let mut random = Random::new(6, cpu);
-                for n in 1.. {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    sim.cpus.on(cpu, |ctx| f(n, &mut random, &ctx));
-                }
-                sim.cpus.on(cpu, |ctx| sim.leave(&**space, &ctx));
-            };
             for writer in 0..WRITERS {
                 let stored = &stored;
                 threads.spawn(move || {
-                    run(writer as usize + 1, &|n, random, ctx| {
+                    work(sim, &**space, writer as usize + 1, 6, stop, |n, random, ctx| {
                         let own = page(BASE + OTHER + writer);
                         assert_eq!(sim.store(&**space, own, n, ctx), Ok(()));
                         stored[writer as usize].store(n, Ordering::SeqCst);
@@ -529,7 +519,7 @@ fn no_store_gets_into_contents_that_have_gone() {
                 });
             }
             threads.spawn(move || {
-                run(3, &|_, random, ctx| match random.below(16) {
+                work(sim, &**space, 3, 6, stop, |_, random, ctx| match random.below(16) {
                     0 => space.fork(ctx).expect("there is memory").clear(ctx),
                     1 => space.shed(ctx),
                     2 => {
