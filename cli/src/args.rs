@@ -1,5 +1,7 @@
 //! The command line, and how its values are written.
 
+pub mod design;
+
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::Result;
@@ -8,6 +10,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+pub use self::design::{Aspace, Exclude, FrameAlgo, Locked, PageTables};
 use crate::{
     failure::{USAGE, failure},
     numa::Numa,
@@ -362,168 +365,6 @@ pub struct Doctor {
     /// Install what is missing
     #[arg(long)]
     pub fix: bool,
-}
-
-/// Designs of the address space that the kernel has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Aspace {
-    /// A Bonsai tree that faults read without a lock
-    Bonsai,
-    /// One reader-writer lock
-    Locked,
-    /// A radix tree with a lock in each slot
-    Radix,
-}
-
-impl Aspace {
-    /// The name that the kernel knows it by.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bonsai => "bonsai",
-            Self::Locked => "locked",
-            Self::Radix => "radix",
-        }
-    }
-}
-
-/// What page faults wait for in a Bonsai address space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Exclude {
-    /// Whoever changes mappings: one reader-writer lock
-    Stock,
-    /// A second lock, held from the first change of the tree to the end of the flush
-    FaultLock,
-    /// A second lock, held while the tree is changed
-    Hybrid,
-    /// Nobody, but who changes a mapping waits for its faults
-    PerMapping,
-    /// Nobody
-    Rcu,
-}
-
-impl Exclude {
-    /// The name that the kernel knows it by.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Stock => "stock",
-            Self::FaultLock => "fault-lock",
-            Self::Hybrid => "hybrid",
-            Self::PerMapping => "per-mapping",
-            Self::Rcu => "rcu",
-        }
-    }
-}
-
-/// What the `locked` design is like.
-#[derive(clap::Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Locked {
-    /// With the locked design: whether threads look for a while before they sleep for the lock [default: sleep]
-    #[arg(long, value_name = "sleep|spin")]
-    pub rwlock: Option<Wait>,
-    /// With the locked design: whether the mapping that was found last is tried first [default: on]
-    #[arg(long, value_name = "on|off")]
-    pub last_hit: Option<Switch>,
-    /// With the locked design: whether up to 33 pages are flushed one by one, or always the whole space [default: range33]
-    #[arg(long, value_name = "range33|space")]
-    pub flush: Option<Flush>,
-}
-
-impl Locked {
-    /// What was said: names and values, as the kernel knows them.
-    pub fn said(self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let rwlock = self.rwlock.map(|wait| match wait {
-            Wait::Sleep => "sleep",
-            Wait::Spin => "spin",
-        });
-        let last_hit = self.last_hit.map(|switch| match switch {
-            Switch::On => "on",
-            Switch::Off => "off",
-        });
-        let flush = self.flush.map(|flush| match flush {
-            Flush::Range33 => "range33",
-            Flush::Space => "space",
-        });
-        [("rwlock", rwlock), ("last-hit", last_hit), ("flush", flush)]
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value?)))
-    }
-}
-
-/// How threads wait for the lock of a `locked` address space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Wait {
-    /// They sleep at once
-    Sleep,
-    /// They look for a while whether it is their turn, and then sleep
-    Spin,
-}
-
-/// Whether something is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    /// It is
-    On,
-    /// It isn't
-    Off,
-}
-
-/// What a shootdown makes CPUs forget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Flush {
-    /// What has changed, or everything if that is more than 33 pages
-    Range33,
-    /// The whole address space
-    Space,
-}
-
-/// How many page tables a radix address space has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PageTables {
-    /// One for each CPU that runs it
-    Percpu,
-    /// One
-    Shared,
-}
-
-impl PageTables {
-    /// The name that the kernel knows it by.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Percpu => "percpu",
-            Self::Shared => "shared",
-        }
-    }
-}
-
-/// Algorithms that the kernel hands out page frames by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FrameAlgo {
-    /// Rows of 64 frames, leased
-    Row,
-    /// A tree of free areas by address
-    Avl,
-    /// Binary buddies
-    Buddy,
-    /// Pools of runs of one size
-    Slab,
-    /// For comparison: one tree behind one lock for all CPUs
-    Global,
-    /// For comparison: one tree, of which CPU 0 serves the others
-    Served,
-}
-
-impl FrameAlgo {
-    /// The name that the kernel knows it by.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Row => "row",
-            Self::Avl => "avl",
-            Self::Buddy => "buddy",
-            Self::Slab => "slab",
-            Self::Global => "global",
-            Self::Served => "served",
-        }
-    }
 }
 
 /// Kernels that the machine can boot.

@@ -310,7 +310,7 @@ impl Boot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::{Flush, Wait};
+    use crate::args::design::{Flush, Wait};
 
     #[test]
     fn the_boot_line_has_what_was_set() {

@@ -55,7 +55,7 @@ fn here() -> Pinned<'static> {
 pub fn init() {
     if options::get().design != Design::Locked {
         let mut realm = Box::new(Realm::new(cpu::count(), memory::frames(), wait));
-        // One word says of all that a CPU has to do on its way to user mode: it is looked at after each fault and call.
+        // One word says of all that a CPU has to do here on its way to user mode.
         realm.sections_mut().tell(ask);
         let realm: &Realm = Box::leak(realm);
         realm.init();
@@ -137,7 +137,8 @@ pub fn set_due() {
     }
 }
 
-/// Whether this CPU has to do its regular work, or anybody has to drop what nobody names any more.
+/// Whether this CPU has to do its regular work, or anybody has to drop what nobody names any more: nobody is asked to, so who comes
+/// by first does it, after an interrupt or a switch at the latest.
 #[inline]
 pub fn is_due() -> bool {
     mine().is_due() || get().is_some_and(Realm::has_dead)

@@ -44,6 +44,16 @@ struct Shared<T> {
     value: T,
 }
 
+/// A value to be published, with the memory that it takes.
+pub struct Prepared<T>(Box<Shared<T>>);
+
+impl<T> Prepared<T> {
+    /// Of that value.
+    pub fn new(value: T) -> Self {
+        Self(Box::new(Shared { head: Head::new(), value }))
+    }
+}
+
 /// A value that is replaced as a whole.
 pub struct Published<T> {
     to: AtomicPtr<Shared<T>>,
@@ -140,11 +150,8 @@ impl Drop for Change {
 impl<T: Send + Sync + 'static> Published<T> {
     /// A first value.
     pub fn new(value: T) -> Self {
-        Self { to: AtomicPtr::new(Self::shared(value)), lock: SpinLock::new(()), _owns: PhantomData }
-    }
-
-    fn shared(value: T) -> *mut Shared<T> {
-        Box::into_raw(Box::new(Shared { head: Head::new(), value }))
+        let to = AtomicPtr::new(Box::into_raw(Prepared::new(value).0));
+        Self { to, lock: SpinLock::new(()), _owns: PhantomData }
     }
 
     /// The value.
@@ -167,10 +174,15 @@ impl<T: Send + Sync + 'static> Published<T> {
     }
 
     /// Put `value` in place of what is there. The old one is to be dropped after the right to change.
-    pub fn replace(&self, value: T, _change: &Change) -> Replaced<T> {
+    pub fn replace(&self, value: T, change: &Change) -> Replaced<T> {
+        self.put(Prepared::new(value), change)
+    }
+
+    /// The same, without memory.
+    pub fn put(&self, value: Prepared<T>, _change: &Change) -> Replaced<T> {
         let _lock = grace::domain().is_none().then(|| self.lock.lock());
         // AcqRel: its making comes before, and that of the old one; partner: the load in `load`, and this.
-        let old = self.to.swap(Self::shared(value), Ordering::AcqRel);
+        let old = self.to.swap(Box::into_raw(value.0), Ordering::AcqRel);
         // SAFETY: never null.
         Replaced(unsafe { NonNull::new_unchecked(old) })
     }

@@ -9,13 +9,14 @@ use core::{
 
 use linux_raw_sys::general as c;
 use rcu::lend::{self, Table};
+use sync::SpinLock;
 
 use super::{
     Result,
     entry::Entry,
     open::OpenFile,
     path::{self, End, Follow, Found, Start},
-    published::{self, Published},
+    published::{self, Prepared, Published},
     reached::Reached,
     record::Owner,
     stdio,
@@ -397,6 +398,8 @@ pub struct FsInfo {
     umask: AtomicU32,
     /// Processes that have not ended.
     users: AtomicU32,
+    /// The root, for the last of them to be in: it may have ended for want of memory. None then.
+    home: SpinLock<Option<Prepared<Arc<Entry>>>>,
 }
 
 /// A process's share of it.
@@ -430,7 +433,7 @@ impl FsShare {
     pub fn leave(&self) {
         // AcqRel, both: what users did comes before what the last one does.
         if !self.left.swap(true, Ordering::AcqRel) && self.fs.users.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.fs.move_to(self.fs.root.clone());
+            self.fs.move_home();
         }
     }
     /// Whether the process has ended.
@@ -454,15 +457,19 @@ impl Drop for FsShare {
 }
 
 impl FsInfo {
+    fn new(root: Arc<Entry>, cwd: Arc<Entry>, umask: u32) -> Self {
+        let home = SpinLock::new(Some(Prepared::new(root.clone())));
+        let (umask, users) = (AtomicU32::new(umask), AtomicU32::new(0));
+        Self { root, cwd: Published::new(cwd), umask, users, home }
+    }
+
     fn root() -> Arc<Self> {
         let root = super::root();
-        let umask = AtomicU32::new(0o022);
-        Arc::new(Self { cwd: Published::new(root.clone()), root, umask, users: AtomicU32::new(0) })
+        Arc::new(Self::new(root.clone(), root, 0o022))
     }
 
     fn fork(&self) -> Self {
-        let umask = AtomicU32::new(self.umask());
-        Self { root: self.root.clone(), cwd: Published::new(self.cwd()), umask, users: AtomicU32::new(0) }
+        Self::new(self.root.clone(), self.cwd(), self.umask())
     }
 
     /// The working directory.
@@ -495,13 +502,18 @@ impl FsInfo {
         if !entry.inode.kind.is_directory() {
             return Err(Errno::ENOTDIR);
         }
-        self.move_to(entry);
+        let change = published::change();
+        let old = self.cwd.replace(entry, &change);
+        drop(change);
+        drop(old);
         Ok(())
     }
 
-    fn move_to(&self, directory: Arc<Entry>) {
+    /// Nobody is in its working directory any more. Takes no memory.
+    fn move_home(&self) {
+        let Some(home) = self.home.lock().take() else { return };
         let change = published::change();
-        let old = self.cwd.replace(directory, &change);
+        let old = self.cwd.put(home, &change);
         drop(change);
         drop(old);
     }
