@@ -219,7 +219,7 @@ fn demonstration() -> Result<Program> {
     Ok(Program { host: guest::rust("demo")?, guest: b"/bin/demo".to_vec(), packed: false })
 }
 
-/// The two sides of HOST[:GUEST]. Without GUEST: the same path, where a relative one starts at the guest's root.
+/// The two sides of `HOST[:GUEST]`. Without GUEST: the same path, where a relative one starts at the guest's root.
 fn split_bind(bind: &OsStr) -> Result<(PathBuf, Vec<u8>)> {
     let bytes = bind.as_bytes();
     let colon = bytes.iter().rposition(|byte| *byte == b':').filter(|_| !Path::new(bind).exists());

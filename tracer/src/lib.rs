@@ -2,9 +2,9 @@
 //!
 //! QEMU runs all virtual CPUs in one host thread, with time counted in instructions. This plugin ends each CPU's turn
 //! after a *quantum* of instructions, so that the CPUs interleave finely, and the same way each time. Between
-//! [markers](marker::Marker) it counts, for each CPU and each operation: instructions, in user mode, in the kernel, for
-//! zeroing frames, for periodic work; [transfers of cache lines](lines); interrupts sent to other CPUs. At the emulator's
-//! end it writes a [report]. `docs/exact.md` and `docs/trace.md`
+//! markers it counts, for each CPU and each operation: instructions, in user mode, in the kernel, for
+//! zeroing frames, for periodic work; transfers of cache lines; interrupts sent to other CPUs. At the emulator's
+//! end it writes a report. `docs/exact.md` and `docs/trace.md`
 //! say how all of that is used.
 //!
 //! ```text

@@ -22,7 +22,7 @@ use crate::{
 pub struct Config<'r, 'm> {
     /// The frames, ascending and apart. What lies between them isn't memory.
     pub ranges: &'r [FrameRange],
-    /// How many CPUs will call: the first of all [`CpuId`]s; 1 to [`MAX_CPUS`].
+    /// How many CPUs will call: the first of all [`CpuId`](percpu::CpuId)s; 1 to [`MAX_CPUS`].
     pub cpus: usize,
     /// Which frames and CPUs are near each other.
     pub topology: &'m Topology,

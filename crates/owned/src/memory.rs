@@ -152,7 +152,7 @@ impl Memory {
         assert!(self.asked.set(watcher).is_ok(), "there is a watcher");
     }
 
-    /// Whether `frame` is owned by `usage`; always so if it isn't [kept](Marks::KEPT) who owns what.
+    /// Whether `frame` is owned by `usage`; always so if it isn't kept who owns what.
     #[cfg(feature = "testing")]
     pub fn is_owned_by(&self, frame: Frame, usage: Use) -> bool {
         !Marks::KEPT || self.marks.is(self.index(frame), usage)

@@ -54,7 +54,7 @@ impl<'g, S: Space> SlotGuard<'g, S> {
         word::is_frozen(seen).then(|| unsafe { At::of_link(seen) })
     }
     /// Lock the slot of `key`, another page's in the same node, if it is there, nobody has it, and it has a value that is
-    /// `wanted`. It is given up before this one, so whoever freezes the node waits for both ([`lock`](crate::lock)).
+    /// `wanted`. It is given up before this one, so whoever freezes the node waits for both (`lock`).
     #[inline]
     pub fn beside(&self, key: u64, wanted: impl FnOnce(u64) -> bool) -> Option<SlotGuard<'_, S>> {
         let record = self.record;

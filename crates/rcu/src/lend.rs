@@ -26,7 +26,7 @@
 //! **Why nothing ends too early.** Let a user's second look find p. Then p was in the table after its fence, or its fence is
 //! before the fence of whoever took it out. In the latter case (the former comes to the same, with the next to take it out)
 //! the taker finds p in the word and marks it, unless it was given back before: then the taker's load acquired the end of the
-//! use [L2], also if the word names something else by now, as words change by exchanges only. If the second look finds
+//! use (L2), also if the word names something else by now, as words change by exchanges only. If the second look finds
 //! something else, p is not used. That p may have ended between the looks, and another object been put in its place at the
 //! same address, is no harm: the second look finds that one in the table. Nor is it if the word that the taker marks was given
 //! back and taken for p anew, as lent by another place: then that use has a reference of its own, which it gives up.
@@ -42,8 +42,8 @@
 //! take:     (after the fence L1) owner is mine and not SHARED: my words; else all
 //! ```
 //! Let a look succeed with generation g before and after its fence, and let its second look have found what put h had put.
-//! Then h <= g, as h's owner was written before [L5]. And h >= g, unless g replaced what h put: whoever took out what was put
-//! before g did so before g's owner was written [L4]. If g replaced it, g is the taker, and asks all. So let h = g, and t take
+//! Then h <= g, as h's owner was written before (L5). And h >= g, unless g replaced what h put: whoever took out what was put
+//! before g did so before g's owner was written (L4). If g replaced it, g is the taker, and asks all. So let h = g, and t take
 //! that out. If the look's fence is before t's, then t finds SHARED, or is the look's own user, or another than the owner: in
 //! each case the word is looked at; a later owner isn't there before t is over, by the lock. If t's fence is before the
 //! look's, the second look finds null or something later than g, whose owner was written before: that isn't g's generation.

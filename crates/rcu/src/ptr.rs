@@ -9,7 +9,7 @@
 //! * What is published is a box, which nobody else can change; what comes back is a [`Retired`], from which nothing can be
 //!   got: a domain frees it after a grace period, or it is leaked.
 //!
-//! **Order.** A pointer is stored with Release [O1] and loaded with Acquire [O2]: who finds an object finds it initialised. On
+//! **Order.** A pointer is stored with Release (O1) and loaded with Acquire (O2): who finds an object finds it initialised. On
 //! x86-64 both are plain moves.
 
 use alloc::boxed::Box;

@@ -22,7 +22,7 @@ pub enum Event {
     FaultCopy = 0x5151_0011,
 }
 
-/// Tell a tracer that it has: `probe!(Epoch)`, by the name of an [`Event`](probe::Event).
+/// Tell a tracer that it has: `probe!(Epoch)`, by the name of an `Event`.
 #[macro_export]
 macro_rules! probe {
     ($event:ident) => {{

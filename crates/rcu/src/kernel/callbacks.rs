@@ -6,7 +6,7 @@
 //! All of it is first in, first out. What a CPU *hands over* goes to the end of the orphans, in the same order, and from there to
 //! the `next` of the CPU that adopts.
 //!
-//! **Bound.** Each object counts for its size, and for [`LEAST_BYTES`](crate::list::LEAST_BYTES) at least. From [`SOFT`] on a CPU
+//! **Bound.** Each object counts for its size, and for `LEAST_BYTES` at least. From [`SOFT`] on a CPU
 //! [asks itself](super::Domain::is_asked) for [relief](super::Domain::relieve): then its period is hurried; and if all CPUs
 //! together hold the *hard limit*, [`SOFT`] for each and [`LEAST_HARD`] at least, it waits for the period and frees before it
 //! retires more. Between two looks a CPU adds [`SOFT`] at most, and what it has retired in one operation. So what waits is at most twice the hard

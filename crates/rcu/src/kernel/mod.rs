@@ -6,7 +6,7 @@
 //!
 //! **Idea.** A section borrows its [`Pinned`]; so a CPU that switches threads, idles or runs user code is in no section: it is
 //! *quiescent*. A grace period has passed when each CPU has been quiescent at least once since the period began. A CPU says so
-//! where it is quiescent anyway, once a period, by clearing its bit in a [tree]: who clears the last bit of the root has
+//! where it is quiescent anyway, once a period, by clearing its bit in a tree: who clears the last bit of the root has
 //! ended the period. For a CPU that idles somebody else says it, who *scans* a number that each CPU changes, on a line of its own,
 //! when it begins to idle and when it ends.
 //!
