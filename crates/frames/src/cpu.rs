@@ -187,7 +187,9 @@ pub(crate) struct Cold {
     /// Frames that may be taken until the watermarks are looked at again, while the node has the scale at which it was
     /// granted.
     pub(crate) unchecked: AtomicU32,
+    /// The scale at which that was granted, and how much it was.
     pub(crate) granted_at: AtomicU32,
+    pub(crate) grant: AtomicU32,
     /// Refills until a CPU that found itself short, and nothing to take, asks again.
     pub(crate) patience: AtomicU32,
     /// Blocks to take at a time, 1 to 16.
@@ -238,6 +240,7 @@ pub(crate) struct Counts {
     pub(crate) switches: AtomicU64,
     pub(crate) drains: AtomicU64,
     pub(crate) refused: AtomicU64,
+    pub(crate) looks: AtomicU64,
 }
 
 impl Counts {
@@ -257,6 +260,7 @@ impl Counts {
             switches: zero(),
             drains: zero(),
             refused: zero(),
+            looks: zero(),
         }
     }
 }
@@ -323,6 +327,7 @@ impl Cpu {
                 zero_rows: AtomicU32::new(0),
                 unchecked: AtomicU32::new(0),
                 granted_at: AtomicU32::new(0),
+                grant: AtomicU32::new(0),
                 patience: AtomicU32::new(0),
                 batch: AtomicU32::new(1),
                 random: AtomicU64::new(seed | 1),

@@ -477,6 +477,7 @@ impl<'m> Frames<'m> {
         };
         let word = &self.used[me.id().index() * self.used_stride + node.index()];
         word.store(word.load(OWN) + n, OWN);
+        self.spend(me, node, n);
     }
     /// The whole rows that are free in a block of `owner`'s have become `rows` more.
     pub(crate) fn count_unused(&self, me: Option<Me<'_>>, owner: Owner, rows: i64) {

@@ -5,10 +5,14 @@
 //! freed with. What a node has free is the difference of exact counters, one a CPU, and adding them up costs a line a CPU.
 //! So a CPU that has looked is *granted* some frames that it may take without looking again. A node has a *scale* b: at the
 //! last look, at least 2^b frames were free above `high`. A grant is 2^b / 2n frames for each of n CPUs, and holds as long as
-//! the scale stays what it was. So all grants that hold are at most half of what was free above `high` at any look, and as
-//! nothing else is taken without one, all CPUs together can't cross `high` unseen, whenever each looked last. Whoever looks
+//! the scale stays what it was. What a CPU takes is subtracted from what is left of its grant; what it gives back, whoever took
+//! it, is added, but never above the grant. So since the last look, whoever's it was, a CPU has taken at most what was left of
+//! its grant then more than it has given back; and as nothing is left to all of them together but half of 2^b, and nothing is
+//! taken without a grant but what a look has seen, all CPUs together can't cross `high` unseen. (Without the
+//! bound what one takes, and another gives back, would be left to the other while the first is granted anew.) A CPU that takes
+//! and gives back in turn never looks, so that it reads no line of the others'. Whoever looks
 //! and finds less than 2^b, or 2^(b+2) and more, changes the scale, which takes back all grants; between the two it stays, so
-//! that it doesn't waver. A CPU that has just read the old scale takes one row more.
+//! that it doesn't waver. A CPU takes more by what it is in the middle of, or has just read the old scale for: a row or a run.
 //!
 //! **Draining.** What a CPU keeps, nobody else can take. A request to drain is a number in a line of the CPU's; at its next
 //! *safe point* (any slow path, the way to user mode, the way to idleness) the CPU gives all it keeps to the map and says
@@ -138,7 +142,6 @@ impl Frames<'_> {
         // Relaxed: read at every refill, written when it changes; see the module for who sees it late.
         let scale = self.nodes[node.index()].level.0.scale.load(Ordering::Relaxed);
         if local && left >= want && me.cold.granted_at.load(OWN) == scale {
-            me.cold.unchecked.store(left - want, OWN);
             return want;
         }
         let free = self.look(me, node);
@@ -158,6 +161,7 @@ impl Frames<'_> {
         // Relaxed, here and below: numbers. That it has not changed since is asked before it is.
         let scale = level.scale.load(Ordering::Relaxed);
         let free = u64::try_from(self.free_in(node)).unwrap_or(0);
+        count(&me.cold.counts.looks, 1);
         let Watermarks { min, high } = self.watermarks(node);
         let pressure = if free > high {
             Pressure::None
@@ -176,14 +180,31 @@ impl Frames<'_> {
         let agreed = rescaled == scale
             || level.scale.compare_exchange(scale, rescaled, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if node == me.node() {
-            let granted = (1u64 << rescaled) / 2 / (2 * self.cpus.len() as u64);
-            me.cold.unchecked.store(if agreed { u32::try_from(granted).unwrap_or(u32::MAX) } else { 0 }, OWN);
+            let grant = (1u64 << rescaled) / 2 / (2 * self.cpus.len() as u64);
+            let grant = if agreed { u32::try_from(grant).unwrap_or(u32::MAX) } else { 0 };
+            me.cold.unchecked.store(grant, OWN);
+            me.cold.grant.store(grant, OWN);
             me.cold.granted_at.store(rescaled, OWN);
             // A CPU whose node has no memory is as short as the best of the others.
             let pressure = if high == 0 { self.overall_pressure() } else { pressure };
             me.hot.set_mode(SPARING, self.crowded || pressure != Pressure::None);
         }
         free
+    }
+
+    /// `n` frames of `node` were taken from the map, or given back to it (negative): what this CPU may take unseen goes down
+    /// with them, and up again, to what it was granted.
+    #[inline]
+    pub(crate) fn spend(&self, me: Me<'_>, node: Node, n: i64) {
+        let cold = &me.cold;
+        // Relaxed: as in `allowance`.
+        let scale = self.nodes[node.index()].level.0.scale.load(Ordering::Relaxed);
+        if node != me.node() || cold.granted_at.load(OWN) != scale {
+            return;
+        }
+        let most = if sync::mutant!("frames-grant-grows") { u32::MAX } else { cold.grant.load(OWN) };
+        let left = (i64::from(cold.unchecked.load(OWN)) - n).clamp(0, i64::from(most));
+        cold.unchecked.store(left as u32, OWN);
     }
 
     /// Frames of a block of `node` were given to the map.

@@ -69,6 +69,8 @@ pub struct CpuStats {
     pub drains: u64,
     /// Rows with frames that were freed twice, which showed only when the row went home.
     pub refused: u64,
+    /// Times that it added up what a node has free, a line a CPU each.
+    pub looks: u64,
 }
 
 /// What a full count of the tables finds.
@@ -143,6 +145,7 @@ impl Frames<'_> {
             switches: n.switches.load(OWN),
             drains: n.drains.load(OWN),
             refused: n.refused.load(OWN),
+            looks: n.looks.load(OWN),
         }
     }
 

@@ -439,6 +439,44 @@ fn no_cpu_reaches_below_the_mark_by_what_it_saw_before() {
     give(frames, &pin(0), runs);
 }
 
+/// What a CPU gives back it may take again, but no more than it was granted: here one takes, another gives back, and in the
+/// end both take what they can.
+#[test]
+fn no_cpu_reaches_below_the_mark_by_what_it_gave_back() {
+    const CPUS: usize = 8;
+    let frames = testing::frames(CPUS * 64 * 512, CPUS);
+    let min = frames.watermarks(Node::FIRST).min;
+    // CPU 1 has a grant that stays good, as there is always more left than half of what there was when it looked.
+    let mut runs = vec![frames.alloc(&pin(1), Req::default()).unwrap()];
+    let most = frames.stats().free as usize * 2 / 5;
+    let take = |n: usize| (0..n).map(|_| frames.alloc(&pin(0), Req::default()).unwrap()).collect::<Vec<_>>();
+    for _ in 0..3 {
+        give(frames, &pin(1), take(most));
+    }
+    runs.extend(take(most));
+    runs.extend(all(frames, &pin(1), Req::default()));
+    let s = frames.stats();
+    assert!(s.free >= min, "{} free, the mark is {min}: {s:?}", s.free);
+    give(frames, &pin(0), runs);
+}
+
+/// A CPU that takes and gives back in turn adds up what all have taken once, not every so many frames.
+#[test]
+fn a_steady_cpu_looks_once() {
+    const CPUS: usize = 8;
+    let frames = testing::frames(CPUS * 64 * 512, CPUS);
+    for (order, at_once) in [(0, 1500), (2, 400), (9, 12)] {
+        for _ in 0..200 {
+            let runs: Vec<_> =
+                (0..at_once).map(|_| frames.alloc(&pin(3), Req::order(order)).unwrap()).collect();
+            give(frames, &pin(3), runs);
+        }
+    }
+    let s = frames.cpu_stats(cpu(3));
+    assert!(s.refills > 1000 && s.flushes > 1000, "{s:?}");
+    assert!(s.looks <= 4, "{} looks", s.looks);
+}
+
 /// What is known of a machine that nothing was interrupted on is known again, rows that end in the middle of a block and
 /// blocks that moved among nodes and CPUs too; only what was kept is lost.
 #[test]
