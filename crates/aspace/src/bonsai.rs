@@ -27,7 +27,8 @@
 //!
 //! **Lock order**: `maps` (sleeps), then an object's own locks (may sleep), then the tree's writer lock or one table above the
 //! leaves, then one leaf lock (fork takes the parent's and then the child's, which nobody else knows yet), then the frame
-//! allocator's. An object is asked for a page by who is in no section, and, if it was the tree that told of it, has no lock
+//! allocator's. An object is first asked in the section for what it has [at hand](crate::Object::at_hand), which takes no lock that
+//! anybody sleeps with; for more by who is in no section, and, if it was the tree that told of it, has no lock
 //! either. Spinning locks are taken pinned, with interrupts on, so that a CPU that waits for a leaf lock still answers the
 //! shootdown its holder waits for. No section sleeps.
 //!
@@ -77,7 +78,8 @@
 //!   numbers away, as if they had died, after the object has been changed and before an entry is taken; after the flush
 //!   they have others (R9).
 //! * **R16** *A page of an object is freed between look-up and use.* Who copies it has a share. Who puts it in has it lent, and finds
-//!   its area alive by the number that a cut takes away (R15; [`Mappers`](crate::Mappers)).
+//!   its area alive by the number that a cut takes away (R15; [`Mappers`](crate::Mappers)). The object itself stays: who is in
+//!   the section has the area, which keeps it until the section is over, and who has left it has a count.
 //! * **R17** *map over old mappings.* Unpublish, clear, flush, and only then publish: a fault in between waits for the lock.
 //! * **R18** *remap.* The source is hidden before it loses its rights, the target published when the entries are there.
 //! * **R19** *DontNeed* looks whether the mapping is alive under each leaf lock; if it isn't any more, it looks again with the lock. It may

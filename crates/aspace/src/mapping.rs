@@ -5,7 +5,7 @@ use core::{fmt, marker::PhantomData, mem::ManuallyDrop, ops::Deref, ptr};
 
 use addr::{PAGE_BYTES, PageRange, Prot};
 use owned::{Memory, OwnedFrame};
-use percpu::Unpinned;
+use percpu::{Pinned, Unpinned};
 
 use crate::{Mappers, Policy, Said, Watch};
 
@@ -45,6 +45,11 @@ pub trait Object: Send + Sync {
         ctx: &Unpinned<'_>,
     ) -> Result<OwnedFrame, ObjectError> {
         self.page(index, policy, frames, ctx)
+    }
+    /// What [`Self::lend`] or, if not `lent`, [`Self::page`] would give, if it can be had without sleeping: for who is in a section,
+    /// in which the object stays. Who gets nothing asks for it outside. By default there is nothing.
+    fn at_hand(&self, _index: u64, _lent: bool, _frames: &Memory, _pin: &Pinned<'_>) -> Option<OwnedFrame> {
+        None
     }
     /// Device and inode number, for `/proc/self/maps`.
     fn identity(&self) -> (u64, u64);

@@ -71,9 +71,8 @@ pub(crate) fn of_object(
     frames: &Memory,
     ctx: &Unpinned<'_>,
 ) -> Result<(OwnedFrame, Prot), Fault> {
-    let all = hardware(mapping.prot);
     // Who copies has no lock, so it needs a share.
-    let copied = !mapping.shared && access == Access::Write;
+    let copied = is_copied(mapping, access);
     let theirs = match copied {
         true => object.page(index, policy, frames, ctx),
         false => object.lend(index, policy, frames, ctx),
@@ -82,17 +81,48 @@ pub(crate) fn of_object(
         ObjectError::BeyondEnd | ObjectError::Io | ObjectError::Sealed => Fault::BeyondObject,
         ObjectError::NoMemory => Fault::NoMemory,
     })?;
+    shown(mapping, theirs, copied, policy.place(index), frames, &ctx.pin())
+}
+
+/// The same, if the object has the page [at hand](crate::Object::at_hand): in a section, or with the mappings locked.
+pub(crate) fn of_object_at_hand(
+    mapping: &Mapping,
+    (object, index): (&Arc<dyn Object>, u64),
+    policy: &Policy,
+    access: Access,
+    frames: &Memory,
+    pin: &Pinned<'_>,
+) -> Option<Result<(OwnedFrame, Prot), Fault>> {
+    let copied = is_copied(mapping, access);
+    let theirs = object.at_hand(index, !copied, frames, pin)?;
+    Some(shown(mapping, theirs, copied, policy.place(index), frames, pin))
+}
+
+/// Whether `access` to a page of an object makes a copy of it.
+fn is_copied(mapping: &Mapping, access: Access) -> bool {
+    !mapping.shared && access == Access::Write
+}
+
+/// What `mapping` shows of an object's page that was lent, or, if it is to be copied, of which this is a share.
+fn shown(
+    mapping: &Mapping,
+    theirs: OwnedFrame,
+    copied: bool,
+    place: Place,
+    frames: &Memory,
+    pin: &Pinned<'_>,
+) -> Result<(OwnedFrame, Prot), Fault> {
+    let all = hardware(mapping.prot);
     if mutant!("object-share-early") {
         // SAFETY: none; that this is wrong is what is to be found.
         let again = unsafe { OwnedFrame::from_raw(theirs.frame(), Use::File) };
-        frames.free(&ctx.pin(), again);
+        frames.free(pin, again);
     }
     if !copied {
         return Ok((theirs, if mapping.shared { all } else { all.difference(Prot::WRITE) }));
     }
-    let pin = ctx.pin();
-    let mine = copy(&theirs, policy.place(index), frames, &pin);
-    frames.free(&pin, theirs);
+    let mine = copy(&theirs, place, frames, pin);
+    frames.free(pin, theirs);
     Ok((mine?, all))
 }
 

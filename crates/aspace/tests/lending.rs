@@ -15,7 +15,7 @@ use aspace::{
 };
 use machine::{Pages, RW, Sim, anonymous, object, page, range};
 use owned::{Memory, OwnedFrame, Use};
-use percpu::{CpuId, Unpinned};
+use percpu::{CpuId, Pinned, Unpinned};
 
 const BASE: u64 = 0x1000;
 
@@ -44,8 +44,14 @@ fn shown_on_two_cpus(sim: &'static Sim) -> (Arc<Pages>, Arc<dyn AddressSpace>) {
 
 #[test]
 fn a_page_that_is_cut_off_while_its_mapping_is_away_does_not_come_back() {
+    [false, true].into_iter().for_each(cut_off_while_its_mapping_is_away);
+}
+
+/// The page is given to who may sleep, or, if it is `at_hand`, to who may not.
+fn cut_off_while_its_mapping_is_away(at_hand: bool) {
     let sim = Sim::new(2, 256);
     let (pages, space) = shown_on_two_cpus(sim);
+    *pages.at_hand.lock().unwrap() = Some(at_hand);
     let ((given, wait), (cut, go_on)) = (mpsc::channel(), mpsc::channel());
     *pages.on_given.lock().unwrap() = Some(Box::new(move || {
         given.send(()).expect("the other CPU waits");
@@ -207,6 +213,9 @@ impl Object for Mortal {
     }
     fn lend(&self, i: u64, p: &Policy, f: &Memory, c: &Unpinned<'_>) -> Result<OwnedFrame, ObjectError> {
         self.pages.lend(i, p, f, c)
+    }
+    fn at_hand(&self, i: u64, lent: bool, f: &Memory, p: &Pinned<'_>) -> Option<OwnedFrame> {
+        self.pages.at_hand(i, lent, f, p)
     }
     fn identity(&self) -> (u64, u64) {
         self.pages.identity()

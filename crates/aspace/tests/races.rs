@@ -490,9 +490,15 @@ fn two_faults_on_a_page_give_it_one_frame() {
 
 #[test]
 fn a_page_that_is_cut_off_while_it_is_given_does_not_stay() {
+    [false, true].into_iter().for_each(cut_off_while_it_is_given);
+}
+
+/// The page is given to who may sleep, or, if it is `at_hand`, to who may not.
+fn cut_off_while_it_is_given(at_hand: bool) {
     let sim = Sim::new(2, 256);
     let space = sim.cpus.on(0, |ctx| sim.space(&ctx));
     let pages = sim.cpus.on(0, |ctx| Pages::new(sim, 1, &[41, 42], &ctx));
+    *pages.at_hand.lock().unwrap() = Some(at_hand);
     sim.cpus.on(0, |ctx| {
         let at = Placement::Fixed(page(BASE));
         space.map(at, 2, object(&pages, 0, RW, true), &ctx).expect("there is room");

@@ -15,7 +15,7 @@ use addr::{PAGE_BYTES, PAGE_SIZE};
 use aspace::{Mappers, Object, ObjectError, Policy};
 use linux_raw_sys::general as c;
 use owned::{Memory, OwnedFrame};
-use percpu::Unpinned;
+use percpu::{Pinned, Unpinned};
 use rcu::Head;
 
 use super::{
@@ -231,6 +231,10 @@ impl Object for Entry {
         _: &Unpinned<'_>,
     ) -> core::result::Result<OwnedFrame, ObjectError> {
         self.inode.store().ok_or(ObjectError::Io)?.frame(index, policy, PageShare::lend)
+    }
+    fn at_hand(&self, index: u64, lent: bool, _: &Memory, pin: &Pinned<'_>) -> Option<OwnedFrame> {
+        let give = |page: &PageShare| if lent { page.lend() } else { page.share().into_owned() };
+        self.inode.store()?.frame_at_hand(index, give, pin)
     }
     fn identity(&self) -> (u64, u64) {
         (self.inode.volume.device(), self.inode.number)

@@ -37,7 +37,7 @@ use addr::{PAGE_BYTES, PAGE_SIZE};
 use aspace::{Mappers, ObjectError, Policy};
 use linux_raw_sys::general as c;
 use owned::OwnedFrame;
-use percpu::Unpinned;
+use percpu::{Pinned, Unpinned};
 use sync::{Biased, Readers, RwLock, WriteGuard};
 
 use super::{
@@ -585,6 +585,18 @@ impl Store {
             return Err(ObjectError::BeyondEnd);
         }
         pages.materialise(index, policy).map(give).ok_or(ObjectError::NoMemory)
+    }
+
+    /// The same, if the page is present and nobody changes which are.
+    pub fn frame_at_hand(
+        &self,
+        index: u64,
+        give: impl Fn(&PageShare) -> OwnedFrame,
+        pin: &Pinned<'_>,
+    ) -> Option<OwnedFrame> {
+        let pages = self.pages.try_read(pin)?;
+        let present = pages.present.get(&index).filter(|_| index < self.size().div_ceil(PAGE_SIZE))?;
+        Some(give(&present.page))
     }
 
     /// Give back every page: the machine is ending.

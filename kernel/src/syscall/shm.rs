@@ -15,7 +15,7 @@ use alloc::{
 use addr::{PAGE_BYTES, PAGE_SIZE, PageRange, Prot, USER_END, USER_END_PAGE, VirtAddr};
 use aspace::{Backing, Error, Flags, Mappers, Mapping, Object, ObjectError, Placement, Policy};
 use owned::{Memory, OwnedFrame};
-use percpu::Unpinned;
+use percpu::{Pinned, Unpinned};
 use sync::SpinLock;
 
 use super::Args;
@@ -105,6 +105,9 @@ impl Object for Segment {
         ctx: &Unpinned<'_>,
     ) -> Result<OwnedFrame, ObjectError> {
         self.memory.lend(index, policy, frames, ctx)
+    }
+    fn at_hand(&self, index: u64, lent: bool, frames: &Memory, pin: &Pinned<'_>) -> Option<OwnedFrame> {
+        self.memory.at_hand(index, lent, frames, pin)
     }
     fn identity(&self) -> (u64, u64) {
         self.memory.identity()

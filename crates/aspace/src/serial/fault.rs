@@ -198,10 +198,22 @@ impl Serial {
                 .take_if(|spare| spare.number == seen.number || mutant!("bonsai-spare-of-another"))
             {
                 Some(spare) => spare,
-                None if matches!(mapping.backing, Backing::Object { .. }) => return Step::Ask,
                 None => {
                     let policy = mapping.policy.get().or(*policy);
-                    match page::ensure(mapping, &policy, at, seen.offset, None, access, frames, ctx) {
+                    let got = match &mapping.backing {
+                        // What the object has at hand costs no count of its users; for the rest this may have to sleep.
+                        Backing::Object { .. } => {
+                            let asked = mapping.object_page(seen.offset).and_then(|object| {
+                                page::of_object_at_hand(mapping, object, &policy, access, frames, pin)
+                            });
+                            let Some(got) = asked else { return Step::Ask };
+                            got
+                        }
+                        Backing::Anonymous => {
+                            page::ensure(mapping, &policy, at, seen.offset, None, access, frames, ctx)
+                        }
+                    };
+                    match got {
                         Ok((frame, rights)) => Spare { frame, rights, number: seen.number },
                         Err(fault) => return Step::Slow(fault),
                     }

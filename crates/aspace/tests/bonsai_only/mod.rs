@@ -9,7 +9,7 @@ mod machine;
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
     time::Duration,
@@ -397,6 +397,7 @@ fn an_object_is_asked_by_who_may_sleep() {
         sim.cpus.on(0, |ctx| {
             let space = Serial::bonsai(sim.machine(), sim.realm, exclude, &ctx).expect("there is memory");
             let pages = Pages::new(sim, 1, &[41, 42], &ctx);
+            *pages.at_hand.lock().unwrap() = Some(false);
             let at = Placement::Fixed(page(BASE));
             space.map(at, 2, object(&pages, 0, RW, true), &ctx).expect("there is room");
             sim.enter(&*space, &ctx);
@@ -407,6 +408,42 @@ fn an_object_is_asked_by_who_may_sleep() {
         });
         assert_eq!(sim.owned(), [0; Use::COUNT]);
     }
+}
+
+#[test]
+fn what_an_object_has_at_hand_is_not_asked_for() {
+    let sim = Sim::new(1, 256);
+    sim.cpus.on(0, |ctx| {
+        let space = sim.space(&ctx);
+        let pages = Pages::new(sim, 1, &[41, 42], &ctx);
+        let (shared, private) = (BASE, BASE + 1000);
+        for (at, whose) in [(shared, true), (private, false)] {
+            let mapping = object(&pages, 0, RW, whose);
+            space.map(Placement::Fixed(page(at)), 2, mapping, &ctx).expect("there is room");
+        }
+        sim.enter(&*space, &ctx);
+        *pages.at_hand.lock().unwrap() = Some(true);
+        let users = Arc::strong_count(&pages);
+        // In a section nobody may sleep, and nobody counts who uses the object.
+        let (of, seen) = (Arc::downgrade(&pages), Arc::new(AtomicUsize::new(0)));
+        let count = seen.clone();
+        let look = move || {
+            assert_eq!(of.strong_count(), users, "a fault counts as a user of the object");
+            count.fetch_add(1, Ordering::SeqCst);
+        };
+        for (at, value) in [(shared, 41), (private + 1, 42)] {
+            *pages.on_given.lock().unwrap() = Some(Box::new(look.clone()));
+            assert_eq!(sim.load(&*space, page(at), &ctx), Ok(value));
+        }
+        *pages.on_given.lock().unwrap() = Some(Box::new(look.clone()));
+        assert_eq!(sim.store(&*space, page(private), 7, &ctx), Ok(()), "a copy");
+        assert_eq!(sim.load(&*space, page(shared), &ctx), Ok(41));
+        assert_eq!(seen.load(Ordering::SeqCst), 3);
+        sim.leave(&*space, &ctx);
+        space.clear(&ctx);
+        pages.free(sim, &ctx);
+    });
+    assert_eq!(sim.owned(), [0; Use::COUNT]);
 }
 
 #[test]

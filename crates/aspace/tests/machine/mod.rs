@@ -350,6 +350,9 @@ pub struct Pages {
     pub on_page: Mutex<Option<Box<dyn Fn() + Send>>>,
     /// Called when a page was given, before its user has it.
     pub on_given: Mutex<Option<Box<dyn Fn() + Send>>>,
+    /// Whether pages are at hand for who may not sleep; by default each second time.
+    pub at_hand: Mutex<Option<bool>>,
+    turn: AtomicBool,
 }
 
 impl Pages {
@@ -362,7 +365,8 @@ impl Pages {
         });
         let (id, mappers) = ((1, inode), Mappers::new());
         let frames = Mutex::new(frames.collect());
-        Arc::new(Self { id, frames, mappers, on_page: Mutex::new(None), on_given: Mutex::new(None) })
+        let (on_page, on_given, at_hand) = (Mutex::new(None), Mutex::new(None), Mutex::new(None));
+        Arc::new(Self { id, frames, mappers, on_page, on_given, at_hand, turn: AtomicBool::new(false) })
     }
     /// Make it `pages` pages long; new ones are zero.
     pub fn resize(&self, sim: &Sim, pages: usize, ctx: &Unpinned<'_>) {
@@ -419,15 +423,17 @@ impl Pages {
         if let Some(f) = on_page {
             f();
         }
+        self.give_now(index, give).ok_or(ObjectError::BeyondEnd)
+    }
+    fn give_now(&self, index: u64, give: impl Fn(&OwnedFrame) -> OwnedFrame) -> Option<OwnedFrame> {
         let pages = self.frames.lock().unwrap();
-        let page = usize::try_from(index).ok().and_then(|i| pages.get(i)).ok_or(ObjectError::BeyondEnd)?;
-        let given = give(page);
+        let given = give(usize::try_from(index).ok().and_then(|i| pages.get(i))?);
         drop(pages);
         let on_given = self.on_given.lock().unwrap().take();
         if let Some(f) = on_given {
             f();
         }
-        Ok(given)
+        Some(given)
     }
 }
 
@@ -449,6 +455,12 @@ impl Object for Pages {
         ctx: &Unpinned<'_>,
     ) -> Result<OwnedFrame, ObjectError> {
         self.give(index, ctx, |page| frames.lend(page))
+    }
+    fn at_hand(&self, index: u64, lent: bool, frames: &Memory, _: &Pinned<'_>) -> Option<OwnedFrame> {
+        let turn = || self.turn.fetch_xor(true, Ordering::Relaxed);
+        let here =
+            self.at_hand.lock().unwrap().unwrap_or_else(turn) && self.on_page.lock().unwrap().is_none();
+        here.then(|| self.give_now(index, |page| if lent { frames.lend(page) } else { frames.share(page) }))?
     }
     fn identity(&self) -> (u64, u64) {
         self.id
