@@ -35,6 +35,8 @@ pub enum Planted {
     OwedForgets,
     /// A child's id is owed, as what other calls tell.
     OwedIds,
+    /// A signal for a process is queued only when a thread was looked for that lets it through.
+    SignalQueuedLate,
 }
 
 impl Planted {
@@ -52,6 +54,7 @@ impl Planted {
             "owed-dropped" => Self::OwedDropped,
             "owed-forgets" => Self::OwedForgets,
             "owed-ids" => Self::OwedIds,
+            "signal-queued-late" => Self::SignalQueuedLate,
             _ => return None,
         })
     }

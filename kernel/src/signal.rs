@@ -12,9 +12,32 @@
 //! `pending()` is asked on every return to user mode and in every interruptible sleep, so it is one load of a flag in
 //! the thread. The flag is a summary that may err on one side only: it is set whenever a signal that the thread could
 //! take, or a stop that it must join, may have been given to it. The flag is set *after* the signal is queued and
-//! *before* the thread is woken; it is recomputed by the thread itself with both locks held. A shared signal raises the
+//! *before* the thread is woken; it is recomputed by the thread itself. A shared signal raises the
 //! flag of one thread only, the one chosen to be woken; if that thread then blocks the signal, or ends, it chooses
 //! another ([`retarget`]).
+//!
+//! # What a thread does alone
+//! A thread that changes its mask, sends itself a signal, or takes one that was sent to it, has nothing to do with the other
+//! threads of its process, and touches no line that they write. Its mask and its signals are behind a lock of its own. Of the
+//! process it reads words that change only with what they say, under no lock: what each signal does, the set of what waits for
+//! the process, and whether that stops ([`ProcessSignals`]).
+//!
+//! Two sides each write one thing and then look at the other's. Neither needs a fence, since the writing or the looking of
+//! both is in a section of the same lock, the thread's:
+//! ```text
+//! sender:  process locked:  waiting = waiting + s (or stopping = true)
+//!                           section of T's lock: does T's mask let s through?  if so (and for a stop in any case): T's flag = true
+//! T:                        section of T's lock: mask = new mask; look at waiting and stopping; flag = whether there is something
+//! ```
+//! If the sender's section is first its word was written before, and T's look finds it: so the flag stays, or is set. If T's
+//! section is first the sender finds the new mask, and its store to the flag comes after T's, which so doesn't undo it. (The
+//! store may come after the section, but not before it.) What T's section finds of a signal that T has come to block is the
+//! sender's choice that T takes back: if the sender has looked at the old mask, T finds the signal waiting, and [retargets](retarget) it,
+//! with the process locked: so after the sender, who has the process until it has raised the flag.
+//!
+//! Likewise with what a signal does, for one that is sent to T: the sender looks at it in the section in which it queues; who
+//! has a signal ignored says so first, and then forgets, in a section of each thread's, what is queued. A stop is taken with the process
+//! locked, as SIGCONT takes back those that were sent before it. A change of an action stores to what all threads read, as it must.
 //!
 //! # Locks
 //! A process's state, then its list of threads, then a thread's state; all with interrupts off. Wakes and
@@ -32,12 +55,13 @@ use addr::PAGE_SHIFT;
 
 pub use deliver::{deliver, orphaned, settle};
 pub use frame::{sigaltstack, sigreturn};
-use state::ProcessState;
 pub use state::{Action, AltStack, ProcessSignals, Restart, TaskSignals};
+use state::{Held, Job, TaskState};
 
 use crate::{
     errno::Errno,
     limits::RLIMIT_SIGPENDING,
+    planted::{self, Planted},
     process::{self, Process, Status},
     syscall::time,
     task::{self, Task},
@@ -109,6 +133,8 @@ impl SigSet {
     pub const UNBLOCKABLE: SigSet = SigSet::of(&[Signal::KILL, Signal::STOP]);
     /// Those that stop a process by default.
     const STOPS: SigSet = SigSet::of(&[Signal::STOP, Signal::TSTP, Signal::TTIN, Signal::TTOU]);
+    /// Those that do something to the whole process when they are sent.
+    const COMMANDS: SigSet = SigSet::STOPS.or(SigSet::of(&[Signal::KILL, Signal::CONT]));
     /// Those that do nothing by default.
     const IGNORED: SigSet = SigSet::of(&[Signal::CONT, Signal::CHLD, Signal::WINCH, Signal::URG]);
     /// Those that leave an image of the process's memory by default, where such are kept, as it ends.
@@ -315,7 +341,7 @@ pub fn fatal() -> Option<Signal> {
     let state = me.process.signals.lock();
     let t = me.signals.lock();
     let others = t.blocked.or(SigSet::STOPS).or(SigSet::IGNORED).or(SigSet::IMAGES);
-    let mut open = t.pending.set().or(state.pending.set()).without(others);
+    let mut open = t.pending.set().or(state.pending_set()).without(others);
     while let Some(signal) = open.first() {
         if state.action(signal).is_default() {
             return Some(signal);
@@ -363,25 +389,26 @@ pub fn send_to(member: impl Fn(&Process) -> bool, info: SigInfo) -> Result<(), E
 pub fn queue(process: &Process, target: Option<&Arc<Task>>, info: SigInfo) -> Result<(), Errno> {
     let Some(signal) = info.signal() else { return Err(Errno::EINVAL) };
     let limit = process.limits.soft(RLIMIT_SIGPENDING);
-    let (woken, continued) = {
-        let mut state = process.signals.lock();
-        let continued = job_control(process, &mut state, signal);
-        let woken = if signal == Signal::KILL || ignored(process, &state, target, signal) {
-            None
-        } else {
-            match target {
-                Some(task) => {
-                    let mut t = task.signals.lock();
-                    t.pending.add(info, limit)?;
-                    t.wants(signal).then(|| task.signals.raise(task))
-                }
+    let (woken, continued) = match target {
+        // It is that thread's and nobody else's, so the process's state has no part in it.
+        Some(task) if !SigSet::COMMANDS.has(signal) => (queue_to(task, signal, info, limit)?, false),
+        _ => {
+            let mut state = process.signals.lock();
+            let continued = job_control(process, &mut state, signal);
+            let woken = match target {
+                _ if signal == Signal::KILL => None,
+                Some(task) => queue_to(task, signal, info, limit)?,
+                None if ignored(process, &state, signal) => None,
                 None => {
-                    state.pending.add(info, limit)?;
-                    choose(process, signal).map(|task| task.signals.raise(&task))
+                    let early = planted::is(Planted::SignalQueuedLate).then(|| choose(process, signal));
+                    planted::hesitate(Planted::SignalQueuedLate);
+                    state.pend(|all| all.add(info, limit))?;
+                    let chosen = early.unwrap_or_else(|| choose(process, signal));
+                    chosen.map(|task| task.signals.raise(&task))
                 }
-            }
-        };
-        (woken, continued)
+            };
+            (woken, continued)
+        }
     };
     if let Some(task) = woken {
         task.interrupt();
@@ -397,9 +424,20 @@ pub fn queue(process: &Process, target: Option<&Arc<Task>>, info: SigInfo) -> Re
     Ok(())
 }
 
+/// Queue `info` for `task` alone, which is given for a wake if it should take it.
+fn queue_to(task: &Arc<Task>, signal: Signal, info: SigInfo, limit: u64) -> Result<Option<Arc<Task>>, Errno> {
+    let mut t = task.signals.lock();
+    // In the thread's section: who changes the action then looks for what is to be forgotten, in such a section.
+    if task.process.signals.action(signal).ignores(signal) && !t.holds(signal) {
+        return Ok(None);
+    }
+    t.pending.add(info, limit)?;
+    Ok(t.wants(signal).then(|| task.signals.raise(task)))
+}
+
 /// What a stop or continue signal does at once, whether or not it is blocked or ignored: each takes back the other.
 /// True if the process was stopped and now goes on.
-fn job_control(process: &Process, state: &mut ProcessState, signal: Signal) -> bool {
+fn job_control(process: &Process, state: &mut Held<'_>, signal: Signal) -> bool {
     let opposite = match signal {
         Signal::CONT => SigSet::STOPS,
         Signal::KILL => SigSet::EMPTY,
@@ -407,29 +445,20 @@ fn job_control(process: &Process, state: &mut ProcessState, signal: Signal) -> b
         _ => return false,
     };
     if !opposite.is_empty() {
-        state.pending.remove(opposite);
+        state.pend(|all| all.remove(opposite));
         for task in process.threads.lock().iter() {
             task.signals.lock().pending.remove(opposite);
         }
     }
     // A stop is carried out later, by the thread that takes it.
-    !SigSet::STOPS.has(signal) && state.job.resume() && signal == Signal::CONT
+    !SigSet::STOPS.has(signal) && state.with_job(Job::resume) && signal == Signal::CONT
 }
 
-/// Whether the signal would do nothing, so that it isn't even queued. A blocked one is queued all the same, since its
-/// action may change until it is unblocked.
-fn ignored(process: &Process, state: &ProcessState, target: Option<&Arc<Task>>, signal: Signal) -> bool {
-    if !state.action(signal).ignores(signal) {
-        return false;
-    }
-    let held = |task: &Arc<Task>| {
-        let t = task.signals.lock();
-        t.blocked.or(t.awaited).has(signal)
-    };
-    match target {
-        Some(task) => !held(task),
-        None => !process.threads.lock().first().is_some_and(held),
-    }
+/// Whether the signal would do nothing to the process, so that it isn't even queued. A blocked one is queued all the same,
+/// since its action may change until it is unblocked.
+fn ignored(process: &Process, state: &Held<'_>, signal: Signal) -> bool {
+    let held = |task: &Arc<Task>| task.signals.lock().holds(signal);
+    state.action(signal).ignores(signal) && !process.threads.lock().first().is_some_and(held)
 }
 
 /// Which thread should be told of a signal for the process: the first if it can take it, then the caller, then any
@@ -452,7 +481,7 @@ fn choose(process: &Process, signal: Signal) -> Option<Arc<Task>> {
 fn retarget(process: &Process, set: SigSet) {
     let woken: Vec<_> = {
         let state = process.signals.lock();
-        let mut left = state.pending.set().and(set);
+        let mut left = state.pending_set().and(set);
         let mut woken = Vec::new();
         while let Some(signal) = left.first() {
             left = left.without(SigSet::of(&[signal]));
@@ -478,7 +507,7 @@ pub fn thread_exit(task: &Arc<Task>) {
 
 /// The process ends: no timer of its own fires any more. Called once, by its last thread, with no lock held.
 pub fn process_exit(process: &Process) {
-    let timer = process.signals.lock().alarm.take();
+    let timer = process.signals.lock().alarm().take();
     drop(timer);
     process.timers.clear();
 }
@@ -505,10 +534,16 @@ fn force(info: SigInfo, fatal: bool) {
     if signal == Signal::KILL {
         return process::group_exit(Status::killed(signal.number()));
     }
-    let mut state = me.process.signals.lock();
+    let signals = &me.process.signals;
+    let impossible = |t: &TaskState, action: Action| fatal || t.blocked.has(signal) || action.is_ignore();
     let mut t = me.signals.lock();
-    if fatal || t.blocked.has(signal) || state.action(signal).is_ignore() {
-        state.set_action(signal, Action::DEFAULT);
+    if impossible(&t, signals.action(signal)) {
+        drop(t);
+        let mut state = signals.lock();
+        t = me.signals.lock();
+        if impossible(&t, state.action(signal)) {
+            state.set_action(signal, Action::DEFAULT);
+        }
     }
     let alone = SigSet::of(&[signal]);
     t.blocked = t.blocked.without(alone);
@@ -554,14 +589,14 @@ pub fn blocked() -> SigSet {
 /// Change the calling thread's blocked signals; those that can't be blocked stay open.
 pub fn set_blocked(mask: SigSet) {
     let me = task::current();
+    let signals = &me.process.signals;
     let newly = {
-        let state = me.process.signals.lock();
         let mut t = me.signals.lock();
         let mask = mask.without(SigSet::UNBLOCKABLE);
         let newly = mask.without(t.blocked);
         t.blocked = mask;
-        me.signals.summarise(&state, &t);
-        newly.and(state.pending.set())
+        me.signals.summarise(signals, &t);
+        newly.and(signals.waiting())
     };
     if !newly.is_empty() {
         retarget(&me.process, newly);
@@ -587,9 +622,8 @@ pub fn unmask() {
 /// What of the calling thread's blocked signals waits, for itself or for its process.
 pub fn blocked_and_pending() -> SigSet {
     let me = task::current();
-    let shared = me.process.signals.lock().pending.set();
     let t = me.signals.lock();
-    shared.or(t.pending.set()).and(t.blocked)
+    me.process.signals.waiting().or(t.pending.set()).and(t.blocked)
 }
 
 /// What `signal` does in the calling process, and what it shall do if `new`: if that is nothing, those that wait are
@@ -604,17 +638,15 @@ pub fn action(signal: Signal, new: Option<Action>) -> Action {
 }
 
 fn exchange_action(process: &Process, signal: Signal, new: Option<Action>) -> Action {
+    let Some(new) = new.map(Action::checked) else { return process.signals.action(signal) };
     let mut state = process.signals.lock();
     let old = state.action(signal);
-    if let Some(new) = new {
-        let new = new.checked();
-        state.set_action(signal, new);
-        if new.ignores(signal) {
-            let alone = SigSet::of(&[signal]);
-            state.pending.remove(alone);
-            for task in process.threads.lock().iter() {
-                task.signals.lock().pending.remove(alone);
-            }
+    state.set_action(signal, new);
+    if new.ignores(signal) {
+        let alone = SigSet::of(&[signal]);
+        state.pend(|all| all.remove(alone));
+        for task in process.threads.lock().iter() {
+            task.signals.lock().pending.remove(alone);
         }
     }
     old
@@ -627,8 +659,8 @@ pub fn take_pending(set: SigSet) -> Option<SigInfo> {
     let taken = {
         let mut state = me.process.signals.lock();
         let mut t = me.signals.lock();
-        let info = t.pending.take(others).or_else(|| state.pending.take(others));
-        me.signals.summarise(&state, &t);
+        let info = t.pending.take(others).or_else(|| state.pend(|all| all.take(others)));
+        me.signals.summarise(&me.process.signals, &t);
         info
     };
     taken.map(|info| time::taken(&me.process, info))
@@ -637,7 +669,7 @@ pub fn take_pending(set: SigSet) -> Option<SigInfo> {
 /// Whether [`take_pending`] would find one.
 pub fn has_pending(set: SigSet) -> bool {
     let me = task::current();
-    let shared = me.process.signals.lock().pending.set();
+    let shared = me.process.signals.lock().pending_set();
     !shared.or(me.signals.lock().pending.set()).and(set.without(SigSet::UNBLOCKABLE)).is_empty()
 }
 
@@ -651,8 +683,8 @@ pub fn await_one(set: SigSet, deadline: Option<u64>) -> Result<SigInfo, Woken> {
         let mut state = me.process.signals.lock();
         let mut t = me.signals.lock();
         let others = SigSet(!set.0);
-        let info = t.pending.take(others).or_else(|| state.pending.take(others));
-        me.signals.summarise(&state, &t);
+        let info = t.pending.take(others).or_else(|| state.pend(|all| all.take(others)));
+        me.signals.summarise(&me.process.signals, &t);
         info
     };
     let taken = wait::wait_any(&[], deadline, true, take);
@@ -671,7 +703,7 @@ pub fn take_restart() -> Option<Restart> {
 pub fn is_held(signal: u32) -> bool {
     let Some(signal) = Signal::new(u64::from(signal)) else { return true };
     let me = task::current();
-    let action = me.process.signals.lock().action(signal);
+    let action = me.process.signals.action(signal);
     action.is_ignore() || blocked().has(signal)
 }
 
@@ -684,7 +716,7 @@ pub fn restart_with(rest: Restart) -> Errno {
 
 /// Tell `parent` by SIGCHLD that its child `pid` stopped or goes on, unless it asked not to be told.
 pub fn child_changed(parent: &Process, pid: u32, news: Status) {
-    if !parent.signals.lock().action(Signal::CHLD).no_child_stop() {
+    if !parent.signals.action(Signal::CHLD).no_child_stop() {
         send_process(parent, SigInfo::child(Signal::CHLD.number(), pid, news));
     }
 }
@@ -692,6 +724,6 @@ pub fn child_changed(parent: &Process, pid: u32, news: Status) {
 /// Whether nobody will wait for a child of `parent` that ends with `exit_signal`: SIGCHLD, ignored or with
 /// SA_NOCLDWAIT.
 pub fn child_ended_ignored(parent: &Process, exit_signal: u32) -> bool {
-    let action = parent.signals.lock().action(Signal::CHLD);
+    let action = parent.signals.action(Signal::CHLD);
     exit_signal == Signal::CHLD.number() && (action.is_ignore() || action.no_child_wait())
 }

@@ -54,33 +54,32 @@ pub fn deliver(frame: &mut TrapFrame) {
 /// Take the next signal that needs something done; stops and defaults that do nothing are settled here.
 fn next() -> Step {
     let me = task::current();
+    let process = &me.process;
     loop {
         if me.is_ending() {
             return Step::Done;
         }
-        let mut state = me.process.signals.lock();
-        let mut t = me.signals.lock();
-        if state.job.stop.is_some() {
-            return Step::Stop;
-        }
-        let blocked = t.blocked;
-        let info = match t.pending.take(blocked) {
-            Some(info) => Some(info),
-            None => state.pending.take(blocked),
+        let (info, era) = match take_own() {
+            Taken::Nothing => return Step::Done,
+            Taken::Own(info) => (info, None),
+            Taken::LookFurther => {
+                let mut state = process.signals.lock();
+                let mut t = me.signals.lock();
+                if state.job().stop.is_some() {
+                    return Step::Stop;
+                }
+                let blocked = t.blocked;
+                let Some(info) = t.pending.take(blocked).or_else(|| state.pend(|all| all.take(blocked)))
+                else {
+                    me.signals.summarise(&process.signals, &t);
+                    return Step::Done;
+                };
+                (info, Some(state.job().era))
+            }
         };
-        let signal = info.and_then(|i| i.signal());
-        let (Some(info), Some(signal)) = (info, signal) else {
-            me.signals.summarise(&state, &t);
-            return Step::Done;
-        };
-        let action = state.action(signal);
-        if !action.is_default() && action.flags & Action::RESETHAND != 0 {
-            state.set_action(signal, Action { handler: 0, ..action });
-        }
-        let era = state.job.era;
-        drop(t);
-        drop(state);
-        let info = time::taken(&me.process, info);
+        let Some(signal) = info.signal() else { continue };
+        let action = claim_action(process, signal);
+        let info = time::taken(process, info);
         if action.ignores(signal) {
             continue;
         }
@@ -90,10 +89,55 @@ fn next() -> Step {
         if !SigSet::STOPS.has(signal) {
             return Step::End(signal);
         }
-        if signal == Signal::STOP || !orphaned(&me.process) {
-            begin_stop(&me.process, signal, era);
+        if let Some(era) = era
+            && (signal == Signal::STOP || !orphaned(process))
+        {
+            begin_stop(process, signal, era);
         }
     }
+}
+
+/// What the calling thread finds with its own state locked alone.
+enum Taken {
+    Nothing,
+    /// One that was sent to the thread, and stops nobody.
+    Own(SigInfo),
+    /// There is something of the process's, or a stop, which has an era.
+    LookFurther,
+}
+
+fn take_own() -> Taken {
+    let me = task::current();
+    let signals = &me.process.signals;
+    let mut t = me.signals.lock();
+    let blocked = t.blocked;
+    let own = t.pending.set().without(blocked);
+    if signals.is_stopping() || !own.and(SigSet::STOPS).is_empty() {
+        return Taken::LookFurther;
+    }
+    if let Some(info) = t.pending.take(blocked) {
+        return Taken::Own(info);
+    }
+    if !signals.waiting().without(blocked).is_empty() {
+        return Taken::LookFurther;
+    }
+    me.signals.summarise(signals, &t);
+    Taken::Nothing
+}
+
+/// What `signal` does, for who has taken one: an action that is good for once is no other's then.
+fn claim_action(process: &Process, signal: Signal) -> Action {
+    let is_for_once = |action: &Action| !action.is_default() && action.flags & Action::RESETHAND != 0;
+    let action = process.signals.action(signal);
+    if !is_for_once(&action) {
+        return action;
+    }
+    let mut state = process.signals.lock();
+    let action = state.action(signal);
+    if is_for_once(&action) {
+        state.set_action(signal, Action { handler: 0, ..action });
+    }
+    action
 }
 
 /// Have all threads of `process` stop because of `signal`, which was taken in `era`: SIGCONT or SIGKILL may have come
@@ -101,12 +145,15 @@ fn next() -> Step {
 fn begin_stop(process: &Process, signal: Signal, era: u64) {
     let threads = {
         let mut state = process.signals.lock();
-        if state.job.era != era {
+        if state.job().era != era {
             return;
         }
-        state.job.stop = Some(signal);
+        state.with_job(|job| job.stop = Some(signal));
         let threads = process.threads.lock().clone();
-        threads.iter().for_each(|t| t.signals.set_flag());
+        threads.iter().for_each(|t| {
+            let _section = t.signals.lock();
+            t.signals.set_flag();
+        });
         threads
     };
     let me = task::current();
@@ -119,18 +166,20 @@ fn stop() {
     let process = &me.process;
     let era = {
         let mut state = process.signals.lock();
-        if state.job.stop.is_none() {
+        if state.job().stop.is_none() {
             return;
         }
-        state.job.arrived += 1;
-        state.job.era
+        state.with_job(|job| {
+            job.arrived += 1;
+            job.era
+        })
     };
     report_stop(process);
     // Uninterruptible as far as signals go; SIGCONT, SIGKILL and the end of the process wake it.
     let _ = process
         .signals
         .resumed
-        .wait(None, false, || (me.is_ending() || process.signals.lock().job.era != era).then_some(()));
+        .wait(None, false, || (me.is_ending() || process.signals.lock().job().era != era).then_some(()));
 }
 
 /// If every thread that isn't ending has stopped, tell the parent, once.
@@ -138,9 +187,11 @@ pub(super) fn report_stop(process: &Process) {
     let stopped = {
         let mut state = process.signals.lock();
         let live = process.threads.lock().iter().filter(|t| !t.is_ending()).count();
-        let complete = !state.job.reported && live > 0 && state.job.arrived >= live;
-        state.job.reported |= complete && state.job.stop.is_some();
-        state.job.stop.filter(|_| complete)
+        state.with_job(|job| {
+            let complete = !job.reported && live > 0 && job.arrived >= live;
+            job.reported |= complete && job.stop.is_some();
+            job.stop.filter(|_| complete)
+        })
     };
     if let Some(signal) = stopped {
         process::notify_parent(process, Status::stopped(signal.number()));

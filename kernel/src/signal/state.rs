@@ -1,7 +1,14 @@
 //! What a thread and a process remember about signals.
 
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc};
-use core::{ops::DerefMut, sync::atomic::Ordering};
+use core::{
+    array,
+    ops::DerefMut,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use percpu::Line;
+use sync::SeqLock;
 
 use super::{SIGNALS, SigInfo, SigSet, Signal, TrapCause};
 use crate::{
@@ -17,6 +24,8 @@ pub type Restart = Box<dyn FnOnce() -> SysResult + Send>;
 
 /// The most signals with information that wait in one place, whatever RLIMIT_SIGPENDING says: 1 MiB of them.
 const QUEUE_LIMIT: u64 = 8192;
+/// So often who wants to know an action looks before it keeps others from changing it.
+const TRIES: u32 = 8;
 
 /// Signals that wait to be taken.
 #[derive(Default)]
@@ -168,6 +177,10 @@ impl TaskState {
     pub(super) fn wants(&self, signal: Signal) -> bool {
         !self.blocked.without(self.awaited).has(signal)
     }
+    /// Whether `signal` waits for the thread even if it would do nothing now.
+    pub(super) fn holds(&self, signal: Signal) -> bool {
+        self.blocked.or(self.awaited).has(signal)
+    }
     /// The blocked signals.
     pub fn blocked(&self) -> SigSet {
         self.blocked
@@ -238,7 +251,7 @@ impl TaskSignals {
         self.flag.is_set(Ordering::Relaxed)
     }
 
-    /// Set the flag. With the process's or the thread's state locked.
+    /// Set the flag: in the section of the thread's state in which the caller looked at the mask, or after it.
     pub(super) fn set_flag(&self) {
         // Relaxed: see `flag`.
         self.flag.set(Ordering::Relaxed);
@@ -250,11 +263,11 @@ impl TaskSignals {
         task.clone()
     }
 
-    /// Compute the flag anew. By the thread itself, with both states locked.
-    pub(super) fn summarise(&self, process: &ProcessState, mine: &TaskState) {
-        let open = mine.pending.set.or(process.pending.set).without(mine.blocked);
-        // Relaxed: see `flag`. Others set it with one of the locks held that we hold both of.
-        match !open.is_empty() || process.job.stop.is_some() {
+    /// Compute the flag anew. By the thread itself, with its state locked.
+    pub(super) fn summarise(&self, process: &ProcessSignals, mine: &TaskState) {
+        let open = mine.pending.set.or(process.waiting()).without(mine.blocked);
+        // Relaxed: see `flag`, and the module for why none is lost that others set.
+        match !open.is_empty() || process.is_stopping() {
             true => self.flag.set(Ordering::Relaxed),
             false => self.flag.clear(),
         }
@@ -303,6 +316,12 @@ impl Action {
         self.mask = self.mask.without(SigSet::UNBLOCKABLE);
         self
     }
+    const fn words(self) -> [u64; 4] {
+        [self.handler, self.flags, self.restorer, self.mask.0]
+    }
+    const fn from_words([handler, flags, restorer, mask]: [u64; 4]) -> Self {
+        Self { handler, flags, restorer, mask: SigSet(mask) }
+    }
     pub(super) fn is_default(&self) -> bool {
         self.handler == 0
     }
@@ -346,42 +365,28 @@ impl Job {
 
 /// A process's part. [`ProcessSignals::lock`] gives the state.
 pub struct ProcessSignals {
+    /// On lines that change only when signals do.
+    seen: Line<Seen>,
     state: irq::Lock<ProcessState>,
     /// Where its threads wait while it is stopped.
     pub(super) resumed: WaitQueue,
 }
 
-/// See [`ProcessSignals`].
-pub struct ProcessState {
-    pub(super) pending: Pending,
-    actions: [Action; SIGNALS as usize],
-    pub(super) job: Job,
-    /// ITIMER_REAL.
-    pub alarm: Option<Alarm>,
+/// What all threads read, and nobody changes but with the state locked.
+struct Seen {
+    /// What the signals do, by [`Action::words`].
+    actions: [SeqLock<4>; SIGNALS as usize],
+    /// The set of `ProcessState::pending`.
+    waiting: AtomicU64,
+    /// Whether there is a `Job::stop`.
+    stopping: AtomicBool,
 }
 
-impl ProcessState {
-    fn new(actions: [Action; SIGNALS as usize]) -> Self {
-        Self { pending: Pending::default(), actions, job: Job::default(), alarm: None }
-    }
-    /// What `signal` does.
-    pub fn action(&self, signal: Signal) -> Action {
-        self.actions[signal.index()]
-    }
-    pub(super) fn set_action(&mut self, signal: Signal, action: Action) {
-        self.actions[signal.index()] = action;
-    }
-    /// A child of `fork`, which has nothing pending and no timer, begins with its parent's actions.
-    pub fn inherit(&mut self, parent: &Self) {
-        self.actions = parent.actions;
-    }
-    /// `execve`: handlers are gone, what was ignored stays ignored.
-    pub fn exec(&mut self) {
-        for action in &mut self.actions {
-            let handler = u64::from(action.is_ignore());
-            *action = Action { handler, ..Action::DEFAULT };
-        }
-    }
+/// See [`ProcessSignals`].
+pub struct ProcessState {
+    pending: Pending,
+    job: Job,
+    alarm: Option<Alarm>,
 }
 
 impl Default for ProcessSignals {
@@ -394,13 +399,109 @@ impl ProcessSignals {
     /// Default actions, nothing pending.
     pub fn new() -> Self {
         Self {
-            state: irq::Lock::new(ProcessState::new([Action::DEFAULT; SIGNALS as usize])),
+            seen: Line(Seen {
+                actions: array::from_fn(|_| SeqLock::new(Action::DEFAULT.words())),
+                waiting: AtomicU64::new(0),
+                stopping: AtomicBool::new(false),
+            }),
+            state: irq::Lock::new(ProcessState {
+                pending: Pending::default(),
+                job: Job::default(),
+                alarm: None,
+            }),
             resumed: WaitQueue::new(),
         }
     }
 
     /// The state.
-    pub fn lock(&self) -> impl DerefMut<Target = ProcessState> {
-        self.state.lock()
+    pub fn lock(&self) -> Held<'_> {
+        Held { seen: &self.seen.0, state: self.state.lock() }
+    }
+
+    /// What `signal` does. For who doesn't have the state: [`Held::action`].
+    pub fn action(&self, signal: Signal) -> Action {
+        let words = &self.seen.0.actions[signal.index()];
+        // Not the sequence lock's own wait: who waits there would take interrupts, whose handlers may want the state, and
+        // whoever has that would wait for the one that they interrupted.
+        let found = (0..TRIES).find_map(|_| words.try_read());
+        found.map_or_else(|| self.lock().action(signal), Action::from_words)
+    }
+
+    /// What waits for the process. For a thread that has its own state locked, or wants to know what has been so.
+    pub(super) fn waiting(&self) -> SigSet {
+        // Relaxed: ordered by the thread's lock, see the module.
+        SigSet(self.seen.0.waiting.load(Ordering::Relaxed))
+    }
+
+    /// Whether its threads are to stop. For a thread that has its own state locked.
+    pub(super) fn is_stopping(&self) -> bool {
+        // Relaxed: as in `waiting`.
+        self.seen.0.stopping.load(Ordering::Relaxed)
+    }
+}
+
+/// The state of a process's signals, locked.
+pub struct Held<'a> {
+    seen: &'a Seen,
+    state: irq::Guard<'a, ProcessState>,
+}
+
+impl Held<'_> {
+    /// What `signal` does.
+    pub fn action(&self, signal: Signal) -> Action {
+        Action::from_words(self.seen.actions[signal.index()].read())
+    }
+    pub(super) fn set_action(&mut self, signal: Signal, action: Action) {
+        self.seen.actions[signal.index()].update(|_| action.words());
+    }
+    /// A child of `fork`, which has nothing pending and no timer, begins with its parent's actions.
+    pub fn inherit(&mut self, parent: &Held<'_>) {
+        for (mine, parents) in self.seen.actions.iter().zip(&parent.seen.actions) {
+            let words = parents.read();
+            mine.update(|_| words);
+        }
+    }
+    /// `execve`: handlers are gone, what was ignored stays ignored.
+    pub fn exec(&mut self) {
+        for action in &self.seen.actions {
+            action.update(|words| {
+                let handler = u64::from(Action::from_words(words).is_ignore());
+                Action { handler, ..Action::DEFAULT }.words()
+            });
+        }
+    }
+    /// What waits.
+    pub(super) fn pending_set(&self) -> SigSet {
+        self.state.pending.set()
+    }
+    /// Whether the process stops, and how far it has come.
+    pub(super) fn job(&self) -> &Job {
+        &self.state.job
+    }
+    /// Change what waits.
+    pub(super) fn pend<R>(&mut self, change: impl FnOnce(&mut Pending) -> R) -> R {
+        let before = self.state.pending.set();
+        let result = change(&mut self.state.pending);
+        let now = self.state.pending.set();
+        if now != before {
+            // Relaxed: see the module.
+            self.seen.waiting.store(now.0, Ordering::Relaxed);
+        }
+        result
+    }
+    /// Change whether the process stops.
+    pub(super) fn with_job<R>(&mut self, change: impl FnOnce(&mut Job) -> R) -> R {
+        let before = self.state.job.stop.is_some();
+        let result = change(&mut self.state.job);
+        let now = self.state.job.stop.is_some();
+        if now != before {
+            // Relaxed: see the module.
+            self.seen.stopping.store(now, Ordering::Relaxed);
+        }
+        result
+    }
+    /// ITIMER_REAL.
+    pub fn alarm(&mut self) -> &mut Option<Alarm> {
+        &mut self.state.alarm
     }
 }

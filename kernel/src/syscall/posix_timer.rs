@@ -13,6 +13,7 @@ use alloc::{
     task::Wake,
     vec::Vec,
 };
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use sync::SpinLock;
 
@@ -143,6 +144,8 @@ impl PosixTimer {
 /// The timers of a process.
 pub struct PosixTimers {
     list: SpinLock<List>,
+    /// Whether there has been one.
+    used: AtomicBool,
 }
 
 struct List {
@@ -159,7 +162,7 @@ impl Default for PosixTimers {
 impl PosixTimers {
     /// None.
     pub const fn new() -> Self {
-        Self { list: SpinLock::new(List { timers: BTreeMap::new(), next: 0 }) }
+        Self { list: SpinLock::new(List { timers: BTreeMap::new(), next: 0 }), used: AtomicBool::new(false) }
     }
 
     fn get(&self, id: i32) -> Result<Arc<PosixTimer>, Errno> {
@@ -180,6 +183,9 @@ impl PosixTimers {
         list.next = (id + 1) & i32::MAX as u32;
         let timer = Arc::new(make(id));
         list.timers.insert(id, timer);
+        // Relaxed: the timer waits for a signal to be taken, if it does, only when it has expired; and who takes the signal has
+        // the lock under which that was found pending.
+        self.used.store(true, Ordering::Relaxed);
         Ok(id)
     }
 
@@ -207,6 +213,10 @@ impl PosixTimers {
 
     /// `info` was taken: timers that wait for that go on. Gives it with the overrun in it.
     pub fn taken(&self, info: SigInfo) -> SigInfo {
+        // Relaxed: see `insert`.
+        if !self.used.load(Ordering::Relaxed) {
+            return info;
+        }
         let mine = |timer: &PosixTimer| timer.signal == info.signal();
         let timers: Vec<_> = {
             let list = self.list.lock();

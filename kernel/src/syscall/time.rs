@@ -239,8 +239,8 @@ pub fn taken(process: &Arc<Process>, info: SigInfo) -> SigInfo {
 fn rearm(process: &Arc<Process>) {
     let now = hw::timer::now();
     let due = {
-        let state = process.signals.lock();
-        let due = state.alarm.as_ref().filter(|a| a.interval != 0 && a.timer.deadline() <= now);
+        let mut state = process.signals.lock();
+        let due = state.alarm().as_ref().filter(|a| a.interval != 0 && a.timer.deadline() <= now);
         due.map(|a| (a.timer.deadline(), a.interval))
     };
     let Some((last, interval)) = due else { return };
@@ -248,8 +248,8 @@ fn rearm(process: &Arc<Process>) {
     {
         let mut state = process.signals.lock();
         // Unless another thread has set it meanwhile.
-        if state.alarm.as_ref().is_some_and(|a| a.timer.deadline() == last) {
-            core::mem::swap(&mut state.alarm, &mut new);
+        if state.alarm().as_ref().is_some_and(|a| a.timer.deadline() == last) {
+            core::mem::swap(state.alarm(), &mut new);
         }
     }
     // With no lock held, since this waits if the timer is being fired.
@@ -260,7 +260,7 @@ fn rearm(process: &Arc<Process>) {
 fn set_alarm(first: u64, interval: u64) -> (u64, u64) {
     let process = &task::current().process;
     let new = (first != 0).then(|| Alarm::new(process, hw::timer::now().saturating_add(first), interval));
-    let old = core::mem::replace(&mut process.signals.lock().alarm, new);
+    let old = core::mem::replace(process.signals.lock().alarm(), new);
     let setting = old.as_ref().map_or((0, 0), Alarm::setting);
     drop(old);
     setting
@@ -307,7 +307,7 @@ pub fn setitimer(a: &Args) -> SysResult {
 pub fn getitimer(a: &Args) -> SysResult {
     let setting = match interval_timer(a.int(0))? {
         IntervalTimer::Real => {
-            task::current().process.signals.lock().alarm.as_ref().map_or((0, 0), Alarm::setting)
+            task::current().process.signals.lock().alarm().as_ref().map_or((0, 0), Alarm::setting)
         }
         IntervalTimer::Cpu(which) => cpu_time::get(which),
     };
