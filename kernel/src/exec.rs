@@ -15,6 +15,7 @@ use crate::{
     errno::Errno,
     file::{self, Claim, FsInfo},
     hw::{self, TrapFrame},
+    ids,
     limits::RLIMIT_STACK,
     memory,
     options::{self, Design},
@@ -365,7 +366,8 @@ pub fn execve(program: Program, frame: &mut TrapFrame) -> Result<(), Errno> {
 
 /// The first program: a process of its own under `parent`, its first thread started. For the supervisor's thread.
 pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Process>, Errno> {
-    let pid = process::new_id()?;
+    let id = ids::new_id()?;
+    let pid = id.number();
     let p = Process::new(pid, Arc::downgrade(parent), parent.fork_files()?, parent.fs.fork());
     let found = program.find(&p.fs)?;
     let space = new_space()?;
@@ -408,7 +410,7 @@ pub fn spawn_first(program: Program, parent: &Arc<Process>) -> Result<Arc<Proces
     let frame = entry_frame(&layout, sp);
     let task = Task::user(pid, p.clone(), mm, &frame, 0, false)?;
     task.set_comm(&found.given);
-    process::register(&p, &task);
+    process::register(&p, &task, None);
     places::process(&p);
     note(&task, &found.exe, &layout);
     hw::marker::run_begin();

@@ -48,7 +48,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::{
     errno::{Errno, SysResult},
     hw::irq,
-    process, signal,
+    ids, signal,
     task::{self, Task},
     usercopy,
     wait::{self, Woken},
@@ -443,7 +443,7 @@ fn claim(address: u64, mine: u32, wait: bool) -> Result<Claim, Errno> {
             return Err(Errno::EDEADLK);
         }
         let new = if owner == 0 { old & (OWNER_DIED | WAITERS) | mine } else { old | WAITERS };
-        if owner != 0 && process::find_task(owner).is_none() {
+        if owner != 0 && !ids::is_thread(owner) {
             // It may have ended just now, leaving the word to us by its robust list.
             old = usercopy::read(address)?;
             if old & TID_MASK == owner {

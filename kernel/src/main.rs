@@ -20,6 +20,7 @@ mod futex;
 mod grace;
 mod heap;
 mod hw;
+mod ids;
 mod limits;
 mod memory;
 mod oom;

@@ -17,8 +17,8 @@ use linux_raw_sys::general::SIGKILL;
 use owned::Use;
 
 use crate::{
-    hw, memory,
-    process::{self, Process},
+    hw, ids, memory,
+    process::Process,
     realm, reclaim,
     signal::{self, SigInfo},
     task, wait,
@@ -112,7 +112,7 @@ pub fn make_room() -> bool {
                 return true;
             }
             // Somebody may be on the way out unkilled.
-            if !process::all().iter().any(|p| p.is_leaving()) {
+            if !ids::all().iter().any(|p| p.is_leaving()) {
                 let Some((victim, pages)) = choose() else { return false };
                 end(&victim, pages);
                 if Arc::ptr_eq(&victim, &me.process) {
@@ -134,7 +134,7 @@ fn shed_tables() {
     let frames = memory::frames();
     let tables = frames.stats().owned[Use::PageTable as usize];
     if tables >= frames.total() / TABLES_PART {
-        for mm in process::all().iter().filter_map(|p| p.mm()) {
+        for mm in ids::all().iter().filter_map(|p| p.mm()) {
             mm.aspace.shed(&task::unpinned());
         }
         reclaim::drain_all();
@@ -144,7 +144,7 @@ fn shed_tables() {
 /// The process with most frames, and how many it has; of several the youngest.
 fn choose() -> Option<(Arc<Process>, u64)> {
     let mut most: Option<(Arc<Process>, u64)> = None;
-    for p in process::all() {
+    for p in ids::all() {
         let Some(mm) = p.mm() else { continue };
         let u = mm.aspace.usage(&task::unpinned());
         // Its pages, its page tables, and what the kernel's heap holds for it.

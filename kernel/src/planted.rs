@@ -37,6 +37,8 @@ pub enum Planted {
     OwedIds,
     /// A signal for a process is queued only when a thread was looked for that lets it through.
     SignalQueuedLate,
+    /// Threads and processes are given up at once by the table of ids, while others look at them; and these take their time.
+    IdFreedEarly,
 }
 
 impl Planted {
@@ -55,6 +57,7 @@ impl Planted {
             "owed-forgets" => Self::OwedForgets,
             "owed-ids" => Self::OwedIds,
             "signal-queued-late" => Self::SignalQueuedLate,
+            "id-freed-early" => Self::IdFreedEarly,
             _ => return None,
         })
     }

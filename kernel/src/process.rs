@@ -6,15 +6,15 @@
 //! zombie that its parent collects.
 //!
 //! # Lock order
-//! `TABLE`, then a parent's `children`, then one process's `life` or `threads`; none is held across a sleep. Signals
-//! are sent with none of them held.
+//! A parent's `children`, then one process's `life` or `threads`; none is held across a sleep. The table's ([`ids`]) is taken with
+//! none of them, and none with it. Signals are sent with none of them held.
 //!
 //! # Who owns what
-//! `TABLE` holds ids only ([`Weak`]). A child is owned by its parent's `children` until it is collected; a thread by
-//! its process's `threads` until it ends, and by the scheduler while it runs.
+//! A child is owned by its parent's `children` until it is collected; a thread by its process's `threads` until it ends, and by the
+//! scheduler while it runs. Both by the table, until a grace period after they have left it: so who looks them up there need not count
+//! them. A thread gives its kernel stack back when it has ended, whoever still has the thread (`sched.rs`).
 
 use alloc::{
-    collections::BTreeMap,
     sync::{Arc, Weak},
     vec::Vec,
 };
@@ -23,6 +23,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use addr::VirtAddr;
 use aspace::AddressSpace;
 use linux_raw_sys::general::SIGCHLD;
+use rcu::Head;
 use sync::RwLock;
 
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
     errno::Errno,
     file::{Claim, FileTable, FsShare, OpenFile, Share},
     hw::{cpu, irq::Lock},
+    ids,
     limits::{RLIMIT_NPROC, Rlimits},
     memory, oom, places, sched,
     signal::{self, ProcessSignals, SigInfo},
@@ -41,9 +43,6 @@ use crate::{
 
 /// The supervisor's id.
 const SUPERVISOR_PID: u32 = 1;
-
-/// Ids run from 2 (1 is the supervisor's) to this, as Linux's default `pid_max` on 64-bit machines.
-pub const PID_MAX: u32 = 1 << 22;
 
 /// What threads that share memory share.
 pub struct Mm {
@@ -230,6 +229,8 @@ pub struct Process {
     /// Since boot, in ns.
     pub started: u64,
     life: Lock<Life>,
+    /// For when it has left the table.
+    pub retired: Head,
 }
 
 /// What threads or processes have used, as `getrusage` tells it.
@@ -257,44 +258,6 @@ impl Used {
     }
 }
 
-struct Table {
-    processes: BTreeMap<u32, Weak<Process>>,
-    tasks: BTreeMap<u32, Weak<Task>>,
-    next: u32,
-}
-
-static TABLE: Lock<Table> = Lock::new(Table { processes: BTreeMap::new(), tasks: BTreeMap::new(), next: 2 });
-
-/// A fresh process or thread id.
-pub fn new_id() -> Result<u32, Errno> {
-    let mut t = TABLE.lock();
-    for _ in 0..PID_MAX {
-        let id = t.next;
-        t.next = if id + 1 < PID_MAX { id + 1 } else { 2 };
-        // The id of a group or session stays taken as long as its leader has not been collected.
-        if !t.tasks.contains_key(&id) && !t.processes.contains_key(&id) {
-            return Ok(id);
-        }
-    }
-    Err(Errno::EAGAIN)
-}
-
-/// The process with this id, ended or not, until it is collected.
-pub fn find(pid: u32) -> Option<Arc<Process>> {
-    TABLE.lock().processes.get(&pid)?.upgrade()
-}
-
-/// The live thread with this id.
-pub fn find_task(tid: u32) -> Option<Arc<Task>> {
-    TABLE.lock().tasks.get(&tid)?.upgrade()
-}
-
-/// All processes in order of id.
-pub fn all() -> Vec<Arc<Process>> {
-    let t = TABLE.lock();
-    t.processes.values().filter_map(Weak::upgrade).collect()
-}
-
 /// How many threads there may be: their kernel stacks can take a quarter of memory. Linux's formula for
 /// /proc/sys/kernel/threads-max.
 pub fn task_limit() -> usize {
@@ -307,15 +270,8 @@ pub fn task_limit() -> usize {
 /// Whether the calling process may make one more thread: EAGAIN beyond RLIMIT_NPROC or [`task_limit`].
 pub fn check_task_limit() -> Result<(), Errno> {
     let soft = task::current().process.limits.soft(RLIMIT_NPROC);
-    let tasks = task_count();
+    let tasks = ids::task_count();
     if tasks as u64 >= soft || tasks >= task_limit() { Err(Errno::EAGAIN) } else { Ok(()) }
-}
-
-/// Number of live threads.
-pub fn task_count() -> usize {
-    let t = TABLE.lock();
-    // Those that have ended count until they are collected.
-    t.tasks.len().max(t.processes.len())
 }
 
 impl Process {
@@ -347,6 +303,7 @@ impl Process {
             frames: Choice::default(),
             started: crate::hw::timer::now(),
             life: Lock::new(Life::default()),
+            retired: Head::new(),
         })
     }
 
@@ -459,18 +416,19 @@ impl Process {
     }
 }
 
-/// Enter a new process and its first thread into the table, and hand it to its parent.
-pub fn register(process: &Arc<Process>, first: &Arc<Task>) {
+/// Enter a new process and its first thread, whose id the caller has, into the table, and hand it to its parent. It is in the group and
+/// session of `like`, or in those of its own.
+pub fn register(process: &Arc<Process>, first: &Arc<Task>, like: Option<&Process>) {
     // The thread first: who finds the process may ask it to end. Nobody can have yet, so this can't fail.
     let entered = register_thread(process, first);
     debug_assert!(entered.is_ok());
-    TABLE.lock().processes.insert(process.pid, Arc::downgrade(process));
+    ids::enter_process(process, like);
     if let Some(parent) = process.parent.lock().upgrade() {
         parent.children.lock().push(process.clone());
     }
 }
 
-/// Enter a new thread; EAGAIN if the process was asked to end meanwhile (the thread must not run then).
+/// Enter a new thread, whose id the caller has; EAGAIN if the process was asked to end meanwhile (the thread must not run then).
 pub fn register_thread(process: &Process, task: &Arc<Task>) -> Result<(), Errno> {
     {
         let life = process.life.lock();
@@ -482,7 +440,7 @@ pub fn register_thread(process: &Process, task: &Arc<Task>) -> Result<(), Errno>
         task.sched.clock.watch(threads.first().is_some_and(|first| first.sched.clock.is_watched()));
         threads.push(task.clone());
     }
-    TABLE.lock().tasks.insert(task.tid(), Arc::downgrade(task));
+    ids::enter_thread(task);
     Ok(())
 }
 
@@ -557,10 +515,7 @@ pub fn end_other_threads() -> Result<(), Errno> {
         return Err(Errno::EAGAIN);
     }
     if me.tid() != p.pid {
-        let mut t = TABLE.lock();
-        t.tasks.remove(&me.tid());
-        me.become_leader();
-        t.tasks.insert(p.pid, Arc::downgrade(&me));
+        ids::become_leader(&me);
     }
     Ok(())
 }
@@ -572,7 +527,7 @@ pub fn thread_ended(me: &Arc<Task>) {
     me.leave_files();
     // Out of the table before out of the process: whoever waits in `execve` to be alone takes over the process's id then,
     // and that entry must not go with a first thread that is late.
-    TABLE.lock().tasks.remove(&me.tid());
+    ids::leave_thread(me);
     let last = {
         let mut life = p.life.lock();
         let mut threads = p.threads.lock();
@@ -684,7 +639,7 @@ pub fn forget(parent: &Process, child: &Arc<Process>) -> bool {
         let mut all = parent.children_used.lock();
         *all = all.and(used);
     }
-    TABLE.lock().processes.remove(&child.pid);
+    ids::leave_process(child);
     child.thread_wait.wake_all();
     true
 }

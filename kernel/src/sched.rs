@@ -96,6 +96,11 @@ impl Entity {
             clock: CpuClock::new(),
         }
     }
+    /// Whether it has ended, and no CPU is on its stack any more.
+    pub fn is_dead(&self) -> bool {
+        // Relaxed: nobody changes it any more. Acquire: pairs with `finish_switch`: its registers are saved.
+        self.state.load(Ordering::Relaxed) == DEAD && !self.on_cpu.load(Ordering::Acquire)
+    }
     /// It has run for `ns` while others waited.
     fn spend(&self, ns: u64) {
         // Relaxed, both: its own, until its state says that it may be queued.
@@ -486,7 +491,8 @@ fn finish_switch() {
         s.state.store(RUNNING, Ordering::Release);
         enqueue(prev, false);
     } else {
-        // The last reference to a dead thread may go here; nothing runs on its stack any more.
+        thread::bury(&prev);
+        // The last reference to a dead thread may go here.
         drop(prev);
     }
 }

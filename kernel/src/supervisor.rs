@@ -12,7 +12,7 @@ use owned::{Stats, Use};
 use crate::{
     exec::{self, Program},
     file::{self, Share, Startup},
-    hw, memory, options, places,
+    hw, ids, memory, options, places,
     process::{self, Process, Status},
     realm, sched, selftest, stats, syscall,
     task::Task,
@@ -108,14 +108,14 @@ fn kill_the_rest(kernel: &Arc<Process>) {
         for c in ended {
             process::forget(kernel, &c);
         }
-        let rest = process::all();
+        let rest = ids::all();
         for p in &rest {
             process::end_process(p, Status::killed(SIGKILL));
         }
-        (rest.is_empty() && process::task_count() == 0).then_some(())
+        (rest.is_empty() && ids::task_count() == 0).then_some(())
     });
     if alone.is_err() {
-        crate::log!("{} processes did not end", process::all().len());
+        crate::log!("{} processes did not end", ids::all().len());
     }
 }
 

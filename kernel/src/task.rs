@@ -8,6 +8,7 @@ use core::{
 
 use aspace::Policy;
 use percpu::{CpuId, CpuSet};
+use rcu::Head;
 
 pub use crate::hw::thread::{Current, current, pinned, unpinned};
 use crate::{
@@ -92,6 +93,8 @@ pub struct Task {
     ending: ToDo,
     /// What `exit` was given, for a last thread that nobody killed.
     exit_code: AtomicU32,
+    /// For when it has left the table of ids.
+    pub retired: Head,
 }
 
 /// What a thread has been told about itself, and tells again. Nothing here acts on it: all threads are scheduled alike,
@@ -256,6 +259,7 @@ impl Task {
             kind,
             ending: ToDo::new(false),
             exit_code: AtomicU32::new(0),
+            retired: Head::new(),
         }
     }
 

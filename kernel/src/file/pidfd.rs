@@ -10,10 +10,7 @@ use super::{
     poll::{Events, Readiness},
     special::Special,
 };
-use crate::{
-    errno::Errno,
-    process::{self, Process},
-};
+use crate::{errno::Errno, ids, process::Process};
 
 /// A process, ended or not. It may have been collected.
 pub struct ProcessFile {
@@ -34,7 +31,7 @@ impl ProcessFile {
     /// Whether its parent has collected it, so that nothing of it can be found any more.
     pub fn is_collected(&self) -> bool {
         self.process.ended().is_some()
-            && process::find(self.process.pid).is_none_or(|p| !Arc::ptr_eq(&p, &self.process))
+            && ids::with(self.process.pid, |p: &Arc<Process>| Arc::ptr_eq(p, &self.process)) != Some(true)
     }
 
     /// The process, unless it has been collected. ESRCH.

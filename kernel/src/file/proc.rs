@@ -21,8 +21,8 @@ use super::{
 use crate::{
     errno::Errno,
     hw::{self, cpu},
-    memory,
-    process::{self, PID_MAX},
+    ids::{self, PID_MAX},
+    memory, process,
     syscall::process::{RELEASE, VERSION},
     task,
 };
@@ -193,14 +193,14 @@ struct Root;
 impl Listing for Root {
     fn lookup(&self, name: &[u8]) -> Option<Node> {
         Table(ROOT).lookup(name).or_else(|| {
-            let process = process::find(number(name)?)?;
+            let process = ids::find(number(name)?)?;
             Some(ProcessDirectory::node(process))
         })
     }
 
     fn names(&self) -> Vec<Name> {
         let mut names = Table(ROOT).names();
-        names.extend(process::all().iter().map(|p| Name {
+        names.extend(ids::all().iter().map(|p| Name {
             position: FIRST_PROCESS + u64::from(p.pid),
             name: format!("{}", p.pid).into_bytes(),
             kind: c::DT_DIR as u8,
@@ -260,7 +260,7 @@ fn uuid() -> String {
 /// Time that each CPU has spent in threads, in ns: a thread's time counts for the CPU that it was on last.
 fn busy() -> Vec<u64> {
     let mut busy = alloc::vec![0; cpu::count()];
-    for process in process::all() {
+    for process in ids::all() {
         for thread in process.threads.lock().iter() {
             if let Some(ns) = busy.get_mut(thread.sched.cpu().index()) {
                 *ns += thread.sched.clock.run_ns();
@@ -273,7 +273,7 @@ fn busy() -> Vec<u64> {
 fn running() -> usize {
     let threads =
         |p: &Arc<process::Process>| p.threads.lock().iter().filter(|t| !t.sched.is_parked()).count();
-    process::all().iter().map(threads).sum()
+    ids::all().iter().map(threads).sum()
 }
 
 fn stat() -> String {
@@ -292,7 +292,7 @@ fn stat() -> String {
         "intr 0\nctxt {}\nbtime {}\nprocesses {}\nprocs_running {}\nprocs_blocked 0\n",
         crate::stats::total(crate::stats::Counter::ContextSwitches),
         hw::timer::boot_epoch_ns() / 1_000_000_000,
-        process::all().len(),
+        ids::all().len(),
         running(),
     );
     out
@@ -309,8 +309,8 @@ fn uptime() -> String {
 /// The averages are not kept: each shows what runs now.
 fn loadavg() -> String {
     let n = running();
-    let last = process::all().iter().map(|p| p.pid).max().unwrap_or(0);
-    format!("{n}.00 {n}.00 {n}.00 {n}/{} {last}\n", process::task_count())
+    let last = ids::all().iter().map(|p| p.pid).max().unwrap_or(0);
+    format!("{n}.00 {n}.00 {n}.00 {n}/{} {last}\n", ids::task_count())
 }
 
 fn meminfo() -> String {

@@ -28,8 +28,9 @@ use super::{
 use crate::{
     errno::{Errno, SysResult},
     hw::{self, irq},
+    ids,
     options::Options,
-    process::{self, Process},
+    process::Process,
     signal::{self, SigInfo},
     task, upcall, usercopy,
     wait::{WaitQueue, Woken},
@@ -479,7 +480,7 @@ pub fn owners() -> (u32, u32) {
 
 /// Whether a live process satisfies `wanted`.
 fn any_process(wanted: impl Fn(&Process) -> bool) -> bool {
-    process::all().iter().any(|p| wanted(p))
+    ids::any(wanted)
 }
 
 /// `ioctl` on the terminal.

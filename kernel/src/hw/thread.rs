@@ -5,7 +5,15 @@
 //! by whoever takes the thread next.
 
 use alloc::sync::Arc;
-use core::{cell::UnsafeCell, marker::PhantomData, ops::Deref, task::Waker};
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr,
+    sync::atomic::{AtomicBool, Ordering},
+    task::Waker,
+};
 
 use percpu::{CpuId, Host, Pinned, Unpinned};
 
@@ -18,8 +26,10 @@ use crate::{
 
 /// Registers and stack of a thread that may not be running.
 pub struct Thread {
-    stack: KernelStack,
+    stack: ManuallyDrop<KernelStack>,
     saved: UnsafeCell<Saved>,
+    /// Its stack and its floating-point state have been given back.
+    is_buried: AtomicBool,
 }
 
 struct Saved {
@@ -48,7 +58,11 @@ impl Thread {
         // SAFETY: the stack is fresh, mapped and owned by the value.
         let rsp = unsafe { switch::first_stack(stack.top(), FRAME_BYTES, entry) };
         let xstate = if user { Some(XState::new()?) } else { None };
-        Some(Self { stack, saved: UnsafeCell::new(Saved { rsp, fs: 0, gs: 0, xstate }) })
+        Some(Self {
+            stack: ManuallyDrop::new(stack),
+            saved: UnsafeCell::new(Saved { rsp, fs: 0, gs: 0, xstate }),
+            is_buried: AtomicBool::new(false),
+        })
     }
 
     fn frame_ptr(&self) -> *mut TrapFrame {
@@ -150,6 +164,30 @@ pub fn switch_to(next: Arc<Task>) {
             x.restore();
         }
         switch::switch(save, (*load).rsp);
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        if !*self.is_buried.get_mut() {
+            // SAFETY: once, as its owner goes; nobody runs on it.
+            unsafe { ManuallyDrop::drop(&mut self.stack) };
+        }
+    }
+}
+
+/// Give back at once what a thread that has ended needs no more: there may be references to it for long. Nothing for one that may run.
+pub fn bury(task: &Task) {
+    let thread = &task.thread;
+    // Relaxed: decides who does it, no more.
+    if !task.sched.is_dead() || thread.is_buried.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    // SAFETY: the thread is dead and switched away from, so no CPU uses what is saved, nor the stack, and none will; the swap
+    // makes this the only one that takes them, `drop` included. `stack` is not used again: `stack_span` only says where it was.
+    unsafe {
+        (*thread.saved.get()).xstate = None;
+        drop(ManuallyDrop::into_inner(ptr::read(&raw const thread.stack)));
     }
 }
 

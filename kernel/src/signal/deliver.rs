@@ -7,6 +7,7 @@ use super::{Action, RESTART_ALWAYS, RESTART_BLOCK, SigInfo, SigSet, Signal, fram
 use crate::{
     errno::Errno,
     hw::TrapFrame,
+    ids,
     process::{self, Process, Status},
     rseq,
     syscall::time,
@@ -205,7 +206,7 @@ pub fn orphaned(process: &Process) -> bool {
     // Relaxed, here and below: ids that change meanwhile may be seen either way.
     let group = process.pgid.load(Ordering::Relaxed);
     let supervisor = process::supervisor();
-    !process::all().iter().any(|p| {
+    !ids::any(|p| {
         if p.pgid.load(Ordering::Relaxed) != group || p.ended().is_some() {
             return false;
         }

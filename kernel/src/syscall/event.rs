@@ -14,7 +14,7 @@ use super::{
 use crate::{
     errno::{Errno, SysResult},
     file::{Epoll, Interest, OpenFile, ProcessFile, Setting, SignalFile, Special, TimerFile},
-    hw, process,
+    hw, ids,
     signal::{self, SigInfo, SigSet, code},
     task, upcall, usercopy,
 };
@@ -204,11 +204,11 @@ pub fn pidfd_open(a: &Args) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let pid = u32::try_from(pid).ok().filter(|&pid| pid > 0).ok_or(Errno::EINVAL)?;
-    let found = process::find(pid);
+    let found = ids::find(pid);
     let process = match found {
         Some(process) => process,
         // A thread that isn't its process's first.
-        None if process::find_task(pid).is_some() => return Err(Errno::ENOENT),
+        None if ids::is_thread(pid) => return Err(Errno::ENOENT),
         None => return Err(Errno::ESRCH),
     };
     files().insert(ProcessFile::open(process, flags)?, true)

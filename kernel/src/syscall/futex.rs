@@ -1,12 +1,15 @@
 //! `futex(2)` and the robust lists.
 
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use super::{Args, time};
 use crate::{
     errno::{Errno, SysResult},
     futex::{self, Word},
-    hw, process, task, usercopy,
+    hw, ids,
+    task::{self, Task},
+    usercopy,
 };
 
 const WAIT: u32 = 0;
@@ -88,13 +91,17 @@ pub fn set_robust_list(a: &Args) -> SysResult {
 
 /// `get_robust_list(2)`.
 pub fn get_robust_list(a: &Args) -> SysResult {
-    let task = match a.int(0) {
-        0 => task::current().arc(),
-        tid => u32::try_from(tid).ok().and_then(process::find_task).ok_or(Errno::ESRCH)?,
+    // Relaxed: a snapshot.
+    let of = |task: &Task| task.robust_list.load(Ordering::Relaxed);
+    let list = match a.int(0) {
+        0 => of(&task::current()),
+        tid => {
+            let found = u32::try_from(tid).ok().and_then(|tid| ids::with(tid, |task: &Arc<Task>| of(task)));
+            found.ok_or(Errno::ESRCH)?
+        }
     };
     usercopy::write(a.raw(2), &futex::ROBUST_HEAD_BYTES)?;
-    // Relaxed: a snapshot.
-    usercopy::write(a.raw(1), &task.robust_list.load(Ordering::Relaxed))?;
+    usercopy::write(a.raw(1), &list)?;
     Ok(0)
 }
 

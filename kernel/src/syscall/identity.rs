@@ -1,10 +1,12 @@
 //! Who a program is: everything runs as root. Capabilities and the personality are kept and told (`task::Attributes`).
 
+use alloc::sync::Arc;
+
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
-    process,
-    task::{self, Attributes},
+    ids,
+    task::{self, Attributes, Task},
     usercopy,
 };
 
@@ -82,12 +84,12 @@ pub fn capget(a: &Args) -> SysResult {
         Err(Errno::EINVAL) if a.raw(1) == 0 => return Ok(0),
         result => result?,
     };
-    let task = match u32::try_from(pid) {
-        Ok(0) => task::current().arc(),
-        Ok(tid) => process::find_task(tid).ok_or(Errno::ESRCH)?,
+    let of = |task: &Task| task.attributes.lock().capabilities;
+    let sets = match u32::try_from(pid) {
+        Ok(0) => of(&task::current()),
+        Ok(tid) => ids::with(tid, |task: &Arc<Task>| of(task)).ok_or(Errno::ESRCH)?,
         Err(_) => return Err(Errno::EINVAL),
     };
-    let sets = task.attributes.lock().capabilities;
     if a.raw(1) != 0 {
         for i in 0..words {
             let record = sets.map(|set| (set >> (32 * i)) as u32);

@@ -21,9 +21,10 @@ use super::{Args, time};
 use crate::{
     errno::{Errno, SysResult},
     hw::{self, irq},
+    ids,
     limits::RLIMIT_SIGPENDING,
     memory,
-    process::{self, Process},
+    process::Process,
     signal::{self, SigInfo, Signal},
     task::{self, Task},
     timers::{self, Timer},
@@ -291,7 +292,7 @@ pub fn timer_create(a: &Args) -> SysResult {
     let thread = match event.filter(|_| to_thread) {
         None => None,
         Some(e) => {
-            let task = u32::try_from(e.tid).ok().and_then(process::find_task);
+            let task = u32::try_from(e.tid).ok().and_then(ids::find_task);
             Some(task.filter(|t| Arc::ptr_eq(&t.process, &me.process)).ok_or(Errno::EINVAL)?)
         }
     };

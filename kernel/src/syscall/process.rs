@@ -11,7 +11,7 @@ use crate::{
     exec::{self, Program},
     file::ProcessFile,
     hw::{self, TrapFrame, cpu},
-    memory, options, places,
+    ids, memory, options, places,
     planted::{self, Planted},
     process::{self, Mm, Process, Status, Used},
     sched,
@@ -175,7 +175,8 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     let p = &me.process;
     let mm = me.mm().ok_or(Errno::ENOMEM)?;
     process::check_task_limit()?;
-    let tid = process::new_id()?;
+    let id = ids::new_id()?;
+    let tid = id.number();
 
     let mut child_frame = frame.clone();
     child_frame.rax = 0;
@@ -243,7 +244,7 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
         // Else processes that do nothing but fork could outrun whoever kills them all.
         Err(Errno::EINTR)
     } else {
-        process::register(&child_process, &child);
+        process::register(&child_process, &child, Some(p));
         Ok(())
     };
     if let Err(e) = entered {
@@ -319,8 +320,6 @@ fn fork_process(c: &CloneArgs, p: &Arc<Process>, pid: u32) -> Result<Arc<Process
     let fs = if has(CLONE_FS) { p.fs.share() } else { p.fs.fork() };
     let child = Process::new(pid, parent, files, fs);
     // Relaxed, all: published when the child is registered.
-    child.pgid.store(p.pgid.load(Ordering::Relaxed), Ordering::Relaxed);
-    child.sid.store(p.sid.load(Ordering::Relaxed), Ordering::Relaxed);
     // A sibling tells the parent as the caller does.
     let exit_signal = if has(CLONE_PARENT) { p.exit_signal.load(Ordering::Relaxed) } else { c.exit_signal };
     child.exit_signal.store(exit_signal, Ordering::Relaxed);
@@ -557,17 +556,20 @@ pub fn getppid(_: &Args) -> SysResult {
     Ok(task::current().process.ppid() as usize)
 }
 
-fn process_or_self(pid: i32) -> Result<Arc<Process>, Errno> {
-    match pid {
-        0 => Ok(task::current().process.clone()),
-        p => u32::try_from(p).ok().and_then(process::find).ok_or(Errno::ESRCH),
+/// What `f`, which must not sleep, makes of the process `pid`, 0 for the caller's. ESRCH.
+fn of_process<R>(pid: i32, f: impl FnOnce(&Process) -> R) -> Result<R, Errno> {
+    let me = task::current();
+    match u32::try_from(pid).map_err(|_| Errno::ESRCH)? {
+        0 => Ok(f(&me.process)),
+        pid if pid == me.process.pid => Ok(f(&me.process)),
+        pid => ids::with(pid, |p: &Arc<Process>| f(p)).ok_or(Errno::ESRCH),
     }
 }
 
 /// `getpgid(2)`.
 pub fn getpgid(a: &Args) -> SysResult {
     // Relaxed: as if the call came a little earlier or later. So below.
-    Ok(process_or_self(a.int(0))?.pgid.load(Ordering::Relaxed) as usize)
+    Ok(of_process(a.int(0), |p| p.pgid.load(Ordering::Relaxed))? as usize)
 }
 
 /// `getpgrp(2)`.
@@ -577,18 +579,14 @@ pub fn getpgrp(_: &Args) -> SysResult {
 
 /// `getsid(2)`.
 pub fn getsid(a: &Args) -> SysResult {
-    Ok(process_or_self(a.int(0))?.sid.load(Ordering::Relaxed) as usize)
+    Ok(of_process(a.int(0), |p| p.sid.load(Ordering::Relaxed))? as usize)
 }
 
 /// `setsid(2)`.
 pub fn setsid(_: &Args) -> SysResult {
-    let p = task::current().process.clone();
-    if process::all().iter().any(|q| q.pgid.load(Ordering::Relaxed) == p.pid) {
-        return Err(Errno::EPERM);
-    }
-    p.sid.store(p.pid, Ordering::Relaxed);
-    p.pgid.store(p.pid, Ordering::Relaxed);
-    Ok(p.pid as usize)
+    let me = task::current();
+    ids::new_session(&me.process)?;
+    Ok(me.process.pid as usize)
 }
 
 /// `setpgid(2)`.
@@ -597,7 +595,10 @@ pub fn setpgid(a: &Args) -> SysResult {
     if a.int(1) < 0 {
         return Err(Errno::EINVAL);
     }
-    let target = process_or_self(a.int(0))?;
+    let target = match a.int(0) {
+        0 => me.clone(),
+        pid => u32::try_from(pid).ok().and_then(ids::find).ok_or(Errno::ESRCH)?,
+    };
     let group = if a.int(1) == 0 { target.pid } else { a.uint(1) };
     let is_child = target.parent.lock().upgrade().is_some_and(|p| Arc::ptr_eq(&p, &me));
     if !Arc::ptr_eq(&target, &me) {
@@ -612,14 +613,7 @@ pub fn setpgid(a: &Args) -> SysResult {
     if target.sid.load(Ordering::Relaxed) != sid || target.sid.load(Ordering::Relaxed) == target.pid {
         return Err(Errno::EPERM);
     }
-    let exists = group == target.pid
-        || process::all()
-            .iter()
-            .any(|q| q.pgid.load(Ordering::Relaxed) == group && q.sid.load(Ordering::Relaxed) == sid);
-    if !exists {
-        return Err(Errno::EPERM);
-    }
-    target.pgid.store(group, Ordering::Relaxed);
+    ids::join_group(&target, group, sid)?;
     Ok(0)
 }
 
@@ -660,10 +654,10 @@ pub fn getgroups(a: &Args) -> SysResult {
 /// `prlimit64(2)`.
 pub fn prlimit64(a: &Args) -> SysResult {
     let which = a.uint(1) as usize;
-    let p = process_or_self(a.int(0))?;
-    let old = p.limits.get(which).ok_or(Errno::EINVAL)?;
+    let old = of_process(a.int(0), |p| p.limits.get(which))?.ok_or(Errno::EINVAL)?;
     if a.raw(2) != 0 {
-        p.limits.set(which, usercopy::read(a.raw(2))?)?;
+        let new = usercopy::read(a.raw(2))?;
+        of_process(a.int(0), |p| p.limits.set(which, new))??;
     }
     if a.raw(3) != 0 {
         upcall::owed(|| usercopy::write(a.raw(3), &old))?;
@@ -727,7 +721,7 @@ pub fn sysinfo(a: &Args) -> SysResult {
     let uptime = hw::timer::now() / 1_000_000_000;
     // struct sysinfo: uptime, loads[3], totalram, freeram, sharedram, bufferram, totalswap, freeswap, procs (u16),
     // totalhigh, freehigh, mem_unit (u32).
-    let tasks = process::task_count().min(u16::MAX as usize) as u64;
+    let tasks = ids::task_count().min(u16::MAX as usize) as u64;
     let out: [u64; 14] = [uptime, 0, 0, 0, f.total * addr::PAGE_SIZE, free, 0, 0, 0, 0, tasks, 0, 0, 1];
     usercopy::write(a.raw(0), &out)?;
     Ok(0)

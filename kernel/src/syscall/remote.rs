@@ -9,7 +9,8 @@ use alloc::{sync::Arc, vec::Vec};
 use super::Args;
 use crate::{
     errno::{Errno, SysResult},
-    process::{self, Mm},
+    ids,
+    process::Mm,
     task, usercopy,
 };
 
@@ -84,7 +85,7 @@ fn transfer(a: &Args, write: bool) -> SysResult {
     if total == 0 || remote.iter().all(|s| s.len == 0) {
         return Ok(0);
     }
-    let task = u32::try_from(a.int(0)).ok().and_then(process::find_task).ok_or(Errno::ESRCH)?;
+    let task = u32::try_from(a.int(0)).ok().and_then(ids::find_task).ok_or(Errno::ESRCH)?;
     let mm = task.mm().ok_or(Errno::ESRCH)?;
     let mut buffer = Vec::new();
     buffer.try_reserve_exact(PIECE).map_err(|_| Errno::ENOMEM)?;

@@ -6,8 +6,8 @@ use core::sync::atomic::Ordering;
 use super::{Args, time};
 use crate::{
     errno::{Errno, SysResult},
-    process,
-    task::{self, Task},
+    ids, process,
+    task::{self, Attributes, Task},
     usercopy,
 };
 
@@ -27,7 +27,16 @@ const SLICE: u64 = 4_000_000;
 fn target(tid: i32) -> Result<Arc<Task>, Errno> {
     match u32::try_from(tid) {
         Ok(0) => Ok(task::current().arc()),
-        Ok(tid) => process::find_task(tid).ok_or(Errno::ESRCH),
+        Ok(tid) => ids::find_task(tid).ok_or(Errno::ESRCH),
+        Err(_) => Err(Errno::EINVAL),
+    }
+}
+
+/// What the thread `tid` was told, 0 for the caller. Errors as [`target`].
+fn told(tid: i32) -> Result<Attributes, Errno> {
+    match u32::try_from(tid) {
+        Ok(0) => Ok(*task::current().attributes.lock()),
+        Ok(tid) => ids::with(tid, |task: &Arc<Task>| *task.attributes.lock()).ok_or(Errno::ESRCH),
         Err(_) => Err(Errno::EINVAL),
     }
 }
@@ -63,8 +72,7 @@ pub fn sched_setscheduler(a: &Args) -> SysResult {
 
 /// `sched_getscheduler(2)`.
 pub fn sched_getscheduler(a: &Args) -> SysResult {
-    let task = target(a.int(0))?;
-    let now = *task.attributes.lock();
+    let now = told(a.int(0))?;
     Ok((now.policy | if now.reset_on_fork { RESET_ON_FORK } else { 0 }) as usize)
 }
 
@@ -85,7 +93,7 @@ pub fn sched_getparam(a: &Args) -> SysResult {
     if a.raw(1) == 0 {
         return Err(Errno::EINVAL);
     }
-    let priority = target(a.int(0))?.attributes.lock().priority;
+    let priority = told(a.int(0))?.priority;
     usercopy::write(a.raw(1), &priority)?;
     Ok(0)
 }
@@ -114,7 +122,7 @@ pub fn sched_get_priority_min(a: &Args) -> SysResult {
 
 /// `sched_rr_get_interval(2)`: none for SCHED_FIFO.
 pub fn sched_rr_get_interval(a: &Args) -> SysResult {
-    let fifo = target(a.int(0))?.attributes.lock().policy == FIFO;
+    let fifo = told(a.int(0))?.policy == FIFO;
     time::write_timespec(a.raw(1), if fifo { 0 } else { SLICE })?;
     Ok(0)
 }
@@ -138,7 +146,7 @@ pub fn sched_getattr(a: &Args) -> SysResult {
     if a.raw(1) == 0 || a.int(0) < 0 || a.uint(3) != 0 || !(BYTES..=4096).contains(&a.uint(2)) {
         return Err(Errno::EINVAL);
     }
-    let now = *target(a.int(0))?.attributes.lock();
+    let now = told(a.int(0))?;
     let attr = SchedAttr {
         size: BYTES,
         policy: now.policy,
@@ -185,12 +193,12 @@ fn nice_targets(a: &Args) -> Result<Vec<Arc<Task>>, Errno> {
     let (kind, who) = (a.int(0), a.uint(1));
     let me = task::current();
     let threads = |wanted: &dyn Fn(&process::Process) -> bool| -> Vec<Arc<Task>> {
-        let all = process::all();
+        let all = ids::all();
         all.iter().filter(|p| p.pid > 1 && wanted(p)).flat_map(|p| p.threads.lock().clone()).collect()
     };
     let found = match kind {
         PRIO_PROCESS if who == 0 => Vec::from([me.arc()]),
-        PRIO_PROCESS => process::find_task(who).into_iter().collect(),
+        PRIO_PROCESS => ids::find_task(who).into_iter().collect(),
         PRIO_PGRP => {
             // Relaxed: ids that change meanwhile may be seen either way.
             let group = if who == 0 { me.process.pgid.load(Ordering::Relaxed) } else { who };
@@ -205,6 +213,9 @@ fn nice_targets(a: &Args) -> Result<Vec<Arc<Task>>, Errno> {
 
 /// `getpriority(2)`: 20 minus the lowest nice value, so that it is no error.
 pub fn getpriority(a: &Args) -> SysResult {
+    if let (PRIO_PROCESS, Ok(tid)) = (a.int(0), i32::try_from(a.uint(1))) {
+        return Ok((20 - told(tid)?.nice) as usize);
+    }
     let lowest = nice_targets(a)?.iter().map(|t| t.attributes.lock().nice).min().unwrap_or(0);
     Ok((20 - lowest) as usize)
 }

@@ -1,13 +1,14 @@
 //! Calls about signals.
 
-use alloc::{borrow::Cow, sync::Arc};
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use super::{Args, time};
 use crate::{
     errno::{Errno, SysResult},
     hw::{self, TrapFrame},
-    process::{self, Process},
+    ids,
+    process::Process,
     signal::{self, Action, SigInfo, SigSet, Signal, code},
     task::{self, Task},
     upcall, usercopy,
@@ -143,48 +144,42 @@ pub fn kill(a: &Args) -> SysResult {
     if pid == i32::MIN {
         return Err(Errno::ESRCH);
     }
-    let one = match pid {
+    let info = signal.map(|signal| SigInfo::from_caller(signal.number(), code::SI_USER));
+    let send = |p: &Process| info.map_or(Ok(()), |info| signal::queue(p, None, info));
+    match pid {
         // The caller's own process needs no finding.
-        1.. if pid as u32 == me.process.pid => Some(Cow::Borrowed(&me.process)),
-        1.. => Some(Cow::Owned(process::find(pid as u32).ok_or(Errno::ESRCH)?)),
-        _ => None,
-    };
-    match (signal, one) {
-        (None, Some(_)) => {}
-        (None, None) if process::all().iter().any(|p| is_meant(p)) => {}
-        (None, None) => return Err(Errno::ESRCH),
-        (Some(signal), one) => {
-            let info = SigInfo::from_caller(signal.number(), code::SI_USER);
-            match one {
-                Some(p) => signal::queue(&p, None, info)?,
-                None => signal::send_to(is_meant, info)?,
-            }
-        }
+        1.. if pid as u32 == me.process.pid => send(&me.process)?,
+        1.. => ids::with(pid as u32, |p: &Arc<Process>| send(p)).ok_or(Errno::ESRCH)??,
+        _ => match info {
+            Some(info) => signal::send_to(is_meant, info)?,
+            None if ids::any(is_meant) => {}
+            None => return Err(Errno::ESRCH),
+        },
     }
     Ok(0)
 }
 
-/// The thread `tid`, of process `tgid` if given. EINVAL for ids that no thread can have, ESRCH if there is none.
-fn thread(tgid: Option<i32>, tid: i32) -> Result<Arc<Task>, Errno> {
+/// What `f`, which must not sleep, makes of the thread `tid`, of process `tgid` if given. EINVAL for ids that no thread can have,
+/// ESRCH if there is none.
+fn with_thread<R>(tgid: Option<i32>, tid: i32, f: impl FnOnce(&Arc<Task>) -> R) -> Result<R, Errno> {
     if tid <= 0 || tgid.is_some_and(|g| g <= 0) {
         return Err(Errno::EINVAL);
     }
+    let is_meant = |task: &Arc<Task>| tgid.is_none_or(|g| task.process.pid == g as u32);
+    let checked = |task: &Arc<Task>| is_meant(task).then(|| f(task));
     let me = task::current();
-    let found = if tid as u32 == me.tid() { Some(me.arc()) } else { process::find_task(tid as u32) };
-    let task = found.ok_or(Errno::ESRCH)?;
-    if tgid.is_some_and(|g| task.process.pid != g as u32) {
-        return Err(Errno::ESRCH);
-    }
-    Ok(task)
+    let done =
+        if tid as u32 == me.tid() { checked(&me.arc()) } else { ids::with(tid as u32, checked).flatten() };
+    done.ok_or(Errno::ESRCH)
 }
 
 fn kill_thread(tgid: Option<i32>, tid: i32, signal: i32) -> SysResult {
-    let task = thread(tgid, tid)?;
-    if let Some(signal) = signal_or_probe(signal)? {
+    let signal = signal_or_probe(signal);
+    with_thread(tgid, tid, |task| {
+        let Some(signal) = signal? else { return Ok(0) };
         let info = SigInfo::from_caller(signal.number(), code::SI_TKILL);
-        signal::queue(&task.process, Some(&task), info)?;
-    }
-    Ok(0)
+        signal::queue(&task.process, Some(task), info).map(|()| 0)
+    })?
 }
 
 /// `tkill(2)`.
@@ -212,10 +207,8 @@ pub fn rt_sigqueueinfo(a: &Args) -> SysResult {
     let (pid, number) = (a.int(0), a.int(1));
     let info = given_info(a.raw(2), number, pid == task::current().process.pid as i32)?;
     let signal = signal_or_probe(number)?;
-    let target: Arc<Process> = u32::try_from(pid).ok().and_then(process::find).ok_or(Errno::ESRCH)?;
-    if signal.is_some() {
-        signal::queue(&target, None, info)?;
-    }
+    let send = |target: &Arc<Process>| signal.map_or(Ok(()), |_| signal::queue(target, None, info));
+    u32::try_from(pid).ok().and_then(|pid| ids::with(pid, send)).ok_or(Errno::ESRCH)??;
     Ok(0)
 }
 
@@ -227,9 +220,8 @@ pub fn rt_tgsigqueueinfo(a: &Args) -> SysResult {
     }
     let info = given_info(a.raw(3), number, tid == task::current().tid() as i32)?;
     let signal = signal_or_probe(number)?;
-    let target = thread(Some(tgid), tid)?;
-    if signal.is_some() {
-        signal::queue(&target.process, Some(&target), info)?;
-    }
+    let send =
+        |target: &Arc<Task>| signal.map_or(Ok(()), |_| signal::queue(&target.process, Some(target), info));
+    with_thread(Some(tgid), tid, send)??;
     Ok(0)
 }

@@ -15,7 +15,7 @@ use crate::{
         self, AF_UNIX, Address, Credentials, Lent, OpenFile, Received, Sent, Socket, SocketFlags as Flags,
         SocketNumber as Number, Style, UserBuffer,
     },
-    hw, memory, process, task, upcall, usercopy,
+    hw, ids, memory, task, upcall, usercopy,
 };
 
 /// Bits of a socket type that are flags.
@@ -343,7 +343,7 @@ fn read_credentials(data: &[u8], sent: &mut Sent) -> Result<(), Errno> {
     }
     let [pid, uid, gid] = [pid, uid, gid].map(|w| u32::from_ne_bytes(*w));
     // Root may pose as any process that there is.
-    if pid != task::current().process.pid && process::find(pid).is_none() {
+    if pid != task::current().process.pid && !ids::is_process(pid) {
         return Err(Errno::ESRCH);
     }
     sent.credentials = Some(Credentials { pid, uid, gid });

@@ -1,5 +1,6 @@
 //! Calls about the calling thread.
 
+use alloc::sync::Arc;
 use core::sync::atomic::{Ordering, fence};
 
 use addr::PageRange;
@@ -12,9 +13,10 @@ use crate::{
     errno::{Errno, SysResult},
     file, grace,
     hw::{cpu, numa},
-    process, sched,
+    ids, sched,
     shootdown::Ipi,
-    task, usercopy,
+    task::{self, Task},
+    usercopy,
 };
 
 /// `gettid(2)`.
@@ -59,11 +61,11 @@ pub fn sched_yield(_: &Args) -> SysResult {
     Ok(0)
 }
 
-fn target(tid: i32) -> Result<alloc::sync::Arc<task::Task>, Errno> {
+fn target(tid: i32) -> Result<Arc<Task>, Errno> {
     if tid == 0 {
         return Ok(task::current().arc());
     }
-    u32::try_from(tid).ok().and_then(process::find_task).ok_or(Errno::ESRCH)
+    u32::try_from(tid).ok().and_then(ids::find_task).ok_or(Errno::ESRCH)
 }
 
 /// `sched_getaffinity(2)`: the number of bytes written.
@@ -72,7 +74,11 @@ pub fn sched_getaffinity(a: &Args) -> SysResult {
     if len * 8 < cpu::count() || !len.is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
-    let set = target(a.int(0))?.affinity().intersection(&sched::online());
+    let found = match u32::try_from(a.int(0)).map_err(|_| Errno::ESRCH)? {
+        0 => task::current().affinity(),
+        tid => ids::with(tid, |task: &Arc<Task>| task.affinity()).ok_or(Errno::ESRCH)?,
+    };
+    let set = found.intersection(&sched::online());
     let bytes: alloc::vec::Vec<u8> = set.words().iter().flat_map(|w| w.to_le_bytes()).collect();
     let n = len.min(MAX_CPUS / 8);
     usercopy::copy_out(a.raw(2), bytes.get(..n).unwrap_or_default())?;

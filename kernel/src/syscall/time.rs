@@ -13,10 +13,10 @@ use super::Args;
 use crate::{
     cpu_time::{self, Which},
     errno::{Errno, SysResult},
-    hw,
-    process::{self, Process},
+    hw, ids,
+    process::Process,
     signal::{self, SigInfo, Signal},
-    task,
+    task::{self, Task},
     timers::{self, Timer},
     upcall, usercopy,
     wait::{self, Woken},
@@ -77,11 +77,14 @@ fn cpu_clock(id: i32) -> Result<u64, Errno> {
     let me = task::current();
     if id & PER_THREAD != 0 {
         let tid = if target == 0 { me.tid() } else { target };
-        let task = process::find_task(tid).filter(|t| Arc::ptr_eq(&t.process, &me.process));
-        return task.map(|t| t.sched.clock.run_ns()).ok_or(Errno::EINVAL);
+        let clock = |t: &Arc<Task>| {
+            let is_own = Arc::ptr_eq(&t.process, &me.process);
+            is_own.then(|| t.sched.clock.run_ns()).ok_or(Errno::EINVAL)
+        };
+        return ids::with(tid, clock).unwrap_or(Err(Errno::EINVAL));
     }
     let pid = if target == 0 { me.process.pid } else { target };
-    process::find(pid).map(|p| p.cpu_ns()).ok_or(Errno::EINVAL)
+    ids::with(pid, |p: &Arc<Process>| p.cpu_ns()).ok_or(Errno::EINVAL)
 }
 
 /// What clock `id` shows, in ns. EINVAL if there is no such clock.

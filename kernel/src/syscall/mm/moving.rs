@@ -19,7 +19,8 @@ use super::{
 use crate::{
     errno::{Errno, SysResult},
     hw::numa,
-    process::{self, Mm},
+    ids,
+    process::Mm,
     syscall::Args,
     task::{self, CAP_SYS_NICE},
     usercopy,
@@ -44,7 +45,7 @@ pub fn node_of(mm: &Mm, page: Page) -> Result<Node, Errno> {
 fn target(pid: i32) -> Result<Arc<Mm>, Errno> {
     match u32::try_from(pid) {
         Ok(0) => Ok(Arc::clone(&*mm()?)),
-        Ok(pid) => process::find(pid).ok_or(Errno::ESRCH)?.mm().ok_or(Errno::EINVAL),
+        Ok(pid) => ids::find(pid).ok_or(Errno::ESRCH)?.mm().ok_or(Errno::EINVAL),
         Err(_) => Err(Errno::ESRCH),
     }
 }
@@ -140,7 +141,7 @@ pub fn migrate_pages(a: &Args) -> SysResult {
     let (from, to) = (Mask::read(a.raw(2), bits)?, Mask::read(a.raw(3), bits)?);
     let process = match u32::try_from(pid) {
         Ok(0) => None,
-        Ok(pid) => Some(process::find(pid).ok_or(Errno::ESRCH)?),
+        Ok(pid) => Some(ids::find(pid).ok_or(Errno::ESRCH)?),
         Err(_) => return Err(Errno::ESRCH),
     };
     let allowed = numa::with_memory();
