@@ -192,7 +192,7 @@ pub struct Test {
     /// Also what takes long
     #[arg(long)]
     pub full: bool,
-    /// The design of the machines' address spaces [default: radix for kernel, linux, mutants and sanitize, with --full each of kernel and linux; else locked]
+    /// The design of the machines' address spaces [default: radix for kernel, linux, mutants and sanitize, and for the first two some of it on bonsai, with --full all of it on each; else locked]
     #[arg(long, value_name = "NAME")]
     pub aspace: Option<Aspace>,
     /// With the radix design: page tables of an address space [default: percpu]

@@ -18,6 +18,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The name of the kernel's test that panics.
 const PANIC: &str = "panic";
 
+/// CPUs of the one machine in which they run on a further design of the address space.
+const FEW: u32 = 8;
+
 /// Shell commands and the exit status of each.
 const STATUSES: [(&str, u8); 5] =
     [("exit 0", 0), ("exit 42", 42), ("exit 255", 255), ("kill -SEGV $$", 139), ("kill -KILL $$", 137)];
@@ -44,6 +47,12 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
         report.record(&format!("the status of '{script}'"), result);
     }
     super::exact::run(report, kernel)
+}
+
+/// The kernel's own tests, in one machine.
+pub fn few(report: &mut Report, _: bool) -> Result<()> {
+    report.doing("selftest");
+    selftest(report, &Machine::new(kernel::build(Build::Ordinary)?, FEW))
 }
 
 /// All of the kernel's own tests on `machine`.

@@ -65,15 +65,36 @@ pub(super) struct Result3 {
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
     needs::ensure(&[Tool::Busybox, Tool::Bash, Tool::Gcc, Tool::MuslGcc])?;
-    let kernel = kernel::build(Build::Ordinary)?;
     let manifest = manifest::read()?;
     report.doing("building the guest programs");
     let rounds = if full { 3 } else { 1 };
     // Long runs once, in the first round; the others take what `cargo quire test` takes.
     let cases: Vec<_> =
         (0..rounds).map(|round| cases(report, &manifest, full, full && round == 0)).collect::<Result<_>>()?;
+    run_all(report, &cases, manifest.programs.len() + manifest.shell.len())
+}
+
+/// One run of each program that is there for what the design of the address space decides: with its first toolchain, and as
+/// many CPUs as it has at most.
+pub fn few(report: &mut Report, _: bool) -> Result<()> {
+    needs::ensure(&[Tool::MuslGcc])?;
+    report.doing("building the guest programs");
+    let short = |mut entry: manifest::Program| {
+        entry.toolchains.truncate(1);
+        entry.cpus = entry.cpus.into_iter().max().into_iter().collect();
+        entry
+    };
+    let programs = manifest::read()?.programs.into_iter().filter(|entry| entry.each_design);
+    let entries: Vec<_> = programs.map(short).collect();
+    let cases = self::programs(report, entries.iter(), false);
+    run_all(report, &[cases], entries.len())
+}
+
+/// Run the cases of each round, of so many programs.
+fn run_all(report: &mut Report, rounds: &[Vec<Case>], programs: usize) -> Result<()> {
+    let kernel = kernel::build(Build::Ordinary)?;
     let mut runs: Vec<(&Case, Machine)> = Vec::new();
-    for (round, cases) in cases.iter().enumerate() {
+    for (round, cases) in rounds.iter().enumerate() {
         for case in cases {
             let machine = case.machine(&kernel);
             // The other way takes long with many CPUs.
@@ -89,7 +110,6 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
         |i| shared.borrow().begin(i, runs.len(), &runs[i].0.name),
         |i, result| shared.borrow_mut().record(&runs[i].0.name, result),
     )?;
-    let programs = manifest.programs.len() + manifest.shell.len();
     let text = format!("{} runs of {programs} programs, each with its page frames accounted for", runs.len());
     shared.into_inner().remark(text);
     Ok(())

@@ -20,6 +20,8 @@ pub struct Program {
     pub long: Option<(Vec<String>, Duration)>,
     /// Whether it runs with `--full` only.
     pub only_full: bool,
+    /// Whether it runs on each design of the address space without `--full` too.
+    pub each_design: bool,
     pub cpus: Vec<u32>,
     pub timeout: Duration,
     /// Bytes of memory of the machine, if not as by default.
@@ -112,6 +114,7 @@ fn program(table: &mut Table) -> Result<Program> {
         args: strings(table, "args")?.context("no args")?,
         long: long(table)?,
         only_full: boolean(table, "only_full")?.unwrap_or(false),
+        each_design: boolean(table, "each_design")?.unwrap_or(false),
         cpus: cpus(table)?.context("no cpus")?,
         timeout: seconds(table, "timeout")?.context("no timeout")?,
         memory: memory(table)?,
@@ -222,6 +225,7 @@ mod tests {
         full_args = ["10"]
         full_timeout = 600
         only_full = true
+        each_design = true
         cpus = [1]
         timeout = 60
         memory = 128
@@ -238,10 +242,11 @@ mod tests {
         assert_eq!(manifest.programs[0].cpus, [1, 80]);
         assert!(manifest.programs[0].native);
         let [p, q] = &manifest.programs[..] else { panic!("two programs") };
-        assert_eq!((p.memory, p.boot.len(), p.only_full, &p.long), (None, 0, false, &None));
+        assert_eq!((p.memory, p.boot.len(), &p.long), (None, 0, &None));
+        assert!(!p.only_full && !p.each_design);
         assert_eq!(
-            (q.memory, q.boot.as_slice(), q.only_full),
-            (Some(128 << 20), &["inject".to_owned()][..], true)
+            (q.memory, q.boot.as_slice(), q.only_full, q.each_design),
+            (Some(128 << 20), &["inject".to_owned()][..], true, true)
         );
         assert_eq!(q.long, Some((vec!["10".to_owned()], Duration::from_secs(600))));
         assert_eq!(

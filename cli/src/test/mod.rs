@@ -41,9 +41,13 @@ pub fn run(options: &Test) -> Result<u8> {
     };
     let (mut passed, mut failed) = (0, 0);
     for (name, group) in GROUPS.iter().filter(|(name, _)| wanted(*name)) {
-        for (design, tables) in designs(*name, options) {
+        for (design, tables, extent) in designs(*name, options) {
             machine::set_design(design, tables);
             let mut report = Report::new(label(*name));
+            let group = match extent {
+                Extent::All => *group,
+                Extent::Few(few) => few,
+            };
             if let Err(error) = group(&mut report, options.full) {
                 report.fail("the group could not run", &format!("{error:#}"));
             }
@@ -60,19 +64,32 @@ pub fn run(options: &Test) -> Result<u8> {
     Ok(u8::from(failed > 0))
 }
 
-/// The designs of the address space with which a group's tests are made, one after the other.
-fn designs(name: Name, options: &Test) -> Vec<(Aspace, Option<PageTables>)> {
+/// How much of a group is run.
+#[derive(Clone, Copy)]
+enum Extent {
+    All,
+    /// By these instead: what the design of the address space decides, in a minute or so.
+    Few(RunGroup),
+}
+
+/// The designs of the address space with which a group's tests are made, one after the other, and how many of them.
+fn designs(name: Name, options: &Test) -> Vec<(Aspace, Option<PageTables>, Extent)> {
     let tables = options.pagetable;
+    let all = |design, tables| (design, tables, Extent::All);
+    let few = |design, few: RunGroup| (design, None, Extent::Few(few));
     match (name, options.aspace) {
-        (_, Some(design)) => vec![(design, tables)],
+        (_, Some(design)) => vec![all(design, tables)],
         (Name::Kernel | Name::Linux, None) if options.full => vec![
-            (Aspace::Radix, Some(PageTables::Percpu)),
-            (Aspace::Radix, Some(PageTables::Shared)),
-            (Aspace::Locked, None),
+            all(Aspace::Radix, Some(PageTables::Percpu)),
+            all(Aspace::Radix, Some(PageTables::Shared)),
+            all(Aspace::Bonsai, None),
+            all(Aspace::Locked, None),
         ],
-        (Name::Kernel | Name::Linux | Name::Mutants | Name::Sanitize, None) => vec![(Aspace::Radix, tables)],
+        (Name::Kernel, None) => vec![all(Aspace::Radix, tables), few(Aspace::Bonsai, kernel::few)],
+        (Name::Linux, None) => vec![all(Aspace::Radix, tables), few(Aspace::Bonsai, linux::few)],
+        (Name::Mutants | Name::Sanitize, None) => vec![all(Aspace::Radix, tables)],
         // What moves between CPUs is known by name there, and so are the locks.
-        (_, None) => vec![(Aspace::Locked, None)],
+        (_, None) => vec![all(Aspace::Locked, None)],
     }
 }
 
@@ -167,4 +184,27 @@ impl Report {
 
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a design of the address space can break is run on each.
+    #[test]
+    fn the_kernel_and_programs_run_on_every_design() {
+        let all = |full| Test { groups: vec![Name::All], full, aspace: None, pagetable: None };
+        for name in [Name::Kernel, Name::Linux] {
+            let usual = designs(name, &all(false));
+            assert!(matches!(
+                usual[..],
+                [(Aspace::Radix, None, Extent::All), (Aspace::Bonsai, None, Extent::Few(_))]
+            ));
+            let full = designs(name, &all(true));
+            for wanted in [Aspace::Bonsai, Aspace::Locked, Aspace::Radix] {
+                let runs = |turn: &(Aspace, _, Extent)| turn.0 == wanted && matches!(turn.2, Extent::All);
+                assert!(full.iter().any(runs), "{wanted:?}");
+            }
+        }
+    }
 }
