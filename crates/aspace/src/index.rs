@@ -214,7 +214,8 @@ impl Index {
     }
     /// For [`Exclude::Hybrid`]: nobody looks into the tree until this is dropped.
     pub(crate) fn alone(&self, ctx: &Unpinned<'_>) -> Option<WriteGuard<'_, ()>> {
-        (self.exclude == Exclude::Hybrid).then(|| self.faults.0.write(ctx))
+        let excludes = self.exclude == Exclude::Hybrid && !mutant!("bonsai-tree-shared");
+        excludes.then(|| self.faults.0.write(ctx))
     }
     /// Drop the mappings that were taken out, if they wait for that here.
     pub(crate) fn reap(&self, _: &Unpinned<'_>) {
@@ -232,7 +233,7 @@ impl Index {
             // Relaxed: who looks is excluded.
             last.0.store(ptr::null_mut(), Ordering::Relaxed);
         }
-        if self.exclude == Exclude::PerMapping {
+        if self.exclude == Exclude::PerMapping && !mutant!("bonsai-ended-at-once") {
             // SeqCst: dead before the look; partner: the fence in `Within::new`.
             fence(Ordering::SeqCst);
             // Acquire: partner of the store in `drop`.
@@ -253,7 +254,8 @@ pub(crate) struct Within<'a>(Option<&'a AtomicU64>);
 
 impl<'a> Within<'a> {
     pub(crate) fn new(area: &'a Area, exclude: Exclude) -> Self {
-        let counted = (exclude == Exclude::PerMapping).then_some(&area.faults);
+        let counts = exclude == Exclude::PerMapping && !mutant!("bonsai-fault-uncounted");
+        let counted = counts.then_some(&area.faults);
         if let Some(faults) = counted {
             faults.fetch_add(1, Ordering::Relaxed);
             // SeqCst: counted before the look whether it is dead; partner: the fence in `ended`.

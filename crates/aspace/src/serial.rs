@@ -22,7 +22,7 @@ use core::{fmt, ops::Range, ptr};
 use addr::{Frame, Page, PageRange, Prot, VirtAddr};
 use pagetable::{Concurrent, Which};
 use percpu::{AtomicCpuSet, CpuSet, Line, MAX_CPUS, Pinned, Unpinned};
-use sync::{RwLock, SpinLock, mutant};
+use sync::{RwLock, SpinLock, mutant, pause};
 
 use self::{
     gate::Gate,
@@ -65,6 +65,7 @@ impl Protocol {
     fn exclude(&self) -> Exclude {
         match self {
             Protocol::Locked { .. } => Exclude::Stock,
+            Protocol::Bonsai { .. } if mutant!("bonsai-excludes-nothing") => Exclude::Rcu,
             Protocol::Bonsai { exclude, .. } => *exclude,
         }
     }
@@ -139,7 +140,9 @@ impl Serial {
     }
     /// For [`Exclude::FaultLock`]: no fault is under way until this is dropped.
     fn exclude_faults(&self, ctx: &Unpinned<'_>) -> Option<sync::WriteGuard<'_, ()>> {
-        (self.protocol.exclude() == Exclude::FaultLock).then(|| self.index.faults.0.write(ctx))
+        pause!("bonsai-looked");
+        let excludes = self.protocol.exclude() == Exclude::FaultLock && !mutant!("bonsai-faults-let-in");
+        excludes.then(|| self.index.faults.0.write(ctx))
     }
     /// Look up `page`, and give what `f` says of what it shows: without the lock, if that is found so.
     fn glance<R>(&self, page: Page, ctx: &Unpinned<'_>, f: impl Fn(PageRange, &Mapping) -> R) -> Option<R> {

@@ -2,6 +2,7 @@
 //! where it asks for a frame, in the middle of a fault, or where it begins to flush, and others go on.
 
 mod directed;
+mod excluded;
 mod flood;
 #[path = "../machine/mod.rs"]
 mod machine;
