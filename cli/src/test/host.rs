@@ -48,9 +48,9 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     command.args(["test", "--workspace", "--exclude", "quire-kernel", "--no-fail-fast"]);
     output::cargo_test(report, "cargo test", &mut command, LIMIT)?;
     if full {
-        // What the allocator's fast paths are compiled to, in the build that counts.
+        // What the allocator's fast paths and sections are compiled to, in the build that counts.
         let mut command = cargo::command(target());
-        command.args(["test", "--release", "-p", "quire-frames", "--test", "fast_paths"]);
+        command.args(["test", "--release", "-p", "quire-frames", "-p", "quire-rcu", "--test", "fast_paths"]);
         output::cargo_test(report, "cargo test --release", &mut command, LIMIT)?;
     }
     Ok(())

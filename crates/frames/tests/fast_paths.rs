@@ -4,15 +4,15 @@
 //! function, but for the slow paths, which are functions of their own that are never inlined, and for panics.
 #![cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
 
+mod disassembly;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
     hint::black_box,
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use disassembly::Program;
 use frames::{AllocError, Frames, FreeError, Req, Run, testing};
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
-use object::{Object, ObjectSection, ObjectSymbol, Relocation, RelocationTarget, SymbolKind};
 use percpu::{CpuId, Pinned};
 
 /// Where a fast path ends: the calls to these are not followed.
@@ -49,110 +49,6 @@ fn probe_exchanged(
 ) -> Result<u64, FreeError> {
     let before = last.swap(run.first().number(), Ordering::Relaxed);
     frames.free(pin, run).map(|()| before)
-}
-
-/// A function of the program.
-struct Function {
-    name: String,
-    code: Vec<u8>,
-}
-
-struct Program {
-    /// All functions, by their addresses.
-    functions: BTreeMap<u64, Function>,
-    /// Words that the loader fills with addresses of the program's own.
-    pointers: BTreeMap<u64, u64>,
-}
-
-impl Program {
-    /// The one that runs.
-    fn this() -> Self {
-        let bytes = std::fs::read(std::env::current_exe().expect("a program")).expect("it can be read");
-        let file = object::File::parse(&*bytes).expect("it is an ELF file");
-        let functions = file.symbols().filter(|s| s.kind() == SymbolKind::Text && s.size() > 0);
-        let function = |symbol: object::Symbol<'_, '_>| {
-            let section = file.section_by_index(symbol.section_index()?).ok()?;
-            let code = section.data_range(symbol.address(), symbol.size()).ok()??.to_vec();
-            Some((symbol.address(), Function { name: symbol.name().ok()?.to_owned(), code }))
-        };
-        let moved = |r: &Relocation| r.target() == RelocationTarget::Absolute;
-        let pointers = file.dynamic_relocations().into_iter().flatten().filter(|(_, r)| moved(r));
-        Self {
-            functions: functions.filter_map(function).collect(),
-            pointers: pointers.map(|(at, r)| (at, r.addend() as u64)).collect(),
-        }
-    }
-
-    /// Where a call or a jump goes, if that is written in the program.
-    fn target(&self, i: &Instruction) -> Option<u64> {
-        match i.op0_kind() {
-            OpKind::NearBranch64 => Some(i.near_branch_target()),
-            OpKind::Memory if i.is_ip_rel_memory_operand() => {
-                self.pointers.get(&i.ip_rel_memory_address()).copied()
-            }
-            _ => None,
-        }
-    }
-
-    fn address(&self, name: &str) -> u64 {
-        *self.functions.iter().find(|(_, f)| f.name == name).unwrap_or_else(|| panic!("no function {name}")).0
-    }
-
-    /// Every instruction from `probe` on, through calls to everything but `ends`.
-    fn walk(&self, probe: &str, ends: &[&str]) -> Walk {
-        let mut walk = Walk::default();
-        let mut rest = vec![self.address(probe)];
-        while let Some(at) = rest.pop() {
-            if !walk.functions.insert(at) {
-                continue;
-            }
-            let Some(function) = self.functions.get(&at) else {
-                walk.lost.push(format!("a call to {at:#x}, where no function begins"));
-                continue;
-            };
-            let inside = at..at + function.code.len() as u64;
-            for i in Decoder::with_ip(64, &function.code, at, DecoderOptions::NONE).iter() {
-                assert!(!i.is_invalid(), "{}: {:#x} is no instruction", function.name, i.ip());
-                walk.instructions += 1;
-                if locks(&i) {
-                    walk.locked.push(format!("{:?} at {:#x} in {}", i.code(), i.ip(), function.name));
-                }
-                let branches = i.op0_kind() == OpKind::NearBranch64
-                    || matches!(i.mnemonic(), Mnemonic::Call | Mnemonic::Jmp);
-                match self.target(&i) {
-                    _ if !branches => {}
-                    Some(to) if inside.contains(&to) => {}
-                    Some(to) => {
-                        let name = self.functions.get(&to).map_or("", |f| &f.name);
-                        match ends.iter().find(|end| name.contains(**end)) {
-                            Some(end) => drop(walk.ended_at.insert((*end).to_owned())),
-                            None => rest.push(to),
-                        }
-                    }
-                    None => walk.lost.push(format!("{:?} at {:#x} in {}", i.code(), i.ip(), function.name)),
-                }
-            }
-        }
-        walk
-    }
-}
-
-/// What was met on the way.
-#[derive(Debug, Default)]
-struct Walk {
-    functions: BTreeSet<u64>,
-    instructions: usize,
-    /// Instructions that lock.
-    locked: Vec<String>,
-    /// Where it could not be followed.
-    lost: Vec<String>,
-    ended_at: BTreeSet<String>,
-}
-
-/// With a `lock` prefix, or an exchange with memory, which locks without one (Intel SDM, volume 2, XCHG).
-fn locks(i: &Instruction) -> bool {
-    let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
-    i.has_lock_prefix() || i.mnemonic() == Mnemonic::Xchg && memory
 }
 
 #[test]
