@@ -4,6 +4,8 @@ use alloc::{string::String, vec::Vec};
 use core::{cell::Cell, fmt, panic::Location, time::Duration};
 use std::{thread, time::Instant};
 
+use sync::mutant;
+
 /// A grace period that doesn't end.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -91,6 +93,7 @@ impl Wait {
     }
     /// For how long it has taken, if that is to be reported: once after each further `limit`.
     pub(super) fn is_over(&self, limit: Duration) -> Option<Duration> {
+        let limit = if mutant!("rcu-stall-late") { limit * 2 } else { limit };
         let waited = self.begun.elapsed();
         (waited >= limit * (self.reports.get() + 1)).then(|| {
             self.reports.set(self.reports.get() + 1);
