@@ -73,6 +73,33 @@
 //! # }
 //! ```
 //!
+//! In a program (feature `std`), with threads that register, no CPU and no `unsafe`; [`rcu::Qsbr`] does as well. Values are dropped by
+//! whatever thread comes by after their grace period, perhaps in an update: their `Drop` must not change the tree.
+//!
+//! ```
+//! # #[cfg(all(feature = "std", not(any(loom, shuttle))))] {
+//! use bonsai::{BonsaiMap, Entry};
+//!
+//! rcu::domain!(static READERS: Readers);
+//! let map = BonsaiMap::<u32, String, _>::new(&READERS);
+//! std::thread::scope(|scope| {
+//!     scope.spawn(|| {
+//!         let reader = READERS.register();
+//!         map.write(&reader).insert(7, Entry::new("seven".into())).unwrap();
+//!         drop(map.write(&reader).remove(7));
+//!     });
+//!     scope.spawn(|| {
+//!         let reader = READERS.register();
+//!         let section = reader.read();
+//!         if let Some(entry) = map.read(&section).get(7) {
+//!             // Whatever the other does, it stays until the section ends.
+//!             assert_eq!(**entry, "seven");
+//!         }
+//!     });
+//! });
+//! # }
+//! ```
+//!
 //! An address space; what is cut keeps its addresses covered:
 //!
 //! ```

@@ -66,6 +66,24 @@ impl Retired {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
+    /// Where its link is, for a queue of another kind.
+    #[cfg(feature = "std")]
+    pub(crate) fn into_head(self) -> NonNull<Head> {
+        self.head
+    }
+}
+
+/// Free what was retired.
+///
+/// # Safety
+/// As for its [`Free`]: once, and no section may still find it. `head` is of a [`Retired`].
+#[cfg(feature = "std")]
+pub(crate) unsafe fn free(head: NonNull<Head>, pin: &Pinned<'_>) {
+    // SAFETY: what is retired is allocated, and its link is the queue's.
+    if let Some(free) = unsafe { head.as_ref() }.free.get() {
+        // SAFETY: the caller's promise.
+        unsafe { free(head, pin) };
+    }
 }
 
 impl fmt::Debug for Retired {

@@ -131,6 +131,10 @@ impl<D: 'static> Member<'_, D> {
         // SAFETY: the object was unlinked before it was retired; the head comes first in the node, which `free_node` frees.
         self.qsbr.domain.call(&self.pin, unsafe { Linked::new(head, free_node::<T>) });
     }
+    /// The same of an object that carries its own link: for structures whose objects are found in more than one way. Allocates nothing.
+    pub fn retire(&self, retired: Linked) {
+        self.qsbr.domain.call(&self.pin, retired);
+    }
     /// How many objects this member has retired that are not freed.
     pub fn pending(&self) -> usize {
         self.qsbr.domain.pending(&self.pin)

@@ -3,6 +3,10 @@
 use alloc::{boxed::Box, vec::Vec};
 use core::ptr::NonNull;
 
+use percpu::{CpuId, Pinned};
+
+use crate::list;
+
 /// A bag is handed over with so many objects, or so many bytes. A period is begun for each, so that of what `membarrier` takes,
 /// some 300 ns, an object bears 1 or 2.
 pub(super) const OBJECTS: usize = if cfg!(any(loom, shuttle)) { 2 } else { 256 };
@@ -24,6 +28,11 @@ impl Deferred {
         let bytes = bytes.max(16) + size_of::<Self>();
         Self { object: object.cast(), free: free::<T>, bytes }
     }
+    /// Of an object that carries its own link, and is freed without use of the CPU that its [`Free`](list::Free) is told.
+    pub(super) fn linked(retired: list::Retired) -> Self {
+        let bytes = retired.bytes() + size_of::<Self>();
+        Self { object: retired.into_head().cast(), free: free_linked, bytes }
+    }
     /// Free it.
     ///
     /// # Safety
@@ -37,6 +46,13 @@ impl Deferred {
 unsafe fn free<T>(object: NonNull<()>) {
     // SAFETY: made of a box of this type; the caller has it alone.
     unsafe { dispose(object.cast::<T>()) };
+}
+
+unsafe fn free_linked(object: NonNull<()>) {
+    // SAFETY: nothing is taken from the CPU by it, whatever CPU that is.
+    let nowhere = unsafe { Pinned::assume(CpuId::default()) };
+    // SAFETY: made of a retired object's link; the caller has the object alone.
+    unsafe { list::free(object.cast(), &nowhere) };
 }
 
 /// Drop what was a box, and with checks overwrite its memory.

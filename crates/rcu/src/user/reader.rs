@@ -10,7 +10,10 @@ use super::{
     core::{Core, Gp},
     slot::Slot,
 };
-use crate::ptr::{Global, Of, Retired, Section};
+use crate::{
+    list,
+    ptr::{Global, Of, Retired, Section},
+};
 
 /// A thread that is registered with a domain: by it the thread reads, waits and retires.
 ///
@@ -77,7 +80,9 @@ impl Core {
         self.put(slot, retired, true);
     }
     fn put<T: Send + Sync + 'static, D>(&self, slot: &Slot, retired: Retired<T, D>, may_wait: bool) {
-        let item = Deferred::new(retired.into_raw());
+        self.put_item(slot, Deferred::new(retired.into_raw()), may_wait);
+    }
+    fn put_item(&self, slot: &Slot, item: Deferred, may_wait: bool) {
         let late = mutant!("rcu-user-late-queue");
         let (queued, full) = slot.with_bag(|bag| {
             bag.put(item);
@@ -122,6 +127,14 @@ impl<'d, D: 'static> Reader<'d, D> {
     /// and neither in a section nor in a destructor of such an object. Not in a signal handler.
     pub fn call<T: Send + Sync + 'static>(&self, retired: Retired<T, D>) {
         self.core.call(self.slot, retired);
+    }
+    /// Free an object that carries its own link after a grace period, on whatever thread hands over then: for structures whose objects
+    /// are found in more than one way. Never waits, so what a thread that never does retires by this is not bounded. Not in a signal handler.
+    ///
+    /// # Safety
+    /// Its `free` uses nothing of the CPU that it is told: threads are on none that is known here.
+    pub unsafe fn retire(&self, retired: list::Retired) {
+        self.core.put_item(self.slot, Deferred::linked(retired), false);
     }
     /// As [`Self::call`], but never waits: the object is given back if more waits than the domain allows.
     pub fn try_call<T: Send + Sync + 'static>(&self, retired: Retired<T, D>) -> Result<(), Full<T, D>> {
