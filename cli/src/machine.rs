@@ -244,7 +244,8 @@ pub fn set_design(design: Aspace, tables: Option<PageTables>) {
     *DESIGN.lock().unwrap_or_else(PoisonError::into_inner) = (design, tables);
 }
 
-fn design() -> (Aspace, Option<PageTables>) {
+/// What was set, or the default.
+pub fn design() -> (Aspace, Option<PageTables>) {
     *DESIGN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

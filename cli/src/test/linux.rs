@@ -16,12 +16,13 @@ use super::{
     pool,
 };
 use crate::{
+    args::Aspace,
     child,
     guest::{self, Toolchain},
     image::{Exec, Image},
     kernel::{self, Build},
     linux,
-    machine::{Boot, Machine, System},
+    machine::{self, Boot, Machine, System},
     needs::{self, Tool},
     program::{self, Program},
     run,
@@ -182,7 +183,7 @@ pub fn programs<'a>(
                     program: Program { host: host.clone(), guest: guest.clone(), packed: false },
                     helpers: Vec::new(),
                     argv: std::iter::once(entry.name.clone()).chain(arguments).collect(),
-                    env: vec!["PATH=/bin".to_owned()],
+                    env: environment(entry),
                     cwd: "/tmp",
                     stdin: Vec::new(),
                     cpus: *cpus,
@@ -196,6 +197,15 @@ pub fn programs<'a>(
         }
     }
     cases
+}
+
+/// What a program finds in its environment. The other designs refuse what `radix` has; their programs leave it out.
+fn environment(entry: &manifest::Program) -> Vec<String> {
+    let mut env = vec!["PATH=/bin".to_owned()];
+    if machine::design().0 == Aspace::Radix && !entry.must.is_empty() {
+        env.push(format!("VMPRIM_MUST={}", entry.must.join(",")));
+    }
+    env
 }
 
 fn build(entry: &manifest::Program, toolchain: &str) -> Result<PathBuf> {

@@ -28,6 +28,8 @@ pub struct Program {
     pub memory: Option<u64>,
     /// Words for the kernel's command line.
     pub boot: Vec<String>,
+    /// Backends of `vmprim` that must work on Quire's `radix`.
+    pub must: Vec<String>,
     /// Its output must equal that of a native run.
     pub compare: bool,
     /// Whether it may run natively.
@@ -119,6 +121,7 @@ fn program(table: &mut Table) -> Result<Program> {
         timeout: seconds(table, "timeout")?.context("no timeout")?,
         memory: memory(table)?,
         boot: strings(table, "boot")?.unwrap_or_default(),
+        must: strings(table, "must")?.unwrap_or_default(),
         compare: boolean(table, "compare")?.context("no compare")?,
         native: boolean(table, "native")?.unwrap_or(true),
     })
@@ -230,6 +233,7 @@ mod tests {
         timeout = 60
         memory = 128
         boot = ["inject"]
+        must = ["native"]
         compare = false
         [[shell]]
         name = "s"
@@ -248,6 +252,7 @@ mod tests {
             (q.memory, q.boot.as_slice(), q.only_full, q.each_design),
             (Some(128 << 20), &["inject".to_owned()][..], true, true)
         );
+        assert_eq!((p.must.as_slice(), q.must.as_slice()), (&[][..], &["native".to_owned()][..]));
         assert_eq!(q.long, Some((vec!["10".to_owned()], Duration::from_secs(600))));
         assert_eq!(
             (manifest.shell[0].cpus.as_slice(), manifest.shell[0].timeout.as_secs()),

@@ -2,11 +2,14 @@
 //! end a process.
 #![allow(dead_code, unused_macros, reason = "each test uses some of it")]
 
+mod must;
+
 use std::{
     os::unix::process::ExitStatusExt,
     process::{Command, Output, Stdio},
 };
 
+pub use must::is_must;
 use vmprim::{Access, Backend, Backing, Builder, Error, Reason, Region};
 
 pub const PAGE: usize = 4096;
@@ -54,7 +57,7 @@ const fn way(backend: Backend, memfd: bool, has_none: bool, has_read: bool) -> W
 
 const THREADS: Backend = Backend::UffdThread { threads: 2 };
 
-/// Every way there is; those that this kernel refuses are said and left out.
+/// Every way there is; those that this kernel refuses are said and left out, unless they must be there.
 pub fn ways() -> Vec<Way> {
     let all = [
         way(Backend::Signal, false, true, true),
@@ -74,6 +77,7 @@ pub fn ways() -> Vec<Way> {
         Err(Error::Unsupported { tried, .. })
             if tried.iter().all(|(_, reason)| matches!(reason, Reason::Refused { .. })) =>
         {
+            assert!(!is_must(way.backend), "{way:?} must work here: {tried:?}");
             eprintln!("left out: {tried:?}");
             false
         }
