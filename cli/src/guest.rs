@@ -38,6 +38,11 @@ pub fn of_primitives() -> Result<PathBuf> {
     of_package("quire-bench-vmprim", "vmprim-bench", &[])
 }
 
+/// Single operations of memory primitives between markers, built as [`rust`] builds.
+pub fn of_operations() -> Result<PathBuf> {
+    of_package("quire-bench-vmprim", "vmbench", &[])
+}
+
 fn of_package(package: &str, name: &str, features: &[&str]) -> Result<PathBuf> {
     let mut command = cargo::command(workspace::target("guest"));
     // With an explicit target the flags stay away from build scripts and macros, which must be dynamic.

@@ -17,6 +17,7 @@ mod mutants;
 mod output;
 mod peer;
 mod pool;
+mod primitives;
 mod races;
 mod sanitize;
 mod spin;

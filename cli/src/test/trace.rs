@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{Report, bench, matrix};
+use super::{Report, bench, matrix, primitives};
 use crate::{
     exact::Exact,
     guest::{self, Toolchain},
@@ -74,7 +74,8 @@ pub fn run(report: &mut Report, _: bool) -> Result<()> {
         report.record(case.what, result.and_then(|traced| (case.check)(&traced)));
     }
     bench::run(report)?;
-    matrix::run(report)
+    matrix::run(report)?;
+    primitives::run(report)
 }
 
 fn traced(machine: &Machine, program: &Program, case: &Case) -> Result<Traced> {
