@@ -5,7 +5,8 @@
 //! - What is freed is closed as a whole, and stays closed until so many others of its class have been freed: a use
 //!   after free traps.
 //! - Guards cost no mapping where the kernel has `MADV_GUARD_INSTALL` (Linux 6.13); elsewhere `mprotect` makes
-//!   them, and `vm.max_map_count` limits their number to some thirty thousand.
+//!   them, and `vm.max_map_count` limits their number to some thirty thousand. What comes after has none, and a line on
+//!   standard error says so (`limit.rs`).
 //!
 //! Objects above 16 MiB, or aligned to more than a page, go to the system's allocator.
 
@@ -15,7 +16,7 @@ use std::{
 };
 
 use crate::{
-    report,
+    limit, report,
     slots::{self, FREED, LIVE, PAGE, Place},
     stack,
 };
@@ -41,6 +42,14 @@ impl Default for FenceAlloc {
 
 /// Whether guards need no mapping: 0 not known, 1 yes, 2 no.
 static GUARDS: AtomicU32 = AtomicU32::new(0);
+/// Guards that `mprotect` has made.
+static MAPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Guards are made by `mprotect` from here on, whatever the kernel has; for before the first object.
+pub fn by_mprotect() {
+    // Relaxed: see below.
+    GUARDS.store(2, Ordering::Relaxed);
+}
 
 fn has_guards(at: usize) -> bool {
     // Relaxed, both: any thread finds the same.
@@ -69,6 +78,20 @@ fn close(at: usize, len: usize) -> bool {
             }
         }
     }
+}
+
+/// Make the page a guard for good. By `mprotect` there are only so many that a tenth of the mappings is left to the program;
+/// the first that is refused is said, since objects from there on have none.
+fn guard(at: usize) -> bool {
+    // Relaxed, all below: a count and a mark.
+    let mapped = !has_guards(at);
+    // Each is a mapping, and so is the slot before it.
+    let has_room = !mapped || 2 * MAPPED.fetch_add(1, Ordering::Relaxed) < limit::mappings() / 10 * 9;
+    let made = has_room && close(at, PAGE);
+    if !made {
+        limit::say_once(mapped);
+    }
+    made
 }
 
 fn open(at: usize, len: usize) -> bool {
@@ -109,14 +132,10 @@ pub fn place(layout: Layout) -> Option<*mut u8> {
     report::install();
     let (place, used) = slots::take(class)?;
     let (start, len) = (place.start(), place.len());
-    if !used {
-        if place.number == 0 {
-            close(start - PAGE, PAGE);
-        }
-        if !close(start + len, PAGE) {
-            // Not one more mapping: the rest is the system's. The slot stays carved, and is never used.
-            return None;
-        }
+    let is_first = place.number == 0;
+    if !used && (is_first && !guard(start - PAGE) || !guard(start + len)) {
+        // No more guards: the rest is the system's. The slot stays carved, and is never used.
+        return None;
     }
     let offset = len - rounded;
     let slot = place.slot();
@@ -160,7 +179,11 @@ pub fn take_back(at: usize, place: Place) {
     }
     slot.freed_by.store(thread(), Ordering::Relaxed);
     stack::note(&slot.freed_at);
-    close(place.start(), place.len());
+    if !close(place.start(), place.len()) {
+        // It is never handed out again, so a use of it harms nobody; but it isn't seen.
+        report::say_once(&limit::OPEN, "fence: what was freed can't be closed: uses of it are not found\n");
+        return;
+    }
     if let Some(oldest) = slots::quarantine(place, QUARANTINE)
         && open(oldest.start(), oldest.len())
     {

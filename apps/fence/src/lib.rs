@@ -20,6 +20,7 @@
 
 mod alloc;
 mod bump;
+mod limit;
 pub mod raw;
 mod report;
 mod slots;

@@ -29,6 +29,11 @@ pub fn free(at: *mut u8) -> bool {
     true
 }
 
+/// Let guards be made by `mprotect`, whatever the kernel has. For before the first object.
+pub fn by_mprotect() {
+    alloc::by_mprotect();
+}
+
 /// Note call stacks of allocations and frees from here on, and say them in reports.
 pub fn note_stacks() {
     stack::turn_on();

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{c_int, c_void},
-    sync::atomic::{AtomicPtr, AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering},
 };
 
 use crate::{
@@ -26,7 +26,7 @@ impl Line {
         }
         self
     }
-    fn number(&mut self, n: usize) -> &mut Self {
+    pub fn number(&mut self, n: usize) -> &mut Self {
         let mut digits = [0_u8; 20];
         let mut rest = n;
         let mut first = digits.len();
@@ -52,6 +52,14 @@ impl Line {
     pub fn say(&self) {
         // SAFETY: the buffer holds that many bytes.
         unsafe { libc::write(2, self.0.as_ptr().cast(), self.1) };
+    }
+}
+
+/// Say a line the first time that it is to be said.
+pub fn say_once(said: &AtomicBool, text: &str) {
+    // Relaxed: whichever thread finds it so.
+    if !said.swap(true, Ordering::Relaxed) {
+        Line::new().text(text).say();
     }
 }
 

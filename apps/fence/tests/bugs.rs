@@ -3,7 +3,8 @@
 use std::{
     alloc::{Layout, alloc, dealloc, realloc},
     collections::{BTreeMap, HashMap},
-    os::unix::process::ExitStatusExt,
+    io::Write,
+    os::unix::process::{CommandExt, ExitStatusExt},
     process::{Command, Stdio},
 };
 
@@ -88,15 +89,63 @@ fn commit(bug: &str, size: usize) {
     }
 }
 
-/// Run this test again, with the bug; what it said.
-fn run(bug: &str, size: usize) -> (Option<i32>, String) {
-    let output = Command::new(std::env::current_exe().unwrap())
+/// This test again, with the bug.
+fn again(bug: &str, size: usize) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", "every_planted_bug_is_found", "--nocapture", "--test-threads=1"])
         .env(BUG, format!("{bug}/{size}"))
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+        .stdin(Stdio::null());
+    command
+}
+
+/// Run it; what it said.
+fn run(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
     (output.status.signal(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// The process that it starts is refused, from its beginning, guards as by a kernel that has none (they are made by
+/// `mprotect`) and to change `len` bytes by `mprotect`, if any.
+fn refused(command: &mut Command, len: Option<u32>) -> &mut Command {
+    const GUARD_INSTALL: u32 = 102;
+    const ALLOW: u32 = 0x7fff_0000;
+    const ERRNO: u32 = 0x0005_0000;
+    let load = |k| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k };
+    let equals = |k, jt, jf| libc::sock_filter { code: 0x15, jt, jf, k };
+    let answer = |k| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k };
+    // At 0 is the call's number, at 24 and 32 the low halves of its second and third argument.
+    let rule = |call: i64, at, value, errno: i32| {
+        [load(0), equals(call as u32, 0, 3), load(at), equals(value, 0, 1), answer(ERRNO | errno as u32)]
+    };
+    let mut filter = [
+        rule(libc::SYS_madvise, 32, GUARD_INSTALL, libc::EINVAL),
+        rule(libc::SYS_mprotect, 24, len.unwrap_or(u32::MAX), libc::ENOMEM),
+    ]
+    .concat();
+    filter.push(answer(ALLOW));
+    // SAFETY: between fork and exec it makes two calls, with structures that are there already.
+    unsafe {
+        command.pre_exec(move || {
+            let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+            if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) == 0
+            {
+                return Ok(());
+            }
+            Err(std::io::Error::last_os_error())
+        })
+    }
+}
+
+/// Whether calls can be refused so. Only Linux has filters.
+fn can_refuse() -> bool {
+    // SAFETY: numbers.
+    let there = unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) } >= 0;
+    if !there {
+        say("left out: no seccomp filters, so guards can't be refused");
+    }
+    there
 }
 
 #[test]
@@ -111,7 +160,7 @@ fn every_planted_bug_is_found() {
     }
     let mut found = 0;
     let mut look = |bug: &str, size: usize, what: &str| {
-        let (signal, said) = run(bug, size);
+        let (signal, said) = run(&mut again(bug, size));
         let what = what.replace("SIZE", &size.to_string());
         assert!(
             signal == Some(libc::SIGSEGV) || signal == Some(libc::SIGABRT),
@@ -131,6 +180,79 @@ fn every_planted_bug_is_found() {
     look("tail", 13, "fence: free, and bytes past the end were written: an object of 13 bytes");
     println!("{found} planted bugs, all found");
     assert_eq!(found, 72);
+}
+
+#[test]
+fn bugs_are_found_where_guards_are_mappings() {
+    if !can_refuse() {
+        return;
+    }
+    for (bug, what) in BUGS {
+        let (signal, said) = run(refused(&mut again(bug, 100), None));
+        assert!(signal == Some(libc::SIGSEGV) || signal == Some(libc::SIGABRT), "{bug}: {signal:?}\n{said}");
+        assert!(said.contains(&what.replace("SIZE", "100")), "{bug} says not {what:?} but:\n{said}");
+    }
+}
+
+/// Each page of an object costs two mappings. The last tenth of them is the program's; the objects that get no guard are the
+/// system's, and that there are some is said once.
+#[test]
+fn the_end_of_guards_is_said_once_and_the_program_goes_on() {
+    const TEST: &str = "the_end_of_guards_is_said_once_and_the_program_goes_on";
+    const FIRST: &str = "FENCE_TEST_LIMIT";
+    if std::env::var_os(FIRST).is_some() {
+        let objects: Vec<Box<u64>> = (0..60_000).map(Box::new).collect();
+        assert!(objects.iter().zip(0..).all(|(object, i)| **object == i));
+        // There are mappings left for a thread's stack.
+        std::thread::spawn(|| vec![1_u8; 1 << 20].len()).join().unwrap();
+        // What got a guard still has it.
+        // SAFETY: not at all.
+        unsafe { look(std::ptr::from_ref(&*objects[0]).cast::<u8>().add(8)) };
+        return;
+    }
+    if !can_refuse() {
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", TEST, "--nocapture", "--test-threads=1"]).env(FIRST, "1").stdin(Stdio::null());
+    let (signal, said) = run(refused(&mut command, None));
+    assert_eq!(signal, Some(libc::SIGSEGV), "{said}");
+    assert_eq!(said.matches("fence: no more guards").count(), 1, "{said}");
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    assert!(said.contains(&format!("vm.max_map_count ({})", limit.trim())), "{said}");
+    assert!(said.contains("read 0 bytes past the end of an object of 8 bytes"), "{said}");
+}
+
+/// What was freed and can't be closed is never handed out again.
+#[test]
+fn what_stays_open_is_said_once_and_not_used_again() {
+    const TEST: &str = "what_stays_open_is_said_once_and_not_used_again";
+    const FIRST: &str = "FENCE_TEST_OPEN";
+    // Eleven pages, which neither the loader protects nor anybody else allocates.
+    const LEN: usize = 11 << 12;
+    let layout = Layout::from_size_align(LEN, 8).unwrap();
+    if std::env::var_os(FIRST).is_some() {
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..600 {
+            // SAFETY: written within its size, and freed once.
+            let at = unsafe { alloc(layout) };
+            // SAFETY: see above.
+            unsafe { at.write_bytes(1, LEN) };
+            assert!(seen.insert(at as usize), "an open slot was handed out again");
+            // SAFETY: see above.
+            unsafe { dealloc(at, layout) };
+        }
+        return;
+    }
+    if !can_refuse() {
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", TEST, "--nocapture", "--test-threads=1"]).env(FIRST, "1").stdin(Stdio::null());
+    let output = refused(&mut command, Some(LEN as u32)).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("fence: what was freed can't be closed").count(), 1, "{said}");
 }
 
 #[test]
@@ -167,13 +289,24 @@ fn many() -> u64 {
     let line = told.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
     let has_room = kib.is_some_and(|kib| kib > 6 << 20);
-    if std::env::var_os("QUIRE_FULL").is_some() && has_room { 1_000_000 } else { 60_000 }
+    match (std::env::var_os("QUIRE_FULL").is_some(), has_room) {
+        (true, true) => return 1_000_000,
+        (true, false) => say("left out: a million guarded objects need 6 GiB of memory that is available"),
+        (false, _) => say("left out: a million guarded objects, which QUIRE_FULL=1 asks for"),
+    }
+    60_000
+}
+
+/// Say it past the harness, which shows what tests print only where they fail.
+fn say(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 /// More than `mprotect` could guard with the usual limit of mappings.
 #[test]
 fn more_objects_live_at_once_than_there_may_be_mappings() {
-    if vmprim::guard::works().is_err() {
+    if let Err(reason) = vmprim::guard::works() {
+        say(&format!("left out: guards without mappings: {reason}"));
         return;
     }
     let many = many();
@@ -181,5 +314,5 @@ fn more_objects_live_at_once_than_there_may_be_mappings() {
     let mappings = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
     assert!(objects.iter().zip(0..).all(|(object, i)| **object == i));
     assert!(mappings < 500, "{mappings} mappings");
-    println!("{many} guarded objects in {mappings} mappings");
+    say(&format!("fence: {many} guarded objects in {mappings} mappings"));
 }
