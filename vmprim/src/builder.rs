@@ -214,6 +214,7 @@ impl Builder {
     ///
     /// # Errors
     /// - [`Error::Range`] for a length or page that does not fit.
+    /// - [`Error::NoSuchBackend`] if the environment names one that there isn't.
     /// - [`Error::Unsupported`] if no backend gives what is needed, with the reason for each.
     /// - [`Error::HandlerReplaced`] if somebody has replaced the library's signal handlers.
     /// - [`Error::Os`] if memory or threads are refused.
@@ -234,9 +235,10 @@ impl Builder {
         dispatch::install()?;
         thread::attach()?;
         if self.backend == Backend::Auto
-            && let Some(named) = std::env::var("VMPRIM_BACKEND").ok().and_then(|name| Backend::named(&name))
+            && let Some(name) = std::env::var_os("VMPRIM_BACKEND")
         {
-            self.backend = named;
+            let name = name.to_string_lossy().into_owned();
+            self.backend = Backend::named(&name).ok_or(Error::NoSuchBackend { name })?;
         }
         let backend = self.choose()?;
         self.make(backend).map_err(|failed| match failed {

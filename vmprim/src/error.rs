@@ -54,8 +54,14 @@ impl Backend {
         Self::Native,
     ];
 
-    pub(crate) fn named(name: &str) -> Option<Self> {
+    /// The backend of this name, `auto` among them.
+    pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().chain([Self::Auto]).find(|one| one.name() == name)
+    }
+
+    /// All names, for a message.
+    pub fn names() -> String {
+        Self::ALL.into_iter().chain([Self::Auto]).map(Self::name).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -171,6 +177,11 @@ pub enum Error {
         /// Each that came into question, and why it was not taken.
         tried: Vec<(Backend, Reason)>,
     },
+    /// The environment variable `VMPRIM_BACKEND` names no backend.
+    NoSuchBackend {
+        /// What it says.
+        name: String,
+    },
     /// The operation is not among those that the region's backend has.
     Lacks {
         /// The backend.
@@ -222,6 +233,9 @@ impl fmt::Display for Error {
                     false => write!(f, "no backend that works here gives {missing}")?,
                 }
                 tried.iter().try_for_each(|(backend, why)| write!(f, "; {}: {why}", backend.name()))
+            }
+            Self::NoSuchBackend { name } => {
+                write!(f, "VMPRIM_BACKEND names no backend {name:?}: there is {}", Backend::names())
             }
             Self::Lacks { backend, needs } => write!(f, "{} has no {needs}", backend.name()),
             Self::VmaBudget { used, limit } => write!(

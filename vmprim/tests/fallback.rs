@@ -169,6 +169,20 @@ fn a_backend_can_be_named_from_outside() {
 }
 
 #[test]
+fn a_name_from_outside_that_is_no_backend_is_said() {
+    let variables = [("VMPRIM_BACKEND", "sigal")];
+    let output = common::in_child_with("a_name_from_outside_that_is_no_backend_is_said", &variables, || {
+        let error = Region::builder(PAGE).build().unwrap_err();
+        assert_eq!(error, Error::NoSuchBackend { name: "sigal".into() });
+        let said = error.to_string();
+        assert!(said.starts_with("VMPRIM_BACKEND names no backend \"sigal\": there is signal, "), "{said}");
+        // The program's own choice stands.
+        Region::builder(PAGE).backend(Backend::Signal).build().unwrap();
+    });
+    succeeds(&output);
+}
+
+#[test]
 fn what_no_backend_gives_at_once_is_said() {
     // The kernel's tracking has no level Read, and the rest of what has it can't let system calls through on a
     // private file.

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::redis;
+use crate::{
+    keeper::{MISSING, Refused},
+    redis,
+};
 
 /// The modes that are compared, the peer last.
 pub const MODES: [&str; 3] = ["trap", "precopy", "fork"];
@@ -100,12 +103,13 @@ const ROWS: [Row; 8] = [
 ];
 
 /// One run of a mode: what it reports.
-fn run(mode: &str, load: &[String]) -> Result<Value, String> {
-    let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+fn run(mode: &str, load: &[String]) -> Result<Value, Refused> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| Refused::Other(format!("{what}: {error}"));
+    let program = std::env::current_exe().map_err(|error| failed("cannot find this program", &error))?;
     let folder = load.first().map_or_else(|| ".".to_owned(), |parent| format!("{parent}/kvd-bench-{mode}"));
     let clean = || match std::fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(format!("cannot remove {folder}: {error}"))
+            Err(failed(&format!("cannot remove {folder}"), &error))
         }
         _ => Ok(()),
     };
@@ -115,13 +119,18 @@ fn run(mode: &str, load: &[String]) -> Result<Value, String> {
         .args(&load[1..])
         .stderr(Stdio::inherit())
         .output()
-        .map_err(|error| format!("cannot run {mode}: {error}"))?;
+        .map_err(|error| failed(&format!("cannot run {mode}"), &error))?;
     clean()?;
-    if !output.status.success() {
-        return Err(format!("the run of {mode} failed: {}", output.status));
+    match output.status.code() {
+        Some(0) => {}
+        // It has said what.
+        Some(code) if code == i32::from(MISSING) => {
+            return Err(Refused::Unsupported(format!("the run of {mode} lacks what it needs")));
+        }
+        _ => return Err(failed(&format!("the run of {mode} failed"), &output.status)),
     }
     serde_json::from_slice(&output.stdout)
-        .map_err(|error| format!("the run of {mode} said no figures: {error}"))
+        .map_err(|error| failed(&format!("the run of {mode} said no figures"), &error))
 }
 
 /// Redis's fork with as many keys of as many bytes, shown beside the pauses of each mode; nothing if it isn't installed.
@@ -159,8 +168,8 @@ fn beside_redis(figures: &[Vec<Value>], load: &[String]) -> Vec<Value> {
 /// work in, and options of `kvd load`.
 ///
 /// # Errors
-/// A line that says which run failed.
-pub fn bench(runs: u32, load: &[String]) -> Result<(Value, bool), String> {
+/// A line that says which run failed, or that it lacks what it needs.
+pub fn bench(runs: u32, load: &[String]) -> Result<(Value, bool), Refused> {
     let mut figures: Vec<Vec<Value>> = vec![Vec::new(); MODES.len()];
     for turn in 0..runs {
         for (mode, figures) in MODES.iter().zip(&mut figures) {

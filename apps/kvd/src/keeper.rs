@@ -122,6 +122,9 @@ pub enum Keeper {
     None(Memory),
 }
 
+/// The status by which a program says that a primitive is missing.
+pub const MISSING: u8 = 77;
+
 /// Why there is no keeper.
 #[derive(Debug)]
 pub enum Refused {

@@ -18,9 +18,6 @@ use kvd::{
 use snap::Codec;
 use vmprim::Backend;
 
-/// What is missing here that is needed.
-const MISSING: u8 = 77;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
     /// Protect what was written; the first write to a page traps and copies it
@@ -195,8 +192,7 @@ struct Program {
 }
 
 fn backend(text: &str) -> Result<Backend, String> {
-    let found = Backend::ALL.into_iter().find(|backend| backend.name() == text);
-    found.ok_or_else(|| format!("there is {}", Backend::ALL.map(Backend::name).join(", ")))
+    Backend::named(text).ok_or_else(|| format!("there is {}", Backend::names()))
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -310,7 +306,7 @@ fn run_bench(options: &Bench) -> Result<(), Refused> {
         options.backend.into_iter().flat_map(|backend| ["--backend".to_owned(), backend.name().to_owned()]),
     );
     load.extend(options.load.iter().cloned());
-    let (figures, passes) = bench::bench(options.runs, &load).map_err(Refused::Other)?;
+    let (figures, passes) = bench::bench(options.runs, &load)?;
     if let Some(to) = &options.json {
         write_json(to, &figures).map_err(Refused::Other)?;
     }
@@ -338,7 +334,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Refused::Unsupported(error)) => {
             eprintln!("kvd: {error}; --mode fork needs none of it");
-            MISSING.into()
+            keeper::MISSING.into()
         }
         Err(Refused::Other(error)) => {
             eprintln!("kvd: {error}");

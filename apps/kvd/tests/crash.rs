@@ -185,3 +185,23 @@ fn mistakes_are_one_line() {
     let run = load(folder.path(), "trap", &["--backend", "uffd-wp"]).output().unwrap();
     assert_eq!(run.status.code(), Some(77), "{}", String::from_utf8_lossy(&run.stderr));
 }
+
+#[test]
+fn the_statuses_tell_what_is_missing_from_what_is_mistaken() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = |backend: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvd"));
+        command.args(["bench", "--runs", "1", "--scale", "ci", "--backend", backend, "--dir"]);
+        command.arg(folder.path()).output().unwrap()
+    };
+    // Of anonymous memory alone, so no memory of `snap`'s has it anywhere.
+    let (absent, typo) = (bench("uffd-wp"), bench("uffd"));
+    let said = |output: &std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(absent.status.code(), Some(77), "{}", said(&absent));
+    assert_eq!(typo.status.code(), Some(2), "{}", said(&typo));
+    assert!(said(&typo).contains("there is signal, uffd-wp, "), "{}", said(&typo));
+    let mut command = load(&folder.path().join("images"), "trap", &["--seconds", "0.1"]);
+    let run = command.env("VMPRIM_BACKEND", "sigal").output().unwrap();
+    assert_eq!(run.status.code(), Some(1));
+    assert!(said(&run).contains("VMPRIM_BACKEND names no backend \"sigal\""), "{}", said(&run));
+}

@@ -24,7 +24,16 @@ const LIVE: usize = 1000;
 #[allow(dead_code, reason = "its `main` is the example's")]
 mod bump;
 
+/// The status by which a program says that a primitive is missing.
+const MISSING: u8 = 77;
+
+/// What guards are made by, as options and records name it.
+const BACKENDS: [&str; 2] = ["guard", "mprotect"];
+
 struct Options {
+    /// `BACKENDS`; the best that works here if none is named.
+    backend: Option<&'static str>,
+    verify: bool,
     runs: usize,
     steps: usize,
     seed: u64,
@@ -76,6 +85,40 @@ fn churn(heap: &dyn GlobalAlloc, steps: usize, seed: u64, fills: bool) -> f64 {
     // SAFETY: each is live.
     live.into_iter().for_each(|(at, layout)| unsafe { heap.dealloc(at, layout) });
     ns
+}
+
+/// Objects that come and go, each filled with a byte of its own and looked through when it goes: how many no longer held it.
+fn spoilt(heap: &dyn GlobalAlloc, steps: usize, seed: u64) -> usize {
+    let mut random = seed | 1;
+    let mut live: Vec<(*mut u8, Layout, u8)> = Vec::with_capacity(LIVE);
+    let end = |(at, layout, byte): (*mut u8, Layout, u8)| {
+        // SAFETY: a live object, of which all bytes were written; it is freed once.
+        unsafe {
+            let whole = (0..layout.size()).all(|i| at.add(i).read_volatile() == byte);
+            heap.dealloc(at, layout);
+            usize::from(!whole)
+        }
+    };
+    let mut count = 0;
+    for step in 0..steps {
+        let align = 1 << (next(&mut random) % 7);
+        let size = 1 + next(&mut random) as usize % 9000;
+        let Ok(layout) = Layout::from_size_align(size, align) else { continue };
+        // SAFETY: of a size that isn't 0.
+        let at = unsafe { heap.alloc(layout) };
+        if at.is_null() || !(at as usize).is_multiple_of(align) {
+            count += 1;
+            continue;
+        }
+        // SAFETY: within it.
+        unsafe { at.write_bytes(step as u8, size) };
+        if live.len() == LIVE {
+            let victim = next(&mut random) as usize % LIVE;
+            count += end(live.swap_remove(victim));
+        }
+        live.push((at, layout, step as u8));
+    }
+    count + live.into_iter().map(end).sum::<usize>()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -140,7 +183,8 @@ fn rows(options: &Options) -> Vec<Row> {
 }
 
 fn parse() -> Result<Options, String> {
-    let mut options = Options { runs: 5, steps: 20_000, seed: 1, json: None, child: false };
+    let mut options =
+        Options { backend: None, verify: false, runs: 5, steps: 20_000, seed: 1, json: None, child: false };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -155,14 +199,19 @@ fn parse() -> Result<Options, String> {
                 "full" => {}
                 other => return Err(format!("--scale is ci or full, not {other}")),
             },
-            // The planted bugs are the tests'; guards are by what the kernel has.
-            "--verify" => {}
-            "--backend" => _ = value()?,
+            "--verify" => options.verify = true,
+            "--backend" => {
+                let name = value()?;
+                let known = BACKENDS.into_iter().find(|one| *one == name);
+                options.backend =
+                    Some(known.ok_or_else(|| format!("--backend is guard or mprotect, not {name}"))?);
+            }
             "--child" => options.child = true,
             _ => {
-                return Err(
-                    "there is --runs N, --steps N, --seed N, --scale ci|full, --verify, --json FILE".into()
-                );
+                return Err(format!(
+                    "no option {word}: there is --backend guard|mprotect, --runs N, --steps N, --seed N, --scale ci|full, \
+                     --verify, --json FILE"
+                ));
             }
         }
     }
@@ -181,7 +230,26 @@ fn main() -> ExitCode {
         println!("ns {}", churn(&System, options.steps, options.seed, false));
         return ExitCode::SUCCESS;
     }
-    let backend = if vmprim::guard::works().is_ok() { "guard" } else { "mprotect" };
+    let backend = match (options.backend, vmprim::guard::works()) {
+        (Some("guard"), Err(reason)) => {
+            eprintln!("fence-bench: there are no guards here: {reason}; --backend mprotect needs none");
+            return ExitCode::from(MISSING);
+        }
+        (Some("mprotect"), _) | (None, Err(_)) => {
+            fence::raw::by_mprotect();
+            "mprotect"
+        }
+        _ => "guard",
+    };
+    if options.verify {
+        let count: usize =
+            [&FENCE, &SAMPLED].iter().map(|heap| spoilt(*heap, options.steps, options.seed)).sum();
+        if count > 0 {
+            eprintln!("fence-bench: seed {}: {count} objects did not hold what was written", options.seed);
+            return ExitCode::FAILURE;
+        }
+        println!("verified: {} objects held what was written", 2 * options.steps);
+    }
     let rows = rows(&options);
     let mut met = true;
     let mut said = Vec::new();

@@ -32,8 +32,8 @@ enum Mode {
 struct Options {
     mode: Mode,
     /// Backend [default: the best]
-    #[arg(long)]
-    backend: Option<String>,
+    #[arg(long, value_name = "NAME", value_parser = backend)]
+    backend: Option<Backend>,
     /// Pages of the region
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..=1 << 20))]
     pages: u32,
@@ -49,6 +49,10 @@ struct Options {
     /// Leave pages without frames until they are used
     #[arg(long)]
     blank: bool,
+}
+
+fn backend(name: &str) -> Result<Backend, String> {
+    Backend::named(name).ok_or_else(|| format!("there is {}", Backend::names()))
 }
 
 macro_rules! marker {
@@ -75,6 +79,8 @@ fn bracket<R>(f: impl FnOnce() -> R) -> R {
 }
 
 const PAGE: usize = 4096;
+/// The status by which a program says that a primitive is missing.
+const MISSING: i32 = 77;
 
 fn store(region: &Region, page: usize, value: u8) {
     // SAFETY: a page of the region, whose handler grants.
@@ -97,7 +103,7 @@ fn main() {
     let options = Options::parse();
     if let Err(error) = run(&options) {
         eprintln!("vmbench: {error}");
-        std::process::exit(1);
+        std::process::exit(if matches!(error, Error::Unsupported { .. }) { MISSING } else { 1 });
     }
 }
 
@@ -118,11 +124,7 @@ fn run(options: &Options) -> Result<(), Error> {
             Resolution::Grant(fault.wanted)
         })
     };
-    let named = options
-        .backend
-        .as_deref()
-        .and_then(|name| Backend::ALL.into_iter().find(|backend| backend.name() == name));
-    let backend = named.unwrap_or(Backend::Auto);
+    let backend = options.backend.unwrap_or(Backend::Auto);
     let levels = if options.read { Needs::READ_LEVEL } else { Needs::NONE_LEVEL };
     let backing = if backend == Backend::UffdView { Backing::Memfd } else { Backing::Anon };
     let builder = Region::builder(pages * PAGE).backing(backing).backend(backend).need(levels | Needs::DIRTY);
