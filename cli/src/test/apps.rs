@@ -6,7 +6,11 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Report, output};
-use crate::{bench, cargo, child, workspace};
+use crate::{
+    bench, cargo, child,
+    needs::{self, Tool},
+    workspace,
+};
 
 /// Of all tests of an application.
 const LIMIT: Duration = Duration::from_secs(10 * 60);
@@ -20,6 +24,8 @@ const MODES: [&str; 3] = ["trap", "precopy", "fork"];
 const BACKENDS: [&str; 5] = ["signal", "uffd-view", "uffd-thread", "async-dirty", "auto"];
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
+    // For the program with planted bugs. What else tests use of a system, they say they left out where it isn't there.
+    needs::ensure(&[Tool::Gcc])?;
     for package in bench::APPLICATIONS {
         report.doing(package);
         let mut command = cargo::command(workspace::target("host"));

@@ -167,9 +167,12 @@ impl Report {
         }
     }
 
-    /// A figure of the group's own, shown in its line.
+    /// A figure of the group's own, or what it left out; shown in its line, after others.
     fn remark(&mut self, text: String) {
-        self.remark = text;
+        if !self.remark.is_empty() {
+            self.remark += "; ";
+        }
+        self.remark += &text;
     }
 
     /// Print the group's line; what passed and what failed.

@@ -16,13 +16,19 @@ pub struct Counts {
     pub executions: u64,
     /// Names of the tests that failed.
     pub failures: Vec<String>,
+    /// What tests left out, and why, as far as they say it past the harness.
+    pub left_out: Vec<String>,
 }
 
 impl Counts {
     /// Take in one line of output.
     pub fn line(&mut self, line: &str) {
         let line = line.trim();
-        if let Some(rest) = line.strip_prefix("test result: ") {
+        if let Some((_, what)) = line.split_once("left out: ") {
+            if !self.left_out.iter().any(|known| known == what) {
+                self.left_out.push(what.to_owned());
+            }
+        } else if let Some(rest) = line.strip_prefix("test result: ") {
             self.passed += before(rest, " passed");
             self.failed += before(rest, " failed");
         } else if let Some((name, "FAILED")) = line.strip_prefix("test ").and_then(|l| l.rsplit_once(" ... "))
@@ -60,6 +66,9 @@ pub fn count(report: &mut Report, name: &str, end: &Finished) -> Counts {
     let mut counts = Counts::default();
     end.text().lines().for_each(|line| counts.line(line));
     report.passed += counts.passed;
+    if !counts.left_out.is_empty() {
+        report.remark(format!("left out: {}", counts.left_out.join(", ")));
+    }
     if !end.success() {
         let what = if counts.failures.is_empty() { name.to_owned() } else { counts.failures.join(", ") };
         report.fail(&what, &format!("{}\n{}", end.ending(), tail(end)));
@@ -117,10 +126,14 @@ mod tests {
             "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
             "test result: ok. 40 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s",
             "test three_threads ... loom three threads: 66 executions, complete",
+            "left out: install the package x",
+            "test d ... left out: no y",
+            "left out: install the package x",
         ] {
             counts.line(line);
         }
         let failures = vec!["a::c - should panic".to_owned()];
-        assert_eq!(counts, Counts { passed: 41, failed: 1, executions: 1300, failures });
+        let left_out = vec!["install the package x".to_owned(), "no y".to_owned()];
+        assert_eq!(counts, Counts { passed: 41, failed: 1, executions: 1300, failures, left_out });
     }
 }
