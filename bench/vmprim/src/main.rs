@@ -17,7 +17,7 @@ mod marker;
 mod shown;
 mod twin;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::OnceLock};
 
 use clap::{Parser, ValueEnum};
 
@@ -95,18 +95,20 @@ fn rows(options: &Options) -> Result<Vec<Row>, String> {
     Ok(rows)
 }
 
-/// The process measures on one CPU, before others where it may. A run that hangs ends.
+/// The process measures on one CPU if it is `alone`, else on those that it began with. A run that hangs ends.
 fn settle(alone: bool) {
+    static ALL: OnceLock<libc::cpu_set_t> = OnceLock::new();
     // SAFETY: valid structures; the calls touch nothing else.
     unsafe {
         libc::alarm(60);
-        if !alone {
-            return;
-        }
+        let mut set = std::mem::zeroed::<libc::cpu_set_t>();
+        let all = ALL.get_or_init(|| {
+            libc::sched_getaffinity(0, size_of_val(&set), &mut set);
+            set
+        });
         let mut one = std::mem::zeroed::<libc::cpu_set_t>();
-        let cpu = libc::sched_getcpu();
-        libc::CPU_SET(usize::try_from(cpu).unwrap_or(0), &mut one);
-        libc::sched_setaffinity(0, size_of_val(&one), &one);
+        libc::CPU_SET(usize::try_from(libc::sched_getcpu()).unwrap_or(0), &mut one);
+        libc::sched_setaffinity(0, size_of_val(&one), if alone { &one } else { all });
     }
 }
 
@@ -119,13 +121,16 @@ fn before_others(on: bool) -> bool {
 }
 
 fn run(options: &Options) -> Result<(), String> {
+    shown::cpus();
     let rows = rows(options)?;
     let figures = match options.sweep {
         None => table(options, &rows)?,
         Some(sweep) => vary(options, &rows, sweep)?,
     };
     if let Some(path) = &options.json {
-        std::fs::write(path, shown::json(&figures, options.seed))
+        let has_priority = before_others(true);
+        before_others(false);
+        std::fs::write(path, shown::json(&figures, options.seed, &shown::machine(has_priority)))
             .map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
@@ -154,7 +159,7 @@ fn table(options: &Options, rows: &[Row]) -> Result<Vec<Figure>, String> {
             }
             // Each run beside the one of C that followed it.
             let mut ratios: Vec<_> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
-            let mut figure = Figure::new(row, cell, options.pages, ours);
+            let mut figure = Figure::new(row, cell, options.pages as usize, ours);
             figure.to_c = (!ratios.is_empty()).then(|| cells::median(&mut ratios));
             figures.push(figure);
         }
@@ -167,7 +172,7 @@ fn table(options: &Options, rows: &[Row]) -> Result<Vec<Figure>, String> {
 }
 
 fn vary(options: &Options, rows: &[Row], sweep: Sweep) -> Result<Vec<Figure>, String> {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let cpus = shown::cpus();
     let points: Vec<usize> = match sweep {
         Sweep::Pages => vec![1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18],
         Sweep::Unit => vec![4, 16, 64, 256],
@@ -189,6 +194,12 @@ fn vary(options: &Options, rows: &[Row], sweep: Sweep) -> Result<Vec<Figure>, St
                     );
                     continue;
                 }
+                // A larger unit has as many pages, so fewer of them fit.
+                let pages = match sweep {
+                    Sweep::Pages => point,
+                    Sweep::Unit => options.pages.min(1024) as usize,
+                    Sweep::Threads => options.pages as usize,
+                };
                 let mut found = Vec::new();
                 for run in 0..runs {
                     settle(sweep != Sweep::Threads && row.is_in_thread());
@@ -197,18 +208,18 @@ fn vary(options: &Options, rows: &[Row], sweep: Sweep) -> Result<Vec<Figure>, St
                     // Threads have the priority of the one that starts them.
                     before_others(row.is_in_thread());
                     found.push(match sweep {
-                        Sweep::Pages => cells::measure(row, Cell::ProtN, point, 4096, rounds, seed, None)?,
+                        Sweep::Pages => cells::measure(row, Cell::ProtN, pages, 4096, rounds, seed, None)?,
                         Sweep::Unit => {
-                            let pages = options.pages.min(1024) as usize;
                             cells::measure(row, Cell::ProtN, pages, point << 10, rounds, seed, None)?
                         }
-                        Sweep::Threads => {
-                            cells::threads(row, options.pages as usize, point, same, rounds, seed)?
-                        }
+                        Sweep::Threads => cells::threads(row, pages, point, same, rounds, seed)?,
                     });
                     before_others(false);
                 }
-                let mut figure = Figure::new(row, Cell::ProtN, options.pages, found);
+                let mut figure = match sweep {
+                    Sweep::Threads => Figure::by_threads(row, pages, point, same, found),
+                    _ => Figure::new(row, Cell::ProtN, pages, found),
+                };
                 figure.variant = match sweep {
                     Sweep::Pages => format!("{point} pages"),
                     Sweep::Unit => format!("unit {point} KiB"),
