@@ -1,5 +1,7 @@
 //! Levels, pages, ranges and sets of pages.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::ops::Range;
 
 /// What accesses a page allows. Levels are ordered: each allows what the ones before it do.
@@ -166,7 +168,9 @@ impl PageSet {
             if self.words.len() <= word {
                 self.words.resize(word + 1, 0);
             }
-            self.words[word] |= bits;
+            if let Some(place) = self.words.get_mut(word) {
+                *place |= bits;
+            }
         }
     }
 }

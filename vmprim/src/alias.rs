@@ -1,5 +1,7 @@
 //! A region's two addresses: the view, which levels govern, and the alias, which is always writable.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     marker::PhantomData,
     sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence},
@@ -59,21 +61,22 @@ impl<'a> Shared<'a> {
     /// Of the first `len` bytes those before the first whole word, the words, and those after.
     fn parts(self, len: usize) -> (&'a [AtomicU8], &'a [AtomicU64], &'a [AtomicU8]) {
         // SAFETY: an atomic word takes any bits, as its bytes do.
-        unsafe { self.0[..len].align_to() }
+        unsafe { self.0.get(..len).unwrap_or_default().align_to() }
     }
 
     /// Copy to `to`, as much as fits.
     pub fn load(self, to: &mut [u8]) {
         let len = self.0.len().min(to.len());
         let (head, words, tail) = self.parts(len);
-        let (first, rest) = to.split_at_mut(head.len());
-        let (middle, last) = rest.split_at_mut(words.len() * WORD);
+        // As long as the parts together, so there is always something to cut.
+        let Some((first, rest)) = to.split_at_mut_checked(head.len()) else { return };
+        let Some((middle, last)) = rest.split_at_mut_checked(size_of_val(words)) else { return };
         let bytes = |to: &mut [u8], from: &[AtomicU8]| {
             to.iter_mut().zip(from).for_each(|(to, from)| *to = from.load(Ordering::Relaxed));
         };
         bytes(first, head);
-        for (to, from) in middle.chunks_exact_mut(WORD).zip(words) {
-            to.copy_from_slice(&from.load(Ordering::Relaxed).to_ne_bytes());
+        for (to, from) in middle.as_chunks_mut().0.iter_mut().zip(words) {
+            *to = from.load(Ordering::Relaxed).to_ne_bytes();
         }
         bytes(last, tail);
     }
@@ -82,15 +85,14 @@ impl<'a> Shared<'a> {
     pub fn store(self, from: &[u8]) {
         let len = self.0.len().min(from.len());
         let (head, words, tail) = self.parts(len);
-        let (first, rest) = from.split_at(head.len());
-        let (middle, last) = rest.split_at(words.len() * WORD);
+        let Some((first, rest)) = from.split_at_checked(head.len()) else { return };
+        let Some((middle, last)) = rest.split_at_checked(size_of_val(words)) else { return };
         let bytes = |to: &[AtomicU8], from: &[u8]| {
             to.iter().zip(from).for_each(|(to, &from)| to.store(from, Ordering::Relaxed));
         };
         bytes(head, first);
-        for (to, from) in words.iter().zip(middle.chunks_exact(WORD)) {
-            let word = from.try_into().map_or(0, u64::from_ne_bytes);
-            to.store(word, Ordering::Relaxed);
+        for (to, &from) in words.iter().zip(middle.as_chunks().0) {
+            to.store(u64::from_ne_bytes(from), Ordering::Relaxed);
         }
         bytes(tail, last);
     }
@@ -310,6 +312,7 @@ impl Region {
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]
+#[allow(clippy::indexing_slicing, reason = "a test")]
 mod tests {
     use super::*;
 

@@ -4,6 +4,8 @@
 //! pages may race and be off by one; mappings that others make are not seen. So before a refusal the mappings are
 //! counted in `/proc/self/maps`, and the estimate begins there again.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use crate::{error::Error, sys};

@@ -1,5 +1,7 @@
 //! What can be asked of a region, which backend gives it, and how a refusal is said.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{fmt, ops};
 
 use crate::access::PageNo;

@@ -124,6 +124,7 @@ impl Group {
 
     /// Take all pages of `mask`, in ascending order where some must be waited for. `waits` is called with a page's
     /// index before sleeping on it.
+    #[inline]
     pub fn lock(&self, mask: u32, sleep: &impl Sleep, waits: impl Fn(u32)) {
         let mut want = mask;
         loop {

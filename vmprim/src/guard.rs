@@ -3,6 +3,8 @@
 //! A guarded page traps at any access like one that was never mapped, but costs an entry in the page table and no
 //! mapping, so there may be millions. It has no level: it is for the ends of things, not for regions.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::sync::OnceLock;
 
 use crate::{

@@ -1,5 +1,7 @@
 //! Pages that keep their level for a while, so that system calls and devices may use them.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::sync::PoisonError;
 
 use sync::primitive::Ordering;

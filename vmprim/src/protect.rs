@@ -15,6 +15,8 @@
 //! scanned, looks which pages are held, waits for these, and takes their notes under their locks. A page that is not
 //! held at that look was lowered before, and noted; or will be after, and what was written came up in the set's scan.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use sync::{mutant, primitive::Ordering};
 
 use crate::{
@@ -67,11 +69,14 @@ impl<'r, const GROUPS: usize, const RUNS: usize> Batch<'r, GROUPS, RUNS> {
         }
         for run in runs(at, lower) {
             let span = self.region.span(run);
-            match self.spans[..self.used].last_mut() {
+            let last = self.used.checked_sub(1).and_then(|last| self.spans.get_mut(last));
+            match last {
                 Some(last) if last.end() == span.offset => last.len += span.len,
                 _ => {
-                    self.spans[self.used] = span;
-                    self.used += 1;
+                    if let Some(place) = self.spans.get_mut(self.used) {
+                        *place = span;
+                        self.used += 1;
+                    }
                 }
             }
         }
@@ -81,14 +86,15 @@ impl<'r, const GROUPS: usize, const RUNS: usize> Batch<'r, GROUPS, RUNS> {
     /// Lower them, and unlock. On an error their levels stay, which the kernel may then be stricter than.
     fn flush(&mut self) -> Result<(), Errno> {
         let region = self.region;
+        let groups = self.groups.get(..self.held).unwrap_or_default();
         if region.resumes {
-            for &(at, lower, _) in &self.groups[..self.held] {
+            for &(at, lower, _) in groups {
                 if let Some(group) = region.groups.get(at).filter(|_| lower != 0) {
                     group.await_resumed(lower);
                 }
             }
         }
-        let spans = &self.spans[..self.used];
+        let spans = self.spans.get(..self.used).unwrap_or_default();
         let mut result = if spans.is_empty() { Ok(()) } else { region.mechanism.lower(spans, self.to) };
         if region.tracks && !region.keeps_written && result.is_ok() {
             // Writes that came before their entries were dropped.
@@ -100,7 +106,7 @@ impl<'r, const GROUPS: usize, const RUNS: usize> Batch<'r, GROUPS, RUNS> {
             };
             result = spans.iter().try_for_each(|&span| region.mechanism.scan(span, &mut note));
         }
-        for &(at, lower, held) in &self.groups[..self.held] {
+        for &(at, lower, held) in groups {
             if lower != 0 && result.is_ok() {
                 region.set_level(at, lower, self.to);
             }
@@ -488,7 +494,7 @@ impl Region {
     pub fn protect_many(&self, ranges: &[PageRange], to: Access) -> Result<(), Error> {
         ranges.iter().try_for_each(|&range| self.inner().check_range(range))?;
         self.inner().has_level(to)?;
-        let is_ascending = ranges.windows(2).all(|pair| pair[0].end() <= pair[1].start.0);
+        let is_ascending = ranges.is_sorted_by(|one, next| one.end() <= next.start.0);
         if is_ascending {
             return self.inner().lower(ranges, to);
         }

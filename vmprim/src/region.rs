@@ -1,5 +1,7 @@
 //! A region: its pages' state, the mechanism beneath, and who handles its faults.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     collections::BTreeMap,
     marker::PhantomData,

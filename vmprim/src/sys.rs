@@ -1,5 +1,7 @@
 //! System calls as results, callable from signal handlers: no allocation, no locks, `errno` kept by the dispatcher.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     ffi::{c_int, c_ulong},
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},

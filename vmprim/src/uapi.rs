@@ -4,6 +4,8 @@
 //! how large its argument is: each is computed from the structure, so the two cannot disagree, and a test compares
 //! the result with the number that kernels publish.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::ffi::{c_int, c_ulong};
 
 /// `userfaultfd(2)`.

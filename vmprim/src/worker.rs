@@ -1,5 +1,7 @@
 //! Threads of a region: they answer deferred faults, or read faults from the userfaultfd's descriptor.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     os::fd::{AsRawFd, OwnedFd, RawFd},
     sync::Arc,

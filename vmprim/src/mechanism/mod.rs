@@ -3,6 +3,8 @@
 //! A mechanism knows bytes and levels, no pages' locks: callers hold BUSY of all pages of a span, and store the
 //! level themselves. What another kernel offers becomes one more implementation.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 pub mod native;
 mod open;
 pub mod signal;
