@@ -3,6 +3,7 @@
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc};
 use core::{
     array,
+    hint::spin_loop,
     ops::DerefMut,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
@@ -24,8 +25,6 @@ pub type Restart = Box<dyn FnOnce() -> SysResult + Send>;
 
 /// The most signals with information that wait in one place, whatever RLIMIT_SIGPENDING says: 1 MiB of them.
 const QUEUE_LIMIT: u64 = 8192;
-/// So often who wants to know an action looks before it keeps others from changing it.
-const TRIES: u32 = 8;
 
 /// Signals that wait to be taken.
 #[derive(Default)]
@@ -418,13 +417,16 @@ impl ProcessSignals {
         Held { seen: &self.seen.0, state: self.state.lock() }
     }
 
-    /// What `signal` does. For who doesn't have the state: [`Held::action`].
+    /// What `signal` does. From any context, and with any lock of signals held, so it must not wait for the state: whoever has
+    /// that may be waiting for a thread's. It waits for some stores, which are made with interrupts off.
     pub fn action(&self, signal: Signal) -> Action {
         let words = &self.seen.0.actions[signal.index()];
-        // Not the sequence lock's own wait: who waits there would take interrupts, whose handlers may want the state, and
-        // whoever has that would wait for the one that they interrupted.
-        let found = (0..TRIES).find_map(|_| words.try_read());
-        found.map_or_else(|| self.lock().action(signal), Action::from_words)
+        loop {
+            if let Some(words) = words.try_read() {
+                return Action::from_words(words);
+            }
+            spin_loop();
+        }
     }
 
     /// What waits for the process. For a thread that has its own state locked, or wants to know what has been so.
