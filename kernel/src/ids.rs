@@ -28,6 +28,8 @@
 //! may not have sections: an idle CPU's would not be waited for. [`all`] is for them, too, and takes the lock.
 #![allow(unsafe_code)] // counts what sections keep; each block says why it is sound
 
+pub mod selftest;
+
 use alloc::{
     alloc::{Layout, alloc_zeroed},
     boxed::Box,

@@ -7,7 +7,7 @@ use addr::PageRange;
 use tlb::Shootdown;
 
 use crate::{
-    file, grace, hw, process, sanitize, sched,
+    file, grace, hw, ids, process, sanitize, sched,
     shootdown::Ipi,
     stats::{self, Counter},
     supervisor,
@@ -42,8 +42,12 @@ pub fn run(which: &str) -> u32 {
         supervisor::record(&format!("test {which} FAIL nobody noticed"));
         return 1;
     }
-    for (name, test) in
-        hw::selftest::TESTS.iter().chain(TESTS).chain(file::selftest::TESTS).chain(grace::selftest::TESTS)
+    for (name, test) in hw::selftest::TESTS
+        .iter()
+        .chain(TESTS)
+        .chain(file::selftest::TESTS)
+        .chain(grace::selftest::TESTS)
+        .chain(ids::selftest::TESTS)
     {
         if which != "all" && which != *name {
             continue;

@@ -9,6 +9,7 @@ use core::{
 use aspace::Policy;
 use percpu::{CpuId, CpuSet};
 use rcu::Head;
+use sync::SeqLock;
 
 pub use crate::hw::thread::{Current, current, pinned, unpinned};
 use crate::{
@@ -70,7 +71,7 @@ pub struct Task {
     /// The only CPU where it may run for now, by number; [`NO_ERRAND`] if there is none such.
     errand: AtomicU32,
     /// What it was told about its priority and its powers.
-    pub attributes: irq::Lock<Attributes>,
+    pub attributes: Told,
     /// Where it wants memory.
     pub memory_policy: MemoryPolicy,
     /// The scheduler's part.
@@ -131,6 +132,27 @@ impl Attributes {
         groups: 0,
     };
 
+    const fn words(self) -> [u64; 6] {
+        const fn pair(low: u32, high: u32) -> u64 {
+            low as u64 | (high as u64) << 32
+        }
+        let [effective, permitted, inheritable] = self.capabilities;
+        let nice = pair(self.nice as u32, self.reset_on_fork as u32);
+        let rest = pair(self.personality, self.groups);
+        [pair(self.policy, self.priority), nice, rest, effective, permitted, inheritable]
+    }
+    const fn from_words([policy, nice, rest, effective, permitted, inheritable]: [u64; 6]) -> Self {
+        Self {
+            policy: policy as u32,
+            priority: (policy >> 32) as u32,
+            reset_on_fork: nice >> 32 != 0,
+            nice: nice as u32 as i32,
+            capabilities: [effective, permitted, inheritable],
+            personality: rest as u32,
+            groups: (rest >> 32) as u32,
+        }
+    }
+
     /// Those of a thread that this one makes.
     pub fn for_clone(mut self) -> Self {
         if self.reset_on_fork {
@@ -138,6 +160,32 @@ impl Attributes {
             (self.policy, self.priority, self.reset_on_fork) = (0, 0, false);
         }
         self
+    }
+}
+
+/// The [`Attributes`] of a thread, which any may read, and few change.
+pub struct Told(SeqLock<6>);
+
+impl Told {
+    fn new(attributes: Attributes) -> Self {
+        Self(SeqLock::new(attributes.words()))
+    }
+    /// What it was told.
+    pub fn get(&self) -> Attributes {
+        Attributes::from_words(self.0.read())
+    }
+    /// Tell it something else. `change` must not sleep.
+    pub fn change<R>(&self, change: impl FnOnce(&mut Attributes) -> R) -> R {
+        let mut result = None;
+        self.0.update(|words| {
+            let mut attributes = Attributes::from_words(words);
+            result = Some(change(&mut attributes));
+            attributes.words()
+        });
+        match result {
+            Some(result) => result,
+            None => unreachable!("a sequence lock was not updated"),
+        }
     }
 }
 
@@ -180,7 +228,7 @@ pub const CAP_SYS_NICE: u32 = 23;
 
 /// Whether the calling thread has the capability numbered `which` in effect.
 pub fn is_capable(which: u32) -> bool {
-    let [effective, ..] = current().attributes.lock().capabilities;
+    let [effective, ..] = current().attributes.get().capabilities;
     effective >> which & 1 != 0
 }
 
@@ -246,7 +294,7 @@ impl Task {
             affinity: irq::Lock::new(sched::online()),
             unplaced: ToDo::new(true),
             errand: AtomicU32::new(NO_ERRAND),
-            attributes: irq::Lock::new(Attributes::FRESH),
+            attributes: Told::new(Attributes::FRESH),
             memory_policy: MemoryPolicy::new(),
             sched: Entity::new(),
             thread,

@@ -44,18 +44,17 @@ pub fn setgroups(a: &Args) -> SysResult {
         let group: u32 = usercopy::read(a.raw(1).checked_add(4 * i).ok_or(Errno::EFAULT)?)?;
         check(&[group])?;
     }
-    task::current().attributes.lock().groups = a.uint(0);
+    task::current().attributes.change(|now| now.groups = a.uint(0));
     Ok(0)
 }
 
 /// `personality(2)`: the old one; all ones only asks.
 pub fn personality(a: &Args) -> SysResult {
-    let me = task::current();
-    let mut now = me.attributes.lock();
-    let old = now.personality;
-    if a.uint(0) != u32::MAX {
-        now.personality = a.uint(0);
-    }
+    let attributes = &task::current().attributes;
+    let old = match a.uint(0) {
+        u32::MAX => attributes.get().personality,
+        new => attributes.change(|now| core::mem::replace(&mut now.personality, new)),
+    };
     Ok(old as usize)
 }
 
@@ -84,7 +83,7 @@ pub fn capget(a: &Args) -> SysResult {
         Err(Errno::EINVAL) if a.raw(1) == 0 => return Ok(0),
         result => result?,
     };
-    let of = |task: &Task| task.attributes.lock().capabilities;
+    let of = |task: &Task| task.attributes.get().capabilities;
     let sets = match u32::try_from(pid) {
         Ok(0) => of(&task::current()),
         Ok(tid) => ids::with(tid, |task: &Arc<Task>| of(task)).ok_or(Errno::ESRCH)?,
@@ -114,11 +113,12 @@ pub fn capset(a: &Args) -> SysResult {
         }
     }
     let [effective, permitted, inheritable] = new.map(|set| set & Attributes::ALL_CAPABILITIES);
-    let mut now = me.attributes.lock();
-    let [_, old, _] = now.capabilities;
-    if permitted & !old != 0 || effective & !permitted != 0 {
-        return Err(Errno::EPERM);
-    }
-    now.capabilities = [effective, permitted, inheritable];
-    Ok(0)
+    me.attributes.change(|now| {
+        let [_, old, _] = now.capabilities;
+        if permitted & !old != 0 || effective & !permitted != 0 {
+            return Err(Errno::EPERM);
+        }
+        now.capabilities = [effective, permitted, inheritable];
+        Ok(0)
+    })
 }

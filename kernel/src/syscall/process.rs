@@ -208,7 +208,8 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     };
     *child.name.lock() = *me.name.lock();
     child.set_affinity(me.affinity());
-    *child.attributes.lock() = me.attributes.lock().for_clone();
+    let attributes = me.attributes.get().for_clone();
+    child.attributes.change(|told| *told = attributes);
     child.memory_policy.set(me.memory_policy.get());
     *child.signals.lock() = me.signals.lock().for_clone(has(CLONE_VM) && !has(CLONE_VFORK));
     if has(CLONE_CHILD_CLEARTID) {
@@ -637,7 +638,7 @@ pub fn set_id(a: &Args) -> SysResult {
 
 /// `getgroups(2)`: all the supplementary groups that there are, are root's.
 pub fn getgroups(a: &Args) -> SysResult {
-    let count = task::current().attributes.lock().groups;
+    let count = task::current().attributes.get().groups;
     match u32::try_from(a.int(0)) {
         Ok(0) => return Ok(count as usize),
         Ok(room) if room >= count => {}

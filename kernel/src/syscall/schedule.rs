@@ -35,8 +35,8 @@ fn target(tid: i32) -> Result<Arc<Task>, Errno> {
 /// What the thread `tid` was told, 0 for the caller. Errors as [`target`].
 fn told(tid: i32) -> Result<Attributes, Errno> {
     match u32::try_from(tid) {
-        Ok(0) => Ok(*task::current().attributes.lock()),
-        Ok(tid) => ids::with(tid, |task: &Arc<Task>| *task.attributes.lock()).ok_or(Errno::ESRCH),
+        Ok(0) => Ok(task::current().attributes.get()),
+        Ok(tid) => ids::with(tid, |task: &Arc<Task>| task.attributes.get()).ok_or(Errno::ESRCH),
         Err(_) => Err(Errno::EINVAL),
     }
 }
@@ -54,8 +54,9 @@ fn set(task: &Task, policy: u32, priority: i32) -> Result<(), Errno> {
         _ => return Err(Errno::EINVAL),
     };
     let priority = u32::try_from(priority).ok().filter(|p| range.contains(p)).ok_or(Errno::EINVAL)?;
-    let mut now = task.attributes.lock();
-    (now.policy, now.priority, now.reset_on_fork) = (policy, priority, reset_on_fork);
+    task.attributes.change(|now| {
+        (now.policy, now.priority, now.reset_on_fork) = (policy, priority, reset_on_fork);
+    });
     Ok(())
 }
 
@@ -83,7 +84,7 @@ pub fn sched_setparam(a: &Args) -> SysResult {
     }
     let priority = usercopy::read(a.raw(1))?;
     let task = target(a.int(0))?;
-    let now = *task.attributes.lock();
+    let now = task.attributes.get();
     set(&task, now.policy | if now.reset_on_fork { RESET_ON_FORK } else { 0 }, priority)?;
     Ok(0)
 }
@@ -179,7 +180,7 @@ pub fn sched_setattr(a: &Args) -> SysResult {
     let priority = i32::try_from(attr.priority).map_err(|_| Errno::EINVAL)?;
     set(&task, attr.policy | reset, priority)?;
     if !is_real_time(attr.policy) {
-        task.attributes.lock().nice = attr.nice.clamp(-20, 19);
+        task.attributes.change(|now| now.nice = attr.nice.clamp(-20, 19));
     }
     Ok(0)
 }
@@ -216,7 +217,7 @@ pub fn getpriority(a: &Args) -> SysResult {
     if let (PRIO_PROCESS, Ok(tid)) = (a.int(0), i32::try_from(a.uint(1))) {
         return Ok((20 - told(tid)?.nice) as usize);
     }
-    let lowest = nice_targets(a)?.iter().map(|t| t.attributes.lock().nice).min().unwrap_or(0);
+    let lowest = nice_targets(a)?.iter().map(|t| t.attributes.get().nice).min().unwrap_or(0);
     Ok((20 - lowest) as usize)
 }
 
@@ -224,7 +225,7 @@ pub fn getpriority(a: &Args) -> SysResult {
 pub fn setpriority(a: &Args) -> SysResult {
     let nice = a.int(2).clamp(-20, 19);
     for task in nice_targets(a)? {
-        task.attributes.lock().nice = nice;
+        task.attributes.change(|now| now.nice = nice);
     }
     Ok(0)
 }
