@@ -25,7 +25,7 @@
 //! Consecutive ids lie on different lines, so that a look doesn't meet the ends and beginnings of neighbours.
 //!
 //! # Interrupt handlers
-//! may not have sections: an idle CPU's would not be waited for. [`all`] is for them, too, and takes the lock.
+//! may not have sections: an idle CPU's would not be waited for. [`those`] is for them, too, and takes the lock.
 #![allow(unsafe_code)] // counts what sections keep; each block says why it is sound
 
 pub mod selftest;
@@ -220,8 +220,13 @@ fn ids() -> impl Iterator<Item = u32> {
 
 /// All processes in order of id, as they are at one moment. From any context.
 pub fn all() -> Vec<Arc<Process>> {
+    those(|_| true)
+}
+
+/// Those of them that are `wanted`, which must not take a lock.
+pub fn those(wanted: impl Fn(&Process) -> bool) -> Vec<Arc<Process>> {
     let table = TABLE.lock();
-    table.processes().map(|p| Arc::clone(&*p)).collect()
+    table.processes().filter(|p| wanted(p)).map(|p| Arc::clone(&*p)).collect()
 }
 
 /// Number of live threads.

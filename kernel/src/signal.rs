@@ -374,7 +374,7 @@ pub fn send_group(pgid: u32, info: SigInfo) -> Result<(), Errno> {
 /// members make meanwhile: who was told makes no more.
 pub fn send_to(member: impl Fn(&Process) -> bool, info: SigInfo) -> Result<(), Errno> {
     let send = |all: bool| {
-        let members = ids::all().into_iter().filter(|p| member(p));
+        let members = ids::those(&member).into_iter();
         let left = members.filter(|p| all || p.ended().is_none() && !p.is_leaving());
         left.map(|p| queue(&p, None, info)).reduce(Result::or)
     };

@@ -194,8 +194,8 @@ fn nice_targets(a: &Args) -> Result<Vec<Arc<Task>>, Errno> {
     let (kind, who) = (a.int(0), a.uint(1));
     let me = task::current();
     let threads = |wanted: &dyn Fn(&process::Process) -> bool| -> Vec<Arc<Task>> {
-        let all = ids::all();
-        all.iter().filter(|p| p.pid > 1 && wanted(p)).flat_map(|p| p.threads.lock().clone()).collect()
+        let all = ids::those(|p| p.pid > 1 && wanted(p));
+        all.iter().flat_map(|p| p.threads.lock().clone()).collect()
     };
     let found = match kind {
         PRIO_PROCESS if who == 0 => Vec::from([me.arc()]),
