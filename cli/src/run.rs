@@ -10,7 +10,7 @@ use anyhow::Result;
 use signal_hook::consts::SIGPIPE;
 
 use crate::{
-    args::{Accel, Run, StatsFormat},
+    args::{Accel, Run, StatsFormat, design},
     child, counts, exact,
     failure::{BROKEN, TIMED_OUT, USAGE, failure},
     guest,
@@ -81,6 +81,9 @@ pub fn execute(options: &Run) -> Result<Ran> {
             USAGE,
             "--frames chooses among Quire's algorithms: leave it out with --kernel linux",
         ));
+    }
+    if linux.is_none() {
+        design::check(&[options.aspace], options.exclude, options.locked)?;
     }
     exact::check(options)?;
     let (mut image, program) = image(options)?;

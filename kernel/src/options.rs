@@ -1,6 +1,12 @@
 //! What the kernel command line asks for.
+//!
+//! Words that are not known are ignored with a message. A choice of a design that isn't there is not: what runs then would not be
+//! what was asked for, and its figures those of something else. So no program is started ([`Options::refused`]).
 
-use alloc::string::{String, ToString};
+use alloc::{
+    format,
+    string::{String, ToString},
+};
 
 use aspace::{Exclude, Variant};
 use frames::AlgoKind;
@@ -19,9 +25,11 @@ pub enum Design {
     Locked,
 }
 
-/// The options that the kernel knows; others are ignored with a message.
+/// The options that the kernel knows.
 #[derive(Clone, Default)]
 pub struct Options {
+    /// Why nothing can be run on what was asked for.
+    pub refused: Option<String>,
     /// Print counters at the end.
     pub stats: bool,
     /// Which of descriptors 0, 1 and 2 are a terminal.
@@ -61,6 +69,7 @@ static OPTIONS: Lock<Option<Options>> = Lock::new(None);
 /// Read the command line, once.
 pub fn init(line: &str) {
     let mut o = Options { rows: 24, cols: 80, ..Options::default() };
+    let mut unknown = None;
     for word in line.split_ascii_whitespace() {
         let (key, value) = word.split_once('=').unwrap_or((word, "1"));
         match key {
@@ -74,7 +83,7 @@ pub fn init(line: &str) {
             "frames" => match (AlgoKind::from_name(value), Mode::from_name(value)) {
                 (Some(kind), _) => o.frames = Some(kind),
                 (None, Some(mode)) => o.frames_mode = mode,
-                (None, None) => crate::log!("frames={value} is no algorithm; using row"),
+                (None, None) => unknown = Some(word),
             },
             "zero_ahead" => o.no_zeroing = value == "0",
             "stats" => o.stats = value == "1",
@@ -82,21 +91,21 @@ pub fn init(line: &str) {
             "pagetable" => match value {
                 "shared" => o.shared_table = true,
                 "percpu" => o.shared_table = false,
-                _ => crate::log!("pagetable={value} is neither shared nor percpu; using percpu"),
+                _ => unknown = Some(word),
             },
             "aspace" => match value {
                 "radix" => o.design = Design::Radix,
                 "bonsai" => o.design = Design::Bonsai,
                 "locked" => o.design = Design::Locked,
-                _ => crate::log!("aspace={value} is not in this image; using radix"),
+                _ => unknown = Some(word),
             },
             "exclude" => match Exclude::from_name(value) {
                 Some(exclude) => o.exclude = exclude,
-                None => crate::log!("exclude={value} is not known; using rcu"),
+                None => unknown = Some(word),
             },
             "rwlock" | "last-hit" | "flush" => {
                 if !o.variant.set(key, value) {
-                    crate::log!("{key}={value} is not known");
+                    unknown = Some(word);
                 }
             }
             "rows" => o.rows = value.parse().unwrap_or(o.rows),
@@ -112,6 +121,7 @@ pub fn init(line: &str) {
             _ => crate::log!("unknown option {word}"),
         }
     }
+    o.refused = unknown.map(|word| format!("no {word} in this kernel"));
     *OPTIONS.lock() = Some(o);
 }
 

@@ -38,9 +38,11 @@ fn run(kernel: &Arc<Process>) {
     let before = memory::frames().stats().owned;
     let startup = file::init(memory::initramfs(), options::get());
     drop(kernel.set_files(Share::with_stdio()));
-    let status = match options::get().selftest {
-        Some(which) => selftest::run(&which),
-        None => run_program(kernel, startup),
+    let options = options::get();
+    let status = match (options.refused, options.selftest) {
+        (Some(why), _) => refuse(&why),
+        (None, Some(which)) => selftest::run(&which),
+        (None, None) => run_program(kernel, startup),
     };
     kill_the_rest(kernel);
     syscall::shm::clear();
@@ -60,6 +62,13 @@ pub fn record(text: &str) {
     hw::serial::control(format!("\x1e{text}\n").as_bytes());
 }
 
+/// Say why no program was started; the status that shells have for that.
+fn refuse(why: &str) -> u32 {
+    crate::log!("the program can't be run: {why}");
+    hw::serial::stderr(format!("quire: the program can't be run: {why}\n").as_bytes());
+    126
+}
+
 fn run_program(kernel: &Arc<Process>, startup: Option<Startup>) -> u32 {
     let Some(s) = startup else {
         crate::log!("the initramfs names no program");
@@ -71,11 +80,7 @@ fn run_program(kernel: &Arc<Process>, startup: Option<Startup>) -> u32 {
     let program = Program { path: s.path, argv: s.argv, envp: s.envp };
     let first = match exec::spawn_first(program, kernel) {
         Ok(p) => p,
-        Err(e) => {
-            crate::log!("the program can't be run: {e:?}");
-            hw::serial::stderr(format!("quire: the program can't be run: {e:?}\n").as_bytes());
-            return 126;
-        }
+        Err(e) => return refuse(&format!("{e:?}")),
     };
     record(&format!("ready {}", hw::timer::now()));
     file::tty::attach(first.pid);

@@ -1,6 +1,9 @@
 //! What a kernel's address spaces and frame allocators can be told to be.
 
+use anyhow::Result;
 use clap::ValueEnum;
+
+use crate::failure::{USAGE, failure};
 
 /// Designs of the address space that the kernel has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -84,6 +87,19 @@ impl Locked {
         [("rwlock", rwlock), ("last-hit", last_hit), ("flush", flush)]
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)))
+    }
+}
+
+/// Whether what is said of designs is said of one of these: else a run would not be what its options promise.
+pub fn check(among: &[Aspace], exclude: Option<Exclude>, locked: Locked) -> Result<()> {
+    let excludes = exclude.map(|_| (Aspace::Bonsai, "exclude"));
+    let of_locked = locked.said().map(|(option, _)| (Aspace::Locked, option));
+    match excludes.into_iter().chain(of_locked).find(|(design, _)| !among.contains(design)) {
+        Some((design, option)) => {
+            let name = design.name();
+            Err(failure(USAGE, format!("--{option} is about the {name} design: say --aspace {name}")))
+        }
+        None => Ok(()),
     }
 }
 

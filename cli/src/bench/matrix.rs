@@ -15,7 +15,10 @@ mod tried;
 
 use anyhow::{Context, Result, bail};
 
-use super::plan::{self, Target, frames_variant};
+use super::{
+    choice::Choice,
+    plan::{self, Target},
+};
 use crate::{
     args::{Accel, Bench},
     exact::{self, Exact},
@@ -65,6 +68,7 @@ pub fn measure(options: &Bench) -> Result<Results> {
         if tried.is_empty() {
             bail!("nothing was tried");
         }
+        let told: Vec<_> = Choice::of(options, system).told().collect();
         let of_system = Point {
             suite: "matrix".to_owned(),
             system: if linux.is_some() { "linux" } else { "quire" }.to_owned(),
@@ -78,7 +82,7 @@ pub fn measure(options: &Bench) -> Result<Results> {
             npages: 1,
             q: Some(lab.exact.quantum.into()),
             seed: Some(lab.exact.seed),
-            variant: options.frames.filter(|_| linux.is_none()).map(frames_variant),
+            variant: (!told.is_empty()).then(|| told.join(" ")),
             ..Point::default()
         };
         texts.push(shown::text(&of_system.label(), &tried));

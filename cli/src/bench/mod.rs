@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! plan.rs     which points to measure, and how many operations each
+//! choice.rs   what the options say of designs, for each system
 //! point.rs    one point: a machine, the benchmark in it, what it and the tracer say
 //! derive.rs   from counts to records: means an operation, and modelled throughput (bench/cost)
 //! cache.rs    --resume: points that would come out the same are not measured again
@@ -19,6 +20,7 @@
 mod alone;
 mod apps;
 mod cache;
+mod choice;
 mod derive;
 mod host;
 pub mod matrix;
@@ -79,12 +81,11 @@ pub fn run(options: &Bench) -> Result<u8> {
         || options.processes
         || options.steady
         || options.all
-        || options.pagetable.is_some()
         || of_imbalance;
     if of_mapbench && !options.suites.is_empty() && !is_wanted(MAPBENCH) {
         return Err(failure(
             USAGE,
-            "--mode, --npages, --steady, --all, --pagetable, --resume and --processes are about the suite mapbench: name it too",
+            "--mode, --npages, --steady, --all, --resume and --processes are about the suite mapbench: name it too",
         ));
     }
     let mut all = Results { version: results::VERSION, ..Results::default() };

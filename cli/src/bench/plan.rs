@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 
+use super::choice::{self, Choice};
 use crate::{
-    args::{Accel, Aspace, AspaceChoice, Bench, Exclude, FrameAlgo, Linux, Locked, PageTables, Vs},
+    args::{Accel, Aspace, AspaceChoice, Bench, Linux, Vs},
     failure::{USAGE, failure},
 };
 
@@ -88,14 +89,8 @@ pub struct Sweep {
     pub processes: bool,
     /// With the planted conflict; Quire alone has it.
     pub planted: bool,
-    /// What page faults wait for, if said; the Bonsai design alone has it.
-    pub exclude: Option<Exclude>,
-    /// What the locked design is like, if said; it alone has a choice.
-    pub locked: Locked,
-    /// The algorithm for page frames, if said; Quire alone has it.
-    pub frames: Option<FrameAlgo>,
-    /// The tables of an address space, if said; Quire's radix design alone has a choice.
-    pub tables: Option<PageTables>,
+    /// What is said of the system's design.
+    pub choice: Choice,
     /// Of the mode imbalance: which thread frees whose pages.
     pub pairs: Option<String>,
 }
@@ -129,10 +124,7 @@ impl Sweep {
         ];
         let mut told: Vec<_> =
             words.iter().filter(|(is, _)| *is).map(|(_, word)| (*word).to_owned()).collect();
-        told.extend(self.exclude.map(|exclude| format!("--exclude {}", exclude.name())));
-        told.extend(self.locked.said().map(|(name, value)| format!("--{name} {value}")));
-        told.extend(self.frames.map(frames_variant));
-        told.extend(self.tables.map(|tables| format!("--pagetable {}", tables.name())));
+        told.extend(self.choice.told());
         told.extend(self.pairs.as_ref().map(|pairs| format!("--pairs {pairs}")));
         (!told.is_empty()).then(|| told.join(" "))
     }
@@ -141,11 +133,6 @@ impl Sweep {
     pub fn warm_up(operations: u32) -> u32 {
         (operations / 10).clamp(5, 100)
     }
-}
-
-/// How a run by another algorithm for page frames is told from a default run.
-pub fn frames_variant(algo: FrameAlgo) -> String {
-    format!("--frames {}", algo.name())
 }
 
 /// What the options ask for.
@@ -169,9 +156,6 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
     if !of_imbalance.is_empty() && !modes.iter().all(|(mode, _)| mode == "imbalance") {
         return Err(failure(USAGE, "--pairs T:T is about the mode imbalance: say --mode imbalance"));
     }
-    if options.pagetable.is_some() && options.aspace.designs() != [Aspace::Radix] {
-        return Err(failure(USAGE, "--pagetable is about the radix design: say --aspace radix"));
-    }
     if options.first_touch && !modes.iter().all(|(mode, _)| mode.starts_with("fault")) {
         return Err(failure(USAGE, "--first-touch is about the modes fault and fault-2m: say --mode fault"));
     }
@@ -194,13 +178,7 @@ pub fn sweeps(options: &Bench) -> Result<Vec<Sweep>> {
                 first_touch: options.first_touch,
                 processes: options.processes,
                 planted: options.plant_shared_counter && matches!(system, Target::Quire(_)),
-                exclude: options.exclude.filter(|_| *system == Target::Quire(Aspace::Bonsai)),
-                locked: match system {
-                    Target::Quire(Aspace::Locked) => options.locked,
-                    _ => Locked::default(),
-                },
-                frames: options.frames.filter(|_| matches!(system, Target::Quire(_))),
-                tables: options.pagetable.filter(|_| matches!(system, Target::Quire(_))),
+                choice: Choice::of(options, *system),
                 pairs: (!of_imbalance.is_empty()).then(|| of_imbalance.join(",")),
             });
         }
@@ -224,10 +202,7 @@ pub fn of_subjects(subjects: &[&str], operations: u32, cpus: &[u32]) -> Vec<Swee
         first_touch: false,
         processes: false,
         planted: false,
-        exclude: None,
-        locked: Locked::default(),
-        frames: None,
-        tables: None,
+        choice: Choice::default(),
         pairs: None,
     };
     subjects.iter().enumerate().map(sweep).collect()
@@ -274,6 +249,7 @@ pub fn check_modes(options: &Bench) -> Result<()> {
 
 /// The systems that the options ask for.
 pub fn systems(options: &Bench) -> Result<Vec<Target>> {
+    choice::check(options)?;
     let mut systems: Vec<Target> =
         options.aspace.designs().iter().map(|design| Target::Quire(*design)).collect();
     if options.vs == Some(Vs::Linux) {
@@ -291,7 +267,8 @@ pub fn systems(options: &Bench) -> Result<Vec<Target>> {
 }
 
 impl AspaceChoice {
-    fn designs(self) -> &'static [Aspace] {
+    /// Their designs.
+    pub fn designs(self) -> &'static [Aspace] {
         match self {
             Self::All => &[Aspace::Locked, Aspace::Bonsai, Aspace::Radix],
             Self::Bonsai => &[Aspace::Bonsai],
@@ -304,6 +281,7 @@ impl AspaceChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{FrameAlgo, PageTables};
 
     fn options() -> Bench {
         Bench { cpus: vec![8, 1, 8], ..Bench::default() }

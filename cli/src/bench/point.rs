@@ -225,16 +225,8 @@ fn once(lab: &Lab, sweep: &Sweep, cpus: u32, words: &[String]) -> Result<Measure
         Target::Linux(_) => None,
     };
     // What lies where is said after the end, so it costs nothing that is counted.
-    let boot = Boot {
-        aspace,
-        exclude: sweep.exclude,
-        locked: sweep.locked,
-        frames: sweep.frames,
-        pagetable: sweep.tables,
-        places: lab.is_exact(),
-        plant_shared_counter: sweep.planted,
-        ..Boot::default()
-    };
+    let boot =
+        Boot { aspace, places: lab.is_exact(), plant_shared_counter: sweep.planted, ..sweep.choice.boot() };
     let outcome = session::run(&machine, &boot, image, Files::Captured(Vec::new()), Some(LIMIT))?;
     let what = || format!("{} on {} with {cpus} CPUs", sweep.mode, sweep.system.label());
     if outcome.end != End::Exited(0) {

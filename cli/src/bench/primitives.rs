@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use super::{
     all_of,
     alone::{self, Alone},
+    choice::Choice,
     plan::{self, Sweep},
     point::{self, Lab},
     table,
@@ -37,12 +38,7 @@ pub fn run(suite: &Alone, names: &[String], options: &Bench) -> Result<u8> {
     let mut all_systems = Vec::new();
     let first = blank.pop().context("no plan")?;
     for system in plan::systems(options)? {
-        all_systems.push(Sweep {
-            system,
-            frames: options.frames,
-            tables: options.pagetable,
-            ..first.clone()
-        });
+        all_systems.push(Sweep { system, choice: Choice::of(options, system), ..first.clone() });
     }
     let lab = Lab::furnish(options, &all_systems, NAME)?;
     let mut sweeps = Vec::new();

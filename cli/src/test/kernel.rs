@@ -25,13 +25,31 @@ const FEW: u32 = 8;
 const STATUSES: [(&str, u8); 5] =
     [("exit 0", 0), ("exit 42", 42), ("exit 255", 255), ("kill -SEGV $$", 139), ("kill -KILL $$", 137)];
 
+/// Words for the kernel with which a program must run as with any other: each way that a design can be told to be.
+const WAYS: [&str; 8] = [
+    "aspace=bonsai exclude=stock",
+    "aspace=bonsai exclude=fault-lock",
+    "aspace=bonsai exclude=hybrid",
+    "aspace=bonsai exclude=per-mapping",
+    "aspace=bonsai exclude=rcu",
+    "aspace=locked rwlock=sleep last-hit=on flush=range33",
+    "aspace=locked rwlock=spin last-hit=off",
+    "aspace=locked flush=space",
+];
+/// Words that it must refuse: what would run is not what was asked for.
+const REFUSED: [&str; 4] = ["exclude=nobody", "rwlock=wait", "flush=all", "aspace=list"];
+/// What is run: a process that is copied, with pages that are written by both.
+const SCRIPT: &str = "a=1; (a=42; exit $a)";
+/// The kernel's status if it starts no program.
+const NOT_STARTED: u8 = 126;
+
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
     needs::ensure(&[Tool::Busybox, Tool::MuslGcc])?;
     let kernel = kernel::build(Build::Ordinary)?;
     let counts: &[u32] = if full { &[1, 2, 8, 80, 255] } else { &[1, 2, 8] };
     let mut machines: Vec<_> = counts.iter().map(|cpus| Machine::new(kernel.clone(), *cpus)).collect();
     machines.push(Machine::new(kernel.clone(), 8).scheduled_otherwise());
-    let total = machines.len() + 1 + STATUSES.len();
+    let total = machines.len() + 1 + STATUSES.len() + WAYS.len() + REFUSED.len();
     for (i, machine) in machines.iter().enumerate() {
         report.begin(i, total, &format!("selftest, {} CPUs", machine.cpus));
         selftest(report, machine)?;
@@ -41,10 +59,19 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     report.record("a panic ends the machine with its backtrace", check_panic(&panic));
     for (i, (script, status)) in STATUSES.into_iter().enumerate() {
         report.begin(machines.len() + 1 + i, total, script);
-        let end = shell(&Machine::new(kernel.clone(), 2), script)?.end;
-        let wanted = End::Exited(status);
-        let result = if end == wanted { Ok(()) } else { Err(format!("{end:?} instead of {wanted:?}")) };
-        report.record(&format!("the status of '{script}'"), result);
+        let outcome = shell(&Machine::new(kernel.clone(), 2), script, "")?;
+        report.record(&format!("the status of '{script}'"), ended_with(&outcome, status));
+    }
+    let ways = WAYS.iter().map(|words| (words, 42)).chain(REFUSED.iter().map(|word| (word, NOT_STARTED)));
+    for (i, (words, status)) in ways.enumerate() {
+        report.begin(machines.len() + 1 + STATUSES.len() + i, total, words);
+        let outcome = shell(&Machine::new(kernel.clone(), 2), SCRIPT, words)?;
+        let said = String::from_utf8_lossy(&outcome.stderr).contains(&format!("no {words} in this kernel"));
+        let result = ended_with(&outcome, status).and_then(|()| match said == (status == NOT_STARTED) {
+            true => Ok(()),
+            false => Err(format!("standard error is {:?}", String::from_utf8_lossy(&outcome.stderr))),
+        });
+        report.record(&format!("a program with {words}"), result);
     }
     super::exact::run(report, kernel)
 }
@@ -89,11 +116,18 @@ fn check_panic(outcome: &Outcome) -> Result<(), String> {
     Ok(())
 }
 
-fn shell(machine: &Machine, script: &str) -> Result<Outcome> {
+fn ended_with(outcome: &Outcome, status: u8) -> Result<(), String> {
+    let (end, wanted) = (&outcome.end, End::Exited(status));
+    if *end == wanted { Ok(()) } else { Err(format!("{end:?} instead of {wanted:?}")) }
+}
+
+/// A script in the machine, with these words for the kernel besides.
+fn shell(machine: &Machine, script: &str, words: &str) -> Result<Outcome> {
     let mut image = Image::default();
     let busybox = program::find("busybox".as_ref(), None)?;
     run::add_program(&mut image, &busybox)?;
     let argv = ["busybox", "sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec();
     image.exec(&Exec { argv, env: vec![b"PATH=/bin".to_vec()], cwd: b"/".to_vec(), path: busybox.guest });
-    session::run(machine, &Boot::default(), image, Files::Captured(Vec::new()), Some(LIMIT))
+    let boot = Boot { words: words.split_whitespace().map(str::to_owned).collect(), ..Boot::default() };
+    session::run(machine, &boot, image, Files::Captured(Vec::new()), Some(LIMIT))
 }

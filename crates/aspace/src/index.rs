@@ -12,7 +12,7 @@ use addr::{Page, PageRange};
 use percpu::{Line, Pinned, Unpinned};
 use rcu::{Free, Head, kernel};
 use sync::{
-    RwLock, WriteGuard, mutant,
+    RwLock, WriteGuard, mutant, pause,
     primitive::{AtomicPtr, AtomicU64, Ordering, fence, spin_loop},
 };
 
@@ -134,6 +134,7 @@ impl Index {
             Readers::Sections(realm) => Yard::Common(realm),
         };
         let tree = Line(RegionTree::new(readers).keeping(IN_STORE));
+        let last_hit = last_hit || mutant!("last-hit-always");
         let last = last_hit.then(|| Line(AtomicPtr::new(ptr::null_mut())));
         Self { tree, exclude, faults: Line(RwLock::new(())), yard, last }
     }
@@ -164,6 +165,7 @@ impl Index {
         // SAFETY: the caller's promise.
         let (last, still) = unsafe { (self.last_hit(page), self.still()) };
         if last.is_some() {
+            pause!("last-hit");
             return last;
         }
         let found = still.covering(key(page)).filter(|(_, entry)| !entry.is_dead());

@@ -7,18 +7,20 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc::channel,
     },
     thread,
     time::{Duration, Instant},
 };
 
 use addr::{PageRange, Prot};
-use aspace::{Access, AddressSpace, Fault, Flush, Placement, Serial, Variant, Wait};
+use aspace::{Access, AddressSpace, Exclude, Fault, Flush, Placement, Serial, Variant, Wait};
 use machine::{Pages, RW, Random, Sim, anonymous, object, page, range, relax, storm};
 use owned::Use;
 use percpu::Unpinned;
+use sync::pause;
 
 const BASE: u64 = 0x1000;
 /// Another page, in another leaf table.
@@ -231,6 +233,67 @@ fn what_was_found_last_is_forgotten_when_it_goes() {
 }
 
 #[test]
+fn what_was_found_last_is_tried_first_if_that_is_wanted() {
+    for last_hit in [true, false] {
+        let sim = Sim::new(1, 256);
+        let space = space(sim, Variant { last_hit, ..Variant::default() });
+        let tried = Arc::new(AtomicBool::new(false));
+        let seen = tried.clone();
+        sim.cpus.on(0, |ctx| {
+            map(&*space, BASE, &ctx);
+            assert_eq!(space.fault(page(BASE).base(), Access::Read, &ctx), Ok(()));
+            pause::once_at("last-hit", move || seen.store(true, Ordering::SeqCst));
+            assert_eq!(space.fault(page(BASE).base(), Access::Write, &ctx), Ok(()));
+        });
+        assert_eq!(tried.load(Ordering::SeqCst), last_hit);
+        end(sim, &*space);
+    }
+}
+
+/// Who waits with [`Wait::Spin`] looks, and need not sleep if it is let in meanwhile; with [`Wait::Sleep`] nobody looks.
+#[test]
+fn who_waits_looks_before_it_sleeps_if_that_is_wanted() {
+    for variant in waits() {
+        let sim = Sim::new(2, 256);
+        let space = space(sim, variant);
+        sim.cpus.on(0, |ctx| {
+            map(&*space, BASE, &ctx);
+            map(&*space, OTHER, &ctx);
+            assert_eq!(space.fault(page(BASE).base(), Access::Write, &ctx), Ok(()));
+        });
+        let ((comes, has_come), (looks, does_look)) = (channel(), channel());
+        let (unmapped, is_unmapped) = channel();
+        let fault = {
+            let space = space.clone();
+            move || {
+                has_come.recv_timeout(LONG).expect("CPU 0 has the lock");
+                pause::once_at("rwlock-looks", move || {
+                    looks.send(()).expect("CPU 0 waits for that");
+                    is_unmapped.recv_timeout(LONG).expect("CPU 0 leaves the lock");
+                });
+                sim.cpus.on(1, |ctx| space.fault(page(OTHER).base(), Access::Write, &ctx))
+            }
+        };
+        let fault = thread::spawn(fault);
+        let looked = Arc::new(AtomicBool::new(false));
+        let (told, once) = (looked.clone(), Mutex::new(Some((comes, does_look))));
+        *sim.on_flush.lock().unwrap() = Some(Arc::new(move || {
+            if let Some((comes, does_look)) = once.lock().unwrap().take() {
+                comes.send(()).expect("CPU 1 waits for that");
+                let patience = if variant.wait == Wait::Spin { LONG / 4 } else { MOMENT };
+                told.store(does_look.recv_timeout(patience).is_ok(), Ordering::SeqCst);
+            }
+        }));
+        sim.cpus.on(0, |ctx| assert_eq!(space.unmap(range(BASE, 1), &ctx), Ok(())));
+        let _ = unmapped.send(());
+        assert_eq!(fault.join().expect("it ends"), Ok(()));
+        *sim.on_flush.lock().unwrap() = None;
+        assert_eq!(looked.load(Ordering::SeqCst), variant.wait == Wait::Spin, "{variant:?}");
+        end(sim, &*space);
+    }
+}
+
+#[test]
 fn what_is_flushed_is_what_has_changed_or_all_of_the_space() {
     for (flush, pages) in [(Flush::Range33, 1), (Flush::Space, pagetable::USER_PAGES)] {
         let sim = Sim::new(1, 256);
@@ -346,4 +409,9 @@ fn options_are_known_by_name() {
     assert!(said.into_iter().all(|(key, value)| variant.set(key, value)));
     assert_eq!(variant, Variant { wait: Wait::Spin, last_hit: false, flush: Flush::Space });
     assert!(!variant.set("flush", "nothing") && !variant.set("lock", "spin"));
+    let excludes = ["stock", "fault-lock", "hybrid", "per-mapping", "rcu"].map(Exclude::from_name);
+    let wanted =
+        [Exclude::Stock, Exclude::FaultLock, Exclude::Hybrid, Exclude::PerMapping, Exclude::default()];
+    assert_eq!(excludes, wanted.map(Some));
+    assert_eq!(Exclude::from_name("Rcu"), None);
 }

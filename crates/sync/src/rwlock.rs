@@ -43,7 +43,7 @@ use core::{
 use percpu::Unpinned;
 
 use crate::{
-    mutant,
+    mutant, pause,
     primitive::{AtomicBool, ConstPtr, MutPtr, Ordering, UnsafeCell, spin_loop},
 };
 
@@ -318,7 +318,9 @@ impl<T> RwLock<T> {
         // SAFETY: as above; `granted` is atomic, so it may be read while the granter stores it.
         let granted = unsafe { &(*node).granted };
         // Acquire, both: all that happened inside the lock comes before; partner of the store in `Granted::wake`.
-        for _ in 0..self.patience {
+        let patience = if mutant!("rwlock-impatient") { 0 } else { self.patience };
+        for _ in 0..patience {
+            pause!("rwlock-looks");
             if granted.load(Ordering::Acquire) {
                 break;
             }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{CPUS, number};
 use crate::{
     args::Bench,
-    bench::plan::Target,
+    bench::{choice::Choice, plan::Target},
     cargo, child,
     exact::Exact,
     failure::{USAGE, failure},
@@ -177,8 +177,7 @@ pub fn run(
         aspace,
         places: linux.is_none(),
         plant_shared_counter: options.plant_shared_counter && linux.is_none(),
-        frames: options.frames.filter(|_| linux.is_none()),
-        ..Boot::default()
+        ..Choice::of(options, system).boot()
     };
     let outcome = session::run(&machine, &boot, image, Files::Captured(Vec::new()), Some(LIMIT))?;
     if outcome.end != End::Exited(0) {
