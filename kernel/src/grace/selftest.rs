@@ -26,6 +26,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a hurried grace period waits for a pin, and not spinning", hurries_asleep),
     ("a barrier waits for what all CPUs have retired", barrier_waits),
     ("a flood of retired objects is held back", flood_is_held_back),
+    ("a grace period that does not end is told of", stall_is_told_of),
 ];
 
 /// A section in the way, in ns.
@@ -50,6 +51,11 @@ fn others() -> impl Iterator<Item = CpuId> {
 
 /// Has a section on CPU 1 for as long as [`LONG`]; `at` is 1 in it and 2 at its end.
 fn section(domain: &'static Domain, at: &Arc<AtomicU64>) -> Result<(), String> {
+    section_for(LONG, domain, at)
+}
+
+/// The same, for so many ns.
+fn section_for(long: u64, domain: &'static Domain, at: &Arc<AtomicU64>) -> Result<(), String> {
     let Some(second) = CpuId::new(1).filter(|_| cpu::count() > 1) else {
         at.store(2, Ordering::Relaxed);
         return Ok(());
@@ -60,7 +66,7 @@ fn section(domain: &'static Domain, at: &Arc<AtomicU64>) -> Result<(), String> {
         let section = domain.read(&pin);
         // Release, twice: partner in `await_count`, and of the look after the period.
         there.store(1, Ordering::Release);
-        let end = timer::now() + LONG;
+        let end = timer::now() + long;
         while timer::now() < end {
             cpu::pause();
         }
@@ -226,4 +232,51 @@ fn flood_is_held_back() -> Result<(), String> {
         return Err(format!("{most} bytes waited, {freed} of {retired} were freed"));
     }
     Ok(())
+}
+
+/// By who waits for it; and by the tick of a CPU that has something to free, if nobody waits.
+fn stall_is_told_of() -> Result<(), String> {
+    const SOON: u64 = 3 * sched::SLICE;
+    let domain = the_domain()?;
+    let told = |long, limit, wait: &dyn Fn(&Arc<AtomicU64>)| {
+        let at = Arc::new(AtomicU64::new(0));
+        section_for(long, domain, &at)?;
+        super::TOLD.lock().take();
+        // Relaxed, twice: who looks here looks often.
+        super::LIMIT.store(limit, Ordering::Relaxed);
+        wait(&at);
+        super::LIMIT.store(super::STALL, Ordering::Relaxed);
+        Ok::<_, String>(super::TOLD.lock().take())
+    };
+    let waits = |_: &Arc<AtomicU64>| super::synchronize(domain);
+    let freed = Arc::new(AtomicU64::new(0));
+    let ticks = |at: &Arc<AtomicU64>| {
+        retire(domain, &freed, 0);
+        realm::set_due();
+        // Acquire: partner of the section's end. As on the way to user mode, to which this thread never comes.
+        while at.load(Ordering::Acquire) < 2 {
+            if realm::is_due() {
+                realm::work();
+            }
+            cpu::pause();
+        }
+    };
+    let ways: [(&str, &dyn Fn(&Arc<AtomicU64>)); 2] = [("who waits", &waits), ("a tick", &ticks)];
+    sched::on_cpu(CpuId::default(), || {
+        if let Some(stall) = told(LONG, super::STALL, &waits)? {
+            return Err(format!("told of one that ended: {stall}"));
+        }
+        if cpu::count() == 1 {
+            return Ok(());
+        }
+        let second = CpuId::new(1).ok_or("no second CPU")?;
+        for (who, wait) in ways {
+            match told(8 * SOON, SOON, wait)? {
+                Some(stall) if stall.cpus.contains(second) && stall.age >= SOON => {}
+                Some(stall) => return Err(format!("by {who}: {stall}")),
+                None => return Err(format!("not told of by {who}")),
+            }
+        }
+        Ok(())
+    })
 }
