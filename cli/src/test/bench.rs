@@ -5,7 +5,11 @@ use anyhow::Result;
 use cost::Costs;
 
 use super::Report;
-use crate::{args, bench, results::Results};
+use crate::{
+    args::{self, AspaceChoice, Exclude},
+    bench,
+    results::Results,
+};
 
 /// CPUs of the points that are measured twice.
 const TWICE: [u32; 3] = [1, 2, 8];
@@ -32,7 +36,69 @@ pub fn run(report: &mut Report) -> Result<()> {
     report.record("faults of processes scale", scales(&usual));
     report.record("a planted conflict is counted by its name", counted(&usual, &planted));
     report.record("a planted conflict bends the curve", bends(&usual, &planted));
+    let faults = |aspace, exclude, planted| {
+        bench::measure(&args::Bench {
+            aspace,
+            exclude,
+            plant_shared_counter: planted,
+            first_touch: true,
+            operations: Some(FAULTS),
+            ..options(&[8])
+        })
+    };
+    let bonsai = |exclude, planted| faults(AspaceChoice::Bonsai, exclude, planted);
+    let (usual, planted) = (bonsai(None, false)?, bonsai(None, true)?);
+    let (counted, locked) =
+        (bonsai(Some(Exclude::PerMapping), false)?, faults(AspaceChoice::Locked, None, false)?);
+    report.record("faults of a Bonsai tree share nothing", share_nothing(&usual));
+    let word = share_a_word(&planted, "SHARED_COUNTER", 0.9);
+    report.record("a word that they share is found, planted in each fault", word);
+    let word = share_a_word(&counted, MAPPINGS, 1.0);
+    report.record("a word that they share is found, in the mapping", word);
+    let word = share_a_word(&locked, "address space of PID 2: lock", 1.0);
+    report.record("a word that they share is found, the lock of a locked address space", word);
+    let read = shares_of(&locked, "address space of PID 2: tree");
+    let read = if read == 0.0 { Ok(()) } else { Err(format!("{read:.2} transfers a fault")) };
+    report.record("the tree of a locked address space is read by faults", read);
     Ok(())
+}
+
+/// The heap, in which mappings are.
+const MAPPINGS: &str = "kernel heap, used by aspace::index";
+/// Of each thread: so many that the making of leaf tables, which is shared, is little.
+const FAULTS: u32 = 400;
+
+/// Lines moved by a fault, those of this name.
+fn shares_of(results: &Results, name: &str) -> f64 {
+    results.lines.iter().filter(|line| line.name.contains(name)).map(|line| line.transfers).sum()
+}
+
+/// Lines moved by a fault in all.
+fn transfers(results: &Results) -> Result<f64, String> {
+    let found = results.records.iter().find(|record| record.metric == "transfers");
+    found.map(|record| record.value).ok_or_else(|| "no transfers".to_owned())
+}
+
+/// B11 of `crates/aspace/src/bonsai.rs`: next to nothing moves (measured: 0.01, of the making of tables), and nothing that the space
+/// has once.
+fn share_nothing(usual: &Results) -> Result<(), String> {
+    let (all, own) = (transfers(usual)?, shares_of(usual, "address space of PID 2"));
+    if all < 0.05 && own < 0.01 {
+        return Ok(());
+    }
+    let lines: Vec<_> =
+        usual.lines.iter().map(|line| format!("{:.3} {}", line.transfers, line.name)).collect();
+    Err(format!("{all:.3} transfers a fault, {own:.3} of the address space's own: {}", lines.join(", ")))
+}
+
+fn share_a_word(results: &Results, name: &str, least: f64) -> Result<(), String> {
+    let (all, word) = (transfers(results)?, shares_of(results, name));
+    if all >= least && word >= least / 2.0 {
+        return Ok(());
+    }
+    let lines: Vec<_> =
+        results.lines.iter().map(|line| format!("{:.3} {}", line.transfers, line.name)).collect();
+    Err(format!("{all:.3} transfers a fault, {word:.3} of {name}: {}", lines.join(", ")))
 }
 
 fn differs(one: &Results, other: &Results) -> String {

@@ -25,12 +25,11 @@
 //! | find, shared_page | no; shared if nothing is found | look-up | no | no |
 //! | mappings, usage | shared | no | no | no |
 //!
-//! **Lock order**: `maps` (sleeps), then an object's own locks (may sleep), then the tree's writer lock or one table above the
+//! **Lock order** (B10): `maps` (sleeps), then an object's own locks (may sleep), then the tree's writer lock or one table above the
 //! leaves, then one leaf lock (fork takes the parent's and then the child's, which nobody else knows yet), then the frame
 //! allocator's. An object is first asked in the section for what it has [at hand](crate::Object::at_hand), which takes no lock that
 //! anybody sleeps with; for more by who is in no section, and, if it was the tree that told of it, has no lock
-//! either. Spinning locks are taken pinned, with interrupts on, so that a CPU that waits for a leaf lock still answers the
-//! shootdown its holder waits for. No section sleeps.
+//! either (B8). Spinning locks are taken pinned, with interrupts on (B9).
 //!
 //! # Invariants
 //! * **B1** *(no refusal without the lock)* What finds no live mapping, a guard, or a mapping that does not allow what is asked,
@@ -47,11 +46,22 @@
 //! * **B6** *(tables)* A table is unlinked by a holder of `maps` when nothing alive has pages in it, and is free after the flush
 //!   *and* the end of all sections that were open.
 //! * **B7** *(frames)* leave by a [`Gather`](tlb::Gather): free after the flush.
+//! * **B8** *(sections)* No section sleeps, waits for an object, or allocates what may have to be waited for. A fault copies the mapping,
+//!   leaves its section, asks, and begins again with the look-up. A section borrows a pin, and who has one can't sleep: the hosts of
+//!   tests, and the kernel, panic.
+//! * **B9** *(leaf locks and interrupts)* Leaf locks are waited for with interrupts on, so that a CPU that waits for one still answers the
+//!   shootdown that its holder waits for.
+//! * **B10** *(order)* Locks are taken in the order above. A shootdown may be waited for with a leaf lock, and with none of the
+//!   domain's of sections, which knows of no shootdowns.
+//! * **B11** *(what a fault writes)* The entry that names the leaf table, in which its lock is, and the page's entry; the frames that it takes
+//!   and gives back; and what is its CPU's own. Nothing in a mapping, in the tree, or in what the space has once.
 //! * I1, I2 and I4 of `locked`; I3 while `maps` is free.
 //!
 //! # Races, and what decides them
 //! * **R1** *A fault looks up what is being split.* It finds the old mapping, still alive or dead by now, or the piece; or
 //!   nothing, and looks again with the lock (B3, B1).
+//! * **R2** *A stack grows.* Its mapping is out of the tree until the one that is longer is in. A fault in either part finds nothing, and
+//!   looks again with the lock, which who grows it has (B1).
 //! * **R3** *A fault has found its mapping; munmap clears the page; the fault goes on.* Dead before the leaf is locked to be
 //!   cleared (B2), looked at with the leaf locked (B4): either the fault's section of that lock comes first, and what it puts
 //!   in is found and taken; or it finds the mapping dead.
