@@ -236,9 +236,10 @@ fn flood_is_held_back() -> Result<(), String> {
 
 /// By who waits for it; and by the tick of a CPU that has something to free, if nobody waits.
 fn stall_is_told_of() -> Result<(), String> {
+    type Way<'w> = &'w dyn Fn(&Arc<AtomicU64>);
     const SOON: u64 = 3 * sched::SLICE;
     let domain = the_domain()?;
-    let told = |long, limit, wait: &dyn Fn(&Arc<AtomicU64>)| {
+    let told = |long, limit, wait: Way<'_>| {
         let at = Arc::new(AtomicU64::new(0));
         section_for(long, domain, &at)?;
         super::TOLD.lock().take();
@@ -248,9 +249,9 @@ fn stall_is_told_of() -> Result<(), String> {
         super::LIMIT.store(super::STALL, Ordering::Relaxed);
         Ok::<_, String>(super::TOLD.lock().take())
     };
-    let waits = |_: &Arc<AtomicU64>| super::synchronize(domain);
+    let waits: Way<'_> = &|_| super::synchronize(domain);
     let freed = Arc::new(AtomicU64::new(0));
-    let ticks = |at: &Arc<AtomicU64>| {
+    let ticks: Way<'_> = &|at| {
         retire(domain, &freed, 0);
         realm::set_due();
         // Acquire: partner of the section's end. As on the way to user mode, to which this thread never comes.
@@ -261,16 +262,15 @@ fn stall_is_told_of() -> Result<(), String> {
             cpu::pause();
         }
     };
-    let ways: [(&str, &dyn Fn(&Arc<AtomicU64>)); 2] = [("who waits", &waits), ("a tick", &ticks)];
     sched::on_cpu(CpuId::default(), || {
-        if let Some(stall) = told(LONG, super::STALL, &waits)? {
+        if let Some(stall) = told(LONG, super::STALL, waits)? {
             return Err(format!("told of one that ended: {stall}"));
         }
         if cpu::count() == 1 {
             return Ok(());
         }
         let second = CpuId::new(1).ok_or("no second CPU")?;
-        for (who, wait) in ways {
+        for (who, wait) in [("who waits", waits), ("a tick", ticks)] {
             match told(8 * SOON, SOON, wait)? {
                 Some(stall) if stall.cpus.contains(second) && stall.age >= SOON => {}
                 Some(stall) => return Err(format!("by {who}: {stall}")),
