@@ -201,6 +201,8 @@ pub struct Process {
     pub threads: Lock<Vec<Arc<Task>>>,
     /// Its children, ended or not, until they are collected.
     pub children: Lock<Vec<Arc<Process>>>,
+    /// It has ended, and will have no more. Changed with the list locked.
+    childless: AtomicBool,
     /// Woken when a child ends, stops or continues.
     pub child_wait: WaitQueue,
     /// What it may use.
@@ -289,6 +291,7 @@ impl Process {
             fs,
             threads: Lock::new(Vec::new()),
             children: Lock::new(Vec::new()),
+            childless: AtomicBool::new(false),
             child_wait: WaitQueue::new(),
             limits: Rlimits::new(),
             exit_signal: AtomicU32::new(SIGCHLD),
@@ -423,8 +426,21 @@ pub fn register(process: &Arc<Process>, first: &Arc<Task>, like: Option<&Process
     let entered = register_thread(process, first);
     debug_assert!(entered.is_ok());
     ids::enter_process(process, like);
-    if let Some(parent) = process.parent.lock().upgrade() {
-        parent.children.lock().push(process.clone());
+    let parent = process.parent.lock().upgrade();
+    let is_taken = parent.is_some_and(|parent| {
+        let mut children = parent.children.lock();
+        // Relaxed: changed with the list locked.
+        let open = !parent.childless.load(Ordering::Relaxed);
+        if open {
+            children.push(process.clone());
+        }
+        open
+    });
+    // The caller's parent, which this one was to have, may have ended: see `process_ended`.
+    if !is_taken && let Some(heir) = supervisor().filter(|heir| !Arc::ptr_eq(heir, process)) {
+        process.exit_signal.store(SIGCHLD, Ordering::Relaxed);
+        *process.parent.lock() = Arc::downgrade(&heir);
+        heir.children.lock().push(process.clone());
     }
 }
 
@@ -578,7 +594,11 @@ fn release_resources(p: &Arc<Process>) {
 
 fn process_ended(p: &Arc<Process>) {
     let heir = supervisor();
-    let children = core::mem::take(&mut *p.children.lock());
+    let children = {
+        let mut children = p.children.lock();
+        p.childless.store(true, Ordering::Relaxed);
+        core::mem::take(&mut *children)
+    };
     for c in children {
         if let Some(h) = &heir {
             // As Linux: an heir is told in the usual way. Relaxed: as where it is read.

@@ -98,8 +98,9 @@ impl Entity {
     }
     /// Whether it has ended, and no CPU is on its stack any more.
     pub fn is_dead(&self) -> bool {
-        // Relaxed: nobody changes it any more. Acquire: pairs with `finish_switch`: its registers are saved.
-        self.state.load(Ordering::Relaxed) == DEAD && !self.on_cpu.load(Ordering::Acquire)
+        // Acquire, both: that it is on a CPU comes before that it is dead, so an older look at that is not believed; and its registers
+        // are saved; partners: `exit_current`, `finish_switch`.
+        self.state.load(Ordering::Acquire) == DEAD && !self.on_cpu.load(Ordering::Acquire)
     }
     /// It has run for `ns` while others waited.
     fn spend(&self, ns: u64) {

@@ -35,7 +35,8 @@
 //! sender's choice that T takes back: if the sender has looked at the old mask, T finds the signal waiting, and [retargets](retarget) it,
 //! with the process locked: so after the sender, who has the process until it has raised the flag.
 //!
-//! Likewise with what a signal does, for one that is sent to T: the sender looks at it in the section in which it queues; who
+//! Likewise with what a signal does, for one that is sent to T: the sender looks at it in the section in which it queues, and T in that
+//! in which it takes one; who
 //! has a signal ignored says so first, and then forgets, in a section of each thread's, what is queued. A stop is taken with the process
 //! locked, as SIGCONT takes back those that were sent before it. A change of an action stores to what all threads read, as it must.
 //!
@@ -537,19 +538,24 @@ fn force(info: SigInfo, fatal: bool) {
     }
     let signals = &me.process.signals;
     let impossible = |t: &TaskState, action: Action| fatal || t.blocked.has(signal) || action.is_ignore();
-    let mut t = me.signals.lock();
-    if impossible(&t, signals.action(signal)) {
-        drop(t);
-        let mut state = signals.lock();
-        t = me.signals.lock();
-        if impossible(&t, state.action(signal)) {
-            state.set_action(signal, Action::DEFAULT);
+    let open = |t: &mut TaskState| {
+        t.blocked = t.blocked.without(SigSet::of(&[signal]));
+        t.pending.force(info);
+        me.signals.set_flag();
+    };
+    {
+        let mut t = me.signals.lock();
+        if !impossible(&t, signals.action(signal)) {
+            return open(&mut t);
         }
     }
-    let alone = SigSet::of(&[signal]);
-    t.blocked = t.blocked.without(alone);
-    t.pending.force(info);
-    me.signals.set_flag();
+    // The first lock is the last that is given up: it is the one that lets interrupts in again.
+    let mut state = signals.lock();
+    let mut t = me.signals.lock();
+    if impossible(&t, state.action(signal)) {
+        state.set_action(signal, Action::DEFAULT);
+    }
+    open(&mut t);
 }
 
 /// The `si_code` of a floating-point exception, from the flags that are raised and not masked: those of SSE if `simd`,
@@ -692,6 +698,14 @@ pub fn await_one(set: SigSet, deadline: Option<u64>) -> Result<SigInfo, Woken> {
     me.signals.lock().awaited = SigSet::EMPTY;
     // One that came while the wait ended for another reason is taken, not lost sight of.
     let taken = taken.or_else(|why| take().ok_or(why));
+    // What else this thread was chosen for, as it waited for it, is for others now.
+    let left = {
+        let t = me.signals.lock();
+        me.process.signals.waiting().and(set).and(t.blocked)
+    };
+    if !left.is_empty() {
+        retarget(&me.process, left);
+    }
     taken.map(|info| time::taken(&me.process, info))
 }
 

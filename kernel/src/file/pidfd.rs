@@ -30,13 +30,15 @@ impl ProcessFile {
 
     /// Whether its parent has collected it, so that nothing of it can be found any more.
     pub fn is_collected(&self) -> bool {
-        self.process.ended().is_some()
-            && ids::with(self.process.pid, |p: &Arc<Process>| Arc::ptr_eq(p, &self.process)) != Some(true)
+        self.process.ended().is_some() && !self.is_entered()
     }
 
-    /// The process, unless it has been collected. ESRCH.
+    /// The process, unless it has been collected, or is not there yet: its descriptor is given out first. ESRCH.
     pub fn alive_or_zombie(&self) -> Result<&Arc<Process>> {
-        if self.is_collected() { Err(Errno::ESRCH) } else { Ok(&self.process) }
+        if self.is_entered() { Ok(&self.process) } else { Err(Errno::ESRCH) }
+    }
+    fn is_entered(&self) -> bool {
+        ids::with(self.process.pid, |p: &Arc<Process>| Arc::ptr_eq(p, &self.process)) == Some(true)
     }
 
     /// Readable once the process has ended; the other side is gone once it has been collected.

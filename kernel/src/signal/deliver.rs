@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use super::{Action, RESTART_ALWAYS, RESTART_BLOCK, SigInfo, SigSet, Signal, frame, unmask};
+use super::{Action, Held, RESTART_ALWAYS, RESTART_BLOCK, SigInfo, SigSet, Signal, frame, unmask};
 use crate::{
     errno::Errno,
     hw::TrapFrame,
@@ -60,9 +60,9 @@ fn next() -> Step {
         if me.is_ending() {
             return Step::Done;
         }
-        let (info, era) = match take_own() {
+        let (info, action, era) = match take_own() {
             Taken::Nothing => return Step::Done,
-            Taken::Own(info) => (info, None),
+            Taken::Own(info, action) => (info, action, None),
             Taken::LookFurther => {
                 let mut state = process.signals.lock();
                 let mut t = me.signals.lock();
@@ -75,11 +75,11 @@ fn next() -> Step {
                     me.signals.summarise(&process.signals, &t);
                     return Step::Done;
                 };
-                (info, Some(state.job().era))
+                let action = info.signal().map(|signal| claim_action(&mut state, signal));
+                (info, action.unwrap_or(Action::DEFAULT), Some(state.job().era))
             }
         };
         let Some(signal) = info.signal() else { continue };
-        let action = claim_action(process, signal);
         let info = time::taken(process, info);
         if action.ignores(signal) {
             continue;
@@ -101,9 +101,9 @@ fn next() -> Step {
 /// What the calling thread finds with its own state locked alone.
 enum Taken {
     Nothing,
-    /// One that was sent to the thread, and stops nobody.
-    Own(SigInfo),
-    /// There is something of the process's, or a stop, which has an era.
+    /// One that was sent to the thread, and stops nobody; and what it does.
+    Own(SigInfo, Action),
+    /// There is something of the process's, a stop, which has an era, or one whose action changes as it is taken.
     LookFurther,
 }
 
@@ -116,8 +116,13 @@ fn take_own() -> Taken {
     if signals.is_stopping() || !own.and(SigSet::STOPS).is_empty() {
         return Taken::LookFurther;
     }
-    if let Some(info) = t.pending.take(blocked) {
-        return Taken::Own(info);
+    if let Some(signal) = own.first() {
+        // In the section in which it is taken: who has it ignored, and then does not, comes before or after both.
+        let action = signals.action(signal);
+        if action.is_for_once() {
+            return Taken::LookFurther;
+        }
+        return t.pending.take(blocked).map_or(Taken::Nothing, |info| Taken::Own(info, action));
     }
     if !signals.waiting().without(blocked).is_empty() {
         return Taken::LookFurther;
@@ -126,16 +131,10 @@ fn take_own() -> Taken {
     Taken::Nothing
 }
 
-/// What `signal` does, for who has taken one: an action that is good for once is no other's then.
-fn claim_action(process: &Process, signal: Signal) -> Action {
-    let is_for_once = |action: &Action| !action.is_default() && action.flags & Action::RESETHAND != 0;
-    let action = process.signals.action(signal);
-    if !is_for_once(&action) {
-        return action;
-    }
-    let mut state = process.signals.lock();
+/// What `signal` does, for who has just taken one: an action that is good for once is no other's then.
+fn claim_action(state: &mut Held<'_>, signal: Signal) -> Action {
     let action = state.action(signal);
-    if is_for_once(&action) {
+    if action.is_for_once() {
         state.set_action(signal, Action { handler: 0, ..action });
     }
     action

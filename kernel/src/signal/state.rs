@@ -321,6 +321,10 @@ impl Action {
     const fn from_words([handler, flags, restorer, mask]: [u64; 4]) -> Self {
         Self { handler, flags, restorer, mask: SigSet(mask) }
     }
+    /// Whether it is a handler that is called once.
+    pub(super) fn is_for_once(&self) -> bool {
+        !self.is_default() && !self.is_ignore() && self.flags & Self::RESETHAND != 0
+    }
     pub(super) fn is_default(&self) -> bool {
         self.handler == 0
     }

@@ -227,7 +227,8 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     }
     if let Err(e) = tell_ids(c, tid) {
         if let Some(Ok(fd)) = pidfd {
-            task::files().close(fd)?;
+            // Another thread may have closed it.
+            let _ = task::files().close(fd);
         }
         leave_memory(&child);
         return Err(e);
@@ -250,7 +251,8 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     };
     if let Err(e) = entered {
         if let Some(Ok(fd)) = pidfd {
-            task::files().close(fd)?;
+            // Another thread may have closed it.
+            let _ = task::files().close(fd);
         }
         leave_memory(&child);
         return Err(e);
