@@ -27,6 +27,11 @@ pub fn add(more: i32) {
     USED.fetch_add(more.into(), Ordering::Relaxed);
 }
 
+/// How many mappings there may be, as it was read last.
+pub fn limit() -> usize {
+    LIMIT.load(Ordering::Relaxed)
+}
+
 fn ceiling(limit: usize) -> usize {
     limit / 10 * 9
 }

@@ -23,7 +23,7 @@ use std::{
     ffi::{c_int, c_void},
     sync::{
         OnceLock,
-        atomic::{AtomicPtr, AtomicU32, Ordering, compiler_fence},
+        atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering, compiler_fence},
     },
 };
 
@@ -55,6 +55,8 @@ const ERROR_FETCH: i64 = 1 << 4;
 /// A handler that was there before, and the one before it.
 struct Chained {
     action: libc::sigaction,
+    /// It asked to be called once (SA_RESETHAND), and was.
+    spent: AtomicBool,
     next: *const Chained,
 }
 
@@ -101,7 +103,10 @@ fn claim(signal: c_int) -> Result<(), Error> {
         // Acquire and Release, here and in `forward`: who reads a link sees what it links.
         let next = chain.load(Ordering::Acquire);
         // Leaked: a handler on another CPU may be about to call it, for ever.
-        chain.store(Box::leak(Box::new(Chained { action: before, next })), Ordering::Release);
+        chain.store(
+            Box::leak(Box::new(Chained { action: before, spent: AtomicBool::new(false), next })),
+            Ordering::Release,
+        );
     }
     // SAFETY: zeros are a valid structure; the handler is one for SA_SIGINFO, and is called with signals in any
     // state.
@@ -345,7 +350,14 @@ unsafe fn forward(nth: usize, signal: c_int, code: c_int, info: *mut libc::sigin
         link = unsafe { link.as_ref() }.map_or(std::ptr::null(), |chained| chained.next);
     }
     // SAFETY: links live for ever.
-    let before = unsafe { link.as_ref() }.map(|chained| &chained.action);
+    let chained = unsafe { link.as_ref() };
+    // Its time is over before it is called, as where the kernel calls it. Relaxed: of threads that fault at once, one calls it.
+    let is_left = |chained: &&Chained| {
+        chained.action.sa_flags & libc::SA_RESETHAND == 0
+            || !chained.spent.swap(true, Ordering::Relaxed)
+            || mutant!("vmprim-called-twice")
+    };
+    let before = chained.filter(is_left).map(|chained| &chained.action);
     let sent = code <= 0;
     match before {
         Some(action) if action.sa_sigaction != libc::SIG_DFL && action.sa_sigaction != libc::SIG_IGN => {

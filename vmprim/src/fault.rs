@@ -284,7 +284,7 @@ impl Drop for MustAnswer {
 }
 
 /// Say what is wrong, and abort.
-fn report(region: &Inner, page: PageNo, kind: Kind, pc: usize, code: i32, what: &str) -> ! {
+fn report(region: &Inner, page: PageNo, kind: Kind, pc: usize, errno: i32, what: &str) -> ! {
     let kind = match kind {
         Kind::Read => "read",
         Kind::Write => "write",
@@ -294,8 +294,10 @@ fn report(region: &Inner, page: PageNo, kind: Kind, pc: usize, code: i32, what: 
     };
     let number = |n: usize| Digits::new(n, 10);
     let (id, page, code) =
-        (number(region.id.0 as usize), number(page.0), number(usize::try_from(code).unwrap_or(0)));
+        (number(region.id.0 as usize), number(page.0), number(usize::try_from(errno).unwrap_or(0)));
     let pc = Digits::new(pc, 16);
+    let [before_limit, after_limit] = hint(region, errno);
+    let limit = if before_limit.is_empty() { None } else { Some(number(budget::limit())) };
     sys::die(&[
         "vmprim: region ",
         id.as_str(),
@@ -312,15 +314,18 @@ fn report(region: &Inner, page: PageNo, kind: Kind, pc: usize, code: i32, what: 
         " (code ",
         code.as_str(),
         ")",
-        hint(region),
+        before_limit,
+        limit.as_ref().map_or("", Digits::as_str),
+        after_limit,
         "\n",
     ])
 }
 
-fn hint(region: &Inner) -> &'static str {
-    match region.splits && budget::is_near() {
-        true => "; mappings are used up: raise vm.max_map_count, or use the backend uffd-view",
-        false => "",
+/// What to do where mappings are used up, before and after the limit.
+fn hint(region: &Inner, errno: i32) -> [&'static str; 2] {
+    match region.splits && (errno == libc::ENOMEM || budget::is_near()) {
+        true => ["; mappings are used up: raise vm.max_map_count (", "), or use the backend uffd-view"],
+        false => ["", ""],
     }
 }
 

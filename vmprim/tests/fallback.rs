@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{PAGE, in_child, succeeds};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+
+use common::{PAGE, ends_by, in_child, read, succeeds};
 use vmprim::{Access, Backend, Errno, Error, Needs, PageNo, PageSet, Reason, Region, Resolution, inline};
 
 const USERFAULTFD: u32 = 323;
@@ -155,6 +157,131 @@ fn a_kernel_that_lies_is_found_out() {
         let named = Region::builder(PAGE).backend(Backend::UffdWp).build().unwrap_err();
         assert!(named.to_string().contains("does not work here"), "{named}");
         assert_eq!(everything_works(Needs::DIRTY | Needs::READ_LEVEL), Backend::Signal);
+    });
+    succeeds(&output);
+}
+
+/// No mapping is left for the page that a fault opens: the process ends, and says which limit it was and what has none.
+#[test]
+fn a_fault_without_a_mapping_left_names_the_limit_and_another_backend() {
+    const MPROTECT: u32 = 10;
+    let output = in_child("a_fault_without_a_mapping_left_names_the_limit_and_another_backend", || {
+        let region =
+            Region::builder(4 * PAGE).backend(Backend::Signal).initial(Access::None).build().unwrap();
+        read(region.base() as usize);
+        forbid(MPROTECT, ANY, libc::ENOMEM);
+        read(region.base() as usize + 2 * PAGE);
+    });
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    let said = format!("raise vm.max_map_count ({}), or use the backend uffd-view", limit.trim());
+    ends_by(&output, libc::SIGABRT, &said);
+    assert!(common::text(&output).contains("(signal), page 2, read at 0x"), "{}", common::text(&output));
+}
+
+/// From here on `command`s of ioctl(2) of this thread's are asked about: the descriptor to answer by.
+fn ask_about(commands: [u32; 2]) -> i32 {
+    let load = |k| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k };
+    let equals = |k, jt, jf| libc::sock_filter { code: 0x15, jt, jf, k };
+    let answer = |k| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k };
+    let mut filter = [
+        load(0),
+        equals(IOCTL, 0, 4),
+        load(24),
+        equals(commands[0], 1, 0),
+        equals(commands[1], 0, 1),
+        answer(libc::SECCOMP_RET_USER_NOTIF),
+        answer(libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the structures are valid for the calls.
+    let listener = unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let (mode, flags) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER);
+        libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program)
+    };
+    assert!(listener >= 0, "seccomp: {}", std::io::Error::last_os_error());
+    listener as i32
+}
+
+/// Answer what `listener` is asked, for ever: three times of four EAGAIN, as while mappings are changed, and then the call is made.
+fn answer_again(listener: i32, refused: &AtomicUsize) {
+    const RECEIVE: u64 = 0xc050_2100;
+    const SEND: u64 = 0xc018_2101;
+    for turn in 0_usize.. {
+        // SAFETY: zeros are valid structures, which are valid for the calls.
+        unsafe {
+            let mut asked = std::mem::zeroed::<libc::seccomp_notif>();
+            if libc::ioctl(listener, RECEIVE, &raw mut asked) != 0 {
+                return;
+            }
+            let mut told = std::mem::zeroed::<libc::seccomp_notif_resp>();
+            told.id = asked.id;
+            if turn % 4 == 3 {
+                told.flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+            } else {
+                told.error = -libc::EAGAIN;
+                refused.fetch_add(1, Ordering::Relaxed);
+            }
+            libc::ioctl(listener, SEND, &raw mut told);
+        }
+    }
+}
+
+/// Userfaultfd answers EAGAIN while the process's mappings change. No level is lost by that, in handlers and outside.
+#[test]
+fn calls_that_are_to_be_made_again_are() {
+    const WRITEPROTECT: u32 = 0xc018_aa06;
+    const CONTINUE: u32 = 0xc020_aa07;
+    static LISTENER: AtomicI32 = AtomicI32::new(-1);
+    static REFUSED: AtomicUsize = AtomicUsize::new(0);
+    let output = in_child("calls_that_are_to_be_made_again_are", || {
+        let traps = AtomicUsize::new(0);
+        let traps: &'static AtomicUsize = Box::leak(Box::new(traps));
+        let regions: Vec<_> = common::ways()
+            .into_iter()
+            .filter(|way| matches!(way.backend, Backend::UffdWp | Backend::UffdView))
+            .map(|way| {
+                // SAFETY: it counts and answers.
+                let handler = unsafe {
+                    inline(|fault, _| {
+                        traps.fetch_add(1, Ordering::Relaxed);
+                        Resolution::Grant(fault.wanted)
+                    })
+                };
+                (way, way.builder(8).inline(handler).build().unwrap())
+            })
+            .collect();
+        if regions.is_empty() {
+            eprintln!("left out: no userfaultfd");
+            return;
+        }
+        // The filter is the other thread's alone.
+        std::thread::spawn(|| {
+            while LISTENER.load(Ordering::Acquire) < 0 {
+                std::thread::yield_now();
+            }
+            answer_again(LISTENER.load(Ordering::Acquire), &REFUSED);
+        });
+        LISTENER.store(ask_about([WRITEPROTECT, CONTINUE]), Ordering::Release);
+        for (way, region) in &regions {
+            let view = region.view::<u64>().unwrap();
+            (0..8).for_each(|page| _ = view.set(page * PAGE / 8, page as u64));
+            let before = REFUSED.load(Ordering::Relaxed);
+            traps.store(0, Ordering::Relaxed);
+            for round in 1..20 {
+                for &level in way.levels().iter().filter(|level| **level < Access::ReadWrite) {
+                    region.protect(0..8, level).unwrap();
+                    for page in 0..8 {
+                        assert_eq!(region.level(PageNo(page)), Some(level));
+                        view.set(page * PAGE / 8, round);
+                        assert_eq!(view.get(page * PAGE / 8), Some(round), "{way:?}");
+                    }
+                    assert_eq!(traps.swap(0, Ordering::Relaxed), 8, "{way:?}");
+                }
+            }
+            let refused = REFUSED.load(Ordering::Relaxed) - before;
+            assert!(refused > 100, "{way:?}: only {refused} calls were refused");
+        }
     });
     succeeds(&output);
 }

@@ -116,6 +116,99 @@ fn a_handler_that_was_there_first_gets_what_is_not_ours() {
     succeeds(&output);
 }
 
+/// Signals that are blocked: SIGUSR1 and SIGSEGV.
+fn blocked() -> usize {
+    // SAFETY: zeros are a valid set, which is valid for the calls.
+    unsafe {
+        let mut now = std::mem::zeroed::<libc::sigset_t>();
+        libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &mut now);
+        let is_blocked = |signal| libc::sigismember(&now, signal) == 1;
+        usize::from(is_blocked(libc::SIGUSR1)) + 2 * usize::from(is_blocked(libc::SIGSEGV))
+    }
+}
+
+/// The handler before ours asked for a mask, for its own signal not to be blocked, for what the kernel knows or for the signal
+/// alone, to be called once, or not to be: it has it as from the kernel.
+#[test]
+fn a_chained_handler_is_called_as_it_asked() {
+    static PLAIN: AtomicUsize = AtomicUsize::new(0);
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
+    fn change(to: i32) {
+        // SAFETY: a page of this test's.
+        assert_eq!(unsafe { libc::mprotect(PLAIN.load(Ordering::SeqCst) as *mut _, PAGE, to) }, 0);
+    }
+    extern "C" fn opens(signal: i32) {
+        assert_eq!(signal, libc::SIGSEGV);
+        SEEN.store(10 + blocked(), Ordering::SeqCst);
+        change(libc::PROT_READ);
+    }
+    unsafe extern "C" fn opens_what_it_is_told(
+        signal: i32,
+        info: *mut libc::siginfo_t,
+        context: *mut libc::c_void,
+    ) {
+        // SAFETY: what the kernel passed.
+        let (address, registers) =
+            unsafe { ((*info).si_addr() as usize, &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs) };
+        assert_eq!(registers[libc::REG_CR2 as usize] as usize, address);
+        opens(signal);
+        SEEN.store(address, Ordering::SeqCst);
+    }
+    let name = "a_chained_handler_is_called_as_it_asked";
+    let how = std::env::var("VMPRIM_HOW").unwrap_or_default();
+    let scenario = || {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: no fixed address.
+        let plain = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, libc::PROT_NONE, flags, -1, 0) } as usize;
+        PLAIN.store(plain, Ordering::SeqCst);
+        let one = opens as *const () as usize;
+        let (handler, flags, masked) = match how.as_str() {
+            "mask" => (one, 0, true),
+            "nodefer" => (one, libc::SA_NODEFER, false),
+            "siginfo" => (opens_what_it_is_told as *const () as usize, libc::SA_SIGINFO, false),
+            "once" => (one, libc::SA_RESETHAND, false),
+            "ignored" => (libc::SIG_IGN, 0, false),
+            _ => unreachable!("no such scenario"),
+        };
+        // SAFETY: a valid action.
+        unsafe {
+            let mut action = std::mem::zeroed::<libc::sigaction>();
+            (action.sa_sigaction, action.sa_flags) = (handler, flags);
+            if masked {
+                libc::sigaddset(&mut action.sa_mask, libc::SIGUSR1);
+            }
+            libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut());
+        }
+        let region = region!(1, Access::None, |fault: &vmprim::Fault, _: &_| Resolution::Grant(fault.wanted));
+        read(region.base() as usize);
+        assert_eq!(SEEN.load(Ordering::SeqCst), 0, "a fault of ours was handed on");
+        if how == "ignored" {
+            // SAFETY: it touches no memory.
+            unsafe { libc::raise(libc::SIGSEGV) };
+        } else {
+            read(plain);
+            let wanted = match how.as_str() {
+                "mask" => 13,
+                "nodefer" => 10,
+                "siginfo" => plain,
+                _ => 12,
+            };
+            assert_eq!((SEEN.load(Ordering::SeqCst), blocked()), (wanted, 0));
+        }
+        eprintln!("once went well");
+        change(libc::PROT_NONE);
+        read(plain);
+    };
+    for how in ["mask", "nodefer", "siginfo", "once", "ignored"] {
+        let output = common::in_child_with(name, &[("VMPRIM_HOW", how)], scenario);
+        assert!(common::text(&output).contains("once went well"), "{how}: {}", common::text(&output));
+        match how {
+            "once" | "ignored" => ends_by(&output, libc::SIGSEGV, ""),
+            _ => succeeds(&output),
+        }
+    }
+}
+
 /// Have `handler` get SIGSEGV; who got it before.
 fn handle_segv(handler: usize, flags: i32) -> usize {
     // SAFETY: valid actions.

@@ -338,6 +338,28 @@ fn a_pin_is_answered_by_a_deferred_handler() {
     common::succeeds(&output);
 }
 
+/// Map, use and unmap so many pages, again and again, by the kernel's calls themselves: an allocator would keep them.
+fn storm(pages: usize, stop: &AtomicBool) {
+    let both = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let mut count = 0_u64;
+    while !stop.load(Ordering::Relaxed) {
+        // SAFETY: no fixed address; used within its length, and unmapped once.
+        unsafe {
+            let at = libc::mmap(std::ptr::null_mut(), pages * PAGE, both, flags, -1, 0);
+            assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+            let (first, last) = (at.cast::<u64>(), at.cast::<u8>().add((pages - 1) * PAGE).cast::<u64>());
+            assert_eq!((first.read_volatile(), last.read_volatile()), (0, 0), "new memory is not empty");
+            first.write_volatile(count);
+            last.write_volatile(count);
+            assert_eq!((first.read_volatile(), last.read_volatile()), (count, count));
+            assert_eq!(libc::munmap(at, pages * PAGE), 0);
+        }
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
 #[test]
 fn regions_come_and_go_while_others_fault() {
     let lasting = Region::builder(8 * PAGE).need(Needs::READ_LEVEL).build().unwrap();
@@ -360,13 +382,12 @@ fn regions_come_and_go_while_others_fault() {
                 }
             });
         }
-        // The process's mappings change all the time: calls of userfaultfd answer EAGAIN.
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                drop(vec![0_u8; 1 << 20]);
-                std::thread::yield_now();
-            }
-        });
+        // The process's mappings change all the time, beside regions and where they were: nothing of theirs may be left to
+        // those that come there next.
+        for pages in [1, 3, 256] {
+            let stop = &stop;
+            scope.spawn(move || storm(pages, stop));
+        }
         std::thread::sleep(2 * RUN);
         stop.store(true, Ordering::Relaxed);
     });
