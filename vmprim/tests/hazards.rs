@@ -131,124 +131,6 @@ fn a_handler_that_grants_too_little_is_told() {
 }
 
 #[test]
-fn a_forked_child_has_no_regions_and_may_make_its_own() {
-    for way in ways() {
-        let region = way.builder(4).need(Needs::DIRTY).build().unwrap();
-        let view = region.view::<u64>().unwrap();
-        view.set(3, 17);
-        let child = |body: &dyn Fn()| {
-            // SAFETY: the child calls nothing that another thread may have locked, but what allocates little.
-            match unsafe { libc::fork() } {
-                0 => {
-                    body();
-                    // SAFETY: it ends the child.
-                    unsafe { libc::_exit(0) }
-                }
-                child => {
-                    let mut status = 0;
-                    // SAFETY: the status is valid for the call.
-                    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-                    status
-                }
-            }
-        };
-        let plain = child(&|| {
-            // SAFETY: it ends the child if it hangs, and keeps cores away.
-            unsafe { libc::alarm(20) };
-            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: see above.
-            unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) };
-            view.set(3, 99);
-        });
-        assert_eq!(libc::WTERMSIG(plain), libc::SIGSEGV, "{way:?}: a write of the child's went somewhere");
-        let refused = child(&|| {
-            let mut set = PageSet::new();
-            let all = [
-                region.protect(0..4, Access::Read).err(),
-                region.unprotect(0..4, Access::ReadWrite).err(),
-                region.take_dirty(0..4, &mut set).err(),
-                region.pin(0..1, Access::Read).err(),
-            ];
-            let forked = all.iter().flatten().all(|error| *error == Error::Forked);
-            // SAFETY: it ends the child.
-            unsafe { libc::_exit(if forked { 0 } else { 3 }) };
-        });
-        assert_eq!(refused, 0, "{way:?}");
-        let own = child(&|| {
-            let own = way.builder(4).initial(*way.levels().last().unwrap()).build().unwrap();
-            own.view::<u64>().unwrap().set(9, 9);
-        });
-        assert_eq!(own, 0, "{way:?}");
-        let mut set = PageSet::new();
-        region.take_dirty(0..4, &mut set).unwrap();
-        assert!(
-            set.contains(PageNo(0)) && view.get(3) == Some(17),
-            "{way:?}: the parent's region has changed"
-        );
-        let mut another = std::process::Command::new(std::env::current_exe().unwrap());
-        let another = another.args(["--exact", "no_test_of_this_name"]).stdout(std::process::Stdio::null());
-        assert!(another.status().unwrap().success());
-    }
-}
-
-/// What a system call does with a protected page, by backend; and with a pinned one.
-#[test]
-fn system_calls_into_protected_pages() {
-    for way in ways() {
-        let region = way.builder(4).need(Needs::DIRTY).build().unwrap();
-        let level = if way.has_none { Access::None } else { *way.levels().last().unwrap() };
-        region.view::<u8>().unwrap().set(PAGE, 1);
-        let mut set = PageSet::new();
-        region.take_dirty(0..4, &mut set).unwrap();
-        region.protect(0..4, level).unwrap();
-        set.clear();
-        region.take_dirty(0..4, &mut set).unwrap();
-        set.clear();
-        let mut ends = [0; 2];
-        // SAFETY: the array holds both.
-        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
-        let read_in = || {
-            // SAFETY: eight bytes each; the kernel checks the second address.
-            unsafe {
-                libc::write(ends[1], b"kernel, ".as_ptr().cast(), 8);
-                libc::read(ends[0], region.base().wrapping_add(PAGE).cast(), 8)
-            }
-        };
-        let wrote = read_in();
-        let native = way.backend == vmprim::Backend::Native;
-        let goes_through = !way.is_in_thread() || native || way.tracks && !way.memfd;
-        // As root the descriptor is told of the kernel's faults too.
-        let is_root = std::fs::File::open("/dev/userfaultfd").is_ok();
-        if way.is_in_thread() || is_root {
-            assert_eq!(wrote, if goes_through { 8 } else { -1 }, "{way:?}");
-        }
-        if wrote != 8 {
-            // SAFETY: a buffer of eight bytes.
-            unsafe { libc::read(ends[0], [0_u8; 8].as_mut_ptr().cast(), 8) };
-        } else {
-            region.take_dirty(0..4, &mut set).unwrap();
-            assert!(set.contains(PageNo(1)), "{way:?}: a write of the kernel's is not in the set");
-            region.protect(0..4, level).unwrap();
-            set.clear();
-        }
-        let pin = region.pin(1..2, Access::ReadWrite).unwrap();
-        assert_eq!(read_in(), 8, "{way:?}");
-        assert!(matches!(region.protect(0..4, level), Err(Error::Pinned { page: PageNo(1) })), "{way:?}");
-        assert!(!region.try_evict(&[PageNo(1)], level).unwrap().contains(PageNo(1)));
-        region.take_dirty(0..4, &mut set).unwrap();
-        assert!(set.contains(PageNo(1)), "{way:?}: a pinned page is not in the set");
-        drop(pin);
-        set.clear();
-        region.take_dirty(0..4, &mut set).unwrap();
-        assert!(set.contains(PageNo(1)), "{way:?}: what a device may have written last is not in the set");
-        region.protect(0..4, level).unwrap();
-        assert_eq!(region.view::<u8>().unwrap().get(PAGE), Some(b'k'));
-        // SAFETY: ours.
-        ends.iter().for_each(|&end| _ = unsafe { libc::close(end) });
-    }
-}
-
-#[test]
 fn mappings_run_out_with_an_error_and_not_in_a_handler() {
     let output = in_child("mappings_run_out_with_an_error_and_not_in_a_handler", || {
         let region = Region::builder(100_000 * PAGE).backend(Backend::Signal).build().unwrap();
@@ -492,6 +374,52 @@ fn vector_registers_live_across_a_trap_and_prefetches_do_not_trap() {
             );
         }
         assert_eq!((before, traps.load(Ordering::Relaxed)), (after, 1), "{way:?}");
+    }
+}
+
+/// The upper halves and the registers above the sixteenth are in parts of the state that are saved apart.
+#[test]
+fn the_widest_registers_live_across_a_trap() {
+    if !std::arch::is_x86_feature_detected!("avx512f") {
+        eprintln!("left out: no AVX-512");
+        return;
+    }
+    for way in ways().into_iter().filter(|way| way.has_none) {
+        // SAFETY: it uses vector and mask registers, and answers.
+        let handler = unsafe {
+            inline(move |fault, _| {
+                std::arch::asm!(
+                    "vpternlogd zmm2, zmm2, zmm2, 0xff", "vpternlogd zmm29, zmm29, zmm29, 0xff", "kxnorw k3, k3, k3",
+                    out("zmm2") _, out("zmm29") _, out("k3") _,
+                );
+                Resolution::Grant(fault.wanted)
+            })
+        };
+        let region = way.builder(1).initial(Access::None).inline(handler).build().unwrap();
+        let before: [u64; 16] = std::array::from_fn(|i| 0x0101_0011 * (i as u64 + 3));
+        let (mut after, mut mask) = ([0_u64; 16], 0x5a5a_u32);
+        // SAFETY: the buffers hold 128 bytes; the load traps, and is let through.
+        unsafe {
+            std::arch::asm!(
+                "vmovdqu64 zmm2, [{before}]",
+                "vmovdqu64 zmm29, [{before} + 64]",
+                "kmovw k3, {mask:e}",
+                "mov al, [{at}]",
+                "kmovw {mask:e}, k3",
+                "vmovdqu64 [{after}], zmm2",
+                "vmovdqu64 [{after} + 64], zmm29",
+                before = in(reg) before.as_ptr(),
+                after = in(reg) after.as_mut_ptr(),
+                at = in(reg) region.base(),
+                mask = inout(reg) mask,
+                out("al") _, out("zmm2") _, out("zmm29") _, out("k3") _,
+            );
+        }
+        assert_eq!((after, mask), (before, 0x5a5a), "{way:?}");
+        assert_eq!(
+            region.level(PageNo(0)),
+            Some(if way.has_read { Access::Read } else { Access::ReadWrite })
+        );
     }
 }
 
