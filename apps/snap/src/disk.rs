@@ -75,8 +75,21 @@ pub trait Source: Send {
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// Locked as long as this lives.
-    _lock: Option<File>,
+    /// Locked as long as this lives, by this process.
+    lock: Option<(File, u32)>,
+}
+
+/// The lock is given up by name: a process that another thread has just forked has the file open too, until it runs another
+/// program, and would keep the lock for so long. A child's copy is not the child's to give up.
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Some((lock, owner)) = &self.lock
+            && *owner == std::process::id()
+        {
+            // The end of the file would do it, a little later.
+            let _ = lock.unlock();
+        }
+    }
 }
 
 /// The file that is locked.
@@ -93,7 +106,7 @@ impl Folder {
         std::fs::create_dir_all(&path).map_err(io(&what))?;
         let lock = OpenOptions::new().create(true).append(true).open(path.join(LOCK)).map_err(io(&what))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: Some(lock) }),
+            Ok(()) => Ok(Self { path, lock: Some((lock, std::process::id())) }),
             Err(TryLockError::WouldBlock) => Err(Error::InUse { folder: path.display().to_string() }),
             Err(TryLockError::Error(error)) => Err(io(what)(error)),
         }
@@ -101,7 +114,7 @@ impl Folder {
 
     /// The folder at `path`, to read images that another process may be adding to.
     pub fn peek(path: impl AsRef<Path>) -> Self {
-        Self { path: path.as_ref().to_owned(), _lock: None }
+        Self { path: path.as_ref().to_owned(), lock: None }
     }
 }
 

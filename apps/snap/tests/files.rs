@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{MemDisk, Step};
-use snap::{Codec, Error, Gate, Image, Mode, Snap, SnapConfig};
+use snap::{Codec, Error, Folder, Gate, Image, Mode, Snap, SnapConfig};
 use vmprim::Region;
 
 const PAGES: usize = 6;
@@ -307,4 +307,40 @@ fn a_full_disk_leaves_the_image_before_and_loses_nothing() {
         let image = Image::read(&disk).unwrap().unwrap();
         assert!(image.epoch == cut.epoch && image.bytes == dump(&snap), "what failed was forgotten");
     }
+}
+
+/// A child that another thread has forked has the file of the lock open until it runs its program. The folder is free as soon as
+/// its holder gives it up, and not as soon as a child does.
+#[test]
+fn a_folder_s_lock_is_its_process_s_whoever_has_the_file_open() {
+    let at = tempfile::tempdir().unwrap();
+    let folder = Folder::open(at.path()).unwrap();
+    // SAFETY: the child only waits.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: they touch no memory; it ends in any case.
+        unsafe {
+            libc::alarm(20);
+            libc::pause();
+            libc::_exit(0);
+        }
+    }
+    drop(folder);
+    let again = Folder::open(at.path());
+    // SAFETY: our child; nobody wants its status.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+    let folder = again.unwrap();
+    // SAFETY: the child gives its copy up, which allocates nothing, and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        drop(folder);
+        // SAFETY: it ends the child.
+        unsafe { libc::_exit(0) };
+    }
+    // SAFETY: our child; nobody wants its status.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    assert!(matches!(Folder::open(at.path()), Err(Error::InUse { .. })));
 }
