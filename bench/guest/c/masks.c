@@ -255,6 +255,53 @@ static void forgetting(void)
     RETURNS(pthread_join(other, NULL), 0);
 }
 
+// What is ignored once is ignored, as only a handler is for once.
+static void ignored_once(void)
+{
+    set_action(SIGUSR1, SIG_IGN, (int)SA_RESETHAND);
+    for (int i = 0; i < 2; i++) {
+        mask(SIG_BLOCK, SIGUSR1);
+        OK(raise(SIGUSR1));
+        mask(SIG_UNBLOCK, SIGUSR1);
+    }
+}
+
+static void *sends_two(void *none)
+{
+    mask(SIG_UNBLOCK, SIGUSR2);
+    for (unsigned long i = 1; i <= times; i++) {
+        wait_until(&turn, i);
+        // Most often the first thread waits by now.
+        for (uint64_t begin = now_ns(); now_ns() - begin < 1000000;) sched_yield();
+        OK(kill(getpid(), SIGUSR1));
+        OK(kill(getpid(), SIGUSR2));
+        for (uint64_t begin = now_ns(); handled != i;) CHECK(now_ns() - begin < NEVER);
+    }
+    return none;
+}
+
+// A thread that waits for two signals is chosen for both, and takes one: the other is for who lets it through.
+static void waiting_for_two(void)
+{
+    pthread_t other;
+    sigset_t both;
+    turn = handled = 0;
+    set_action(SIGUSR1, count, 0);
+    set_action(SIGUSR2, count, 0);
+    sigemptyset(&both);
+    sigaddset(&both, SIGUSR1);
+    sigaddset(&both, SIGUSR2);
+    RETURNS(pthread_sigmask(SIG_BLOCK, &both, NULL), 0);
+    RETURNS(pthread_create(&other, NULL, sends_two, NULL), 0);
+    for (unsigned long i = 1; i <= times; i++) {
+        turn = i;
+        EQUAL(sigwaitinfo(&both, NULL), SIGUSR1);
+        wait_until(&handled, i);
+    }
+    RETURNS(pthread_join(other, NULL), 0);
+    RETURNS(pthread_sigmask(SIG_UNBLOCK, &both, NULL), 0);
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc == 2);
@@ -264,5 +311,7 @@ int main(int argc, char **argv)
     RUN(whole_actions);
     RUN(once);
     RUN(forgetting);
+    RUN(ignored_once);
+    RUN(waiting_for_two);
     return finished("masks");
 }
