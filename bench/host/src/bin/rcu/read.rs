@@ -5,7 +5,7 @@ use std::{
     hint::black_box,
     sync::{
         Mutex, RwLock,
-        atomic::{AtomicPtr, Ordering},
+        atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence},
     },
 };
 
@@ -17,13 +17,23 @@ domain!(static BEST: Best);
 domain!(static FENCED: Fenced);
 qsbr!(static MEMBERS: Members, 64);
 
+// Of left-right and hazard pointers only what readers do is here, which is the least that the protocols need.
+
 /// Sections between two reports of a member's.
 const REPORT: u64 = 1024;
 const PEERS: [&str; 3] = ["crossbeam pin", "crossbeam handle", "seize"];
 
+/// A word on lines of its own.
+#[repr(align(128))]
+struct Line(AtomicU64);
+
 thread_local! {
     static READER: Reader<'static, Best> = BEST.register();
     static SLOW: Reader<'static, Fenced> = FENCED.register();
+    /// What this thread reads, by a hazard pointer (Michael 2004).
+    static HAZARD: Line = const { Line(AtomicU64::new(0)) };
+    /// Odd in a section of left-right (Ramalhete and Correia 2015).
+    static COUNT: Line = const { Line(AtomicU64::new(0)) };
     static MEMBER: RefCell<Option<Member<'static, Members>>> = RefCell::new(MEMBERS.register());
 }
 
@@ -39,6 +49,7 @@ pub fn run(scale: &Scale) -> Vec<Record> {
     let plain = AtomicPtr::new(Box::leak(Box::new(1u64)));
     let (best, fenced) = (Ptr::<u64, Best>::new(Box::new(1)), Ptr::<u64, Fenced>::new(Box::new(1)));
     let (members, global) = (Ptr::<u64, Members>::new(Box::new(1)), Ptr::<u64>::new(Box::new(1)));
+    let (sides, side) = ([1u64, 1], AtomicUsize::new(0));
     let (rwlock, mutex) = (RwLock::new(1u64), Mutex::new(1u64));
     let epoch = crossbeam_epoch::Atomic::new(1u64);
     let collector = seize::Collector::new();
@@ -110,6 +121,38 @@ pub fn run(scale: &Scale) -> Vec<Record> {
                 let found = seize::Guard::protect(&guard, &plain, Ordering::Acquire);
                 // SAFETY: never replaced.
                 unsafe { found.as_ref() }.map_or(0, |value| *value)
+            });
+        }),
+        Subject::new("hazard pointer", |_, ops| {
+            HAZARD.with(|hazard| {
+                enough(ops, || {
+                    let mut found = plain.load(Ordering::Acquire);
+                    loop {
+                        hazard.0.store(found.addr() as u64, Ordering::Relaxed);
+                        // Announced before the look whether it is still the one; who frees looks at what is announced.
+                        fence(Ordering::SeqCst);
+                        let now = plain.load(Ordering::Acquire);
+                        if now == found {
+                            break;
+                        }
+                        found = now;
+                    }
+                    // SAFETY: leaked.
+                    let value = unsafe { *found };
+                    hazard.0.store(0, Ordering::Release);
+                    value
+                });
+            });
+        }),
+        Subject::new("left-right", |_, ops| {
+            COUNT.with(|count| {
+                enough(ops, || {
+                    // The writer changes the side that nobody reads, has readers go there, and waits for these counts to be even.
+                    count.0.fetch_add(1, Ordering::SeqCst);
+                    let value = sides[side.load(Ordering::Acquire)];
+                    count.0.fetch_add(1, Ordering::Release);
+                    value
+                });
             });
         }),
         Subject::new("RwLock", |_, ops| {
