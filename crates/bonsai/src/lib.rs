@@ -73,7 +73,7 @@
 //! # }
 //! ```
 //!
-//! In a program (feature `std`), with threads that register, no CPU and no `unsafe`; [`rcu::Qsbr`] does as well. Values are dropped by
+//! In a program (feature `std`), with threads that register, no CPU and no `unsafe`; members of `rcu`'s `Qsbr` do as well. Values are dropped by
 //! whatever thread comes by after their grace period, perhaps in an update: their `Drop` must not change the tree.
 //!
 //! ```
