@@ -464,7 +464,10 @@ impl Held<'_> {
     pub fn inherit(&mut self, parent: &Held<'_>) {
         for (mine, parents) in self.seen.actions.iter().zip(&parent.seen.actions) {
             let words = parents.read();
-            mine.update(|_| words);
+            // Most are the default's, all zeros, and so are the child's so far.
+            if words.iter().any(|word| *word != 0) {
+                mine.update(|_| words);
+            }
         }
     }
     /// `execve`: handlers are gone, what was ignored stays ignored.
