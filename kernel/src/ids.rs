@@ -490,12 +490,18 @@ pub fn become_leader(task: &Arc<Task>) {
     drop(unlinked); // as above
 }
 
-/// Put `p` into `group`, its own or one of the session `sid`. EPERM if there is none; ESRCH if `p` has been collected.
+/// Put `p`, of the session `sid`, into `group`, its own or one of that session. EPERM if there is none, or `p` leads a session or is
+/// in another; ESRCH if `p` has been collected.
 pub fn join_group(p: &Process, group: u32, sid: u32) -> Result<(), Errno> {
     let gone = {
         let mut table = TABLE.lock();
         if !table.has(p) {
             return Err(Errno::ESRCH);
+        }
+        // With the table locked: it may become the leader of one meanwhile.
+        let own = p.sid.load(Ordering::Relaxed);
+        if own != sid || own == p.pid {
+            return Err(Errno::EPERM);
         }
         let is_member =
             |q: &Process| q.pgid.load(Ordering::Relaxed) == group && q.sid.load(Ordering::Relaxed) == sid;
