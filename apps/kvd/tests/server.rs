@@ -1,10 +1,12 @@
 //! A server and its clients: replies, checkpoints, and what is there after an end of either kind.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 struct Server {
@@ -14,8 +16,12 @@ struct Server {
 
 impl Server {
     fn start(folder: &Path, mode: &str) -> Self {
+        Self::with_checkpoints(folder, mode, "3600")
+    }
+    /// With a checkpoint `every` so many seconds.
+    fn with_checkpoints(folder: &Path, mode: &str, every: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_kvd"))
-            .args(["serve", "--port", "0", "--mem", "16", "--every", "3600", "--mode", mode, "--dir"])
+            .args(["serve", "--port", "0", "--mem", "16", "--every", every, "--mode", mode, "--dir"])
             .arg(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -73,6 +79,18 @@ impl Client {
     fn ask(&mut self, line: &str) -> String {
         self.send(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
         self.reply()
+    }
+    /// As [`Self::ask`], of a server that may be killed meanwhile: the line that it answers, if that is whole.
+    fn answer(&mut self, line: &str) -> Option<String> {
+        self.0.get_mut().write_all(format!("{line}\r\n").as_bytes()).ok()?;
+        let mut reply = String::new();
+        self.0.read_line(&mut reply).ok()?;
+        reply.strip_suffix("\r\n").map(str::to_owned)
+    }
+    /// The number that `key` has; 0 if there is none.
+    fn number(&mut self, key: &str) -> u64 {
+        let text = self.ask(&format!("GET {key}"));
+        if text == "nil" { 0 } else { text.parse().unwrap_or_else(|_| panic!("{key} is {text:?}")) }
     }
 }
 
@@ -222,4 +240,118 @@ fn redis_benchmark_drives_it() {
     );
     let keys: u64 = client.ask("DBSIZE").trim_start_matches(':').parse().unwrap();
     assert!((900..=2100).contains(&keys), "{keys}");
+}
+
+/// How often servers are killed: `QUIRE_FULL` or `KVD_KILLS=N` for more, with a checkpoint each second then.
+fn kills() -> (u32, &'static str) {
+    let number = std::env::var("KVD_KILLS").ok().and_then(|text| text.parse().ok());
+    let full = std::env::var_os("QUIRE_FULL").map(|_| 250);
+    number.or(full).map_or((6, "0.1"), |kills| (kills, "1"))
+}
+
+/// What a client knows of two keys, which it sets in turn to the same numbers.
+#[derive(Clone, Copy, Default, Debug)]
+struct Known {
+    /// What was in both when a checkpoint began that was told to be durable.
+    durable: u64,
+    /// The last that was sent.
+    sent: u64,
+}
+
+/// Set `a` and then `b`, to one number after the other, and have it saved now and then, until there is no answer.
+fn set_in_turn(mut client: Client, mut known: Known) -> Known {
+    loop {
+        known.sent += 1;
+        let number = known.sent;
+        for key in ["a", "b"] {
+            match client.answer(&format!("SET {key} {number}")) {
+                Some(answer) => assert_eq!(answer, "+OK"),
+                None => return known,
+            }
+        }
+        if number.is_multiple_of(200) {
+            match client.answer("SAVE") {
+                Some(answer) if answer == "+OK" => known.durable = number,
+                // The server is at one of its own.
+                Some(answer) => assert!(answer.contains("in progress"), "{answer}"),
+                None => return known,
+            }
+        }
+    }
+}
+
+/// What is restored is what there was at one moment, no earlier than the last save that was told: `b` follows `a`. And what Redis's
+/// benchmark has stored is whole.
+fn look_at(mut client: Client, known: Known) -> Known {
+    let (a, b) = (client.number("a"), client.number("b"));
+    assert!(a == b || a == b + 1, "a is {a} and b is {b}: no moment had both");
+    assert!(known.durable <= b && a <= known.sent, "a is {a} and b is {b}, and {known:?}");
+    let (mut keys, mut cursor) = (BTreeSet::new(), "0".to_owned());
+    loop {
+        let found = client.ask(&format!("SCAN {cursor} COUNT 1000"));
+        let (next, rest) = found[1..].split_once(' ').unwrap();
+        keys.extend(
+            rest.trim_matches(['[', ']']).split(' ').filter(|key| !key.is_empty()).map(str::to_owned),
+        );
+        cursor = next.to_owned();
+        if cursor == "0" {
+            break;
+        }
+    }
+    assert_eq!(client.ask("DBSIZE"), format!(":{}", keys.len()));
+    for key in keys.iter().filter(|key| key.starts_with("key:")) {
+        let value = client.ask(&format!("GET {key}"));
+        assert_eq!(value.len(), 100, "{key} is {value:?}");
+    }
+    for key in keys.iter().filter(|key| key.starts_with("counter:")) {
+        assert!(client.number(key) > 0, "{key}");
+    }
+    // What was not durable is set anew.
+    Known { durable: b, sent: a }
+}
+
+/// A server is killed, at any moment, while Redis's benchmark, if it is installed, and a client of ours store what they can.
+fn killed_under_load(mode: &str, seed: u64) {
+    let (kills, every) = kills();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (folder, mut known, mut restored) = (tempfile::tempdir().unwrap(), Known::default(), BTreeSet::new());
+    for _ in 0..kills {
+        let mut server = Server::with_checkpoints(folder.path(), mode, every);
+        known = look_at(server.client(), known);
+        restored.insert(known.sent);
+        let port = server.port.to_string();
+        let load =
+            ["-p", &port, "-t", "set,incr", "-r", "2000", "-d", "100", "-P", "4", "-c", "8", "-l", "-q"];
+        let load =
+            Command::new("redis-benchmark").args(load).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        if load.is_err() {
+            let line = b"left out: redis-benchmark: install the package redis-tools\n";
+            std::io::stderr().write_all(line).unwrap();
+        }
+        let client = server.client();
+        let stores = std::thread::spawn(move || set_in_turn(client, known));
+        let period = every.parse::<f64>().unwrap();
+        std::thread::sleep(Duration::from_secs_f64(random.f64().mul_add(2.5 * period, 0.05)));
+        server.child.kill().unwrap();
+        server.child.wait().unwrap();
+        known = stores.join().unwrap();
+        if let Ok(mut load) = load {
+            let _ = load.kill();
+            let _ = load.wait();
+        }
+    }
+    let server = Server::start(folder.path(), mode);
+    look_at(server.client(), known);
+    println!("{mode}: {kills} kills, {} states restored", restored.len());
+    assert!(restored.len() > 1, "there was hardly any load");
+}
+
+#[test]
+fn a_server_that_is_killed_under_load_restores_one_moment_by_traps() {
+    killed_under_load("trap", 1);
+}
+
+#[test]
+fn a_server_that_is_killed_under_load_restores_one_moment_by_rounds() {
+    killed_under_load("precopy", 2);
 }
