@@ -46,8 +46,8 @@
 //! * **B6** *(tables)* A table is unlinked by a holder of `maps` when nothing alive has pages in it, and is free after the flush
 //!   *and* the end of all sections that were open.
 //! * **B7** *(frames)* leave by a [`Gather`](tlb::Gather): free after the flush.
-//! * **B8** *(sections)* No section sleeps, waits for an object, or allocates what may have to be waited for. A fault copies the mapping,
-//!   leaves its section, asks, and begins again with the look-up. A section borrows a pin, and who has one can't sleep: the hosts of
+//! * **B8** *(sections)* No section sleeps, waits for an object, or allocates what may have to be waited for. What an object has at
+//!   hand is given or not, at once; for the rest a fault copies the mapping, leaves its section, asks, and begins again with the look-up. A section borrows a pin, and who has one can't sleep: the hosts of
 //!   tests, and the kernel, panic.
 //! * **B9** *(leaf locks and interrupts)* Leaf locks are waited for with interrupts on, so that a CPU that waits for one still answers the
 //!   shootdown that its holder waits for.

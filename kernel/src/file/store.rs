@@ -13,7 +13,7 @@
 //! * `pages` protects the index of pages, for a look-up at a time. It is the innermost: a page fault on a mapping takes
 //!   it inside the address space's own locks. User memory is never touched while it is held; copies work on a share
 //!   taken under it. Pages of one file are looked up by many CPUs, so readers are [`Biased`]: they write no line that others write,
-//!   and don't sleep; calls that look at many pages at once come through the lock itself.
+//!   and don't sleep; who is in a section of RCU's tries, and waits for nobody ([`Store::frame_at_hand`]); calls that look at many pages at once come through the lock itself.
 //!
 //! Files may fill at most half of the memory, as on Linux's tmpfs; then writes fail with ENOSPC while programs still
 //! have memory to run in. Shared anonymous memory and `memfd` files are the programs' own and not limited so, nor are the pages of the boot image.
