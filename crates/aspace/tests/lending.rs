@@ -44,7 +44,7 @@ fn shown_on_two_cpus(sim: &'static Sim) -> (Arc<Pages>, Arc<dyn AddressSpace>) {
 
 #[test]
 fn a_page_that_is_cut_off_while_its_mapping_is_away_does_not_come_back() {
-    [false, true].into_iter().for_each(cut_off_while_its_mapping_is_away);
+    [true, false].into_iter().for_each(cut_off_while_its_mapping_is_away);
 }
 
 /// The page is given to who may sleep, or, if it is `at_hand`, to who may not.

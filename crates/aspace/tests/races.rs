@@ -490,7 +490,7 @@ fn two_faults_on_a_page_give_it_one_frame() {
 
 #[test]
 fn a_page_that_is_cut_off_while_it_is_given_does_not_stay() {
-    [false, true].into_iter().for_each(cut_off_while_it_is_given);
+    [true, false].into_iter().for_each(cut_off_while_it_is_given);
 }
 
 /// The page is given to who may sleep, or, if it is `at_hand`, to who may not.
