@@ -27,8 +27,8 @@
 //!
 //! **Lock order** (B10): `maps` (sleeps), then an object's own locks (may sleep), then the tree's writer lock or one table above the
 //! leaves, then one leaf lock (fork takes the parent's and then the child's, which nobody else knows yet), then the frame
-//! allocator's. An object is first asked in the section for what it has [at hand](crate::Object::at_hand), which takes no lock that
-//! anybody sleeps with; for more by who is in no section, and, if it was the tree that told of it, has no lock
+//! allocator's. An object is first asked in the section for what it has [at hand](crate::Object::at_hand), for which it waits for
+//! no lock; for more by who is in no section, and, if it was the tree that told of it, has no lock
 //! either (B8). Spinning locks are taken pinned, with interrupts on (B9).
 //!
 //! # Invariants

@@ -385,6 +385,8 @@ impl Cpu {
             &cold.zero_rows,
             &cold.cleared,
             &cold.unchecked,
+            &cold.grant,
+            &cold.granted_at,
             &cold.patience,
             &cold.algo,
         ];

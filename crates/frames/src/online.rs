@@ -44,6 +44,10 @@ impl Frames<'_> {
         busy.map_or(Ok(()), Err)?;
         // Somebody may have changed his mind meanwhile, and have them in service.
         let stays = (first..end).map(Block).filter(|block| !self.retire(*block)).min();
+        // What was granted of it is granted no more.
+        for node in self.topology.all() {
+            self.look(me, node, 0);
+        }
         stays.map_or(Ok(()), |block| Err(Busy { first: self.map.frame(block.row(0), 0) }))
     }
 

@@ -7,12 +7,15 @@
 //! last look, at least 2^b frames were free above `high`. A grant is 2^b / 2n frames for each of n CPUs, and holds as long as
 //! the scale stays what it was. What a CPU takes is subtracted from what is left of its grant; what it gives back, whoever took
 //! it, is added, but never above the grant. So since the last look, whoever's it was, a CPU has taken at most what was left of
-//! its grant then more than it has given back; and as nothing is left to all of them together but half of 2^b, and nothing is
-//! taken without a grant but what a look has seen, all CPUs together can't cross `high` unseen. (Without the
+//! its grant then more than it has given back; and as nothing is left to all of them together but half of 2^b, and who
+//! takes more than its grant looks first, and counts that as taken, all CPUs together can't cross `high` unseen. (Without the
 //! bound what one takes, and another gives back, would be left to the other while the first is granted anew.) A CPU that takes
 //! and gives back in turn never looks, so that it reads no line of the others'. Whoever looks
 //! and finds less than 2^b, or 2^(b+2) and more, changes the scale, which takes back all grants; between the two it stays, so
 //! that it doesn't waver. A CPU takes more by what it is in the middle of, or has just read the old scale for: a row or a run.
+//! A look reads one counter after the other: what is taken on one CPU and given back on another meanwhile, again and again, may be
+//! counted as free as often, until somebody looks again. Memory that goes out of service is looked at when it is gone, and counts as free
+//! until then.
 //!
 //! **Draining.** What a CPU keeps, nobody else can take. A request to drain is a number in a line of the CPU's; at its next
 //! *safe point* (any slow path, the way to user mode, the way to idleness) the CPU gives all it keeps to the map and says
@@ -144,7 +147,7 @@ impl Frames<'_> {
         if local && left >= want && me.cold.granted_at.load(OWN) == scale {
             return want;
         }
-        let free = self.look(me, node);
+        let free = self.look(me, node, want);
         let Watermarks { min, .. } = self.watermarks(node);
         let floor = match ctx {
             Ctx::Normal => min,
@@ -154,9 +157,9 @@ impl Frames<'_> {
         u64::from(want).min(free.saturating_sub(floor)) as u32
     }
 
-    /// Count what is free in `node`, and act on it: the node's pressure, and if it is this CPU's node how sparing the CPU
-    /// is and how much it may take until it looks again.
-    pub(crate) fn look(&self, me: Me<'_>, node: Node) -> u64 {
+    /// Count what is free in `node`, of which `want` may be taken next, and act on it: the node's pressure, and if it is this CPU's
+    /// node how sparing the CPU is and how much it may take until it looks again.
+    pub(crate) fn look(&self, me: Me<'_>, node: Node, want: u32) -> u64 {
         let level = &self.nodes[node.index()].level.0;
         // Relaxed, here and below: numbers. That it has not changed since is asked before it is.
         let scale = level.scale.load(Ordering::Relaxed);
@@ -175,7 +178,9 @@ impl Frames<'_> {
         if now.load(Ordering::Relaxed) != pressure as u32 {
             now.store(pressure as u32, Ordering::Relaxed);
         }
-        let rescaled = rescale(scale, free.saturating_sub(high));
+        // What is taken next is not there for the others' grants.
+        let want = if sync::mutant!("frames-run-unseen") { 0 } else { u64::from(want) };
+        let rescaled = rescale(scale, free.saturating_sub(high + want));
         // If somebody else was quicker, nothing is granted.
         let agreed = rescaled == scale
             || level.scale.compare_exchange(scale, rescaled, Ordering::Relaxed, Ordering::Relaxed).is_ok();
@@ -221,7 +226,7 @@ impl Frames<'_> {
     #[inline(never)]
     fn consider(&self, me: Me<'_>, node: Node, flushes: u64) {
         if self.pressure(node) != Pressure::None || me.is_sparing() {
-            self.look(me, node);
+            self.look(me, node, 0);
         }
         if flushes.is_multiple_of(RETURN_EVERY) {
             self.give_home(me);

@@ -13,7 +13,7 @@ use std::{
 use addr::{DirectMap, PAGE_SIZE};
 use frames::{
     AllocError, Class, Clear, Config, Ctx, Fill, FrameRange, Frames, Node, NodeSet, Place, Pressure, Reclaim,
-    Req, Run, Topology, testing,
+    Req, Run, Topology, Watermarks, testing,
     topology::{Builder, CpuAffinity, MemoryAffinity},
 };
 use percpu::{CpuId, CpuSet, Pinned, testing::Machine};
@@ -457,6 +457,27 @@ fn no_cpu_reaches_below_the_mark_by_what_it_gave_back() {
     runs.extend(all(frames, &pin(1), Req::default()));
     let s = frames.stats();
     assert!(s.free >= min, "{} free, the mark is {min}: {s:?}", s.free);
+    give(frames, &pin(0), runs);
+}
+
+/// Who takes more than it was granted looks first; what it takes then is not there for the others' grants.
+#[test]
+fn no_cpu_reaches_below_the_mark_by_what_a_large_run_took() {
+    let frames = testing::with_ranges(&[4096..4096 + 12 * 512], 2);
+    let Watermarks { min, high } = frames.watermarks(Node::FIRST);
+    // A giant run comes first, so that it can come again.
+    let giant = frames.alloc(&pin(0), Req::order(12)).unwrap();
+    let single = |cpu: usize| frames.alloc(&pin(cpu), Req::default()).unwrap();
+    let mut runs: Vec<_> = (0..1344).map(|_| single(0)).chain([single(1)]).collect();
+    give(frames, &pin(0), [giant]);
+    // CPU 1 looks while it is free, and is granted a part of it; what it takes is of a block that it has.
+    runs.extend((0..64).map(|_| single(1)));
+    runs.push(frames.alloc(&pin(0), Req::order(12)).unwrap());
+    runs.extend(all(frames, &pin(1), Req::default()));
+    let s = frames.stats();
+    assert!(s.free >= min, "{} free, the mark is {min}: {s:?}", s.free);
+    let seen = frames.pressure(Node::FIRST) != Pressure::None;
+    assert!(s.free > high || seen, "{} free, and nobody has seen that it is below {high}", s.free);
     give(frames, &pin(0), runs);
 }
 
