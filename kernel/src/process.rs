@@ -585,7 +585,8 @@ pub fn thread_ended(me: &Arc<Task>) {
     p.thread_wait.wake_all();
 }
 
-fn release_resources(p: &Arc<Process>) {
+/// Give back what the process has beside memory: it has ended, or will not begin. May sleep.
+pub fn release_resources(p: &Arc<Process>) {
     p.fs.leave();
     let files = p.set_files(Share::empty());
     // Closing may sleep and send signals; it happens here, with no lock held, if ours was the last share.

@@ -3,6 +3,7 @@
 // A process is found from its beginning until it has been collected, and not after that; what is found of it is its own; so with threads.
 // A thread that executes another program takes over its process's id. A group's number is nobody else's id while the group lasts.
 #include "check.h"
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/resource.h>
@@ -216,6 +217,46 @@ static void groups(void)
     FAILS(setpgid(late, late), ESRCH);
 }
 
+// The number that the next descriptor gets, and one to which a copy goes.
+#define NEXT 10
+#define COPY 20
+
+static void *copies_what_comes(void *none)
+{
+    while (!over)
+        if (dup2(NEXT, COPY) < 0) EQUAL(errno, EBADF);
+    return none;
+}
+
+// A child that does not begin leaves nothing, even if its descriptor was copied before it was taken back: the files of its
+// parent, which it was to share, are closed when that ends.
+static void undone(void)
+{
+    int ends[2];
+    OK(pipe(ends));
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        pthread_t other;
+        OK(close(ends[0]));
+        over = 0;
+        for (int fd = 3; fd < NEXT; fd++)
+            if (fd != ends[1]) OK(dup2(ends[1], fd));
+        RETURNS(pthread_create(&other, NULL, copies_what_comes, NULL), 0);
+        for (unsigned long i = 0; i < 200 * times; i++)
+            FAILS(syscall(SYS_clone, 0x1000 | CLONE_VM | CLONE_FILES | SIGCHLD, 0, 8, 0, 0), EFAULT); // CLONE_PIDFD
+        over = 1;
+        RETURNS(pthread_join(other, NULL), 0);
+        _exit(0);
+    }
+    OK(close(ends[1]));
+    struct pollfd end = {ends[0], POLLIN, 0};
+    RETURNS(poll(&end, 1, 60000), 1);
+    EQUAL(end.revents, POLLHUP);
+    OK(close(ends[0]));
+    wait_for(child);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 2 && !strcmp(argv[1], "executed")) {
@@ -234,5 +275,6 @@ int main(int argc, char **argv)
     RUN(threads);
     RUN(executions);
     RUN(groups);
+    RUN(undone);
     return finished("comings");
 }

@@ -378,6 +378,18 @@ impl Files {
         let (file, present) = self.change(|files, held| take(held, fd, Some(&*files.0)));
         file.map(|file| present.as_ref().unwrap_or(self).let_go(file)).ok_or(Errno::EBADF)
     }
+
+    /// The same, if `fd` is `file` still.
+    pub fn close_if(&self, fd: i32, file: &OpenFile) {
+        let Ok(fd) = index(fd) else { return };
+        let (file, present) = self.change(|files, held| {
+            held.get(fd).filter(|now| core::ptr::eq(*now, file))?;
+            take(held, fd, Some(&*files.0))
+        });
+        if let Some(file) = file {
+            present.as_ref().unwrap_or(self).let_go(file);
+        }
+    }
 }
 
 impl Deref for Files {

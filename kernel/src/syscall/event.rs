@@ -256,7 +256,7 @@ pub fn pidfd_getfd(a: &Args) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let file = opened(a, 0)?;
-    let process = process_of(&file)?.process();
+    let process = process_of(&file)?.alive_or_zombie()?;
     if process.ended().is_some() {
         return Err(Errno::ESRCH);
     }

@@ -9,7 +9,7 @@ use super::{Args, frames};
 use crate::{
     errno::{Errno, SysResult},
     exec::{self, Program},
-    file::ProcessFile,
+    file::{OpenFile, ProcessFile},
     hw::{self, TrapFrame, cpu},
     ids, memory, options, places,
     planted::{self, Planted},
@@ -218,19 +218,22 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
     }
     // Before the child exists for others, so that a bad address or a full table leaves no trace.
     let pidfd = match has(CLONE_PIDFD) {
-        true => Some(give_pidfd(&child_process, c.pidfd)),
-        false => None,
+        true => give_pidfd(&child_process, c.pidfd).map(Some),
+        false => Ok(None),
     };
-    if let Some(Err(e)) = pidfd {
-        leave_memory(&child);
-        return Err(e);
-    }
-    if let Err(e) = tell_ids(c, tid) {
-        if let Some(Ok(fd)) = pidfd {
-            // Another thread may have closed it.
-            let _ = task::files().close(fd);
+    let undo = |pidfd: Option<(i32, Arc<OpenFile>)>| {
+        if let Some((fd, file)) = pidfd {
+            task::files().close_if(fd, &file);
         }
         leave_memory(&child);
+        if !has(CLONE_THREAD) {
+            // Another thread may have copied the descriptor, which keeps the process: but nothing else of it.
+            process::release_resources(&child_process);
+        }
+    };
+    let pidfd = pidfd.inspect_err(|_| undo(None))?;
+    if let Err(e) = tell_ids(c, tid) {
+        undo(pidfd);
         return Err(e);
     }
     if has(CLONE_CHILD_SETTID) && !has(CLONE_VM) {
@@ -250,11 +253,7 @@ fn do_clone(c: &CloneArgs, frame: &TrapFrame) -> SysResult {
         Ok(())
     };
     if let Err(e) = entered {
-        if let Some(Ok(fd)) = pidfd {
-            // Another thread may have closed it.
-            let _ = task::files().close(fd);
-        }
-        leave_memory(&child);
+        undo(pidfd);
         return Err(e);
     }
     if has(CLONE_VFORK) {
@@ -295,12 +294,13 @@ fn tell_ids(c: &CloneArgs, tid: u32) -> Result<(), Errno> {
     Ok(())
 }
 
-/// A descriptor of `process` for the caller, stored at `at`.
-fn give_pidfd(process: &Arc<Process>, at: u64) -> Result<i32, Errno> {
+/// A descriptor of `process` for the caller, stored at `at`, and its file.
+fn give_pidfd(process: &Arc<Process>, at: u64) -> Result<(i32, Arc<OpenFile>), Errno> {
     let files = task::files();
-    let fd = files.insert(ProcessFile::open(process.clone(), 0)?, true)? as i32;
-    usercopy::write(at, &fd).or_else(|e| files.close(fd).and(Err(e)))?;
-    Ok(fd)
+    let file = ProcessFile::open(process.clone(), 0)?;
+    let fd = files.insert(file.clone(), true)? as i32;
+    usercopy::write(at, &fd).inspect_err(|_| files.close_if(fd, &file))?;
+    Ok((fd, file))
 }
 
 fn fork_mm(mm: &Arc<Mm>) -> Result<Arc<Mm>, Errno> {
@@ -369,10 +369,11 @@ pub fn exit_group(a: &Args) -> SysResult {
 }
 
 /// Which children a wait is for.
-#[derive(Clone, Copy)]
 enum Which {
     Any,
     Pid(u32),
+    /// Not who has its number now.
+    Process(Arc<Process>),
     Group(u32),
 }
 
@@ -386,12 +387,13 @@ impl Which {
             p => Which::Group(p.unsigned_abs()),
         }
     }
-    fn accepts(self, p: &Process) -> bool {
+    fn accepts(&self, p: &Process) -> bool {
         match self {
             Which::Any => true,
-            Which::Pid(pid) => p.pid == pid,
+            Which::Pid(pid) => p.pid == *pid,
+            Which::Process(process) => core::ptr::eq(p, &**process),
             // Relaxed: as in `from_pid`.
-            Which::Group(g) => p.pgid.load(Ordering::Relaxed) == g,
+            Which::Group(g) => p.pgid.load(Ordering::Relaxed) == *g,
         }
     }
 }
@@ -412,7 +414,7 @@ struct Wanted {
 }
 
 /// Wait for a child. `Ok(None)`: none yet, and the caller would not hang.
-fn collect(which: Which, want: Wanted) -> Result<Option<Collected>, Errno> {
+fn collect(which: &Which, want: Wanted) -> Result<Option<Collected>, Errno> {
     let me = task::current().process.clone();
     let look = || 'again: loop {
         let children: Vec<_> = me.children.lock().iter().filter(|c| which.accepts(c)).cloned().collect();
@@ -470,7 +472,7 @@ pub fn wait4(a: &Args) -> SysResult {
         keep: false,
     };
     let which = Which::from_pid(pid, &task::current().process);
-    let Some(c) = collect(which, want)? else { return Ok(0) };
+    let Some(c) = collect(&which, want)? else { return Ok(0) };
     if a.raw(1) != 0 {
         upcall::owed(|| usercopy::write(a.raw(1), &c.status.0))?;
     }
@@ -500,7 +502,7 @@ pub fn waitid(a: &Args) -> SysResult {
         abi::P_PIDFD if id >= 0 => {
             let file = task::files().get(id)?;
             no_wait = !file.blocks();
-            Which::Pid(super::event::process_of(&file)?.process().pid)
+            Which::Process(super::event::process_of(&file)?.process().clone())
         }
         abi::P_ALL => Which::Any,
         abi::P_PID if id > 0 => Which::Pid(id as u32),
@@ -515,7 +517,7 @@ pub fn waitid(a: &Args) -> SysResult {
         no_hang: options & abi::WNOHANG != 0 || no_wait,
         keep: options & abi::WNOWAIT != 0,
     };
-    let found = collect(which, want)?;
+    let found = collect(&which, want)?;
     if found.is_none() && no_wait && options & abi::WNOHANG == 0 {
         return Err(Errno::EAGAIN);
     }
@@ -607,6 +609,9 @@ pub fn setpgid(a: &Args) -> SysResult {
     if !Arc::ptr_eq(&target, &me) {
         if !is_child {
             return Err(Errno::ESRCH);
+        }
+        if target.sid.load(Ordering::Relaxed) != me.sid.load(Ordering::Relaxed) {
+            return Err(Errno::EPERM);
         }
         if target.has_execed.load(Ordering::Relaxed) {
             return Err(Errno::EACCES);
