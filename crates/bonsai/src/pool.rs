@@ -1,14 +1,14 @@
 //! Memory for nodes: pages in which the nodes lie apart from what only the writer reads of them.
 //!
 //! ```text
-//! page, 4 KiB:  [ header 64 B | sides, 8 B each | nodes, 64 B each ]      56 nodes of regions
+//! page, 4 KiB:  [ header 64 B | sides, 8 B each | nodes, 64 B each ]      56 nodes of regions, or 10 leaves of 384 B
 //! ```
 //! An insert changes the sizes of all nodes on its path. Were they in the nodes, each insert would take the line of the root,
 //! and of all below it, from every reader. In lines of their own they cost readers nothing.
 //!
 //! A node's page, its side and its pool are found from its address. Each page owns a reference to its pool, so that nodes may
 //! outlive their tree until their grace period has ended. A page that has become empty goes back where it came from, unless
-//! it is the last with room and there are nodes in others; it goes with the last of those.
+//! it is the last with room and there are nodes in others; it goes with the last of those. A page has nodes, or it has leaves.
 
 use alloc::{alloc as heap, sync::Arc};
 use core::{
@@ -22,7 +22,10 @@ use core::{
 
 use sync::SpinLock;
 
-use crate::node::{Node, Side};
+use crate::{
+    node::{Leaf, Node, Side, Slot},
+    span::Span,
+};
 
 /// The bytes of a page, and what its address is a multiple of.
 pub const PAGE: usize = 4096;
@@ -83,16 +86,36 @@ struct Free {
 
 /// Pages of nodes, for one tree or for many.
 pub struct Pool<S, V, M: Memory = Heap> {
-    stock: SpinLock<Stock<S, V, M>>,
+    stocks: SpinLock<Stocks<S, V, M>>,
     memory: M,
 }
 
+struct Stocks<S, V, M: Memory> {
+    nodes: Stock<S, V, M>,
+    leaves: Stock<S, V, M>,
+    /// Of nodes and leaves together.
+    limit: usize,
+}
+
+/// Those of one kind.
 struct Stock<S, V, M: Memory> {
     /// Pages with room.
     first: *mut Header<S, V, M>,
-    nodes: usize,
+    out: usize,
     pages: usize,
-    limit: usize,
+}
+
+impl<S, V, M: Memory> Stock<S, V, M> {
+    const EMPTY: Self = Self { first: ptr::null_mut(), out: 0, pages: 0 };
+}
+
+impl<S, V, M: Memory> Stocks<S, V, M> {
+    fn of<N: Slot>(&mut self) -> &mut Stock<S, V, M> {
+        if N::IS_LEAF { &mut self.leaves } else { &mut self.nodes }
+    }
+    fn out(&self) -> usize {
+        self.nodes.out + self.leaves.out
+    }
 }
 
 // SAFETY: the pages are the pool's, and are touched under its lock.
@@ -104,49 +127,50 @@ pub(crate) fn exposed<T>(address: usize) -> NonNull<T> {
     unsafe { NonNull::new_unchecked(ptr::with_exposed_provenance_mut(address)) }
 }
 
-/// Nodes in a page.
-const fn capacity<S, V>() -> usize {
-    let capacity = (PAGE - SIDES) / (size_of::<Node<S, V>>() + size_of::<Side>());
-    assert!(capacity > 0, "a node with this span is larger than a page");
-    capacity
+/// Nodes in a page, or leaves.
+const fn capacity<N>() -> usize {
+    (PAGE - SIDES) / (size_of::<N>() + size_of::<Side>())
 }
 
-/// Where the nodes begin: they fill the end of the page.
-const fn nodes_at<S, V>() -> usize {
-    PAGE - capacity::<S, V>() * size_of::<Node<S, V>>()
+/// Where they begin: they fill the end of the page.
+const fn first_at<N>() -> usize {
+    PAGE - capacity::<N>() * size_of::<N>()
 }
 
-/// What the writer knows of a node.
-pub(crate) fn side<S, V>(node: NonNull<Node<S, V>>) -> NonNull<Side> {
+/// What the writer knows of a node, or leaf.
+pub(crate) fn side<N: Slot>(node: NonNull<N>) -> NonNull<Side> {
     let (page, at) = (node.as_ptr().addr() & !(PAGE - 1), node.as_ptr().addr() & (PAGE - 1));
-    exposed(page + SIDES + (at - nodes_at::<S, V>()) / size_of::<Node<S, V>>() * size_of::<Side>())
+    exposed(page + SIDES + (at - first_at::<N>()) / size_of::<N>() * size_of::<Side>())
 }
 
 impl<S, V, M: Memory> Pool<S, V, M> {
     /// A pool without pages.
     pub fn new(memory: M) -> Arc<Self> {
-        const { assert!(size_of::<Header<S, V, M>>() <= SIDES && capacity::<S, V>() > 0) };
-        let stock = Stock { first: ptr::null_mut(), nodes: 0, pages: 0, limit: usize::MAX };
-        Arc::new(Self { stock: SpinLock::new(stock), memory })
+        const { assert!(size_of::<Header<S, V, M>>() <= SIDES) };
+        const { assert!(capacity::<Node<S, V>>() > 0, "a node with this span is larger than a page") };
+        let stocks = Stocks { nodes: Stock::EMPTY, leaves: Stock::EMPTY, limit: usize::MAX };
+        Arc::new(Self { stocks: SpinLock::new(stocks), memory })
     }
-    /// Give out at most so many nodes from now on, those included that are out.
+    /// Give out at most so many nodes and leaves from now on, those included that are out.
     pub fn set_limit(&self, nodes: usize) {
-        self.stock.lock().limit = nodes;
+        self.stocks.lock().limit = nodes;
     }
-    /// How many nodes are out: in trees, waiting for a grace period, or kept by a writer for later.
+    /// How many nodes and leaves are out: in trees, waiting for a grace period, or kept by a writer for later.
     pub fn nodes(&self) -> usize {
-        self.stock.lock().nodes
+        self.stocks.lock().out()
     }
     /// How many pages the pool has.
     pub fn pages(&self) -> usize {
-        self.stock.lock().pages
+        let stocks = self.stocks.lock();
+        stocks.nodes.pages + stocks.leaves.pages
     }
-    /// Memory for a node.
-    pub(crate) fn take(self: &Arc<Self>) -> Option<NonNull<Node<S, V>>> {
-        let mut stock = self.stock.lock();
-        if stock.nodes >= stock.limit {
+    /// Memory for a node, or a leaf.
+    pub(crate) fn take<N: Slot>(self: &Arc<Self>) -> Option<NonNull<N>> {
+        let mut stocks = self.stocks.lock();
+        if stocks.out() >= stocks.limit || capacity::<N>() == 0 {
             return None;
         }
+        let stock = stocks.of::<N>();
         if stock.first.is_null() {
             let page = self.memory.page()?;
             let header = page.cast::<Header<S, V, M>>();
@@ -177,16 +201,16 @@ impl<S, V, M: Memory> Pool<S, V, M> {
                 free.cast()
             }
             None => {
-                let at = nodes_at::<S, V>() + header.fresh as usize * size_of::<Node<S, V>>();
+                let at = first_at::<N>() + header.fresh as usize * size_of::<N>();
                 header.fresh += 1;
-                let fresh = exposed::<Node<S, V>>(first.addr() + at);
+                let fresh = exposed::<N>(first.addr() + at);
                 // SAFETY: the side of a node that was never out is nobody else's.
                 unsafe { side(fresh).write(Side { size: Cell::new(0), gap: Cell::new(0) }) };
                 fresh
             }
         };
         header.used += 1;
-        if header.used as usize == capacity::<S, V>() {
+        if header.used as usize == capacity::<N>() {
             let behind = header.behind;
             header.behind = ptr::null_mut();
             stock.first = behind;
@@ -195,22 +219,23 @@ impl<S, V, M: Memory> Pool<S, V, M> {
                 behind.before = ptr::null_mut();
             }
         }
-        stock.nodes += 1;
+        stock.out += 1;
         Some(node)
     }
     /// Take the node at `node` back. Gives the first of the pages that are to be freed for it, which are linked.
     ///
     /// # Safety
     /// It came from this pool, in whose page `header` it is, and nobody uses it.
-    unsafe fn put(&self, node: NonNull<Node<S, V>>, page: NonNull<Header<S, V, M>>) -> *mut Header<S, V, M> {
-        let mut stock = self.stock.lock();
-        stock.nodes -= 1;
+    unsafe fn put<N: Slot>(&self, node: NonNull<N>, page: NonNull<Header<S, V, M>>) -> *mut Header<S, V, M> {
+        let mut stocks = self.stocks.lock();
+        let stock = stocks.of::<N>();
+        stock.out -= 1;
         // SAFETY: the pool's pages, touched under its lock; the node's memory is the pool's again.
         unsafe {
             let header = &mut *page.as_ptr();
             node.cast::<Free>().write(Free { next: header.free });
             header.free = node.cast().as_ptr();
-            let was_full = header.used as usize == capacity::<S, V>();
+            let was_full = header.used as usize == capacity::<N>();
             header.used -= 1;
             if was_full {
                 header.behind = stock.first;
@@ -219,7 +244,7 @@ impl<S, V, M: Memory> Pool<S, V, M> {
                 }
                 stock.first = page.as_ptr();
             }
-            if stock.nodes == 0 {
+            if stock.out == 0 {
                 // All pages are empty, this one and one that was kept, and all have room.
                 stock.pages = 0;
                 return mem::replace(&mut stock.first, ptr::null_mut());
@@ -247,7 +272,7 @@ impl<S, V, M: Memory> Pool<S, V, M> {
 ///
 /// # Safety
 /// It came from [`Pool::take`] of a pool of this type, and nobody uses it.
-pub(crate) unsafe fn give<S, V, M: Memory>(node: NonNull<Node<S, V>>) {
+pub(crate) unsafe fn give<N: Slot, S, V, M: Memory>(node: NonNull<N>) {
     let page: NonNull<Header<S, V, M>> = exposed(node.as_ptr().addr() & !(PAGE - 1));
     // SAFETY: a page's header says whose it is, and doesn't change in that as long as a node is out.
     let pool = unsafe { (*page.as_ptr()).pool };
@@ -265,62 +290,72 @@ pub(crate) unsafe fn give<S, V, M: Memory>(node: NonNull<Node<S, V>>) {
 
 impl<S, V, M: Memory> fmt::Debug for Pool<S, V, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let stock = self.stock.lock();
-        f.debug_struct("Pool")
-            .field("nodes", &stock.nodes)
-            .field("pages", &stock.pages)
-            .finish_non_exhaustive()
+        let (nodes, pages) = (self.nodes(), self.pages());
+        f.debug_struct("Pool").field("nodes", &nodes).field("pages", &pages).finish_non_exhaustive()
     }
 }
 
-/// Free nodes in a list of a writer's.
-pub(crate) struct Magazine<S, V, M: Memory> {
+/// What a writer keeps for later.
+pub(crate) struct Store<S: Span, V, M: Memory> {
+    pub(crate) nodes: Magazine<Node<S, V>, S, V, M>,
+    pub(crate) leaves: Magazine<Leaf<S, V>, S, V, M>,
+}
+
+impl<S: Span, V, M: Memory> Store<S, V, M> {
+    pub(crate) const EMPTY: Self = Self { nodes: Magazine::EMPTY, leaves: Magazine::EMPTY };
+}
+
+/// Free nodes in a list of a writer's, or leaves.
+pub(crate) struct Magazine<N: Slot, S, V, M: Memory> {
     first: *mut Free,
     len: usize,
-    _of: PhantomData<(NonNull<Node<S, V>>, M)>,
+    _of: PhantomData<(*mut N, *mut Header<S, V, M>)>,
 }
 
-impl<S, V, M: Memory> Magazine<S, V, M> {
+impl<N: Slot, S, V, M: Memory> Magazine<N, S, V, M> {
     pub(crate) const EMPTY: Self = Self { first: ptr::null_mut(), len: 0, _of: PhantomData };
 
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
     /// # Safety
-    /// The node came from a pool of this type, and nobody uses it.
-    pub(crate) unsafe fn push(&mut self, node: NonNull<Node<S, V>>) {
+    /// It came from a pool of this type, and nobody uses it.
+    pub(crate) unsafe fn push(&mut self, node: NonNull<N>) {
         let free = node.cast::<Free>();
         // SAFETY: the caller's promise.
         unsafe { free.write(Free { next: self.first }) };
         self.first = free.as_ptr();
         self.len += 1;
     }
-    pub(crate) fn pop(&mut self) -> Option<NonNull<Node<S, V>>> {
+    pub(crate) fn pop(&mut self) -> Option<NonNull<N>> {
         let free = NonNull::new(self.first)?;
         // SAFETY: what is in the list is a free node of its own.
         self.first = unsafe { free.as_ref() }.next;
         self.len -= 1;
         Some(free.cast())
     }
-}
-
-impl<S, V, M: Memory> Magazine<S, V, M> {
-    /// Give nodes back until there are no more than `most`.
+    /// Have at least so many. Says whether there was memory for them.
+    pub(crate) fn fill(&mut self, least: usize, pool: &Arc<Pool<S, V, M>>) -> bool {
+        while self.len < least {
+            let Some(node) = pool.take() else { return false };
+            // SAFETY: from the pool, and ours.
+            unsafe { self.push(node) };
+        }
+        true
+    }
+    /// Give some back until there are no more than `most`.
     pub(crate) fn shrink(&mut self, most: usize) {
         while self.len > most
             && let Some(node) = self.pop()
         {
             // SAFETY: what is in the list came from a pool, by the promise of `push`.
-            unsafe { give::<S, V, M>(node) };
+            unsafe { give::<N, S, V, M>(node) };
         }
     }
 }
 
-impl<S, V, M: Memory> Drop for Magazine<S, V, M> {
+impl<N: Slot, S, V, M: Memory> Drop for Magazine<N, S, V, M> {
     fn drop(&mut self) {
         self.shrink(0);
     }
 }
 
-// SAFETY: it owns the nodes in it, which are memory and no more.
-unsafe impl<S, V, M: Memory> Send for Magazine<S, V, M> {}
+// SAFETY: it owns what is in it, which is memory and no more.
+unsafe impl<N: Slot, S, V, M: Memory> Send for Magazine<N, S, V, M> {}

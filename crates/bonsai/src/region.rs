@@ -26,12 +26,17 @@ impl<'c, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'_, 'c, Region, V, 
             neighbours.into_iter().flatten().all(|other| !other.overlaps(&region))
         })
     }
-    /// Put a piece of a region in, before the region makes room for it: it lies within the region and starts later, and
-    /// the caller goes on to [`replace`](Self::replace) the region by one that ends where the piece starts, or earlier. So no
-    /// reader ever finds the piece's addresses uncovered. Refused if there is no such region.
+    /// Put a piece of a region in, before the region makes room for it: it lies within the region, starts later, and ends where that
+    /// does, or where the piece starts that was put in before. The caller goes on to [`replace`](Self::replace) the region by one that ends where the
+    /// first piece starts, or earlier. So no reader ever finds a piece's addresses uncovered. Refused if there is no such region.
     pub fn insert_piece(&mut self, piece: Region, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {
+        let fits = |whole: Region| {
+            let ends = piece.end() == whole.end();
+            let next = || self.read().ceiling(piece.end()).map(|(next, _)| next.start());
+            whole.contains(&piece) && (ends || next() == Some(piece.end()))
+        };
         match self.read().lower(piece.start()) {
-            Some((whole, _)) if whole.contains(&piece) => self.insert_span(piece, entry, |_| true),
+            Some((whole, _)) if fits(whole) => self.insert_span(piece, entry, |_| true),
             _ => Err(Refused { error: Error::Absent, entry }),
         }
     }
@@ -49,7 +54,8 @@ impl<'c, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'_, 'c, Region, V, 
         }
     }
     /// Where in `within` a region of so many bytes has room. The answer takes as many steps as the tree is high, for regions of
-    /// whole pages, and those that updates have left to it. What was given up and is still in the tree counts as taken.
+    /// whole pages, and those that updates have left to it. What was given up and is still in the tree counts as taken, but for what lies
+    /// behind a region that was put in within it.
     pub fn gap(&mut self, bytes: u64, within: Region, fit: Fit) -> Option<u64> {
         // SAFETY: the lock is held, and the writer is borrowed.
         unsafe { gap::find(self.root(), Region::EVERYTHING, &Want { bytes, within, fit }) }

@@ -6,6 +6,8 @@ use core::fmt;
 pub trait Span: Copy + Send + Sync + fmt::Debug + 'static {
     /// By what nodes are ordered; each node's is its own.
     type Key: Copy + Ord + Send + Sync + fmt::Debug;
+    /// What else there is of it.
+    type Rest: Copy + Send + Sync;
     /// What lies between two neighbours.
     type Between: Copy;
     /// Whether the tree keeps the largest gap below each node.
@@ -15,6 +17,12 @@ pub trait Span: Copy + Send + Sync + fmt::Debug + 'static {
 
     /// The key.
     fn key(&self) -> Self::Key;
+    /// What else there is.
+    fn rest(&self) -> Self::Rest;
+    /// The span of which these are the parts: the same as before it was taken apart.
+    fn of(key: Self::Key, rest: Self::Rest) -> Self;
+    /// The first key behind what is covered, or the key.
+    fn end(&self) -> Self::Key;
     /// Whether `at` is covered. Then the key is at or below it.
     fn covers(&self, at: Self::Key) -> bool;
     /// The part of `between` that is left of this node, or right of it.
@@ -29,12 +37,22 @@ pub struct Point<K>(pub K);
 
 impl<K: Copy + Ord + Send + Sync + fmt::Debug + 'static> Span for Point<K> {
     type Key = K;
+    type Rest = ();
     type Between = ();
     const GAPS: bool = false;
     const EVERYTHING: () = ();
 
     #[inline(always)]
     fn key(&self) -> K {
+        self.0
+    }
+    #[inline(always)]
+    fn rest(&self) {}
+    #[inline(always)]
+    fn of(key: K, (): ()) -> Self {
+        Self(key)
+    }
+    fn end(&self) -> K {
         self.0
     }
     #[inline(always)]
@@ -94,6 +112,8 @@ const LARGEST: u32 = u32::MAX - 1;
 
 impl Span for Region {
     type Key = u64;
+    /// Where it ends.
+    type Rest = u64;
     /// From the end of the left neighbour to the start of the right one.
     type Between = (u64, u64);
     const GAPS: bool = true;
@@ -102,6 +122,17 @@ impl Span for Region {
     #[inline(always)]
     fn key(&self) -> u64 {
         self.start
+    }
+    #[inline(always)]
+    fn rest(&self) -> u64 {
+        self.end
+    }
+    #[inline(always)]
+    fn of(start: u64, end: u64) -> Self {
+        Self { start, end }
+    }
+    fn end(&self) -> u64 {
+        self.end
     }
     /// One comparison: below the start the difference wraps, and is larger than any region.
     #[inline(always)]

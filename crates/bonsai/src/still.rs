@@ -1,6 +1,6 @@
 //! A look into a tree that nobody changes: for the writer, and for whoever has other reasons to know.
 
-use core::{fmt, ops::Deref, sync::atomic::Ordering};
+use core::{fmt, ops::Deref};
 
 use crate::{
     Entry, Region,
@@ -43,39 +43,59 @@ impl<'t, S: Span, V> Still<'t, S, V> {
         Self { reader }
     }
     pub(crate) fn root(&self) -> Link<'t, S, V> {
-        // Relaxed [O3]: nobody stores.
-        // SAFETY: no node is freed, by the promise of `of`.
-        unsafe { self.reader.root().load(Ordering::Relaxed).as_ref() }
+        // SAFETY: nobody stores, and nothing is freed, by the promise of `of`.
+        unsafe { Node::stored(self.reader.root()) }
     }
     pub(crate) fn child(&self, node: &Node<S, V>, right: bool) -> Link<'t, S, V> {
-        // Relaxed [O3] and SAFETY: as above.
-        unsafe { node.place(right).load(Ordering::Relaxed).as_ref() }
+        // SAFETY: as above.
+        unsafe { Node::stored(node.place(right)) }
     }
     /// The last entry with a key at or below `at`, and the first above: by one descent, unless entries were given up that are
     /// found still.
     #[inline]
     pub fn around(&self, at: S::Key) -> [Option<(S, &'t Entry<V>)>; 2] {
-        let (mut next, mut found) = (self.root(), [None; 2]);
-        while let Some(x) = next {
-            let right = x.span.key() <= at;
-            found[usize::from(!right)] = next;
-            next = self.child(x, right);
-        }
-        let buried = |x: &Link<'t, S, V>| x.is_some_and(|x| x.entry().state() == State::Tombstone);
-        if found.iter().any(buried) {
+        let (mut next, mut above) = (self.root(), [None; 2]);
+        let inner = loop {
+            match next {
+                Link::Node(x) => {
+                    let right = x.span.key() <= at;
+                    above[usize::from(!right)] = Some(x);
+                    next = self.child(x, right);
+                }
+                Link::Leaf(leaf) => {
+                    let behind = leaf.count(|key| key <= at);
+                    break [behind.checked_sub(1), Some(behind)].map(|i| i.and_then(|i| leaf.get(i)));
+                }
+                Link::Empty => break [None; 2],
+            }
+        };
+        let [low, high] = above.map(|x| x.map(|x| (x.span, x.entry())));
+        let found = [inner[0].or(low), inner[1].or(high)];
+        if found.iter().flatten().any(|(_, entry)| entry.state() == State::Tombstone) {
             return [self.floor(at), self.higher(at)];
         }
-        found.map(|x| x.map(|x| (x.span, x.entry())))
+        found
     }
     /// The largest of all.
     pub fn last(&self) -> Option<(S, &'t Entry<V>)> {
-        let mut x = self.root()?;
-        while let Some(next) = self.child(x, true) {
-            x = next;
+        let (mut next, mut found) = (self.root(), None);
+        loop {
+            match next {
+                Link::Node(x) => {
+                    found = Some((x.span, x.entry()));
+                    next = self.child(x, true);
+                }
+                Link::Leaf(leaf) => {
+                    found = leaf.get(leaf.len() - 1);
+                    break;
+                }
+                Link::Empty => break,
+            }
         }
-        match x.entry().state() {
-            State::Live => Some((x.span, x.entry())),
-            _ => self.lower(x.span.key()),
+        let (span, entry) = found?;
+        match entry.state() {
+            State::Live => Some((span, entry)),
+            _ => self.lower(span.key()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The tree, and what readers do with it.
 
 use alloc::sync::Arc;
-use core::{fmt, ptr};
+use core::{fmt, ptr::NonNull};
 
 use percpu::Line;
 use sync::{
@@ -12,8 +12,8 @@ use sync::{
 use crate::{
     domain::Rcu,
     entry::{Entry, State},
-    node::{Link, Node},
-    pool::{self, Heap, Magazine, Memory, Pool},
+    node::{self, Leaf, Link, Node, Slot},
+    pool::{Heap, Memory, Pool, Store},
     span::Span,
     still::Still,
     writer::{Counts, Writer},
@@ -26,14 +26,21 @@ pub struct Tree<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory = Heap> {
     pub(crate) pool: Arc<Pool<S, V, M>>,
     /// Nodes that writers leave for the next one.
     pub(crate) keeps: usize,
+    /// With so many nodes there are leaves.
+    pub(crate) leaves_from: usize,
     /// On lines of its own: readers need what is above.
     state: Line<SpinLock<Kept<S, V, M>>>,
 }
 
+/// See [`Tree::leaves_from`].
+const LEAVES_FROM: usize = 4096;
+
 /// What the writer keeps from one update to the next.
-pub(crate) struct Kept<S, V, M: Memory> {
-    pub(crate) magazine: Magazine<S, V, M>,
-    /// Entries that were removed when there was no memory to take them out.
+pub(crate) struct Kept<S: Span, V, M: Memory> {
+    pub(crate) store: Store<S, V, M>,
+    /// Entries that the tree leads to.
+    pub(crate) found: usize,
+    /// Those of them that were removed when there was no memory to take them out.
     pub(crate) tombstones: usize,
     pub(crate) counts: Counts,
 }
@@ -54,9 +61,16 @@ impl<S: Span, V: Send + Sync + 'static, D: Rcu> Tree<S, V, D> {
 impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Tree<S, V, D, M> {
     /// An empty tree with nodes from `pool`.
     pub fn in_pool(domain: D, pool: Arc<Pool<S, V, M>>) -> Self {
-        let state = Kept { magazine: Magazine::EMPTY, tombstones: 0, counts: Counts::default() };
-        let root = AtomicPtr::new(ptr::null_mut());
-        Self { root, domain, pool, keeps: 0, state: Line(SpinLock::new(state)) }
+        let state = Kept { store: Store::EMPTY, found: 0, tombstones: 0, counts: Counts::default() };
+        let root = AtomicPtr::new(node::nothing());
+        Self { root, domain, pool, keeps: 0, leaves_from: LEAVES_FROM, state: Line(SpinLock::new(state)) }
+    }
+    /// The same tree, but what is put in goes into leaves once there are so many nodes, rather than 4096, or is built of so many spans.
+    /// In a smaller tree each span has a node of its own: all of it is in the first caches anyway, and a leaf is lost to the readers of all
+    /// its spans when one changes.
+    pub fn leaves_from(mut self, nodes: usize) -> Self {
+        self.leaves_from = nodes;
+        self
     }
     /// The same tree, but what a writer has [reserved](Writer::reserve) and not used stays for the next one, if it is not more
     /// than `nodes`: for who reserves before each update.
@@ -101,30 +115,49 @@ impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Drop for Tree<S, V, D
     /// Readers borrow the tree, so there are none: nothing has to wait.
     fn drop(&mut self) {
         // Left-hung: each left child is turned up until there is none, and then the root goes. No stack is needed.
-        // Relaxed, all: the borrow is exclusive.
-        let mut at = self.root.load(Ordering::Relaxed);
-        // SAFETY: what the tree leads to is whole, and each node and entry is found once.
-        while let Some(node) = unsafe { at.as_ref() } {
-            let left = node.place(false).load(Ordering::Relaxed);
-            // SAFETY: as above.
-            match unsafe { left.as_ref() } {
-                Some(child) => {
-                    node.place(false).store(child.place(true).load(Ordering::Relaxed), Ordering::Relaxed);
-                    child.place(true).store(at, Ordering::Relaxed);
-                    at = left;
-                }
-                None => {
-                    at = node.place(true).load(Ordering::Relaxed);
-                    let (node, entry) = (node.pointer(), node.entry);
-                    // SAFETY: an entry was a box, and has one node; nobody else uses either.
+        // SAFETY: the borrow is exclusive, and what the tree leads to is whole.
+        let mut at = unsafe { Node::stored(&self.root) };
+        loop {
+            match at {
+                Link::Empty => return,
+                // SAFETY: each leaf is found once.
+                Link::Leaf(leaf) => return unsafe { end_leaf::<S, V, M>(leaf.pointer()) },
+                Link::Node(node) => {
+                    // SAFETY: as above.
+                    let (left, right) =
+                        unsafe { (Node::stored(node.place(false)), Node::stored(node.place(true))) };
+                    if let Link::Node(child) = left {
+                        // Relaxed, all: the borrow is exclusive.
+                        let between = child.place(true).load(Ordering::Relaxed);
+                        node.place(false).store(between, Ordering::Relaxed);
+                        child.place(true).store(at.pointer(), Ordering::Relaxed);
+                        at = left;
+                        continue;
+                    }
+                    at = right;
+                    // SAFETY: an entry was a box, and has one node; nobody else uses either, nor the leaf.
                     unsafe {
-                        drop(alloc::boxed::Box::from_raw(entry.as_ptr()));
-                        Node::end(node);
-                        pool::give::<S, V, M>(node);
+                        if let Link::Leaf(leaf) = left {
+                            end_leaf::<S, V, M>(leaf.pointer());
+                        }
+                        drop(alloc::boxed::Box::from_raw(node.entry.as_ptr()));
+                        node::give::<_, S, V, M>(node.pointer());
                     }
                 }
             }
         }
+    }
+}
+
+/// The end of a leaf and of its entries.
+///
+/// # Safety
+/// Nobody uses them, or will.
+unsafe fn end_leaf<S: Span, V: Send + Sync + 'static, M: Memory>(leaf: NonNull<Leaf<S, V>>) {
+    // SAFETY: the caller's promise; an entry was a box, and is in one leaf.
+    unsafe {
+        leaf.as_ref().items().for_each(|(_, entry)| drop(alloc::boxed::Box::from_raw(entry.as_ptr())));
+        node::give::<_, S, V, M>(leaf);
     }
 }
 
@@ -153,6 +186,13 @@ impl<S, V> fmt::Debug for Reader<'_, S, V> {
     }
 }
 
+/// Where a path ends, and the last nodes on it below and above what was looked for.
+struct End<'g, S: Span, V> {
+    at: Link<'g, S, V>,
+    below: Option<&'g Node<S, V>>,
+    above: Option<&'g Node<S, V>>,
+}
+
 /// Which neighbour is looked for.
 #[derive(Clone, Copy)]
 enum Side {
@@ -177,35 +217,54 @@ impl<'g, S: Span, V> Reader<'g, S, V> {
         // SAFETY: nodes are retired after they were unlinked, to the domain in whose section this reader is until 'g ends.
         unsafe { Node::follow(place) }
     }
+    /// Where a path ends that goes right at the nodes whose key is `low`, as all below some key are; and the last nodes where it
+    /// did, and where it did not. If that were a branch, half of them would be foretold wrongly: it is the index of a child.
+    #[inline(always)]
+    fn end(&self, low: impl Fn(S::Key) -> bool) -> End<'g, S, V> {
+        let (mut at, mut below, mut above) = (Self::follow(self.root), None, None);
+        while let Link::Node(x) = at {
+            let right = low(x.span.key());
+            (below, above) = if right { (Some(x), above) } else { (below, Some(x)) };
+            at = Self::follow(x.place(right));
+        }
+        End { at, below, above }
+    }
+    /// The last span whose key is `low`, as all below some key are, by one descent. What is on the path is farther away than what
+    /// is in the leaf where it ends.
+    #[inline(always)]
+    fn last_low(&self, low: impl Fn(S::Key) -> bool) -> Option<(S, &'g Entry<V>)> {
+        let End { at, below, .. } = self.end(&low);
+        if let Link::Leaf(leaf) = at {
+            leaf.fetch();
+            if let Some(i) = leaf.count(&low).checked_sub(1) {
+                return leaf.get(i);
+            }
+        }
+        below.map(|x| (x.span, x.entry()))
+    }
+    /// The first span whose key is not `low`, in the same way.
+    #[inline(always)]
+    fn first_above(&self, low: impl Fn(S::Key) -> bool) -> Option<(S, &'g Entry<V>)> {
+        let End { at, above, .. } = self.end(&low);
+        if let Link::Leaf(leaf) = at {
+            leaf.fetch();
+            if let Some(found) = leaf.get(leaf.count(&low)) {
+                return Some(found);
+            }
+        }
+        above.map(|x| (x.span, x.entry()))
+    }
     /// The span that covers `at`, and its entry. An entry that is not [dead](Entry::is_dead) afterwards covers `at` then.
-    ///
-    /// A descent has one comparison at each node to be done with it, and another, by which it goes on, that is no branch:
-    /// its result is the index of a child.
     #[inline]
     pub fn covering(&self, at: S::Key) -> Option<(S, &'g Entry<V>)> {
-        let mut next = Self::follow(self.root);
-        while let Some(x) = next {
-            if x.span.covers(at) {
-                return Some((x.span, x.entry()));
-            }
-            next = Self::follow(x.place(x.span.key() <= at));
-        }
-        None
+        self.last_low(|key| key <= at).filter(|(span, _)| span.covers(at))
     }
     /// The span with this very key, and its entry, as they were at some time during the call.
     #[inline]
     pub fn get_span(&self, key: S::Key) -> Option<(S, &'g Entry<V>)> {
-        let mut next = Self::follow(self.root);
-        while let Some(x) = next {
-            let at = x.span.key();
-            if at == key {
-                // One that is dead by now was in the tree when this reader began.
-                let found = matches!(x.entry().state(), State::Live | State::Dead);
-                return found.then(|| (x.span, x.entry()));
-            }
-            next = Self::follow(x.place(at < key));
-        }
-        None
+        let found = self.last_low(|at| at <= key).filter(|(span, _)| span.key() == key);
+        // One that is dead by now was in the tree when this reader began.
+        found.filter(|(_, entry)| matches!(entry.state(), State::Live | State::Dead))
     }
     /// The span with the largest key at or below `at`, as it was at some time during the call.
     #[inline]
@@ -230,17 +289,11 @@ impl<'g, S: Span, V> Reader<'g, S, V> {
     /// The span with the smallest key of all.
     pub fn first(&self) -> Option<(S, &'g Entry<V>)> {
         loop {
-            let mut next = Self::follow(self.root);
-            let mut found = None;
-            while let Some(x) = next {
-                found = next;
-                next = Self::follow(x.place(false));
-            }
-            let x = found?;
-            match x.entry().state() {
-                State::Live => return Some((x.span, x.entry())),
+            let (span, entry) = self.first_above(|_| false)?;
+            match entry.state() {
+                State::Live => return Some((span, entry)),
                 State::Dead | State::Purged => {}
-                State::Tombstone => return self.higher(x.span.key()),
+                State::Tombstone => return self.higher(span.key()),
             }
         }
     }
@@ -255,34 +308,23 @@ impl<'g, S: Span, V> Reader<'g, S, V> {
         first.into_iter().chain(rest.take(if first.is_some() { usize::MAX } else { 0 }))
     }
 
-    /// One descent for a neighbour, whose result may be stale: see the crate's text.
-    #[inline(always)]
-    fn descend(&self, side: Side, at: S::Key) -> Link<'g, S, V> {
-        let mut next = Self::follow(self.root);
-        let mut found = None;
-        while let Some(x) = next {
-            let key = x.span.key();
-            let right = match side {
-                Side::Floor | Side::Higher => key <= at,
-                Side::Lower | Side::Ceiling => key < at,
-            };
-            let keep = right == matches!(side, Side::Floor | Side::Lower);
-            found = if keep { next } else { found };
-            next = Self::follow(x.place(right));
-        }
-        found
-    }
+    /// A neighbour. What one descent finds may be stale: see the crate's text.
     #[inline(always)]
     fn neighbour(&self, mut side: Side, mut at: S::Key) -> Option<(S, &'g Entry<V>)> {
         loop {
-            let x = self.descend(side, at)?;
-            match x.entry().state() {
-                State::Live => return Some((x.span, x.entry())),
-                State::Dead if mutant!("bonsai-no-recheck") => return Some((x.span, x.entry())),
+            let (span, entry) = match side {
+                Side::Floor => self.last_low(|key| key <= at),
+                Side::Lower => self.last_low(|key| key < at),
+                Side::Ceiling => self.first_above(|key| key < at),
+                Side::Higher => self.first_above(|key| key <= at),
+            }?;
+            match entry.state() {
+                State::Live => return Some((span, entry)),
+                State::Dead if mutant!("bonsai-no-recheck") => return Some((span, entry)),
                 // While this reader was under way, that node was unlinked: what was next to `at` then may be gone too.
                 State::Dead | State::Purged => {}
                 State::Tombstone => {
-                    at = x.span.key();
+                    at = span.key();
                     side = match side {
                         Side::Floor | Side::Lower => Side::Lower,
                         Side::Ceiling | Side::Higher => Side::Higher,

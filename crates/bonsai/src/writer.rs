@@ -3,14 +3,15 @@
 use alloc::boxed::Box;
 use core::{fmt, ops::Deref, ptr::NonNull};
 
+use rcu::{Free, Head};
 use sync::{SpinGuard, mutant};
 
 use crate::{
     domain::Rcu,
     entry::{self, Entry, State},
     gap, node,
-    node::{Link, Node},
-    plan::{MAX_LEN, Plan, height_bound, most_nodes},
+    node::{Item, Leaf, Link, Node, Slot},
+    plan::{self, Found, MAX_LEN, MOST_LEAVES, Plan, Retiring, height_bound, most_nodes},
     pool::Memory,
     span::Span,
     still::Still,
@@ -22,17 +23,21 @@ use crate::{
 pub struct Counts {
     /// Changes that were committed.
     pub updates: u64,
-    /// Nodes made.
+    /// Nodes and leaves made.
     pub allocated: u64,
-    /// Nodes retired.
+    /// Leaves made.
+    pub leaves: u64,
+    /// Nodes and leaves retired.
     pub retired: u64,
+    /// Leaves that were full.
+    pub splits: u64,
     /// Rotations of two nodes.
     pub single: u64,
     /// Rotations of three nodes.
     pub double: u64,
     /// Stores into nodes that readers may be at, or into the root: each takes a line from them.
     pub stores: u64,
-    /// The most nodes that one update has made.
+    /// The most nodes and leaves that one update has made.
     pub most: u64,
 }
 
@@ -40,7 +45,9 @@ impl Counts {
     fn add(&mut self, one: Counts) {
         self.updates += 1;
         self.allocated += one.allocated;
+        self.leaves += one.leaves;
         self.retired += one.retired;
+        self.splits += one.splits;
         self.single += one.single;
         self.double += one.double;
         self.stores += one.stores;
@@ -130,7 +137,7 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
     }
     /// How many entries there are.
     pub fn len(&self) -> usize {
-        self.nodes() - self.kept.tombstones
+        self.kept.found - self.kept.tombstones
     }
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
@@ -163,16 +170,24 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         self.purge();
         self.reserved = true;
         // With the nodes that the updates may add.
-        let each = most_nodes(height_bound(self.nodes() + updates));
-        self.reserve_nodes(updates.saturating_mul(each).saturating_add(replacements))
+        let most = self.nodes().saturating_add(updates);
+        let nodes = updates.saturating_mul(most_nodes(height_bound(most))).saturating_add(replacements);
+        // Of a tree with leaves, and of one that may get some.
+        let has_leaves = self.fills(most) || self.nodes() < self.kept.found;
+        let leaves =
+            if has_leaves { updates.saturating_mul(MOST_LEAVES).saturating_add(replacements) } else { 0 };
+        self.reserve_exactly(nodes, leaves)
     }
-    fn reserve_nodes(&mut self, nodes: usize) -> Result<(), Error> {
-        while self.kept.magazine.len() < nodes {
-            let node = self.tree.pool.take().ok_or(Error::Memory)?;
-            // SAFETY: from the pool, and ours.
-            unsafe { self.kept.magazine.push(node) };
+    fn reserve_exactly(&mut self, nodes: usize, leaves: usize) -> Result<(), Error> {
+        let (pool, store) = (&self.tree.pool, &mut self.kept.store);
+        match store.nodes.fill(nodes, pool) && store.leaves.fill(leaves, pool) {
+            true => Ok(()),
+            false => Err(Error::Memory),
         }
-        Ok(())
+    }
+    /// Whether spans are put into leaves, in a tree of so many nodes.
+    fn fills(&self, nodes: usize) -> bool {
+        Leaf::<S, V>::FITS && nodes >= self.tree.leaves_from
     }
 
     pub(crate) fn root(&self) -> Link<'_, S, V> {
@@ -182,7 +197,10 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         self.still().child(node, right)
     }
     fn nodes(&self) -> usize {
-        self.root().map_or(0, |root| root.side().size.get() as usize)
+        match self.root() {
+            Link::Node(root) => root.side().size.get() as usize,
+            _ => 0,
+        }
     }
     /// Plan an update and make it. `key` is where it is.
     fn update(
@@ -193,7 +211,7 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         let tree = self.tree;
         let kept = &mut *self.kept;
         // SAFETY: the lock is held, and nodes are retired below, when the plan is done.
-        let mut update = unsafe { Plan::new(&tree.root, &tree.pool, &mut kept.magazine) };
+        let mut update = unsafe { Plan::new(&tree.root, &tree.pool, &mut kept.store) };
         let root = plan(&mut update)?;
         let early = mutant!("bonsai-retire-early");
         if early {
@@ -212,32 +230,51 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         Ok(())
     }
     /// Take out what was given up before, as far as there is memory that isn't reserved.
+    #[inline]
     fn purge(&mut self) {
+        if self.kept.tombstones > 0 {
+            self.purge_all();
+        }
+    }
+    #[cold]
+    #[inline(never)]
+    fn purge_all(&mut self) {
         while !self.reserved && self.kept.tombstones > 0 {
-            let buried = self.nodes_in_order(|x| x.entry().state() == State::Tombstone);
-            let Some((key, entry)) = buried else { return };
-            if self.unlink(key, State::Tombstone, &mut None).is_err() {
+            let Some((span, entry)) = self.first_buried() else { return };
+            if self.unlink(span.key(), State::Tombstone, &mut None).is_err() {
                 return;
             }
+            self.forget_end(span);
             self.kept.tombstones -= 1;
             self.drop_entry(entry);
         }
     }
-    /// The first node, in order, of which `wanted` says so.
-    fn nodes_in_order(&self, wanted: impl Fn(&Node<S, V>) -> bool) -> Option<(S::Key, NonNull<Entry<V>>)> {
-        fn walk<'t, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory>(
-            writer: &'t Writer<'_, '_, S, V, D, M>,
-            at: Link<'t, S, V>,
-            wanted: &dyn Fn(&Node<S, V>) -> bool,
-        ) -> Link<'t, S, V> {
-            let x = at?;
-            walk(writer, writer.child(x, false), wanted)
-                .or_else(|| wanted(x).then_some(x))
-                .or_else(|| walk(writer, writer.child(x, true), wanted))
+    /// Where something ends that is gone, and may have had others within it.
+    fn forget_end(&mut self, span: S) {
+        if S::GAPS && !mutant!("bonsai-end-kept") {
+            // SAFETY: the lock is held, and the writer is borrowed.
+            unsafe { gap::forget(self.root(), span.end()) };
         }
-        walk(self, self.root(), &wanted).map(|x| (x.span.key(), x.entry))
     }
-    /// Take the node with this key out, if its entry is in that state: then it is `old`, also if there was no memory.
+    /// The first tombstone, in order.
+    fn first_buried(&self) -> Option<Item<S, V>> {
+        fn walk<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory>(
+            writer: &Writer<'_, '_, S, V, D, M>,
+            at: Link<'_, S, V>,
+        ) -> Option<Item<S, V>> {
+            // SAFETY: the tree leads to it.
+            let is_buried = |entry: NonNull<Entry<V>>| unsafe { entry.as_ref() }.state() == State::Tombstone;
+            match at {
+                Link::Empty => None,
+                Link::Leaf(leaf) => leaf.items().find(|(_, entry)| is_buried(*entry)),
+                Link::Node(x) => walk(writer, writer.child(x, false))
+                    .or_else(|| is_buried(x.entry).then_some((x.span, x.entry)))
+                    .or_else(|| walk(writer, writer.child(x, true))),
+            }
+        }
+        walk(self, self.root())
+    }
+    /// Take the item with this key out, if its entry is in that state: then it is `old`, also if there was no memory.
     fn unlink(
         &mut self,
         key: S::Key,
@@ -245,10 +282,12 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         old: &mut Option<NonNull<Entry<V>>>,
     ) -> Result<(), Error> {
         self.update(key, |plan| {
-            let node = plan.descend(key).filter(|node| node.entry().state() == state).ok_or(Error::Absent)?;
-            *old = Some(node.entry);
-            plan.remove(node)
-        })
+            let found = plan.descend(key);
+            *old = Some(in_state(&found, state)?);
+            plan.remove(found)
+        })?;
+        self.kept.found -= 1;
+        Ok(())
     }
     /// An entry that no node leads to any more.
     fn drop_entry(&self, entry: NonNull<Entry<V>>) {
@@ -267,7 +306,7 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         &mut self,
         span: S,
         entry: Box<Entry<V>>,
-        fits: impl Fn([Option<&S>; 2]) -> bool,
+        fits: impl Fn([Option<S>; 2]) -> bool,
     ) -> Result<(), Refused<V>> {
         self.purge();
         let covered = self.kept.tombstones > 0;
@@ -277,21 +316,28 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         }
         let new = entry_pointer(entry);
         let mut buried = None;
+        let fill = self.fills(self.nodes());
         let done = self.update(key, |plan| match plan.descend(key) {
-            Some(node) if node.entry().state() == State::Live => Err(Error::Occupied),
+            Found::Absent(end) if !covered && !fits(plan.neighbours(end, key)) => Err(Error::Occupied),
+            Found::Absent(end) => plan.insert(end, (span, new), fill),
             // A tombstone that there is no memory to take out; there may be enough to put something in its place.
-            Some(node) => {
-                buried = Some(node.entry);
-                plan.replace(node, span, new)
-            }
-            None if !covered && !fits(plan.neighbours()) => Err(Error::Occupied),
-            None => plan.insert(span, new),
+            found => match in_state(&found, State::Live) {
+                Ok(_) => Err(Error::Occupied),
+                Err(_) => {
+                    buried = found.item();
+                    plan.replace(found, (span, new))
+                }
+            },
         });
         match done {
             Ok(()) => {
-                if let Some(old) = buried {
-                    self.kept.tombstones -= 1;
-                    self.drop_entry(old);
+                match buried {
+                    Some((span, old)) => {
+                        self.forget_end(span);
+                        self.kept.tombstones -= 1;
+                        self.drop_entry(old);
+                    }
+                    None => self.kept.found += 1,
                 }
                 Ok(())
             }
@@ -309,10 +355,9 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         let new = entry_pointer(entry);
         let mut old = new;
         let done = self.update(key, |plan| {
-            let node = plan.descend(key).filter(|node| node.entry().state() == State::Live);
-            let node = node.ok_or(Error::Absent)?;
-            old = node.entry;
-            plan.replace(node, span, new)
+            let found = plan.descend(key);
+            old = in_state(&found, State::Live)?;
+            plan.replace(found, (span, new))
         });
         match done {
             Ok(()) => Ok(self.removed(old, false)),
@@ -350,56 +395,84 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
     ) -> Result<(), Error> {
         self.purge();
         let n = entries.len();
-        if self.root().is_some() {
+        if n == 0 {
+            return Ok(());
+        }
+        if !self.root().is_empty() {
             return Err(Error::Occupied);
         }
         if n > MAX_LEN as usize {
             return Err(Error::Full);
         }
-        self.reserve_nodes(n)?;
+        let fill = self.fills(n);
+        let nodes = if fill { plan::nodes_between(n) } else { n };
+        self.reserve_exactly(nodes, if fill { nodes + 1 } else { 0 })?;
         let mut last: Option<S> = None;
         let mut next = || {
-            let (span, entry) = entries.next()?;
+            let (span, entry) = entries.next().expect("as many as were said");
             assert!(last.is_none_or(|last| last.key() < span.key()), "the entries are not in order");
             last = Some(span);
-            Some((span, entry_pointer(entry)))
+            (span, entry_pointer(entry))
         };
-        let Some(first) = next() else { return Ok(()) };
+        let first = next();
         let (key, mut first) = (first.0.key(), Some(first));
-        self.update(key, |plan| plan.build(n, &mut || first.take().or_else(&mut next)))
+        self.update(key, |plan| plan.build(n, &mut || first.take().unwrap_or_else(&mut next), fill))?;
+        self.kept.found += n;
+        Ok(())
     }
+}
+
+/// The entry of what has the key, if it is in that state.
+fn in_state<S: Span, V>(found: &Found<'_, S, V>, state: State) -> Result<NonNull<Entry<V>>, Error> {
+    // SAFETY: the tree leads to it.
+    found.entry().filter(|entry| unsafe { entry.as_ref() }.state() == state).ok_or(Error::Absent)
 }
 
 fn entry_pointer<V>(entry: Box<Entry<V>>) -> NonNull<Entry<V>> {
     NonNull::from(Box::leak(entry))
 }
 
-/// Retire nodes that the tree does not lead to.
+/// Retire nodes, and a leaf, that the tree does not lead to.
 fn retire<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory>(
     tree: &Tree<S, V, D, M>,
     context: &D::Context<'_>,
-    nodes: &[&Node<S, V>],
+    Retiring { nodes, leaf }: Retiring<'_, '_, S, V>,
 ) {
     for node in nodes {
-        let (head, pointer) = (node.head(), node.pointer());
-        if mutant!("bonsai-free-early") {
-            // SAFETY: none; that this is wrong is what is to be found.
-            unsafe {
-                Node::end(pointer);
-                crate::pool::give::<S, V, M>(pointer);
-            }
-            continue;
-        }
         // SAFETY: the commit has unlinked the node, and each is retired once; it is the pool's of this tree.
-        unsafe { tree.domain.retire(context, head, node::free::<S, V, M>) };
+        unsafe { retire_one(tree, context, node.pointer(), node.head(), node::free::<S, V, M>) };
     }
+    if let Some(leaf) = leaf {
+        // SAFETY: as above, and it is not freed yet.
+        unsafe { retire_one(tree, context, leaf, leaf.as_ref().head(), node::free_leaf::<S, V, M>) };
+    }
+}
+
+/// # Safety
+/// The tree does not lead to it; it is retired once, by this link, and `free` frees it.
+unsafe fn retire_one<N: Slot, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory>(
+    tree: &Tree<S, V, D, M>,
+    context: &D::Context<'_>,
+    slot: NonNull<N>,
+    head: NonNull<Head>,
+    free: Free,
+) {
+    if mutant!("bonsai-free-early") || N::IS_LEAF && mutant!("bonsai-leaf-early") {
+        // SAFETY: none; that this is wrong is what is to be found.
+        unsafe { node::give::<N, S, V, M>(slot) };
+        return;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { tree.domain.retire(context, head, free) };
 }
 
 impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Drop for Writer<'_, '_, S, V, D, M> {
     /// Nodes that were reserved, or taken for updates that failed, go back, unless the tree keeps them.
     fn drop(&mut self) {
         let most = self.tree.keeps;
-        self.kept.magazine.shrink(most);
+        self.kept.store.nodes.shrink(most);
+        // As many as a change of an address space may need, which is two updates and a replacement.
+        self.kept.store.leaves.shrink(most.min(2 * MOST_LEAVES + 1));
     }
 }
 

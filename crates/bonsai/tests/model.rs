@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use bonsai::{BonsaiMap, Entry, Error, Fit, Region, RegionTree, Tree};
+use bonsai::{BonsaiMap, Entry, Error, Fit, Heap, Point, Region, RegionTree, Tree, Writer};
 use percpu::{CpuId, Pinned};
 use proptest::prelude::*;
 use random::Random;
@@ -86,6 +86,7 @@ fn ops(keys: u16) -> impl Strategy<Value = Vec<Op>> {
 }
 
 type Map = BonsaiMap<u16, Value, Arc<Domain>>;
+type MapWriter<'a> = Writer<'a, 'a, Point<u16>, Value, Arc<Domain>, Heap>;
 
 /// What readers find, against the oracle, around each of `keys`.
 fn compare(map: &Map, cpu: &Cpu, oracle: &BTreeMap<u16, u32>, keys: impl Iterator<Item = u16>) {
@@ -105,14 +106,29 @@ fn compare(map: &Map, cpu: &Cpu, oracle: &BTreeMap<u16, u32>, keys: impl Iterato
     assert_eq!(all, oracle.iter().map(|(key, value)| (*key, *value)).collect::<Vec<_>>());
 }
 
+/// From how many nodes on there are leaves, and how many keys or pages there are: none ever, nothing but leaves and what divides
+/// them, and both.
+const SORTS: [(usize, u16); 3] = [(usize::MAX, 60), (0, 60), (9, 600)];
+
+fn sorts<T: std::fmt::Debug + 'static>(
+    of: impl Fn(u16) -> BoxedStrategy<T>,
+) -> BoxedStrategy<(usize, u16, T)> {
+    let all = SORTS.map(|(from, keys)| of(keys).prop_map(move |calls| (from, keys, calls)).boxed());
+    proptest::strategy::Union::new(all).boxed()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn a_map_is_an_ordered_map(ops in ops(60)) {
+    fn a_map_is_an_ordered_map((from, keys, ops) in sorts(|keys| ops(keys).boxed()), full in any::<bool>()) {
         let mut cpu = Cpu::new();
         let alive = Arc::new(AtomicUsize::new(0));
-        let map: Map = Tree::new(cpu.domain.clone());
+        let map: Map = Tree::new(cpu.domain.clone()).leaves_from(from);
         let mut oracle = BTreeMap::new();
+        for key in (0..if full { keys } else { 0 }).step_by(2) {
+            map.write(&cpu.pin).insert(key, Value::new(0, &alive)).unwrap();
+            oracle.insert(key, 0);
+        }
         for (n, op) in ops.into_iter().enumerate() {
             let n = n as u32;
             {
@@ -143,13 +159,19 @@ proptest! {
                 let last = writer.last().map(|(key, value)| (key.0, value.0));
                 prop_assert_eq!(last, oracle.last_key_value().map(|(key, value)| (*key, *value)));
                 let shape = writer.check().map_err(TestCaseError::fail)?;
-                prop_assert_eq!(shape.nodes as usize, oracle.len() + writer.tombstones());
+                prop_assert_eq!(shape.spans as usize, oracle.len() + writer.tombstones());
+                prop_assert!(from != usize::MAX || shape.leaves == 0);
             }
-            compare(&map, &cpu, &oracle, 0..60);
+            let near = match op {
+                Op::Insert(key) | Op::Replace(key) | Op::Remove(key) => key.saturating_sub(20)..key + 20,
+                Op::Limit(_) | Op::Free | Op::Settle => 0..keys,
+            };
+            compare(&map, &cpu, &oracle, near);
             if matches!(op, Op::Settle) {
                 cpu.settle();
                 let tombstones = map.write(&cpu.pin).tombstones();
-                prop_assert_eq!(map.pool().nodes(), oracle.len() + tombstones);
+                let shape = map.write(&cpu.pin).check().map_err(TestCaseError::fail)?;
+                prop_assert_eq!(map.pool().nodes(), (shape.nodes + shape.leaves) as usize);
                 prop_assert_eq!(alive.load(Relaxed), oracle.len() + tombstones);
             }
         }
@@ -164,12 +186,21 @@ proptest! {
 /// nothing, and a removal that fails leaves a tombstone that the next removes.
 #[test]
 fn memory_may_fail_anywhere() {
+    memory_fails(usize::MAX);
+}
+
+#[test]
+fn memory_may_fail_among_leaves() {
+    memory_fails(4);
+}
+
+fn memory_fails(from: usize) {
     let mut cpu = Cpu::new();
     let alive = Arc::new(AtomicUsize::new(0));
-    let map: Map = Tree::new(cpu.domain.clone());
+    let map: Map = Tree::new(cpu.domain.clone()).leaves_from(from);
     let mut oracle = BTreeMap::new();
     let mut random = Random(7);
-    let (mut failed, mut buried) = (0, 0);
+    let (mut failed, mut buried, mut leaves) = (0, 0, 0);
     for n in 0..6000 {
         let key = random.below(300) as u16;
         let removes = random.below(100) < if n / 1000 % 2 == 0 { 35 } else { 65 };
@@ -212,34 +243,124 @@ fn memory_may_fail_anywhere() {
         if n % 50 == 0 {
             compare(&map, &cpu, &oracle, 0..300);
             cpu.settle();
-            assert_eq!((map.pool().nodes(), alive.load(Relaxed)), (oracle.len(), oracle.len()));
+            let shape = map.write(&cpu.pin).check().unwrap();
+            assert_eq!(map.pool().nodes(), (shape.nodes + shape.leaves) as usize);
+            assert_eq!((shape.spans as usize, alive.load(Relaxed)), (oracle.len(), oracle.len()));
+            leaves = leaves.max(shape.leaves);
         }
     }
+    assert!(leaves > 9 || from == usize::MAX && leaves == 0, "{leaves} leaves");
     assert!(failed > 1000 && buried > 100, "{failed} inserts and {buried} removals failed: too few");
     println!("{failed} inserts failed, {buried} removals left tombstones");
+}
+
+/// Enough leaves that there are turns of all kinds, at the edges too, and removals of nodes beside leaves and above them, in a map that
+/// grows and becomes empty again.
+#[test]
+fn a_large_map_stays_balanced() {
+    for from in [0, 64] {
+        let mut cpu = Cpu::new();
+        let alive = Arc::new(AtomicUsize::new(0));
+        let map: Map = Tree::new(cpu.domain.clone()).leaves_from(from);
+        let (mut oracle, mut random) = (BTreeMap::new(), Random(13));
+        let mut most = 0;
+        for n in 0..60_000 {
+            let key = random.below(1 << 15) as u16;
+            let mut writer = map.write(&cpu.pin);
+            let before = writer.counts();
+            if n < 30_000 {
+                let inserted = writer.insert(key, Value::new(n, &alive)).is_ok();
+                assert_eq!(inserted, !oracle.contains_key(&key));
+                oracle.entry(key).or_insert(n);
+            } else {
+                let at = oracle.range(key..).next().or_else(|| oracle.iter().next()).map(|(key, _)| *key);
+                let Some(at) = at else { break };
+                assert_eq!(writer.remove(at).map(|old| old.0), oracle.remove(&at));
+            }
+            let counts = writer.counts();
+            if counts.single + counts.double > before.single + before.double || n % 500 == 0 {
+                most = most.max(writer.check().unwrap().leaves);
+            }
+            drop(writer);
+            if n % 5000 == 0 {
+                compare(&map, &cpu, &oracle, 0..1 << 15);
+            }
+            cpu.domain.tick(&mut cpu.pin);
+        }
+        let counts = map.write(&cpu.pin).counts();
+        assert!(
+            counts.single > 100 && counts.double > 20 && counts.splits > 500 && most > 1500,
+            "{counts:?} {most}"
+        );
+        assert!(map.write(&cpu.pin).is_empty() && map.write(&cpu.pin).check().is_ok());
+    }
+}
+
+/// Keys that come in order fill their leaves.
+#[test]
+fn what_comes_in_order_fills_leaves() {
+    for down in [false, true] {
+        let mut cpu = Cpu::new();
+        let alive = Arc::new(AtomicUsize::new(0));
+        let map: Map = Tree::new(cpu.domain.clone()).leaves_from(0);
+        for n in 0..15_000 {
+            let key = if down { 15_000 - n } else { n };
+            map.write(&cpu.pin).insert(key, Value::new(0, &alive)).unwrap();
+            cpu.domain.tick(&mut cpu.pin);
+        }
+        let shape = map.write(&cpu.pin).check().unwrap();
+        // Full but for one.
+        assert_eq!((shape.leaves, shape.nodes), (1072, 1071));
+    }
 }
 
 /// With reserved nodes a run of updates can't fail, and what fails is the reservation.
 #[test]
 fn what_is_reserved_suffices() {
-    let mut cpu = Cpu::new();
-    let alive = Arc::new(AtomicUsize::new(0));
-    let map: Map = Tree::new(cpu.domain.clone());
-    for round in 0..40u16 {
-        map.pool().set_limit(usize::MAX);
-        let mut writer = map.write(&cpu.pin);
-        writer.reserve(30, 0).unwrap();
-        map.pool().set_limit(0);
-        assert_eq!(writer.reserve(1000, 0), Err(Error::Memory));
-        // Ascending keys turn the most.
-        for key in round * 30..round * 30 + 30 {
-            writer.insert(key, Value::new(0, &alive)).unwrap();
+    for from in [usize::MAX, 600, 0] {
+        let mut cpu = Cpu::new();
+        let alive = Arc::new(AtomicUsize::new(0));
+        let map: Map = Tree::new(cpu.domain.clone()).leaves_from(from);
+        let refused = |writer: &mut MapWriter<'_>| {
+            assert_eq!(writer.reserve(1000, 0), Err(Error::Memory));
+        };
+        for round in 0..40u16 {
+            map.pool().set_limit(usize::MAX);
+            let mut writer = map.write(&cpu.pin);
+            writer.reserve(30, 0).unwrap();
+            map.pool().set_limit(0);
+            refused(&mut writer);
+            // Ascending keys turn the most, and those between them divide leaves.
+            for n in 0..30 {
+                let key = if round < 20 { 40 * (30 * round + n) } else { 40 * (30 * (round - 20) + n) + 20 };
+                writer.insert(key, Value::new(0, &alive)).unwrap();
+            }
+            writer.check().unwrap();
+            drop(writer);
+            cpu.settle();
         }
-        writer.check().unwrap();
-        drop(writer);
-        cpu.settle();
+        let shape = map.write(&cpu.pin).check().unwrap();
+        assert_eq!((shape.spans, shape.leaves == 0), (1200, from == usize::MAX));
+        for round in 0..40u16 {
+            map.pool().set_limit(usize::MAX);
+            let mut writer = map.write(&cpu.pin);
+            writer.reserve(30, 10).unwrap();
+            map.pool().set_limit(0);
+            refused(&mut writer);
+            for n in 0..30 {
+                // 7 has no divisor in common with 1200, so each is removed once.
+                let key = 20 * ((u32::from(round * 30 + n) * 7) % 1200) as u16;
+                if n % 3 == 0 {
+                    drop(writer.replace(key, Value::new(1, &alive)).unwrap());
+                }
+                assert!(writer.remove(key).is_some() && writer.tombstones() == 0);
+            }
+            writer.check().unwrap();
+            drop(writer);
+            cpu.settle();
+        }
+        assert_eq!(map.pool().nodes(), 0);
     }
-    assert_eq!(map.pool().nodes(), 1200);
 }
 
 /// All trees with two children of the sizes that a single step can bring about, by the rules alone: the rotation that the
@@ -291,7 +412,7 @@ type Space = RegionTree<u32, Arc<Domain>>;
 
 const PAGE: u64 = 4096;
 
-/// The regions of an address space of 64 pages, as an array of pages says them.
+/// The regions of an address space, as an array of pages says them.
 fn regions_of(pages: &[Option<u32>]) -> Vec<(u64, u64, u32)> {
     let mut regions: Vec<(u64, u64, u32)> = Vec::new();
     for (at, page) in pages.iter().enumerate() {
@@ -315,11 +436,11 @@ enum Call {
     Unmap(u64, u64),
 }
 
-fn calls() -> impl Strategy<Value = Vec<Call>> {
+fn calls(pages: u64) -> impl Strategy<Value = Vec<Call>> {
     let call = prop_oneof![
         2 => (1..12u64, any::<bool>()).prop_map(|(len, low)| Call::Place(len, low)),
-        2 => (0..64u64, 1..12u64).prop_map(|(at, len)| Call::Map(at, len)),
-        3 => (0..64u64, 1..12u64).prop_map(|(at, len)| Call::Unmap(at, len)),
+        2 => (0..pages, 1..12u64).prop_map(|(at, len)| Call::Map(at, len)),
+        3 => (0..pages, 1..12u64).prop_map(|(at, len)| Call::Unmap(at, len)),
     ];
     proptest::collection::vec(call, 1..150)
 }
@@ -327,17 +448,26 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn regions_are_an_array_of_pages(calls in calls()) {
+    fn regions_are_an_array_of_pages(
+        (from, size, calls) in sorts(|pages| calls(pages.into()).boxed()),
+        full in any::<bool>(),
+    ) {
         let mut cpu = Cpu::new();
-        let space: Space = Tree::new(cpu.domain.clone());
-        let mut pages = vec![None; 64];
-        let all = Region::new(0, 64 * PAGE);
+        let space: Space = Tree::new(cpu.domain.clone()).leaves_from(from);
+        let size = u64::from(size);
+        let mut pages = vec![None; size as usize];
+        let all = Region::new(0, size * PAGE);
+        for at in (0..if full { size } else { 0 }).step_by(3) {
+            let id = 1000 + at as u32;
+            space.write(&cpu.pin).insert(Region::new(at * PAGE, (at + 1) * PAGE), Entry::new(id)).unwrap();
+            pages[at as usize] = Some(id);
+        }
         for (id, call) in calls.into_iter().enumerate() {
             let id = id as u32;
             let mut writer = space.write(&cpu.pin);
             match call {
                 Call::Place(len, low) => {
-                    let mut places = (0..=64 - len).filter(|at| pages[*at as usize..(at + len) as usize].iter().all(Option::is_none));
+                    let mut places = (0..=size - len).filter(|at| pages[*at as usize..(at + len) as usize].iter().all(Option::is_none));
                     let place = if low { places.next() } else { places.next_back() };
                     let found = writer.gap(len * PAGE, all, if low { Fit::Lowest } else { Fit::Highest });
                     prop_assert_eq!(found, place.map(|at| at * PAGE));
@@ -347,7 +477,7 @@ proptest! {
                     }
                 }
                 Call::Map(at, len) => {
-                    let end = (at + len).min(64);
+                    let end = (at + len).min(size);
                     let range = at as usize..end as usize;
                     let done = writer.insert(Region::new(at * PAGE, end * PAGE), Entry::new(id));
                     prop_assert_eq!(done.is_ok(), pages[range.clone()].iter().all(Option::is_none));
@@ -356,7 +486,7 @@ proptest! {
                     }
                 }
                 Call::Unmap(at, len) => {
-                    let end = (at + len).min(64);
+                    let end = (at + len).min(size);
                     let Some((old, entry)) = writer.first_in(Region::new(at * PAGE, end * PAGE)) else {
                         prop_assert!(pages[at as usize..end as usize].iter().all(Option::is_none));
                         continue;
@@ -403,16 +533,20 @@ proptest! {
     }
 
     #[test]
-    fn what_is_built_is_balanced(n in 0..700u64, from in 0..700u64) {
+    fn what_is_built_is_balanced(n in 0..700u64, from in 0..700u64, fills in 0..700usize) {
         let cpu = Cpu::new();
-        let space: Space = Tree::new(cpu.domain.clone());
+        let space: Space = Tree::new(cpu.domain.clone()).leaves_from(fills);
         let mut writer = space.write(&cpu.pin);
         let region = |at: u64| Region::new(2 * at * PAGE, (2 * at + 1) * PAGE);
         let all: Vec<_> = (0..n).map(|at| (region(at), Entry::new(at as u32))).collect();
         writer.build(all).unwrap();
         let shape = writer.check().map_err(TestCaseError::fail)?;
-        prop_assert_eq!(u64::from(shape.nodes), n);
-        prop_assert_eq!(shape.height as u32, u64::BITS - n.leading_zeros());
+        prop_assert_eq!(u64::from(shape.spans), n);
+        if (n as usize) < fills {
+            prop_assert_eq!((shape.leaves, shape.height as u32), (0, u64::BITS - n.leading_zeros()));
+        } else {
+            prop_assert!(shape.nodes as u64 <= n / 7);
+        }
         prop_assert!(writer.counts().stores <= 1);
         let refused = writer.build([(region(0), Entry::new(0))]);
         prop_assert_eq!(refused, if n == 0 { Ok(()) } else { Err(Error::Occupied) });
@@ -426,6 +560,72 @@ proptest! {
         drop(space);
         prop_assert_eq!((pool.nodes(), pool.pages(), Arc::strong_count(&pool)), (0, 0, 1));
     }
+}
+
+/// What was given up had regions put in within it, also some behind which its end was: when it goes, these gaps become what they are.
+#[test]
+fn a_gap_ends_where_what_was_given_up_ended() {
+    for from in [usize::MAX, 1] {
+        let cpu = Cpu::new();
+        let space: Space = Tree::new(cpu.domain.clone()).leaves_from(from);
+        let pages = |start: u64, end: u64| Region::new(start * PAGE, end * PAGE);
+        let mut writer = space.write(&cpu.pin);
+        for region in [pages(0, 100), Region::new(200 * PAGE, u64::MAX)] {
+            writer.insert(region, Entry::new(0)).unwrap();
+        }
+        writer.reserve(20, 0).unwrap();
+        drop(writer.give_up(0).unwrap());
+        // With the one behind, they are one more than a leaf has.
+        for n in 0..14 {
+            writer.insert(pages(10 + 2 * n, 11 + 2 * n), Entry::new(0)).unwrap();
+        }
+        assert_eq!(writer.gap(100 * PAGE, pages(0, 200), Fit::Highest), Some(100 * PAGE));
+        writer.check().unwrap();
+        drop(writer);
+        let mut writer = space.write(&cpu.pin);
+        writer.insert(pages(5, 6), Entry::new(0)).unwrap();
+        assert_eq!((writer.tombstones(), writer.len()), (0, 16));
+        writer.check().unwrap();
+        assert_eq!(writer.gap(163 * PAGE, pages(0, 200), Fit::Highest), Some(37 * PAGE));
+    }
+}
+
+/// A piece ends where the region does of which it is one, or where the next begins.
+#[test]
+fn a_piece_leaves_no_room() {
+    let cpu = Cpu::new();
+    let space: Space = Tree::new(cpu.domain.clone());
+    let mut writer = space.write(&cpu.pin);
+    writer.insert(Region::new(0, 90), Entry::new(0)).unwrap();
+    for (start, end, done) in
+        [(60, 80, false), (60, 91, false), (60, 90, true), (40, 50, false), (30, 60, true)]
+    {
+        let refused =
+            writer.insert_piece(Region::new(start, end), Entry::new(1)).map_err(|refused| refused.error);
+        assert_eq!(refused, if done { Ok(()) } else { Err(Error::Absent) }, "{start} to {end}");
+    }
+    assert!(writer.replace(Region::new(0, 31), Entry::new(2)).is_err());
+    drop(writer.replace(Region::new(0, 30), Entry::new(2)).unwrap());
+    writer.check().unwrap();
+}
+
+/// Keys of which a leaf would be too large: there are none.
+#[test]
+fn large_keys_have_no_leaves() {
+    let mut cpu = Cpu::new();
+    let map = BonsaiMap::<[u64; 40], u64, _>::new(cpu.domain.clone()).leaves_from(0);
+    {
+        let mut writer = map.write(&cpu.pin);
+        writer.reserve(2, 1).unwrap();
+        for n in 0..100 {
+            writer.insert([n; 40], Entry::new(n)).unwrap();
+        }
+        let shape = writer.check().unwrap();
+        assert_eq!((shape.nodes, shape.leaves), (100, 0));
+        (0..100).for_each(|n| drop(writer.remove([n; 40]).unwrap()));
+    }
+    cpu.settle();
+    assert_eq!(map.pool().nodes(), 0);
 }
 
 /// Gaps beyond what a node can say are found all the same.

@@ -29,9 +29,18 @@ fn random(below: u32) -> u32 {
 
 /// Every look-up was one at some moment, and no reader is in a node that has ended: then its fields are not those of a node.
 fn model() {
+    model_of(usize::MAX);
+}
+
+/// The same with leaves of three keys at most.
+fn model_of_leaves() {
+    model_of(0);
+}
+
+fn model_of(leaves_from: usize) {
     let domain = Box::into_raw(Box::new(Quiet::new(READERS)));
     // SAFETY: the domain ends after the map and the threads.
-    let map = Arc::new(BonsaiMap::<u32, u32, _>::new(unsafe { &*domain }));
+    let map = Arc::new(BonsaiMap::<u32, u32, _>::new(unsafe { &*domain }).leaves_from(leaves_from));
     let first = u64::from(random(1 << 16));
     let history = Arc::new(History::new(first, UPDATES, 16, random));
     {
@@ -86,16 +95,18 @@ fn model() {
     drop(unsafe { Box::from_raw(domain) });
 }
 
-fn run(scheduler: impl Scheduler + 'static) {
+fn run(scheduler: impl Scheduler + 'static, model: fn()) {
     Runner::new(scheduler, Config::default()).run(model);
 }
 
 #[test]
 fn readers_beside_a_writer() {
-    run(RandomScheduler::new(3000));
+    run(RandomScheduler::new(3000), model);
+    run(RandomScheduler::new(3000), model_of_leaves);
 }
 
 #[test]
 fn readers_beside_a_writer_by_priorities() {
-    run(PctScheduler::new(4, 3000));
+    run(PctScheduler::new(4, 3000), model);
+    run(PctScheduler::new(4, 3000), model_of_leaves);
 }

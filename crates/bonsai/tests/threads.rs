@@ -44,8 +44,17 @@ fn settle(domain: &Domain, pin: &mut Pinned<'_>) {
 
 #[test]
 fn look_ups_are_of_some_moment() {
+    look_ups(usize::MAX);
+}
+
+#[test]
+fn look_ups_among_leaves_are_of_some_moment() {
+    look_ups(0);
+}
+
+fn look_ups(leaves_from: usize) {
     let domain = Arc::new(Domain::new(1 + READERS));
-    let map = BonsaiMap::<u32, u32, _>::new(domain.clone());
+    let map = BonsaiMap::<u32, u32, _>::new(domain.clone()).leaves_from(leaves_from);
     let pin_0 = &mut pin(0);
     domain.idle_exit(pin_0);
     let mut random = Random(1);
@@ -121,10 +130,19 @@ fn look_ups_are_of_some_moment() {
 /// A writer cuts, maps and unmaps beside regions that stay, and readers look both up.
 #[test]
 fn regions_that_stay_are_covered() {
+    covered(usize::MAX);
+}
+
+#[test]
+fn regions_that_stay_are_covered_among_leaves() {
+    covered(0);
+}
+
+fn covered(leaves_from: usize) {
     const REGIONS: u64 = 500;
     const UNIT: u64 = 64 << 12;
     let domain = Arc::new(Domain::new(1 + READERS));
-    let tree = RegionTree::<u64, _>::new(domain.clone());
+    let tree = RegionTree::<u64, _>::new(domain.clone()).leaves_from(leaves_from);
     let pin_0 = &mut pin(0);
     domain.idle_exit(pin_0);
     // Every other unit has a region that stays; what is between them comes and goes.
@@ -193,10 +211,9 @@ fn regions_that_stay_are_covered() {
         done.store(true, Relaxed);
         readers.into_iter().for_each(|reader| reader.join().unwrap());
     });
-    tree.write(&*pin_0).check().unwrap();
     settle(&domain, pin_0);
-    let pool = tree.pool().clone();
-    assert_eq!(pool.nodes(), tree.write(&*pin_0).len());
+    let (pool, shape) = (tree.pool().clone(), tree.write(&*pin_0).check().unwrap());
+    assert_eq!(pool.nodes(), (shape.nodes + shape.leaves) as usize);
     drop(tree);
     assert_eq!((pool.nodes(), pool.pages()), (0, 0));
 }

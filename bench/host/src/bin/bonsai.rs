@@ -133,11 +133,27 @@ impl<M: Memory> Bonsai<M> {
     fn new(name: &'static str, regions: u64, memory: M) -> Self {
         let domain = Arc::new(Domain::new(CPUS));
         let tree = RegionTree::in_pool(domain.clone(), Pool::new(memory));
+        let new = Self { name, domain, tree };
+        let pin = &mut pin(0);
+        new.present(pin, true);
         // One after the other in random order, as all subjects: built at once the tree would be better than any other.
         shuffled(regions).for_each(|n| {
-            tree.write(&pin(0)).insert(region(n), Entry::new(n * STRIDE)).expect("it is free");
+            new.tree.write(&*pin).insert(region(n), Entry::new(n * STRIDE)).expect("it is free");
+            new.tidy(pin, n);
         });
-        Self { name, domain, tree }
+        new.present(pin, false);
+        new
+    }
+    /// What a writer does besides after update `n`.
+    fn tidy(&self, pin: &mut Pinned<'_>, n: u64) {
+        // Regular work now and then; and with much garbage nothing else, until readers are gone.
+        if n.is_multiple_of(8) || self.domain.pending(pin) > MOST_GARBAGE {
+            self.domain.tick(pin);
+            while self.domain.pending(pin) > MOST_GARBAGE {
+                thread::yield_now();
+                self.domain.tick(pin);
+            }
+        }
     }
 }
 
@@ -164,14 +180,7 @@ impl<M: Memory> Subject for Bonsai<M> {
             drop(writer.remove(n * STRIDE).expect("it was put in"));
         }
         self.tree.write(&*pin).insert(region(n), Entry::new(n * STRIDE)).expect("it is free");
-        // Regular work now and then; and with much garbage nothing else, until readers are gone.
-        if n.is_multiple_of(8) || self.domain.pending(pin) > MOST_GARBAGE {
-            self.domain.tick(pin);
-            while self.domain.pending(pin) > MOST_GARBAGE {
-                thread::yield_now();
-                self.domain.tick(pin);
-            }
-        }
+        self.tidy(pin, n);
     }
     fn present(&self, pin: &mut Pinned<'_>, here: bool) {
         match here {
