@@ -7,7 +7,7 @@
 //! **Idea** (Clements, Kaashoek and Zeldovich, "Scalable Address Spaces Using RCU Balanced Trees", ASPLOS 2012). A tree of nodes
 //! that never change would do: the writer builds the new path aside and publishes its root. But every update would copy the
 //! path, and write the root that all readers read. Here a node's two links may change, where a single store leads from one
-//! search tree to another: a new leaf is stored into the link where it belongs. Only nodes that turn are copied, which is
+//! search tree to another: a new node is stored into the link where it belongs. Only nodes that turn are copied, which is
 //! a third of a node for an insert. What was unlinked is freed when the readers are gone that could have found it ([`rcu`]).
 //! The balance is by weight (Adams 1993; `plan` has the rules), so the sizes of subtrees serve for it.
 //!
@@ -17,17 +17,23 @@
 //!         size, gap                             what only the writer reads: in other lines of the same page (`pool`)
 //! ```
 //!
+//! In a large tree ([`Tree::leaves_from`]) a path ends in a *leaf* of up to 14 spans, side by side: a look-up there costs what the lines cost that the
+//! last ones have not fetched, and the last levels of nodes would be a line each. Nothing of a leaf ever changes; an update stores
+//! another into the link. To the balance a leaf is what an empty link is, so a tree without leaves is as if there were none.
+//!
 //! **Why readers are right.** The writer keeps these, and loom, shuttle and the oracle look for a breach:
 //! * L1. Each store leads from a search tree to a search tree. An update stores from below up: the first store makes its
 //!   change, and those above only turn the tree (`plan`).
 //! * L2. A published node's span and entry never change; a node that the tree does not lead to is never stored to again.
 //! * L3. The interval of keys that are looked for below a node never becomes narrower as long as the tree leads to it. An
-//!   insert fills an empty link; a turn makes copies and moves whole subtrees; a removal widens. So a node with two children
-//!   is replaced by a *copy* of its neighbour m, and the nodes above m are copied: to unlink m in place would hide it from
-//!   readers that are on the way to it.
+//!   insert fills an empty link, or replaces a leaf by another, or by a node between two; a turn makes copies and moves whole subtrees; a
+//!   removal widens. So a node with two children is replaced by a *copy* of its neighbour m, or by a node for the item m of a leaf,
+//!   and the nodes above m are copied: to unlink m in place would hide it from readers that are on the way to it.
 //! * L4. A reader that is in a node found it in the tree when it began, or later. With L3: it does not miss a key that stays,
-//!   and what it finds was there at some time during the call. So [`covering`](Reader::covering) and
-//!   [`get`](Reader::get) are right without looking twice.
+//!   and what it finds was there at some time during the call. A leaf says what was there when its link was read; or, if that link
+//!   was in a node that was retired before, when it was retired, which was during the call too. So [`covering`](Reader::covering) and
+//!   [`get`](Reader::get) are right without looking twice. They go to the end of the path, and take the last that is at or below what they look
+//!   for: if that covers it, it is on the path or in the leaf, and nothing behind it is at or below.
 //! * L5. A neighbour is another matter. Let s be below x, both below a. A reader that looks for the floor of a passes s and
 //!   pauses; s is removed, and then x; the reader goes on, finds neither x nor anything else, and answers s, which was not the
 //!   floor at any time. So an entry is marked dead after the store that unlinks it and before the next update; who has missed

@@ -7,7 +7,7 @@ use crate::{
     entry::State,
     node::{Link, Node},
     span::Span,
-    tree::Reader,
+    tree::{End, Reader},
 };
 
 /// What a [`Reader`] sees, and what only the writer may look at. As the tree stays as it is, nothing is looked for twice.
@@ -54,23 +54,13 @@ impl<'t, S: Span, V> Still<'t, S, V> {
     /// found still.
     #[inline]
     pub fn around(&self, at: S::Key) -> [Option<(S, &'t Entry<V>)>; 2] {
-        let (mut next, mut above) = (self.root(), [None; 2]);
-        let inner = loop {
-            match next {
-                Link::Node(x) => {
-                    let right = x.span.key() <= at;
-                    above[usize::from(!right)] = Some(x);
-                    next = self.child(x, right);
-                }
-                Link::Leaf(leaf) => {
-                    let behind = leaf.count(|key| key <= at);
-                    break [behind.checked_sub(1), Some(behind)].map(|i| i.and_then(|i| leaf.get(i)));
-                }
-                Link::Empty => break [None; 2],
-            }
-        };
-        let [low, high] = above.map(|x| x.map(|x| (x.span, x.entry())));
-        let found = [inner[0].or(low), inner[1].or(high)];
+        let End { at: end, below, above } = self.end(|key| key <= at);
+        let mut found = [below, above].map(|x| x.map(|x| (x.span, x.entry())));
+        if let Link::Leaf(leaf) = end {
+            let behind = leaf.count(|key| key <= at);
+            let [low, high] = found;
+            found = [behind.checked_sub(1).and_then(|i| leaf.get(i)).or(low), leaf.get(behind).or(high)];
+        }
         if found.iter().flatten().any(|(_, entry)| entry.state() == State::Tombstone) {
             return [self.floor(at), self.higher(at)];
         }

@@ -187,10 +187,10 @@ impl<S, V> fmt::Debug for Reader<'_, S, V> {
 }
 
 /// Where a path ends, and the last nodes on it below and above what was looked for.
-struct End<'g, S: Span, V> {
-    at: Link<'g, S, V>,
-    below: Option<&'g Node<S, V>>,
-    above: Option<&'g Node<S, V>>,
+pub(crate) struct End<'g, S: Span, V> {
+    pub(crate) at: Link<'g, S, V>,
+    pub(crate) below: Option<&'g Node<S, V>>,
+    pub(crate) above: Option<&'g Node<S, V>>,
 }
 
 /// Which neighbour is looked for.
@@ -220,7 +220,7 @@ impl<'g, S: Span, V> Reader<'g, S, V> {
     /// Where a path ends that goes right at the nodes whose key is `low`, as all below some key are; and the last nodes where it
     /// did, and where it did not. If that were a branch, half of them would be foretold wrongly: it is the index of a child.
     #[inline(always)]
-    fn end(&self, low: impl Fn(S::Key) -> bool) -> End<'g, S, V> {
+    pub(crate) fn end(&self, low: impl Fn(S::Key) -> bool) -> End<'g, S, V> {
         let (mut at, mut below, mut above) = (Self::follow(self.root), None, None);
         while let Link::Node(x) = at {
             let right = low(x.span.key());
