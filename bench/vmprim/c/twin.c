@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -28,17 +29,22 @@
 #define F_WP_ASYNC (1ull << 15)
 #define F_WP_SHMEM (1ull << 12)
 #define SCAN 0xc0606610ul
+#define PIDFD_OPEN 434
+#define PROCESS_MADVISE 440
 struct run { uint64_t start, end, categories; };
 struct scan { uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, returned; };
 
 enum mechanism { SIGNAL_ANON, SIGNAL_MEMFD, UFFD_WP, VIEW_READ, VIEW_NONE, ASYNC };
 static const char *names[] = { "signal-anon", "signal-memfd", "uffd-wp", "view-read", "view-none", "async-dirty" };
 
+// Pages that one eviction lowers at most.
+#define MOST 16
+
 static enum mechanism mechanism;
 static size_t pages;
 static const size_t unit = 4096;
 static char *view, *alias;
-static int uffd = -1, pagemap = -1;
+static int uffd = -1, pagemap = -1, pidfd = -1;
 static uint64_t random_state;
 
 static void fail(const char *what) { perror(what); exit(77); }
@@ -74,6 +80,17 @@ static void lower(size_t page, size_t n) {
     }
 }
 
+// A batch, by one call where there is one for scattered pages.
+static void lower_many(const uint32_t *victims, size_t n) {
+    if (mechanism == VIEW_NONE && n > 1 && pidfd >= 0) {
+        struct iovec all[MOST];
+        for (size_t i = 0; i < n; i++) all[i] = (struct iovec){ view + victims[i] * unit, unit };
+        if (syscall(PROCESS_MADVISE, pidfd, all, n, MADV_DONTNEED, 0) != (long)(n * unit)) abort();
+    } else {
+        for (size_t i = 0; i < n; i++) lower(victims[i], 1);
+    }
+}
+
 static void raise_page(size_t page) {
     if (!is_uffd()) {
         mprotect(view + page * unit, unit, PROT_READ | PROT_WRITE);
@@ -91,8 +108,8 @@ extern char touch_out[];
 __asm__(".globl touch, touch_out\ntouch: mov %rsi, (%rdi)\ntouch_out: ret\n");
 
 static enum { GRANT, DIVERT, EVICT, NOTE } mode;
-static uint32_t *open_pages, victim, *dirty;
-static size_t open_count, dirty_count;
+static uint32_t *open_pages, victims[MOST], *dirty;
+static size_t open_count, dirty_count, batch, evictions;
 
 static void handler(int signal, siginfo_t *info, void *context) {
     (void)signal;
@@ -102,9 +119,10 @@ static void handler(int signal, siginfo_t *info, void *context) {
     case DIVERT: ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP] = (greg_t)touch_out; return;
     case EVICT: {
         uint32_t *place = &open_pages[draw() % open_count];
-        victim = *place;
+        size_t waiting = evictions++ % batch;
+        victims[waiting] = *place;
         *place = page;
-        lower(victim, 1);
+        if (waiting + 1 == batch) lower_many(victims, batch);
         break;
     }
     case NOTE: dirty[dirty_count++] = page; break;
@@ -153,6 +171,10 @@ static void set_up(void) {
         struct uffdio_continue c = { { (uintptr_t)view, len }, 0, 0 };
         if (ioctl(uffd, UFFDIO_CONTINUE, &c)) fail("UFFDIO_CONTINUE");
     }
+    // Before Linux 6.13 a process could not give itself advice by vectors; then it is given page by page.
+    pidfd = syscall(PIDFD_OPEN, getpid(), 0);
+    struct iovec first = { view, unit };
+    if (mechanism == VIEW_NONE && syscall(PROCESS_MADVISE, pidfd, &first, 1, MADV_DONTNEED, 0) < 0) pidfd = -1;
     if (mechanism == ASYNC) pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 }
 
@@ -231,7 +253,8 @@ int main(int argc, char **argv) {
             start = now();
             lower(0, pages);
             for (size_t i = 0; i < pages; i++) touch(view + order[i] * unit, i);
-        } else if (!strcmp(cell, "prot1_trap_unprot")) {
+        } else if (!strcmp(cell, "prot1_trap_unprot") || !strcmp(cell, "prot16_trap_unprot")) {
+            batch = strcmp(cell, "prot1_trap_unprot") ? MOST : 1;
             mode = GRANT;
             lower(0, pages);
             open_count = pages / 2;
@@ -239,13 +262,22 @@ int main(int argc, char **argv) {
                 touch(view + order[i] * unit, i);
                 open_pages[i] = order[i];
             }
-            memcpy(closed, order + open_count, (pages - open_count) * 4);
+            size_t closed_count = pages - open_count, ready = closed_count;
+            if (open_count < batch) return 2;
+            memcpy(closed, order + open_count, closed_count * 4);
+            evictions = 0;
             mode = EVICT;
             start = now();
             for (size_t i = 0; i < pages; i++) {
-                uint32_t *place = &closed[draw() % (pages - open_count)];
-                touch(view + *place * unit, i);
-                *place = victim;
+                // What was touched is open, and its victim not closed before the batch is: both are behind what is drawn.
+                size_t j = draw() % ready--;
+                uint32_t page = closed[j];
+                closed[j] = closed[ready], closed[ready] = page;
+                touch(view + page * unit, i);
+                if (closed_count - ready == batch) {
+                    memcpy(closed + ready, victims, batch * 4);
+                    ready = closed_count;
+                }
             }
         } else if (!strcmp(cell, "dirty")) {
             mode = NOTE;
@@ -267,6 +299,7 @@ int main(int argc, char **argv) {
             return 2;
         }
         found[round] = (now() - start) / per;
+        if (mode == EVICT && evictions != pages) return 1;
         mode = GRANT;
         if (strcmp(cell, "dirty") && mechanism != ASYNC)
             for (size_t i = 0; i < pages; i++) touch(view + order[i] * unit, i);

@@ -14,6 +14,9 @@ use vmprim::{
 
 use crate::marker;
 
+/// Pages that one call closes at most.
+const BATCH: usize = 16;
+
 /// A column of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cell {
@@ -21,6 +24,8 @@ pub enum Cell {
     Trap,
     /// TRAP+PROT1+UNPROT: half of the pages closed; each fault closes an open page and opens its own.
     Prot1,
+    /// TRAP+PROT16+UNPROT: the same, but each sixteenth fault closes sixteen pages by one call.
+    Prot16,
     /// PROTN+TRAP+UNPROT: all pages closed by one call, then each opened by a fault.
     ProtN,
     /// DIRTY: an eighth of the pages written, then taken; for each of these.
@@ -30,16 +35,22 @@ pub enum Cell {
 }
 
 impl Cell {
-    pub const ALL: [Self; 5] = [Self::Trap, Self::Prot1, Self::ProtN, Self::Dirty, Self::Map2];
+    pub const ALL: [Self; 6] = [Self::Trap, Self::Prot1, Self::Prot16, Self::ProtN, Self::Dirty, Self::Map2];
     /// Its name in records.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Trap => "trap",
             Self::Prot1 => "prot1_trap_unprot",
+            Self::Prot16 => "prot16_trap_unprot",
             Self::ProtN => "protn_trap_unprot",
             Self::Dirty => "dirty",
             Self::Map2 => "map2",
         }
+    }
+
+    /// Faults of one eviction.
+    const fn batch(self) -> usize {
+        if matches!(self, Self::Prot16) { BATCH } else { 1 }
     }
 }
 
@@ -163,11 +174,15 @@ impl Row {
 /// What the handler does, and what it shares with the loop that is timed.
 #[derive(Debug, Default)]
 struct Shared {
-    /// 0 grant, 1 divert, 2 evict an open page and grant.
+    /// 0 grant, 1 divert, 2 choose an open page to evict, and grant.
     mode: AtomicUsize,
     random: AtomicU64,
     open: Vec<AtomicU32>,
-    victim: AtomicU32,
+    /// How many of `victims` are closed by one call.
+    batch: usize,
+    /// Faults that chose a victim; those since the last call that closed any left theirs in the first places of `victims`.
+    evictions: AtomicUsize,
+    victims: [AtomicU32; BATCH],
 }
 
 impl Shared {
@@ -186,6 +201,42 @@ impl Shared {
         }
         for i in (1..order.len()).rev() {
             order.swap(i, (self.draw() % (i as u64 + 1)) as usize);
+        }
+    }
+    /// A fault on `page`, which will be open, chooses a page that is; `close` gets those of a whole batch. Relaxed: faults come one
+    /// after the other, and each before the touch that it interrupts ends.
+    fn evict(&self, page: u32, close: impl FnOnce(&[PageNo])) {
+        let i = (self.draw() % self.open.len() as u64) as usize;
+        let evictions = self.evictions.load(Relaxed);
+        let waiting = evictions % self.batch;
+        if let (Some(open), Some(place)) = (self.open.get(i), self.victims.get(waiting)) {
+            place.store(open.swap(page, Relaxed), Relaxed);
+            self.evictions.store(evictions + 1, Relaxed);
+        }
+        if waiting + 1 == self.batch {
+            let mut pages = [PageNo(0); BATCH];
+            for (page, victim) in pages.iter_mut().zip(&self.victims) {
+                *page = PageNo(victim.load(Relaxed) as usize);
+            }
+            close(pages.get(..self.batch).unwrap_or_default());
+        }
+    }
+    /// Touch pages that are `closed`, as many times as `times` says. What was touched is open, and what is in its stead is
+    /// closed only when its batch is: so the places of a batch are moved behind those that are drawn from, and come back
+    /// together.
+    fn touch_closed(&self, closed: &mut [u32], times: usize, touch: impl Fn(u32)) {
+        let mut ready = closed.len();
+        for _ in 0..times {
+            let i = (self.draw() % ready as u64) as usize;
+            ready -= 1;
+            closed.swap(i, ready);
+            touch(closed[ready]);
+            if closed.len() - ready == self.batch {
+                for (place, victim) in closed[ready..].iter_mut().zip(&self.victims) {
+                    *place = victim.load(Relaxed);
+                }
+                ready = closed.len();
+            }
         }
     }
 }
@@ -262,9 +313,13 @@ pub fn measure(
     seed: u64,
     counted: Option<&Barrier>,
 ) -> Result<f64, String> {
+    if pages / 2 < cell.batch() {
+        return Err(format!("{pages} pages are too few to close {} by one call", cell.batch()));
+    }
     let shared = Arc::new(Shared {
         random: AtomicU64::new(seed),
         open: (0..pages / 2).map(|_| AtomicU32::new(0)).collect(),
+        batch: cell.batch(),
         ..Shared::default()
     });
     let of_handler = shared.clone();
@@ -274,14 +329,9 @@ pub fn measure(
             match of_handler.mode.load(Relaxed) {
                 0 => {}
                 1 => return Resolution::Divert,
-                _ => {
-                    let i = (of_handler.draw() % of_handler.open.len() as u64) as usize;
-                    if let Some(place) = of_handler.open.get(i) {
-                        let victim = place.swap(fault.page.0 as u32, Relaxed);
-                        of_handler.victim.store(victim, Relaxed);
-                        safe.try_evict(&[PageNo(victim as usize)], row.closed());
-                    }
-                }
+                _ => of_handler.evict(fault.page.0 as u32, |victims| {
+                    safe.try_evict(victims, row.closed());
+                }),
             }
             Resolution::Grant(Access::ReadWrite)
         })
@@ -311,20 +361,17 @@ pub fn measure(
                 region.protect(0..pages, row.closed()).map_err(said)?;
                 order.iter().for_each(|&page| touch(at(page), 2));
             }
-            Cell::Prot1 => {
+            Cell::Prot1 | Cell::Prot16 => {
                 region.protect(0..pages, row.closed()).map_err(said)?;
                 let (open, closed) = order.split_at_mut(pages / 2);
                 for (&page, place) in open.iter().zip(&shared.open) {
                     touch(at(page), 2);
                     place.store(page, Relaxed);
                 }
+                shared.evictions.store(0, Relaxed);
                 shared.mode.store(2, Relaxed);
                 start = begin(counted);
-                for _ in 0..pages {
-                    let i = (shared.draw() % closed.len() as u64) as usize;
-                    touch(at(closed[i]), 3);
-                    closed[i] = shared.victim.load(Relaxed);
-                }
+                shared.touch_closed(closed, pages, |page| touch(at(page), 3));
             }
             Cell::Dirty => {
                 region.take_dirty(0..pages, &mut dirty).map_err(said)?;
@@ -346,7 +393,10 @@ pub fn measure(
             }
         }
         found.push(end(start, counted) / per as f64);
-        shared.mode.store(0, Relaxed);
+        let evictions = shared.evictions.load(Relaxed);
+        if shared.mode.swap(0, Relaxed) == 2 && evictions != pages {
+            return Err(format!("{}: {evictions} of {pages} touches trapped", row.name()));
+        }
         if closes && cell != Cell::Dirty {
             order.iter().for_each(|&page| touch(at(page), 6));
         }
@@ -396,4 +446,49 @@ pub fn threads(
         found.push(times.iter().sum::<f64>() / times.len() as f64);
     }
     Ok(median(&mut found))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell as Shown, RefCell};
+
+    use super::*;
+
+    /// Touch pages in a model of levels instead of memory: each must trap, and half of the pages be closed between batches.
+    fn touch_in_model(pages: usize, cell: Cell) {
+        let shared = Shared {
+            random: AtomicU64::new(7),
+            open: (0..pages as u32 / 2).map(AtomicU32::new).collect(),
+            batch: cell.batch(),
+            ..Shared::default()
+        };
+        let is_open = RefCell::new((0..pages).map(|page| page < pages / 2).collect::<Vec<_>>());
+        let mut closed: Vec<_> = (pages as u32 / 2..pages as u32).collect();
+        let calls = Shown::new(0);
+        shared.touch_closed(&mut closed, 10 * pages + 5, |page| {
+            shared.evict(page, |victims| {
+                assert_eq!(victims.len(), cell.batch());
+                for victim in victims {
+                    assert!(std::mem::take(&mut is_open.borrow_mut()[victim.0]), "a closed page was chosen");
+                }
+                calls.set(calls.get() + 1);
+            });
+            assert!(
+                !std::mem::replace(&mut is_open.borrow_mut()[page as usize], true),
+                "an open page was touched"
+            );
+        });
+        assert_eq!(shared.evictions.load(Relaxed), 10 * pages + 5);
+        assert_eq!(calls.get(), (10 * pages + 5) / cell.batch());
+        let open = is_open.borrow().iter().filter(|open| **open).count();
+        assert_eq!(open, pages / 2 + (10 * pages + 5) % cell.batch());
+    }
+
+    #[test]
+    fn only_closed_pages_are_touched_and_only_open_ones_evicted() {
+        for pages in [32, 33, 64, 4096] {
+            touch_in_model(pages, Cell::Prot1);
+            touch_in_model(pages, Cell::Prot16);
+        }
+    }
 }

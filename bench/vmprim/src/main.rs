@@ -43,7 +43,7 @@ struct Options {
     #[arg(value_name = "ROW")]
     rows: Vec<String>,
     /// Pages of the region
-    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..=1 << 18))]
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(32..=1 << 18))]
     pages: u32,
     /// Runs; a figure is their median
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]

@@ -93,9 +93,10 @@ pub fn machine(has_priority: bool) -> Value {
     })
 }
 
-const HEADS: [(Cell, &str); 5] = [
+const HEADS: [(Cell, &str); 6] = [
     (Cell::Trap, "TRAP"),
     (Cell::Prot1, "TRAP+PROT1+UNPROT"),
+    (Cell::Prot16, "TRAP+PROT16+UNPROT"),
     (Cell::ProtN, "PROTN+TRAP+UNPROT"),
     (Cell::Dirty, "DIRTY"),
     (Cell::Map2, "MAP2"),
