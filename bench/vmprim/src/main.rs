@@ -8,7 +8,7 @@
 //! shown.rs    the table, and the records for machines
 //! ```
 //! A figure is the median over runs of the median over rounds; the least and greatest run stand beside it. Runs of
-//! the library and of C alternate, so that what else the machine does meets both.
+//! the library and of C alternate, and so do a column's rows, so that what else the machine does meets all that is compared.
 
 mod cells;
 mod counted;
@@ -144,19 +144,23 @@ fn table(options: &Options, rows: &[Row]) -> Result<Vec<Figure>, String> {
     let add = cells::add();
     before_others(false);
     let mut figures = Vec::new();
-    for &row in rows {
-        for cell in Cell::ALL.into_iter().filter(|&cell| row.has(cell)) {
-            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-            for run in 0..options.runs {
+    for cell in Cell::ALL {
+        // Of each row what the library took, and C.
+        let with = rows.iter().filter(|row| row.has(cell));
+        let mut taken: Vec<_> = with.map(|&row| (row, Vec::new(), Vec::new())).collect();
+        for run in 0..options.runs {
+            for (row, ours, theirs) in &mut taken {
                 settle(row.is_in_thread());
                 let seed = options.seed + u64::from(run);
                 before_others(row.is_in_thread());
                 let measured =
-                    cells::measure(row, cell, options.pages as usize, 4096, options.rounds, seed, None);
+                    cells::measure(*row, cell, options.pages as usize, 4096, options.rounds, seed, None);
                 before_others(false);
                 ours.push(measured?);
-                theirs.extend(twin::measure(row, cell, options.pages, options.rounds, seed)?);
+                theirs.extend(twin::measure(*row, cell, options.pages, options.rounds, seed)?);
             }
+        }
+        for (row, ours, theirs) in taken {
             // Each run beside the one of C that followed it.
             let mut ratios: Vec<_> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
             let mut figure = Figure::new(row, cell, options.pages as usize, ours);
