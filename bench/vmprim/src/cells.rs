@@ -215,7 +215,7 @@ impl Shared {
         }
         if waiting + 1 == self.batch {
             let mut pages = [PageNo(0); BATCH];
-            for (page, victim) in pages.iter_mut().zip(&self.victims) {
+            for (page, victim) in pages.iter_mut().zip(&self.victims).take(self.batch) {
                 *page = PageNo(victim.load(Relaxed) as usize);
             }
             close(pages.get(..self.batch).unwrap_or_default());
