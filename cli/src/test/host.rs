@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 
 use anyhow::Result;
 
-use super::{Report, output};
+use super::{Report, built, output};
 use crate::{
     cargo, child,
     kernel::{self, Build},
@@ -12,6 +12,8 @@ use crate::{
     workspace,
 };
 
+/// The packages whose tests run on the host.
+pub const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "quire-kernel"];
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 pub fn run(report: &mut Report, full: bool) -> Result<()> {
@@ -22,8 +24,9 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
         cargo::command(target()).args(["fmt", "--all", "--check", "--", "--color=never"]),
     )?;
     report.doing("cargo clippy");
-    let lint = ["clippy", "--workspace", "--exclude", "quire-kernel", "--all-targets", "--", "-Dwarnings"];
-    check(report, "cargo clippy", cargo::command(target()).args(lint))?;
+    let mut command = cargo::command(target());
+    command.arg("clippy").args(PACKAGES).args(["--all-targets", "--", "-Dwarnings"]);
+    check(report, "cargo clippy", &mut command)?;
     if let BareMetal::Installed = toolchain::obtain()? {
         // With another compiler than cargo's own there is no clippy to match.
         let way = BareMetal::Installed;
@@ -37,7 +40,7 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     if full {
         report.doing("cargo doc");
         let mut command = cargo::command(target());
-        command.args(["doc", "--workspace", "--exclude", "quire-kernel", "--no-deps"]);
+        command.arg("doc").args(PACKAGES).arg("--no-deps");
         check(report, "cargo doc", command.env("RUSTDOCFLAGS", "-Dwarnings"))?;
     }
     let mut command = cargo::command(target());
@@ -45,7 +48,7 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     if full {
         command.env("PROPTEST_CASES", "2000").env("QUIRE_FULL", "1");
     }
-    command.args(["test", "--workspace", "--exclude", "quire-kernel", "--no-fail-fast"]);
+    command.args(["test", "--no-fail-fast"]).args(built::FEATURES).args(PACKAGES);
     output::cargo_test(report, "cargo test", &mut command, LIMIT)?;
     if full {
         // What the allocator's fast paths and sections are compiled to, in the build that counts.

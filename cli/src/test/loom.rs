@@ -6,35 +6,33 @@ use std::{cell::RefCell, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 
-use super::{Report, output, pool};
+use super::{
+    Report,
+    built::{self, Program},
+    output, pool,
+};
 use crate::{cargo, child, workspace};
 
 /// Both name a `cfg`, and the tests that are built under it.
 pub const LOOM: &str = "loom";
 pub const SHUTTLE: &str = "shuttle";
-/// In place of a test's name, for the models among a crate's sources.
-const LIB: &str = "lib";
 /// One model's file explores for at most this long.
 const LIMIT: Duration = Duration::from_secs(10 * 60);
 
 pub fn run(report: &mut Report, _full: bool) -> Result<()> {
-    let (models, mut executions) = (models()?, 0);
-    let name = |i: usize| format!("{} {}", models[i].0, models[i].1);
-    let explore = |i: usize| {
-        let (package, test) = &models[i];
-        let mut command = under(if test.starts_with(SHUTTLE) { SHUTTLE } else { LOOM });
-        command.args(["test", "--release", "-p", package]);
-        if test == LIB {
-            command.arg("--lib")
-        } else {
-            command.args(["--test", test])
-        };
-        command.args(["--", "--nocapture"]);
-        // Models are deep, not wide: one at a time leaves their printed figures whole.
-        command.arg("--test-threads=1");
-        child::lines(&mut command, LIMIT, |_| ())
+    let models = models()?;
+    let built = built::build(report, models.iter())?;
+    let models: Vec<_> = models.iter().filter_map(|model| Some((model, built.get(model)?))).collect();
+    let name = |i: usize| {
+        let Program { package, target, .. } = models[i].0;
+        format!("{package} {}", target.last().map_or("", |word| word.trim_start_matches('-')))
     };
-    let shared = RefCell::new(report);
+    let explore = |i: usize| {
+        // Models are deep, not wide: one at a time leaves their printed figures whole.
+        let mut command = models[i].1.command();
+        child::lines(command.args(["--nocapture", "--test-threads=1"]), LIMIT, |_| ())
+    };
+    let (shared, mut executions) = (RefCell::new(report), 0);
     pool::in_order(
         models.len(),
         |_| 1,
@@ -53,8 +51,8 @@ pub fn under(cfg: &str) -> Command {
     command
 }
 
-/// Package and test of each model.
-fn models() -> Result<Vec<(String, String)>> {
+/// The models' programs.
+fn models() -> Result<Vec<Program>> {
     let crates = workspace::root().join("crates");
     let mut found = Vec::new();
     let mechanisms =
@@ -65,19 +63,24 @@ fn models() -> Result<Vec<(String, String)>> {
     {
         let package = format!("quire-{}", folder.file_name().unwrap_or_default().to_string_lossy());
         if folder.join("src").join("loom.rs").exists() {
-            found.push((package.clone(), LIB.to_owned()));
+            found.push(model(&package, &["--lib"], LOOM));
         }
         // A crate without tests has no models of other kinds.
         for file in std::fs::read_dir(folder.join("tests")).into_iter().flatten().flatten() {
             let path = file.path();
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            if (stem.starts_with(LOOM) || stem.starts_with(SHUTTLE))
-                && path.extension() == Some(Path::new("rs").as_os_str())
-            {
-                found.push((package.clone(), stem.into_owned()));
+            let checker = [LOOM, SHUTTLE].into_iter().find(|checker| stem.starts_with(checker));
+            if let Some(checker) = checker.filter(|_| path.extension() == Some(Path::new("rs").as_os_str())) {
+                found.push(model(&package, &["--test", &stem], checker));
             }
         }
     }
     found.sort();
     Ok(found)
+}
+
+fn model(package: &str, target: &[&str], checker: &'static str) -> Program {
+    let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+    let flags = ["--release", built::FEATURES[0], built::FEATURES[1]];
+    Program { package: package.to_owned(), target: owned(target), flags: owned(&flags), under: Some(checker) }
 }

@@ -5,6 +5,7 @@
 
 mod apps;
 mod bench;
+mod built;
 mod exact;
 mod fuzz;
 mod host;

@@ -1,7 +1,7 @@
 //! Planted faults: one build of each crate holds them all, a variable wakes one, and its tests must then fail.
 //!
-//! Cargo builds the programs of tests beforehand, as many at once as share their dependencies; each run then starts its program
-//! itself, in its package's folder as cargo would. Two run at a time: most are single threads, or wait for each other's.
+//! They are the programs that the groups `host` and `loom` have built (`built.rs`). Two run at a time: most are single threads,
+//! or wait for each other's.
 //!
 //! The lists `crates/mutants*.txt` have a line for each: `name | package | cargo test arguments | loom, shuttle or no`.
 //! The same tests must pass with all faults asleep, or a failure would say nothing. `kernel/mutants.txt` has those that a word
@@ -10,16 +10,20 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 
-use super::{Report, host, linux::Case, loom, output, pool};
+use super::{
+    Report,
+    built::{self, Built, Program},
+    linux::Case,
+    loom, output, pool,
+};
 use crate::{
-    cargo, child,
+    child,
     guest::{self, Toolchain},
     kernel::{self, Build},
     needs::{self, Tool},
@@ -28,7 +32,6 @@ use crate::{
 
 /// Names the fault that is awake.
 const AWAKE: &str = "QUIRE_MUTANT";
-const BUILD_LIMIT: Duration = Duration::from_secs(15 * 60);
 const SOUND_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// A fault may make its tests hang; that is caught too.
 const RUN_LIMIT: Duration = Duration::from_secs(90);
@@ -36,32 +39,6 @@ const RUN_LIMIT: Duration = Duration::from_secs(90);
 const MACHINE_LIMIT: u64 = 90;
 /// How often the tests may run before a fault counts as not caught: what threads do differs from run to run.
 const TRIES: u32 = 3;
-
-/// A program of tests, and how it is built.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Program {
-    package: String,
-    /// `--test` and its name, or `--lib`.
-    target: Vec<String>,
-    /// Cargo's other arguments.
-    flags: Vec<String>,
-    /// The `cfg` of the model checker that it runs under.
-    under: Option<&'static str>,
-}
-
-/// Programs that one command builds.
-struct Batch<'a> {
-    flags: &'a [String],
-    under: Option<&'static str>,
-    programs: Vec<&'a Program>,
-}
-
-/// A program that is built, and the folder of its package.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Built {
-    file: PathBuf,
-    folder: PathBuf,
-}
 
 /// Some tests of a program, by parts of their names; all if there are none.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,14 +60,7 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
         }
     }
     let suites: Vec<_> = programs.into_iter().map(|(program, tests)| Suite { program, tests }).collect();
-    let mut built = BTreeMap::new();
-    for build in Batch::all(suites.iter().map(|suite| &suite.program)) {
-        report.doing(&build.name());
-        match build.run()? {
-            Ok(programs) => built.extend(programs),
-            Err(why) => report.fail(&build.name(), &why),
-        }
-    }
+    let built = built::build(report, suites.iter().map(|suite| &suite.program))?;
     let suites: Vec<_> =
         suites.iter().filter_map(|suite| Some((suite, built.get(&suite.program)?))).collect();
     let (shared, mut sound) = (RefCell::new(report), BTreeMap::new());
@@ -176,75 +146,10 @@ fn of_kernel(line: &str) -> Result<(String, Case)> {
     Ok((name.to_owned(), Case { boot, ..case }))
 }
 
-impl<'a> Batch<'a> {
-    /// The builds of all `programs`. Those under a model checker are built package by package: together they would be given the
-    /// features of each other's dependencies, and explore more than they are meant to.
-    fn all(programs: impl Iterator<Item = &'a Program>) -> Vec<Self> {
-        let mut builds = BTreeMap::<_, Vec<_>>::new();
-        for program in programs {
-            let Program { package, flags, under, .. } = program;
-            let alone = under.map(|_| package.as_str());
-            builds.entry((*under, flags.as_slice(), alone)).or_default().push(program);
-        }
-        builds.into_iter().map(|((under, flags, _), programs)| Self { flags, under, programs }).collect()
-    }
-
-    fn name(&self) -> String {
-        let packages: BTreeSet<_> = self.programs.iter().map(|program| program.package.as_str()).collect();
-        let packages: Vec<_> = packages.into_iter().collect();
-        format!("building {} {}", self.under.unwrap_or_default(), packages.join(" "))
-    }
-
-    fn command(&self) -> Command {
-        let mut command = self.under.map_or_else(|| cargo::command(host::target()), loom::under);
-        host::quick(&mut command);
-        command.args(["test", "--no-run", "--message-format=json"]).args(self.flags);
-        let packages: BTreeSet<_> = self.programs.iter().map(|program| &program.package).collect();
-        let targets: BTreeSet<_> = self.programs.iter().map(|program| &program.target).collect();
-        command.args(packages.into_iter().flat_map(|package| ["-p", package]));
-        command.args(targets.into_iter().flatten());
-        command
-    }
-
-    /// Where each program is; or what cargo says if it can't build them.
-    fn run(&self) -> Result<Result<BTreeMap<Program, Built>, String>> {
-        let end = child::capture(&mut self.command(), &[], BUILD_LIMIT)?;
-        if !end.success() {
-            return Ok(Err(format!("{}\n{}", end.ending(), String::from_utf8_lossy(&end.stderr))));
-        }
-        let built: Vec<_> = end.text().lines().filter_map(executable).collect();
-        let mut found = BTreeMap::new();
-        for program in &self.programs {
-            let of = |(target, built): &(Vec<String>, Built)| {
-                let folder = built.folder.file_name().unwrap_or_default().to_string_lossy();
-                *target == program.target && program.package == format!("quire-{folder}")
-            };
-            let Some((_, built)) = built.iter().find(|built| of(built)) else {
-                return Ok(Err(format!("there is no {} of {}", program.target.join(" "), program.package)));
-            };
-            found.insert((*program).clone(), built.clone());
-        }
-        Ok(Ok(found))
-    }
-}
-
-/// Which program of tests cargo says it has made, if that is what the line says.
-fn executable(line: &str) -> Option<(Vec<String>, Built)> {
-    let message: serde_json::Value = serde_json::from_str(line).ok()?;
-    let file = PathBuf::from(message["executable"].as_str()?);
-    let folder = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
-    let target = match message["target"]["kind"][0].as_str()? {
-        "test" => vec!["--test".to_owned(), message["target"]["name"].as_str()?.to_owned()],
-        "lib" => vec!["--lib".to_owned()],
-        _ => return None,
-    };
-    Some((target, Built { file, folder }))
-}
-
 impl Suite {
     fn command(&self, built: &Built) -> Command {
-        let mut command = Command::new(&built.file);
-        command.current_dir(&built.folder).env("CARGO_MANIFEST_DIR", &built.folder).args(&self.tests);
+        let mut command = built.command();
+        command.args(&self.tests);
         command
     }
 
@@ -341,38 +246,6 @@ mod tests {
         assert!(entry("a | b | --test").is_err());
         assert!(entry("a | b | --lib c").is_err());
         assert!(entry("a | b | --lib c | perhaps").is_err());
-    }
-
-    #[test]
-    fn programs_are_built_together_but_for_those_of_model_checkers() {
-        let lines = [
-            "x | quire-tlb | --features mutants --test gather -- stale | no",
-            "x | quire-radix | --features mutants --test map | no",
-            "x | quire-tlb | --release --features mutants --test loom a | yes",
-            "x | quire-radix | --release --features mutants --test loom b | yes",
-            "x | quire-radix | --release --features mutants --lib c | yes",
-            "x | quire-radix | --release --features mutants --test shuttle c | shuttle",
-        ];
-        let programs: Vec<_> = lines.iter().map(|line| entry(line).unwrap().1.program).collect();
-        let builds = Batch::all(programs.iter());
-        let names: Vec<_> = builds.iter().map(|build| build.name()).collect();
-        let alone = ["loom quire-radix", "loom quire-tlb", "shuttle quire-radix"];
-        assert_eq!(names[0], "building  quire-radix quire-tlb");
-        assert_eq!(names[1..], alone.map(|name| format!("building {name}")));
-        let arguments: Vec<_> = builds[1].command().get_args().map(|word| word.to_owned()).collect();
-        let rest = ["--release", "--features", "mutants", "-p", "quire-radix", "--lib", "--test", "loom"];
-        assert!(arguments.ends_with(&rest.map(Into::into)), "{arguments:?}");
-    }
-
-    #[test]
-    fn cargo_says_what_it_has_made() {
-        let line = r#"{"reason":"compiler-artifact","manifest_path":"/w/crates/tlb/Cargo.toml",
-            "target":{"kind":["test"],"name":"gather"},"executable":"/t/gather-1"}"#;
-        let built = Built { file: "/t/gather-1".into(), folder: "/w/crates/tlb".into() };
-        assert_eq!(executable(line), Some((words(["--test", "gather"]), built)));
-        let library = line.replace(r#""/t/gather-1""#, "null");
-        assert_eq!(executable(&library), None);
-        assert_eq!(executable("   Compiling quire-tlb"), None);
     }
 
     #[test]

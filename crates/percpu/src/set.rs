@@ -161,5 +161,6 @@ const fn is_live(_: &str) -> bool {
 
 #[cfg(feature = "mutants")]
 fn is_live(name: &str) -> bool {
-    std::env::var_os("QUIRE_MUTANT").is_some_and(|live| live == name)
+    static LIVE: std::sync::OnceLock<Option<std::ffi::OsString>> = std::sync::OnceLock::new();
+    LIVE.get_or_init(|| std::env::var_os("QUIRE_MUTANT")).as_deref().is_some_and(|live| live == name)
 }
