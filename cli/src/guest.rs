@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -95,6 +96,9 @@ pub fn c(name: &str, source: &str, toolchain: Toolchain) -> Result<PathBuf> {
     };
     let source = workspace::root().join("bench/guest").join(source);
     let output = workspace::target("guest").join(folder).join(name);
+    // Runs that begin at the same time may want the same program.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     if up_to_date(&output, &source) {
         return Ok(output);
     }

@@ -84,7 +84,12 @@ impl Machine {
 
     /// Threads of the host that its CPUs keep busy when all of them run.
     pub fn host_threads(&self) -> usize {
-        if self.one_host_thread { 1 } else { self.cpus as usize }
+        if self.is_single() { 1 } else { self.cpus as usize }
+    }
+
+    /// Whether TCG runs all CPUs in one host thread.
+    fn is_single(&self) -> bool {
+        self.one_host_thread || self.exact.is_some()
     }
 
     /// The kernel's command line. `shared`: the program's standard output and error are one file.
@@ -99,7 +104,7 @@ impl Machine {
     fn accelerator(&self) -> &'static str {
         if self.kvm {
             "kvm"
-        } else if self.one_host_thread || self.exact.is_some() {
+        } else if self.is_single() {
             "tcg,thread=single"
         } else {
             "tcg,thread=multi"

@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Result;
 use serde_json::Value;
 
-use super::Report;
+use super::pool::{Task, Verdict};
 use crate::{
     args::Window,
     exact::Exact,
@@ -22,37 +22,13 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// Hand-overs each way in the test of two threads.
 const TIMES: u64 = 100;
 
-/// A result of a test.
-type Verdict = std::result::Result<(), String>;
-
-pub fn run(report: &mut Report, kernel: PathBuf) -> Result<()> {
-    let exact = Exact::new()?;
-    let mapbench = guest::rust("mapbench")?;
-    let mapbench = Program { host: mapbench, guest: b"/bin/mapbench".to_vec(), packed: false };
-    let bench = Bench { kernel, exact, lines: program("lines")?, mapfork: program("mapfork")?, mapbench };
-    for cpus in [2, 8, 80] {
-        report.doing(&format!("exact, {cpus} CPUs"));
-        let name = format!("two exact runs are alike, marked, {cpus} CPUs");
-        report.record(&name, bench.alike(&bench.exact, &bench.lines, "shared 200 {cpus}", cpus)?);
-    }
-    report.doing("exact, whole runs");
-    let whole = Exact { window: Window::Run, ..bench.exact.clone() };
-    report.record("two exact runs are alike, whole", bench.alike(&whole, &bench.mapfork, "{cpus} 4", 8)?);
-    report.doing("exact, known counts");
-    report.record("a line handed to and fro moves as often", bench.handed_over()?);
-    report.record("lines of one's own do not move", bench.own()?);
-    report.record("turns are as long as the quantum", bench.quantum()?);
-    report.record("every interrupt sent is counted", bench.interrupts(&whole)?);
-    report.record("input and status pass through the exact machine", bench.transparent()?);
-    Ok(())
-}
-
 fn program(name: &str) -> Result<Program> {
     let host = guest::c(name, &format!("c/{name}.c"), Toolchain::Musl)?;
     Ok(Program { host, guest: format!("/bin/{name}").into_bytes(), packed: false })
 }
 
-struct Bench {
+/// What the tests need.
+pub struct Lab {
     kernel: PathBuf,
     exact: Exact,
     lines: Program,
@@ -60,7 +36,45 @@ struct Bench {
     mapbench: Program,
 }
 
-impl Bench {
+impl Lab {
+    pub fn new(kernel: PathBuf) -> Result<Self> {
+        let host = guest::rust("mapbench")?;
+        let mapbench = Program { host, guest: b"/bin/mapbench".to_vec(), packed: false };
+        Ok(Self {
+            kernel,
+            exact: Exact::new()?,
+            lines: program("lines")?,
+            mapfork: program("mapfork")?,
+            mapbench,
+        })
+    }
+
+    /// The tests. What an exact machine counts does not depend on what else the host does.
+    pub fn tasks(&self) -> Vec<Task<'_>> {
+        let test = |name: &str, run: fn(&Self) -> Result<Verdict>| Task::test(name, 1, move || run(self));
+        let marked = |cpus| {
+            let name = format!("two exact runs are alike, marked, {cpus} CPUs");
+            Task::test(name, 1, move || self.alike(&self.exact, &self.lines, "shared 200 {cpus}", cpus))
+        };
+        let mut tasks: Vec<_> = [80, 8, 2].map(marked).into();
+        tasks.extend([
+            test("two exact runs are alike, whole", |lab| {
+                lab.alike(&lab.whole(), &lab.mapfork, "{cpus} 4", 8)
+            }),
+            test("a line handed to and fro moves as often", Self::handed_over),
+            test("lines of one's own do not move", Self::own),
+            test("turns are as long as the quantum", Self::quantum),
+            test("every interrupt sent is counted", Self::interrupts),
+            test("input and status pass through the exact machine", Self::transparent),
+        ]);
+        tasks
+    }
+
+    /// Counting from the first instruction to the last.
+    fn whole(&self) -> Exact {
+        Exact { window: Window::Run, ..self.exact.clone() }
+    }
+
     /// Run `program` with these words as arguments.
     fn outcome(&self, exact: &Exact, program: &Program, words: &[&str], cpus: u32) -> Result<Outcome> {
         let machine = Machine { exact: Some(exact.clone()), ..Machine::new(self.kernel.clone(), cpus) };
@@ -157,10 +171,10 @@ impl Bench {
 
     /// Against what the kernel counts itself. It counts outside the window too, and not the few by which it makes a
     /// thread look at a signal. In any design of address spaces a page that two threads have used is shot down.
-    fn interrupts(&self, whole: &Exact) -> Result<Verdict> {
+    fn interrupts(&self) -> Result<Verdict> {
         let words = "mapbench pipeline --threads 4 --operations 100 --warm-up 1";
         let words: Vec<_> = words.split(' ').collect();
-        let outcome = self.outcome(whole, &self.mapbench, &words, 4)?;
+        let outcome = self.outcome(&self.whole(), &self.mapbench, &words, 4)?;
         let [Some(counted), Some(own)] = [outcome.counts, outcome.stats] else {
             return Ok(Err(format!("{:?} without counts", outcome.end)));
         };

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::Report;
+use super::{
+    Report, exact,
+    pool::{self, Task, Verdict},
+};
 use crate::{
     image::{Exec, Image},
     kernel::{self, Build},
@@ -49,31 +52,25 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     let counts: &[u32] = if full { &[1, 2, 8, 80, 255] } else { &[1, 2, 8] };
     let mut machines: Vec<_> = counts.iter().map(|cpus| Machine::new(kernel.clone(), *cpus)).collect();
     machines.push(Machine::new(kernel.clone(), 8).scheduled_otherwise());
-    let total = machines.len() + 1 + STATUSES.len() + WAYS.len() + REFUSED.len();
-    for (i, machine) in machines.iter().enumerate() {
-        report.begin(i, total, &format!("selftest, {} CPUs", machine.cpus));
-        selftest(report, machine)?;
+    let pair = Machine::new(kernel.clone(), 2);
+    let (pair, exact) = (&pair, exact::Lab::new(kernel)?);
+    let mut tasks = exact.tasks();
+    for machine in &machines {
+        let name = format!("selftest, {} CPUs", machine.cpus);
+        tasks.push(Task::new(name, machine.host_threads(), || tests(machine)));
     }
-    report.begin(machines.len(), total, "panic");
-    let panic = boot_selftest(&Machine::new(kernel.clone(), 2), PANIC)?;
-    report.record("a panic ends the machine with its backtrace", check_panic(&panic));
-    for (i, (script, status)) in STATUSES.into_iter().enumerate() {
-        report.begin(machines.len() + 1 + i, total, script);
-        let outcome = shell(&Machine::new(kernel.clone(), 2), script, "")?;
-        report.record(&format!("the status of '{script}'"), ended_with(&outcome, status));
+    // One CPU of the pair has next to nothing to do.
+    let panics = || Ok(check_panic(&boot_selftest(pair, PANIC)?));
+    tasks.push(Task::test("a panic ends the machine with its backtrace", 1, panics));
+    for (script, status) in STATUSES {
+        let ends = move || Ok(ended_with(&shell(pair, script, "")?, status));
+        tasks.push(Task::test(format!("the status of '{script}'"), 1, ends));
     }
     let ways = WAYS.iter().map(|words| (words, 42)).chain(REFUSED.iter().map(|word| (word, NOT_STARTED)));
-    for (i, (words, status)) in ways.enumerate() {
-        report.begin(machines.len() + 1 + STATUSES.len() + i, total, words);
-        let outcome = shell(&Machine::new(kernel.clone(), 2), SCRIPT, words)?;
-        let said = String::from_utf8_lossy(&outcome.stderr).contains(&format!("no {words} in this kernel"));
-        let result = ended_with(&outcome, status).and_then(|()| match said == (status == NOT_STARTED) {
-            true => Ok(()),
-            false => Err(format!("standard error is {:?}", String::from_utf8_lossy(&outcome.stderr))),
-        });
-        report.record(&format!("a program with {words}"), result);
+    for (words, status) in ways {
+        tasks.push(Task::test(format!("a program with {words}"), 1, move || told(pair, words, status)));
     }
-    super::exact::run(report, kernel)
+    pool::record(report, tasks)
 }
 
 /// The kernel's own tests, in one machine.
@@ -82,19 +79,26 @@ pub fn few(report: &mut Report, _: bool) -> Result<()> {
     selftest(report, &Machine::new(kernel::build(Build::Ordinary)?, FEW))
 }
 
-/// All of the kernel's own tests on `machine`.
+/// All of the kernel's own tests on `machine`, recorded.
 pub fn selftest(report: &mut Report, machine: &Machine) -> Result<()> {
+    for (name, result) in tests(machine)? {
+        report.record(&name, result);
+    }
+    Ok(())
+}
+
+/// All of the kernel's own tests on `machine`, and that it ends well, if it doesn't.
+fn tests(machine: &Machine) -> Result<Vec<(String, Verdict)>> {
     let outcome = boot_selftest(machine, "all")?;
     let cpus = machine.cpus;
-    for (name, result) in &outcome.tests {
-        report.record(&format!("{name}, {cpus} CPUs"), result.clone());
-    }
+    let own = outcome.tests.iter().map(|(name, result)| (format!("{name}, {cpus} CPUs"), result.clone()));
+    let mut results: Vec<_> = own.collect();
     if outcome.end != End::Exited(0) || outcome.tests.is_empty() {
         let why =
             format!("{} tests, then {:?}\n{}", outcome.tests.len(), outcome.end, outcome.log.join("\n"));
-        report.fail(&format!("selftest, {cpus} CPUs"), &why);
+        results.push((format!("selftest, {cpus} CPUs"), Err(why)));
     }
-    Ok(())
+    Ok(results)
 }
 
 /// The kernel's own test `name`.
@@ -114,6 +118,16 @@ fn check_panic(outcome: &Outcome) -> Result<(), String> {
         return Err(format!("no function of the kernel's in the backtrace\n{log}"));
     }
     Ok(())
+}
+
+/// Whether a program ends with this status where the kernel is told so, and the kernel says what it refuses, if it does.
+fn told(machine: &Machine, words: &str, status: u8) -> Result<Verdict> {
+    let outcome = shell(machine, SCRIPT, words)?;
+    let said = String::from_utf8_lossy(&outcome.stderr).contains(&format!("no {words} in this kernel"));
+    Ok(ended_with(&outcome, status).and_then(|()| match said == (status == NOT_STARTED) {
+        true => Ok(()),
+        false => Err(format!("standard error is {:?}", String::from_utf8_lossy(&outcome.stderr))),
+    }))
 }
 
 fn ended_with(outcome: &Outcome, status: u8) -> Result<(), String> {

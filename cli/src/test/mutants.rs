@@ -20,12 +20,14 @@ use super::{
     Report,
     built::{self, Built, Program},
     linux::Case,
-    loom, output, pool,
+    loom, output,
+    pool::{self, Task, Verdict},
 };
 use crate::{
     child,
     guest::{self, Toolchain},
     kernel::{self, Build},
+    machine::Machine,
     needs::{self, Tool},
     workspace,
 };
@@ -102,26 +104,27 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
         },
     )?;
     let report = shared.into_inner();
-    let kernels = of_the_kernel()?;
-    for (i, (name, case)) in kernels.iter().enumerate() {
-        report.begin(i, kernels.len(), name);
-        let result = noticed(case, name)?;
-        caught += u32::from(result.is_ok());
-        report.record(name, result);
+    let (kernel, kernels) = (&kernel::build(Build::Ordinary)?, of_the_kernel()?);
+    let mut tasks = Vec::new();
+    for (name, case) in &kernels {
+        let machine = case.machine(kernel);
+        tasks.push(Task::test(name, machine.host_threads(), move || noticed(case, name, &machine)));
     }
+    let before = report.passed;
+    pool::record(report, tasks)?;
+    caught += report.passed - before;
     report.remark(format!("{caught}/{} caught", mutants.len() + kernels.len()));
     Ok(())
 }
 
 /// Whether the program ends well with all faults asleep, and not with this one.
-fn noticed(case: &Case, fault: &str) -> Result<Result<(), String>> {
-    let machine = case.machine(&kernel::build(Build::Ordinary)?);
-    if let (Err(why), _) = case.check(&machine)? {
+fn noticed(case: &Case, fault: &str, machine: &Machine) -> Result<Verdict> {
+    if let (Err(why), _) = case.check(machine)? {
         return Ok(Err(format!("with all faults asleep: {why}")));
     }
     let mut awake = case.clone();
     awake.boot.push(format!("plant={fault}"));
-    Ok(match awake.check(&machine)?.0 {
+    Ok(match awake.check(machine)?.0 {
         Ok(()) => Err("the fault was not caught".to_owned()),
         Err(_) => Ok(()),
     })

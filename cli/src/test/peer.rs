@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{
     Report,
     linux::{Case, Result3, difference},
+    pool::{self, Task},
 };
 use crate::{
     args::{self, Window},
@@ -59,23 +60,25 @@ pub fn run(report: &mut Report, full: bool) -> Result<()> {
     for case in cases()?.into_iter().take(if full { usize::MAX } else { 2 }) {
         runs.push((&older, case));
     }
-    for (i, (linux, case)) in runs.iter().enumerate() {
-        let name = format!("{}, Linux {}, {} CPUs", case.name, linux.version, case.cpus);
-        report.begin(i, runs.len(), &name);
-        report.record(&name, case.check(&linux.machine(case.cpus))?.0);
-    }
     let quire = kernel::build(Build::Ordinary)?;
+    let mut tasks = Vec::new();
+    // What is compared is what programs say, not when.
+    for (linux, case) in &runs {
+        let name = format!("{}, Linux {}, {} CPUs", case.name, linux.version, case.cpus);
+        tasks.push(Task::test(name, 1, || Ok(case.check(&linux.machine(case.cpus))?.0)));
+    }
+    let (quire, newest, older) = (&quire, &newest, &older);
     for ((nodes, cpus), part) in NODES.into_iter().flat_map(|n| ["machine", "place"].map(|part| (n, part))) {
         let name = format!("nodes {nodes}, {part}, on Quire and Linux {}", newest.version);
-        report.doing(&name);
-        report.record(&name, same_nodes(&quire, &newest, &nodes.parse().map_err(Error::msg)?, cpus, part)?);
+        let run = move || same_nodes(quire, newest, &nodes.parse().map_err(Error::msg)?, cpus, part);
+        tasks.push(Task::test(name, 1, run));
     }
-    report.doing("symbols");
-    report.record("Linux's symbols", symbols(&newest)?);
-    for linux in [&newest, &older] {
-        report.doing(&format!("periodic work, Linux {}", linux.version));
-        report.record(&format!("Linux {}'s periodic work is counted apart", linux.version), periodic(linux)?);
+    tasks.push(Task::test("Linux's symbols", 1, || symbols(newest)));
+    for linux in [newest, older] {
+        let name = format!("Linux {}'s periodic work is counted apart", linux.version);
+        tasks.push(Task::test(name, 1, || periodic(linux)));
     }
+    pool::record(report, tasks)?;
     report.remark(format!("Linux {} and {}", older.version, newest.version));
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! wait behind it, so none starves.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     sync::{
         Condvar, Mutex, PoisonError,
@@ -15,6 +16,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+
+use super::Report;
 
 /// Threads of the host that runs share. More would slow down what has time limits, and save little.
 pub const THREADS: usize = 2;
@@ -80,6 +83,59 @@ pub fn in_order<T: Send>(
         }
         (wanted == count).then_some(()).context("a run ended without a result")
     })
+}
+
+/// Tests that are made together, beside other tasks.
+pub struct Task<'a> {
+    name: String,
+    /// Threads of the host that it keeps busy.
+    needs: usize,
+    run: Box<Run<'a>>,
+}
+
+/// Gives the tests that were made, each with its result.
+type Run<'a> = dyn Fn() -> Result<Vec<(String, Verdict)>> + Sync + 'a;
+
+/// A test's result, or why it failed.
+pub type Verdict = std::result::Result<(), String>;
+
+impl<'a> Task<'a> {
+    /// Several tests.
+    pub fn new(
+        name: String,
+        needs: usize,
+        run: impl Fn() -> Result<Vec<(String, Verdict)>> + Sync + 'a,
+    ) -> Self {
+        Self { name, needs, run: Box::new(run) }
+    }
+
+    /// One test.
+    pub fn test(
+        name: impl Into<String>,
+        needs: usize,
+        run: impl Fn() -> Result<Verdict> + Sync + 'a,
+    ) -> Self {
+        let name = name.into();
+        Self::new(name.clone(), needs, move || Ok(vec![(name.clone(), run()?)]))
+    }
+}
+
+/// Do all tasks, and record what they say. Those that want the host for themselves come last, after one another: each waits
+/// until nothing else runs.
+pub fn record(report: &mut Report, mut tasks: Vec<Task<'_>>) -> Result<()> {
+    tasks.sort_by_key(|task| task.needs.min(THREADS));
+    let shared = RefCell::new(report);
+    in_order(
+        tasks.len(),
+        |i| tasks[i].needs,
+        |i| (tasks[i].run)(),
+        |i| shared.borrow().begin(i, tasks.len(), &tasks[i].name),
+        |_, tests| {
+            for (name, result) in tests {
+                shared.borrow_mut().record(&name, result);
+            }
+        },
+    )
 }
 
 /// A number of threads that runs may take.
