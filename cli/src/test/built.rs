@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -63,7 +64,20 @@ pub fn build<'a>(
     Ok(found)
 }
 
+/// Programs of which all tests have passed since the driver began, and how long they took.
+static PASSED: Mutex<BTreeMap<PathBuf, Duration>> = Mutex::new(BTreeMap::new());
+
 impl Built {
+    /// All of its tests have passed.
+    pub fn has_passed(&self, took: Duration) {
+        PASSED.lock().unwrap_or_else(PoisonError::into_inner).insert(self.file.clone(), took);
+    }
+
+    /// How long all of its tests took, if they have passed.
+    pub fn passed_in(&self) -> Option<Duration> {
+        PASSED.lock().unwrap_or_else(PoisonError::into_inner).get(&self.file).copied()
+    }
+
     /// To run it.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.file);

@@ -2,7 +2,12 @@
 //! interleaving and every weak-memory outcome of the protocols; and the longer runs of `crates/*/tests/shuttle*.rs`, whose
 //! schedules are drawn at random.
 
-use std::{cell::RefCell, path::Path, process::Command, time::Duration};
+use std::{
+    cell::RefCell,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 
@@ -29,8 +34,12 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
     };
     let explore = |i: usize| {
         // Models are deep, not wide: one at a time leaves their printed figures whole.
-        let mut command = models[i].1.command();
-        child::lines(command.args(["--nocapture", "--test-threads=1"]), LIMIT, |_| ())
+        let (mut command, began) = (models[i].1.command(), Instant::now());
+        let end = child::lines(command.args(["--nocapture", "--test-threads=1"]), LIMIT, |_| ())?;
+        if end.success() {
+            models[i].1.has_passed(began.elapsed());
+        }
+        Ok(end)
     };
     let (shared, mut executions) = (RefCell::new(report), 0);
     pool::in_order(

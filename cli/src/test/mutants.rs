@@ -65,7 +65,14 @@ pub fn run(report: &mut Report, _full: bool) -> Result<()> {
     let built = built::build(report, suites.iter().map(|suite| &suite.program))?;
     let suites: Vec<_> =
         suites.iter().filter_map(|suite| Some((suite, built.get(&suite.program)?))).collect();
-    let (shared, mut sound) = (RefCell::new(report), BTreeMap::new());
+    // The models may have passed already, among all others.
+    let (passed, suites): (Vec<_>, Vec<_>) =
+        suites.into_iter().partition(|(_, built)| built.passed_in().is_some());
+    let mut sound: BTreeMap<_, _> = passed
+        .into_iter()
+        .filter_map(|(suite, built)| Some((&suite.program, (built, built.passed_in()?))))
+        .collect();
+    let shared = RefCell::new(report);
     pool::in_order(
         suites.len(),
         |_| 1,
