@@ -42,7 +42,7 @@ pub struct Built {
 }
 
 /// Programs that one command builds.
-struct Batch<'a> {
+pub struct Batch<'a> {
     flags: &'a [String],
     under: Option<&'static str>,
     programs: Vec<&'a Program>,
@@ -55,10 +55,11 @@ pub fn build<'a>(
 ) -> Result<BTreeMap<Program, Built>> {
     let mut found = BTreeMap::new();
     for batch in Batch::all(programs) {
-        report.doing(&batch.name());
-        match batch.run()? {
+        let name = format!("building {}", batch.name());
+        report.doing(&name);
+        match batch.build()? {
             Ok(programs) => found.extend(programs),
-            Err(why) => report.fail(&batch.name(), &why),
+            Err(why) => report.fail(&name, &why),
         }
     }
     Ok(found)
@@ -89,7 +90,7 @@ impl Built {
 impl<'a> Batch<'a> {
     /// The builds of all `programs`. Those under a model checker are built package by package: together they would be given the
     /// features of each other's dependencies, and explore more than they are meant to.
-    fn all(programs: impl Iterator<Item = &'a Program>) -> Vec<Self> {
+    pub fn all(programs: impl Iterator<Item = &'a Program>) -> Vec<Self> {
         let mut builds = BTreeMap::<_, Vec<_>>::new();
         for program in programs {
             let Program { package, flags, under, .. } = program;
@@ -99,10 +100,10 @@ impl<'a> Batch<'a> {
         builds.into_iter().map(|((under, flags, _), programs)| Self { flags, under, programs }).collect()
     }
 
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         let packages: BTreeSet<_> = self.programs.iter().map(|program| program.package.as_str()).collect();
         let packages: Vec<_> = packages.into_iter().collect();
-        format!("building {} {}", self.under.unwrap_or_default(), packages.join(" "))
+        format!("{} {}", self.under.unwrap_or_default(), packages.join(" ")).trim_start().to_owned()
     }
 
     fn command(&self) -> Command {
@@ -121,7 +122,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Where each program is; or what cargo says if it can't build them.
-    fn run(&self) -> Result<Result<BTreeMap<Program, Built>, String>> {
+    pub fn build(&self) -> Result<Result<BTreeMap<Program, Built>, String>> {
         let end = child::capture(&mut self.command(), &[], LIMIT)?;
         if !end.success() {
             return Ok(Err(format!("{}\n{}", end.ending(), String::from_utf8_lossy(&end.stderr))));
@@ -178,8 +179,8 @@ mod tests {
         let builds = Batch::all(programs.iter());
         let names: Vec<_> = builds.iter().map(|build| build.name()).collect();
         let alone = ["loom quire-radix", "loom quire-tlb", "shuttle quire-radix"];
-        assert_eq!(names[0], "building  quire-radix quire-tlb");
-        assert_eq!(names[1..], alone.map(|name| format!("building {name}")));
+        assert_eq!(names[0], "quire-radix quire-tlb");
+        assert_eq!(names[1..], alone);
         let arguments: Vec<_> = builds[1].command().get_args().map(|word| word.to_owned()).collect();
         let rest = ["--release", "--features", "mutants", "-p", "quire-radix", "--lib", "--test", "loom"];
         assert!(arguments.ends_with(&rest.map(Into::into)), "{arguments:?}");

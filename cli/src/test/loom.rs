@@ -13,10 +13,14 @@ use anyhow::{Context, Result};
 
 use super::{
     Report,
-    built::{self, Program},
+    built::{self, Batch, Program},
     output, pool,
 };
-use crate::{cargo, child, workspace};
+use crate::{
+    cargo,
+    child::{self, Finished},
+    workspace,
+};
 
 /// Both name a `cfg`, and the tests that are built under it.
 pub const LOOM: &str = "loom";
@@ -26,31 +30,44 @@ const LIMIT: Duration = Duration::from_secs(10 * 60);
 
 pub fn run(report: &mut Report, _full: bool) -> Result<()> {
     let models = models()?;
-    let built = built::build(report, models.iter())?;
-    let models: Vec<_> = models.iter().filter_map(|model| Some((model, built.get(model)?))).collect();
-    let name = |i: usize| {
-        let Program { package, target, .. } = models[i].0;
-        format!("{package} {}", target.last().map_or("", |word| word.trim_start_matches('-')))
-    };
-    let explore = |i: usize| {
-        // Models are deep, not wide: one at a time leaves their printed figures whole.
-        let (mut command, began) = (models[i].1.command(), Instant::now());
-        let end = child::lines(command.args(["--nocapture", "--test-threads=1"]), LIMIT, |_| ())?;
-        if end.success() {
-            models[i].1.has_passed(began.elapsed());
-        }
-        Ok(end)
-    };
+    let batches = Batch::all(models.iter());
     let (shared, mut executions) = (RefCell::new(report), 0);
+    // Those of one package are explored while the next one's are built, of which cargo lets one be at a time.
     pool::in_order(
-        models.len(),
+        batches.len(),
         |_| 1,
-        explore,
-        |i| shared.borrow().begin(i, models.len(), &name(i)),
-        |i, end| executions += output::count(&mut shared.borrow_mut(), &name(i), &end).executions,
+        |i| explore(&batches[i]),
+        |i| shared.borrow().begin(i, batches.len(), &batches[i].name()),
+        |i, explored| match explored {
+            Ok(ends) => {
+                for (name, end) in ends {
+                    executions += output::count(&mut shared.borrow_mut(), &name, &end).executions;
+                }
+            }
+            Err(why) => shared.borrow_mut().fail(&batches[i].name(), &why),
+        },
     )?;
     shared.into_inner().remark(format!("{executions} executions explored"));
     Ok(())
+}
+
+/// Build the models and explore each: how each ended, by its name; or what cargo says if it can't build them.
+fn explore(batch: &Batch) -> Result<Result<Vec<(String, Finished)>, String>> {
+    let models = match batch.build()? {
+        Ok(models) => models,
+        Err(why) => return Ok(Err(why)),
+    };
+    let mut ends = Vec::new();
+    for (Program { package, target, .. }, built) in models {
+        let (mut command, began) = (built.command(), Instant::now());
+        // Models are deep, not wide: one at a time leaves their printed figures whole.
+        let end = child::lines(command.args(["--nocapture", "--test-threads=1"]), LIMIT, |_| ())?;
+        if end.success() {
+            built.has_passed(began.elapsed());
+        }
+        ends.push((format!("{package} {}", target.join(" ")), end));
+    }
+    Ok(Ok(ends))
 }
 
 /// A cargo command under the `cfg` of that name.
