@@ -3,6 +3,7 @@
 
 use std::{
     cell::RefCell,
+    cmp::Reverse,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -103,6 +104,9 @@ fn run_all(report: &mut Report, rounds: &[Vec<Case>], programs: usize) -> Result
             runs.push((case, if otherwise { machine.scheduled_otherwise() } else { machine }));
         }
     }
+    // One after another, those that want the host for themselves: each waits for what is running to end. And what may take long
+    // first, so that none runs on alone at the end.
+    runs.sort_by_key(|(case, machine)| (machine.host_threads().min(pool::THREADS), Reverse(case.timeout)));
     let shared = RefCell::new(report);
     pool::in_order(
         runs.len(),
