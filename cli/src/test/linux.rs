@@ -128,7 +128,7 @@ fn scripts(manifest: &Manifest) -> Result<Vec<Case>> {
         let (words, host): (&[&str], _) = match entry.shell {
             Interpreter::Busybox => (&["busybox", "sh", "-c"], busybox.clone()),
             Interpreter::Bash => (&["bash", "-c"], program::find("bash-static".as_ref(), None)?.host),
-            Interpreter::Lua => (&["lua", "-e"], guest::rust_with("lua", &["lua"])?),
+            Interpreter::Lua => (&["lua", "-e"], lua()?),
         };
         let guest = [b"/bin/", words[0].as_bytes()].concat();
         for cpus in &entry.cpus {
@@ -210,6 +210,18 @@ fn environment(entry: &manifest::Program) -> Vec<String> {
         env.push(format!("VMPRIM_MUST={}", entry.must.join(",")));
     }
     env
+}
+
+/// Build what the usual runs need, as far as it can be built.
+pub fn build_all(manifest: &Manifest) {
+    let _ = lua();
+    for entry in manifest.programs.iter().filter(|entry| !entry.only_full) {
+        entry.toolchains.iter().for_each(|toolchain| drop(build(entry, toolchain)));
+    }
+}
+
+fn lua() -> Result<PathBuf> {
+    guest::rust_with("lua", &["lua"])
 }
 
 fn build(entry: &manifest::Program, toolchain: &str) -> Result<PathBuf> {

@@ -3,6 +3,7 @@
 //! Each group shows its progress on a terminal, each failure as it happens, and a line with its counts at the end; the
 //! last line of all is `N passed, N failed`.
 
+mod ahead;
 mod apps;
 mod bench;
 mod built;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use self::ahead::Ahead;
 use crate::{
     args::{Aspace, Group as Name, PageTables, Test},
     machine, ui,
@@ -41,8 +43,12 @@ pub fn run(options: &Test) -> Result<u8> {
         let among_all = !matches!(name, Name::Sanitize | Name::Stress | Name::Apps) || options.full;
         options.groups.iter().any(|group| *group == name || *group == Name::All && among_all)
     };
+    let groups: Vec<_> = GROUPS.iter().filter(|(name, _)| wanted(*name)).collect();
+    let names: Vec<_> = groups.iter().map(|(name, _)| *name).collect();
+    let mut ahead = Ahead::begin(&names);
     let (mut passed, mut failed) = (0, 0);
-    for (name, group) in GROUPS.iter().filter(|(name, _)| wanted(*name)) {
+    for (name, group) in groups {
+        ahead.before(*name);
         for (design, tables, extent) in designs(*name, options) {
             machine::set_design(design, tables);
             let mut report = Report::new(label(*name));
