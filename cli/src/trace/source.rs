@@ -132,14 +132,19 @@ fn writable(elf: &ElfFile64<'_, Endianness>) -> Vec<(u64, u64)> {
 
 impl Source for Elf {
     fn functions(&self, pc: u64) -> Vec<Function> {
-        let mut found = Vec::new();
+        let (mut found, mut nameless) = (Vec::new(), String::new());
         let (Some(loader), Some(at)) = (&self.loader, pc.checked_sub(self.bias)) else { return found };
         if let Ok(mut frames) = loader.find_frames(at) {
             while let Ok(Some(frame)) = frames.next() {
-                let Some(Ok(name)) = frame.function.as_ref().map(|f| f.raw_name()) else { continue };
                 let place = frame.location.and_then(|at| Some((at.file?.to_owned(), at.line.unwrap_or(0))));
                 let place = place.map_or(String::new(), |(file, line)| format!("{}:{line}", inside(&file)));
-                found.push(Function { name: within_module(shorten(&name), &place), place });
+                // Tables of lines alone have no name where nothing is inlined.
+                match frame.function.as_ref().map(|f| f.raw_name()) {
+                    Some(Ok(name)) => {
+                        found.push(Function { name: within_module(shorten(&name), &place), place })
+                    }
+                    _ => nameless = place,
+                }
             }
         }
         // The debug information has bare names; the symbol of what was not inlined has its path.
@@ -147,7 +152,7 @@ impl Source for Elf {
             let name = shorten(symbol);
             match found.last_mut() {
                 Some(last) => last.name = name,
-                None => found.push(Function { name, place: String::new() }),
+                None => found.push(Function { name, place: nameless }),
             }
         }
         found
