@@ -3,7 +3,8 @@
 //! Each missing child stands for one gap, from the end of the last region on its left to the start of the first on its right:
 //! n nodes, n + 1 gaps. A leaf stands for its regions, and so for one gap more than it has of these. A node's gap is the largest of those below it. Turns leave the gaps as they are. An insert divides one,
 //! a removal joins two: those that the search for the region's start ends in. So what an update changes is on that path, or
-//! new itself. But a tombstone may have regions within it: when it goes, the path to its end has changed besides.
+//! new itself. But a tombstone may have regions within it: while it is there, gaps count as
+//! none that turns bring out from under it, and when it goes, all are forgotten.
 //!
 //! An update only notes that it is not known any more ([`UNKNOWN`]); who searches computes it. Above a node whose gap is not
 //! known there is none whose gap is.
@@ -39,6 +40,21 @@ pub(crate) unsafe fn forget<S: Span, V>(root: Link<'_, S, V>, key: S::Key) {
             Link::Leaf(leaf) => return leaf.side().gap.set(UNKNOWN),
             Link::Empty => return,
         }
+    }
+}
+/// All gaps may have changed.
+///
+/// # Safety
+/// As [`child`].
+pub(crate) unsafe fn forget_all<S: Span, V>(link: Link<'_, S, V>) {
+    match link {
+        Link::Node(x) => {
+            x.side().gap.set(UNKNOWN);
+            // SAFETY: the caller's promise.
+            [false, true].into_iter().for_each(|right| unsafe { forget_all(child(x, right)) });
+        }
+        Link::Leaf(leaf) => leaf.side().gap.set(UNKNOWN),
+        Link::Empty => {}
     }
 }
 /// The gaps of a leaf whose interval is `between`, in order.

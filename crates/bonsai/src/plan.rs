@@ -108,19 +108,18 @@ pub(crate) enum Found<'t, S: Span, V> {
 }
 
 impl<S: Span, V> Found<'_, S, V> {
-    /// What has the key.
-    pub(crate) fn item(&self) -> Option<Item<S, V>> {
+    /// The entry of what has the key.
+    pub(crate) fn entry(&self) -> Option<ptr::NonNull<Entry<V>>> {
         match self {
-            Found::Node(node) => Some((node.span, node.entry)),
-            Found::In(leaf, i) => Some(leaf.item(*i)),
+            Found::Node(node) => Some(node.entry),
+            Found::In(leaf, i) => Some(leaf.item(*i).1),
             Found::Absent(_) => None,
         }
     }
-    /// Its entry.
-    pub(crate) fn entry(&self) -> Option<ptr::NonNull<Entry<V>>> {
-        self.item().map(|(_, entry)| entry)
-    }
 }
+
+/// The most leaves that an update makes.
+pub(crate) const MOST_LEAVES: usize = 2;
 
 /// What an update has replaced.
 pub(crate) struct Retiring<'p, 't, S: Span, V> {
@@ -132,9 +131,6 @@ pub(crate) struct Retiring<'p, 't, S: Span, V> {
 pub(crate) fn nodes_between(n: usize) -> usize {
     if n <= LEAF { 0 } else { 1 + nodes_between(n / 2) + nodes_between(n - n / 2 - 1) }
 }
-
-/// The most leaves that an update makes.
-pub(crate) const MOST_LEAVES: usize = 2;
 
 pub(crate) struct Plan<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> {
     root: &'t AtomicPtr<Node<S, V>>,

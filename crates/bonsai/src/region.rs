@@ -30,11 +30,8 @@ impl<'c, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'_, 'c, Region, V, 
     /// does, or where the piece starts that was put in before. The caller goes on to [`replace`](Self::replace) the region by one that ends where the
     /// first piece starts, or earlier. So no reader ever finds a piece's addresses uncovered. Refused if there is no such region.
     pub fn insert_piece(&mut self, piece: Region, entry: Box<Entry<V>>) -> Result<(), Refused<V>> {
-        let fits = |whole: Region| {
-            let ends = piece.end() == whole.end();
-            let next = || self.read().ceiling(piece.end()).map(|(next, _)| next.start());
-            whole.contains(&piece) && (ends || next() == Some(piece.end()))
-        };
+        let next = self.read().higher(piece.start()).map_or(u64::MAX, |(next, _)| next.start());
+        let fits = |whole: Region| whole.contains(&piece) && piece.end() == whole.end().min(next);
         match self.read().lower(piece.start()) {
             Some((whole, _)) if fits(whole) => self.insert_span(piece, entry, |_| true),
             _ => Err(Refused { error: Error::Absent, entry }),

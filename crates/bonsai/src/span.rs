@@ -21,8 +21,6 @@ pub trait Span: Copy + Send + Sync + fmt::Debug + 'static {
     fn rest(&self) -> Self::Rest;
     /// The span of which these are the parts: the same as before it was taken apart.
     fn of(key: Self::Key, rest: Self::Rest) -> Self;
-    /// The first key behind what is covered, or the key.
-    fn end(&self) -> Self::Key;
     /// Whether `at` is covered. Then the key is at or below it.
     fn covers(&self, at: Self::Key) -> bool;
     /// The part of `between` that is left of this node, or right of it.
@@ -51,9 +49,6 @@ impl<K: Copy + Ord + Send + Sync + fmt::Debug + 'static> Span for Point<K> {
     #[inline(always)]
     fn of(key: K, (): ()) -> Self {
         Self(key)
-    }
-    fn end(&self) -> K {
-        self.0
     }
     #[inline(always)]
     fn covers(&self, at: K) -> bool {
@@ -130,9 +125,6 @@ impl Span for Region {
     #[inline(always)]
     fn of(start: u64, end: u64) -> Self {
         Self { start, end }
-    }
-    fn end(&self) -> u64 {
-        self.end
     }
     /// One comparison: below the start the difference wraps, and is larger than any region.
     #[inline(always)]

@@ -254,10 +254,21 @@ impl<'g, S: Span, V> Reader<'g, S, V> {
         }
         above.map(|x| (x.span, x.entry()))
     }
-    /// The span that covers `at`, and its entry. An entry that is not [dead](Entry::is_dead) afterwards covers `at` then.
+    /// The span that covers `at`, and its entry. An entry that is not [dead](Entry::is_dead) afterwards covers `at` then. One that
+    /// is may have been given up, and have another around it that is in the tree: [`floor`](Self::floor) finds that.
     #[inline]
     pub fn covering(&self, at: S::Key) -> Option<(S, &'g Entry<V>)> {
-        self.last_low(|key| key <= at).filter(|(span, _)| span.covers(at))
+        let found = self.last_low(|key| key <= at)?;
+        if found.0.covers(at) { Some(found) } else { self.beyond(at, found.1) }
+    }
+    /// The same, if this is the last that begins at or below `at`, and does not cover it: one that was given up may have another around
+    /// it.
+    #[cold]
+    fn beyond(&self, at: S::Key, last: &Entry<V>) -> Option<(S, &'g Entry<V>)> {
+        match last.state() {
+            State::Tombstone | State::Purged => self.floor(at).filter(|(span, _)| span.covers(at)),
+            State::Live | State::Dead => None,
+        }
     }
     /// The span with this very key, and its entry, as they were at some time during the call.
     #[inline]

@@ -10,7 +10,7 @@ use crate::{
     domain::Rcu,
     entry::{self, Entry, State},
     gap, node,
-    node::{Item, Leaf, Link, Node, Slot},
+    node::{Leaf, Link, Node, Slot},
     plan::{self, Found, MAX_LEN, MOST_LEAVES, Plan, Retiring, height_bound, most_nodes},
     pool::Memory,
     span::Span,
@@ -240,35 +240,38 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
     #[inline(never)]
     fn purge_all(&mut self) {
         while !self.reserved && self.kept.tombstones > 0 {
-            let Some((span, entry)) = self.first_buried() else { return };
-            if self.unlink(span.key(), State::Tombstone, &mut None).is_err() {
-                return;
+            let Some((key, entry)) = self.first_buried() else { break };
+            if self.unlink(key, State::Tombstone, &mut None).is_err() {
+                break;
             }
-            self.forget_end(span);
             self.kept.tombstones -= 1;
             self.drop_entry(entry);
         }
+        self.forget_gaps();
     }
-    /// Where something ends that is gone, and may have had others within it.
-    fn forget_end(&mut self, span: S) {
+    /// A tombstone is gone, which may have had others within it: any gap may be another.
+    fn forget_gaps(&mut self) {
         if S::GAPS && !mutant!("bonsai-end-kept") {
             // SAFETY: the lock is held, and the writer is borrowed.
-            unsafe { gap::forget(self.root(), span.end()) };
+            unsafe { gap::forget_all(self.root()) };
         }
     }
     /// The first tombstone, in order.
-    fn first_buried(&self) -> Option<Item<S, V>> {
+    fn first_buried(&self) -> Option<(S::Key, NonNull<Entry<V>>)> {
         fn walk<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory>(
             writer: &Writer<'_, '_, S, V, D, M>,
             at: Link<'_, S, V>,
-        ) -> Option<Item<S, V>> {
+        ) -> Option<(S::Key, NonNull<Entry<V>>)> {
             // SAFETY: the tree leads to it.
             let is_buried = |entry: NonNull<Entry<V>>| unsafe { entry.as_ref() }.state() == State::Tombstone;
             match at {
                 Link::Empty => None,
-                Link::Leaf(leaf) => leaf.items().find(|(_, entry)| is_buried(*entry)),
+                Link::Leaf(leaf) => {
+                    let buried = leaf.items().find(|(_, entry)| is_buried(*entry));
+                    buried.map(|(span, entry)| (span.key(), entry))
+                }
                 Link::Node(x) => walk(writer, writer.child(x, false))
-                    .or_else(|| is_buried(x.entry).then_some((x.span, x.entry)))
+                    .or_else(|| is_buried(x.entry).then_some((x.span.key(), x.entry)))
                     .or_else(|| walk(writer, writer.child(x, true))),
             }
         }
@@ -324,7 +327,7 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
             found => match in_state(&found, State::Live) {
                 Ok(_) => Err(Error::Occupied),
                 Err(_) => {
-                    buried = found.item();
+                    buried = found.entry();
                     plan.replace(found, (span, new))
                 }
             },
@@ -332,8 +335,8 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
         match done {
             Ok(()) => {
                 match buried {
-                    Some((span, old)) => {
-                        self.forget_end(span);
+                    Some(old) => {
+                        self.forget_gaps();
                         self.kept.tombstones -= 1;
                         self.drop_entry(old);
                     }

@@ -562,31 +562,62 @@ proptest! {
     }
 }
 
-/// What was given up had regions put in within it, also some behind which its end was: when it goes, these gaps become what they are.
+/// What was given up has regions put in within it, and one around it. They are found, and when it goes, gaps become what they are.
 #[test]
-fn a_gap_ends_where_what_was_given_up_ended() {
-    for from in [usize::MAX, 1] {
+fn what_was_given_up_is_in_nobodys_way() {
+    for (from, middle) in [(usize::MAX, 0), (usize::MAX, 7), (1, 0), (1, 7), (5, 7)] {
         let cpu = Cpu::new();
         let space: Space = Tree::new(cpu.domain.clone()).leaves_from(from);
         let pages = |start: u64, end: u64| Region::new(start * PAGE, end * PAGE);
         let mut writer = space.write(&cpu.pin);
-        for region in [pages(0, 100), Region::new(200 * PAGE, u64::MAX)] {
-            writer.insert(region, Entry::new(0)).unwrap();
-        }
+        // Regions of 300 pages with as many between them, and all above the last.
+        let end = |n: u64| if n < 14 { (600 * n + 300) * PAGE } else { u64::MAX };
+        let all: Vec<_> = (0..15).map(|n| (Region::new(600 * n * PAGE, end(n)), Entry::new(0))).collect();
+        writer.build(all).unwrap();
         writer.reserve(20, 0).unwrap();
-        drop(writer.give_up(0).unwrap());
-        // With the one behind, they are one more than a leaf has.
-        for n in 0..14 {
-            writer.insert(pages(10 + 2 * n, 11 + 2 * n), Entry::new(0)).unwrap();
+        let at = 600 * middle;
+        drop(writer.give_up(at * PAGE).unwrap());
+        // So few that it stays where it is in the tree, above them.
+        for n in 1..13 {
+            writer.insert(pages(at + 6 * n, at + 6 * n + 1), Entry::new(1)).unwrap();
         }
-        assert_eq!(writer.gap(100 * PAGE, pages(0, 200), Fit::Highest), Some(100 * PAGE));
-        writer.check().unwrap();
+        let whole = pages(0, 8400);
+        let before = writer.gap(310 * PAGE, whole, Fit::Lowest);
         drop(writer);
         let mut writer = space.write(&cpu.pin);
-        writer.insert(pages(5, 6), Entry::new(0)).unwrap();
-        assert_eq!((writer.tombstones(), writer.len()), (0, 16));
+        drop(writer.remove((600 * 13) * PAGE).unwrap());
+        assert_eq!(writer.tombstones(), 0);
         writer.check().unwrap();
-        assert_eq!(writer.gap(163 * PAGE, pages(0, 200), Fit::Highest), Some(37 * PAGE));
+        assert_eq!(writer.gap(310 * PAGE, whole, Fit::Lowest), Some((at + 73) * PAGE), "{before:?}");
+        assert_eq!(writer.gap(5 * PAGE, pages(at + 6, at + 12), Fit::Highest), Some((at + 7) * PAGE));
+        writer.check().unwrap();
+    }
+}
+
+/// A region around one that was given up is found where that ends.
+#[test]
+fn a_region_around_what_was_given_up_is_found() {
+    for from in [usize::MAX, 0] {
+        let cpu = Cpu::new();
+        let space: Space = Tree::new(cpu.domain.clone()).leaves_from(from);
+        let mut writer = space.write(&cpu.pin);
+        for (start, end) in [(0, 30), (50, 60), (200, 300)] {
+            writer.insert(Region::new(start, end), Entry::new(1)).unwrap();
+        }
+        writer.reserve(5, 5).unwrap();
+        drop(writer.give_up(50).unwrap());
+        drop(writer.replace(Region::new(0, 100), Entry::new(2)).unwrap());
+        let reader = writer.read();
+        for at in [0, 49, 60, 70, 99] {
+            assert_eq!(
+                reader.covering(at).map(|(_, entry)| (**entry, entry.is_dead())),
+                Some((2, false)),
+                "{at}"
+            );
+        }
+        assert!(reader.covering(55).is_some_and(|(_, entry)| entry.is_dead()));
+        assert_eq!(reader.floor(55).map(|(_, entry)| **entry), Some(2));
+        assert!(reader.covering(100).is_none() && reader.covering(199).is_none());
     }
 }
 
@@ -597,9 +628,17 @@ fn a_piece_leaves_no_room() {
     let space: Space = Tree::new(cpu.domain.clone());
     let mut writer = space.write(&cpu.pin);
     writer.insert(Region::new(0, 90), Entry::new(0)).unwrap();
-    for (start, end, done) in
-        [(60, 80, false), (60, 91, false), (60, 90, true), (40, 50, false), (30, 60, true)]
-    {
+    let pieces = [
+        (60, 80, false),
+        (60, 91, false),
+        (60, 90, true),
+        (50, 90, false),
+        (40, 50, false),
+        (40, 60, true),
+        (30, 60, false),
+        (30, 40, true),
+    ];
+    for (start, end, done) in pieces {
         let refused =
             writer.insert_piece(Region::new(start, end), Entry::new(1)).map_err(|refused| refused.error);
         assert_eq!(refused, if done { Ok(()) } else { Err(Error::Absent) }, "{start} to {end}");
