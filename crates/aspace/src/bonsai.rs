@@ -145,6 +145,16 @@ impl Serial {
         exclude: Exclude,
         ctx: &Unpinned<'_>,
     ) -> Result<Arc<Self>, Error> {
-        Self::new(machine, Protocol::Bonsai { realm, exclude }, ctx)
+        Self::bonsai_with_leaves(machine, realm, exclude, ::bonsai::LEAVES_FROM, ctx)
+    }
+    /// The same, whose tree of mappings has leaves from so many nodes on ([`Tree::leaves_from`](::bonsai::Tree::leaves_from)).
+    pub fn bonsai_with_leaves(
+        machine: Machine,
+        realm: &'static Realm,
+        exclude: Exclude,
+        leaves_from: usize,
+        ctx: &Unpinned<'_>,
+    ) -> Result<Arc<Self>, Error> {
+        Self::new(machine, Protocol::Bonsai { realm, exclude, leaves_from }, ctx)
     }
 }

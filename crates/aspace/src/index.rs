@@ -112,7 +112,7 @@ unsafe impl Rcu for Readers {
 type Tree = RegionTree<Area, Readers>;
 pub(crate) type Writer<'t, 'c> = ::bonsai::Writer<'t, 'c, Region, Area, Readers, ::bonsai::Heap>;
 
-/// Nodes that the tree has in store, so that who reserves some takes few from its pool.
+/// Nodes that the tree has in store, and a few leaves if it has any, so that who reserves some takes few from its pool.
 const IN_STORE: usize = 256;
 
 /// The tree, and who waits for whom at it. Only [`Mappings`](crate::mappings::Mappings) changes it.
@@ -127,13 +127,13 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// An empty one. `last_hit`: who looks into it with the lock tries the area first that was found last.
-    pub(crate) fn new(readers: Readers, exclude: Exclude, last_hit: bool) -> Self {
+    /// An empty one, with leaves from so many nodes on. `last_hit`: who looks into it with the lock tries the area first that was found last.
+    pub(crate) fn new(readers: Readers, leaves_from: usize, exclude: Exclude, last_hit: bool) -> Self {
         let yard = match &readers {
             Readers::Locked => Yard::Own(Arc::new(Graves::new())),
             Readers::Sections(realm) => Yard::Common(realm),
         };
-        let tree = Line(RegionTree::new(readers).keeping(IN_STORE));
+        let tree = Line(RegionTree::new(readers).keeping(IN_STORE).leaves_from(leaves_from));
         let last_hit = last_hit || mutant!("last-hit-always");
         let last = last_hit.then(|| Line(AtomicPtr::new(ptr::null_mut())));
         Self { tree, exclude, faults: Line(RwLock::new(())), yard, last }

@@ -50,8 +50,8 @@ const PATIENCE: u32 = 1000;
 pub(crate) enum Protocol {
     /// Faults take the lock of the mappings. So many CPUs count pages.
     Locked { cpus: usize, variant: Variant },
-    /// Faults look in sections of the realm, and exclude what is said.
-    Bonsai { realm: &'static Realm, exclude: Exclude },
+    /// Faults look in sections of the realm, and exclude what is said. The tree has leaves from so many nodes on.
+    Bonsai { realm: &'static Realm, exclude: Exclude, leaves_from: usize },
 }
 
 impl Protocol {
@@ -98,19 +98,19 @@ struct Maps {
 impl Serial {
     /// An empty address space. Errors: `NoMemory`.
     pub(crate) fn new(machine: Machine, protocol: Protocol, ctx: &Unpinned<'_>) -> Result<Arc<Self>, Error> {
-        let (readers, cpus, last_hit, patience, grave) = match protocol {
+        let (readers, leaves_from, cpus, last_hit, patience, grave) = match protocol {
             Protocol::Locked { cpus, variant } => {
                 let patience = if variant.wait == Wait::Spin { PATIENCE } else { 0 };
-                (Readers::Locked, cpus, variant.last_hit, patience, None)
+                (Readers::Locked, ::bonsai::LEAVES_FROM, cpus, variant.last_hit, patience, None)
             }
-            Protocol::Bonsai { realm, .. } => {
+            Protocol::Bonsai { realm, leaves_from, .. } => {
                 let grave = Waiting::new(machine.frames).ok_or(Error::NoMemory)?;
-                (Readers::Sections(realm), realm.cpus(), false, 0, Some(grave))
+                (Readers::Sections(realm), leaves_from, realm.cpus(), false, 0, Some(grave))
             }
         };
         let table = Concurrent::new(machine.frames, &ctx.pin(), machine.kernel_root);
         let table = table.ok_or(Error::NoMemory)?;
-        let index = Arc::new(Index::new(readers, protocol.exclude(), last_hit));
+        let index = Arc::new(Index::new(readers, leaves_from, protocol.exclude(), last_hit));
         Ok(Arc::new_cyclic(|me: &Weak<Self>| {
             let mappings = Mappings::new(index.clone(), me.clone());
             Self {

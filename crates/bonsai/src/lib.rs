@@ -1,14 +1,14 @@
 //! The Bonsai tree: a balanced search tree that is read without a lock while one writer changes it.
 //!
 //! **Claim.** A look-up takes no lock, writes nothing and waits for nobody, and finds what was there; one of a key or an address
-//! is one descent, whatever the writer does meanwhile. An update becomes visible by one store, writes about one line that readers read, and fails for want of
+//! is one descent, whatever the writer does meanwhile, if none was given up for want of memory. An update becomes visible by one store, writes about one line that readers read, and fails for want of
 //! memory only before it has changed anything.
 //!
 //! **Idea** (Clements, Kaashoek and Zeldovich, "Scalable Address Spaces Using RCU Balanced Trees", ASPLOS 2012). A tree of nodes
 //! that never change would do: the writer builds the new path aside and publishes its root. But every update would copy the
 //! path, and write the root that all readers read. Here a node's two links may change, where a single store leads from one
 //! search tree to another: a new node is stored into the link where it belongs. Only nodes that turn are copied, which is
-//! a third of a node for an insert. What was unlinked is freed when the readers are gone that could have found it ([`rcu`]).
+//! half a node for an insert. What was unlinked is freed when the readers are gone that could have found it ([`rcu`]).
 //! The balance is by weight (Adams 1993; `plan` has the rules), so the sizes of subtrees serve for it.
 //!
 //! ```text
@@ -19,7 +19,7 @@
 //!
 //! In a large tree ([`Tree::leaves_from`]) a path ends in a *leaf* of up to 14 spans, side by side: a look-up there costs what the lines cost that the
 //! last ones have not fetched, and the last levels of nodes would be a line each. Nothing of a leaf ever changes; an update stores
-//! another into the link. To the balance a leaf is what an empty link is, so a tree without leaves is as if there were none.
+//! another, of 384 bytes, into the link. To the balance a leaf is what an empty link is, so a tree without leaves is as if there were none.
 //!
 //! **Why readers are right.** The writer keeps these, and loom, shuttle and the oracle look for a breach:
 //! * L1. Each store leads from a search tree to a search tree. An update stores from below up: the first store makes its
@@ -161,5 +161,5 @@ pub use pool::{Heap, Memory, PAGE, Pool};
 pub use region::RegionTree;
 pub use span::{Point, Region, Span};
 pub use still::Still;
-pub use tree::{Iter, Reader, Tree};
+pub use tree::{Iter, LEAVES_FROM, Reader, Tree};
 pub use writer::{Counts, Error, Refused, Removed, Writer};

@@ -32,8 +32,8 @@ pub struct Tree<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory = Heap> {
     state: Line<SpinLock<Kept<S, V, M>>>,
 }
 
-/// See [`Tree::leaves_from`].
-const LEAVES_FROM: usize = 4096;
+/// From how many nodes on there are leaves, if nobody [says](Tree::leaves_from).
+pub const LEAVES_FROM: usize = 4096;
 
 /// What the writer keeps from one update to the next.
 pub(crate) struct Kept<S: Span, V, M: Memory> {
@@ -65,7 +65,7 @@ impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Tree<S, V, D, M> {
         let root = AtomicPtr::new(node::nothing());
         Self { root, domain, pool, keeps: 0, leaves_from: LEAVES_FROM, state: Line(SpinLock::new(state)) }
     }
-    /// The same tree, but what is put in goes into leaves once there are so many nodes, rather than 4096, or is built of so many spans.
+    /// The same tree, but what is put in goes into leaves once there are so many nodes, rather than [`LEAVES_FROM`], or is built of so many spans.
     /// In a smaller tree each span has a node of its own: all of it is in the first caches anyway, and a leaf is lost to the readers of all
     /// its spans when one changes.
     pub fn leaves_from(mut self, nodes: usize) -> Self {
@@ -73,7 +73,7 @@ impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Tree<S, V, D, M> {
         self
     }
     /// The same tree, but what a writer has [reserved](Writer::reserve) and not used stays for the next one, if it is not more
-    /// than `nodes`: for who reserves before each update.
+    /// than `nodes`, and a few leaves: for who reserves before each update.
     pub fn keeping(mut self, nodes: usize) -> Self {
         self.keeps = nodes;
         self

@@ -47,6 +47,8 @@ pub enum Design {
     /// With one for each CPU.
     RadixPerCpu,
     Bonsai,
+    /// With leaves, also where there are few mappings.
+    BonsaiLeaves,
 }
 
 /// The design of this program.
@@ -55,6 +57,7 @@ pub const fn design() -> Design {
         b"radix" => Design::Radix,
         b"radix_percpu" => Design::RadixPerCpu,
         b"bonsai" => Design::Bonsai,
+        b"bonsai_leaves" => Design::BonsaiLeaves,
         _ => Design::Locked,
     }
 }
@@ -204,6 +207,9 @@ impl Sim {
             Design::Radix => Radix::new(self.machine(), self.realm, PageTables::Shared, ctx)?,
             Design::RadixPerCpu => Radix::new(self.machine(), self.realm, PageTables::PerCpu, ctx)?,
             Design::Bonsai => Serial::bonsai(self.machine(), self.realm, Exclude::Rcu, ctx)?,
+            Design::BonsaiLeaves => {
+                Serial::bonsai_with_leaves(self.machine(), self.realm, Exclude::Rcu, 1, ctx)?
+            }
         })
     }
     /// A CPU's regular work.
@@ -213,7 +219,7 @@ impl Sim {
     }
     /// All sections that are open now have ended, and what waits for that is free. The caller holds no pin.
     fn settle(&self) {
-        if design() == Design::Bonsai {
+        if matches!(design(), Design::Bonsai | Design::BonsaiLeaves) {
             let all = || self.cpus.ids().for_each(|cpu| self.cpus.on(cpu.index(), |ctx| self.tick(&ctx)));
             // The caller may stand on a CPU already.
             std::thread::scope(|s| s.spawn(|| (0..PERIODS).for_each(|_| all())).join()).expect("CPUs tick");
