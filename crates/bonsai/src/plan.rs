@@ -174,6 +174,7 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         unsafe { Node::follow(place) }
     }
     /// Go from the root towards `key`, leaving a frame for each node that is passed.
+    #[inline]
     pub(crate) fn descend(&mut self, key: S::Key) -> Found<'t, S, V> {
         let mut next = self.follow(self.root);
         loop {
@@ -192,6 +193,7 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
         self.follow(node.place(right))
     }
     /// The spans below and above `key`, where the descent to it has ended.
+    #[inline]
     pub(crate) fn neighbours(&self, end: Link<'t, S, V>, key: S::Key) -> [Option<S>; 2] {
         let last = |right| self.frames.as_slice().iter().rev().find(|frame| frame.right == right);
         let [low, high] = [true, false].map(|right| last(right).map(|frame| frame.node.span));
