@@ -17,11 +17,31 @@ domain!(static BEST: Best);
 domain!(static FENCED: Fenced);
 qsbr!(static MEMBERS: Members, 64);
 
-// Of left-right and hazard pointers only what readers do is here, which is the least that the protocols need.
+// Of left-right, hazard pointers and versions only what readers do is here, which is the least that the protocols need.
 
 /// Sections between two reports of a member's.
 const REPORT: u64 = 1024;
 const PEERS: [&str; 3] = ["crossbeam pin", "crossbeam handle", "seize"];
+
+/// A value as it was from a time on, and before that.
+struct Version {
+    since: u64,
+    value: u64,
+    before: Option<&'static Version>,
+}
+
+impl Version {
+    /// The value at a time: that of the first version, from the newest, that is as old.
+    fn at(&self, time: u64) -> u64 {
+        let mut version = self;
+        while version.since > time
+            && let Some(before) = version.before
+        {
+            version = before;
+        }
+        version.value
+    }
+}
 
 /// A word on lines of its own.
 #[repr(align(128))]
@@ -32,6 +52,8 @@ thread_local! {
     static SLOW: Reader<'static, Fenced> = FENCED.register();
     /// What this thread reads, by a hazard pointer (Michael 2004).
     static HAZARD: Line = const { Line(AtomicU64::new(0)) };
+    /// The time of this thread's snapshot, which who frees versions looks at; the largest number in none.
+    static SNAPSHOT: Line = const { Line(AtomicU64::new(u64::MAX)) };
     /// Odd in a section of left-right (Ramalhete and Correia 2015).
     static COUNT: Line = const { Line(AtomicU64::new(0)) };
     static MEMBER: RefCell<Option<Member<'static, Members>>> = RefCell::new(MEMBERS.register());
@@ -50,6 +72,9 @@ pub fn run(scale: &Scale) -> Vec<Record> {
     let (best, fenced) = (Ptr::<u64, Best>::new(Box::new(1)), Ptr::<u64, Fenced>::new(Box::new(1)));
     let (members, global) = (Ptr::<u64, Members>::new(Box::new(1)), Ptr::<u64>::new(Box::new(1)));
     let (sides, side) = ([1u64, 1], AtomicUsize::new(0));
+    let first: &Version = Box::leak(Box::new(Version { since: 1, value: 1, before: None }));
+    let newest = Box::leak(Box::new(Version { since: 2, value: 1, before: Some(first) }));
+    let (clock, versions) = (AtomicU64::new(2), AtomicPtr::new(newest as *mut Version));
     let (rwlock, mutex) = (RwLock::new(1u64), Mutex::new(1u64));
     let epoch = crossbeam_epoch::Atomic::new(1u64);
     let collector = seize::Collector::new();
@@ -152,6 +177,37 @@ pub fn run(scale: &Scale) -> Vec<Record> {
                     let value = sides[side.load(Ordering::Acquire)];
                     count.0.fetch_add(1, Ordering::Release);
                     value
+                });
+            });
+        }),
+        Subject::new("versions", |_, ops| {
+            SNAPSHOT.with(|snapshot| {
+                enough(ops, || {
+                    let mut time = clock.load(Ordering::Acquire);
+                    loop {
+                        snapshot.0.store(time, Ordering::Relaxed);
+                        // Announced before the look whether it is still now; who frees looks at what is announced.
+                        fence(Ordering::SeqCst);
+                        let now = clock.load(Ordering::Acquire);
+                        if now == time {
+                            break;
+                        }
+                        time = now;
+                    }
+                    // SAFETY: leaked.
+                    let value = unsafe { &*versions.load(Ordering::Acquire) }.at(time);
+                    snapshot.0.store(u64::MAX, Ordering::Release);
+                    value
+                });
+            });
+        }),
+        Subject::new("versions in a section", |_, ops| {
+            READER.with(|reader| {
+                enough(ops, || {
+                    let _section = reader.read();
+                    let time = clock.load(Ordering::Acquire);
+                    // SAFETY: leaked.
+                    unsafe { &*versions.load(Ordering::Acquire) }.at(time)
                 });
             });
         }),
