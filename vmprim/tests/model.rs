@@ -136,13 +136,8 @@ fn script(way: &Way, seed: u64, unit: usize) -> Vec<Trap> {
             }
         }
         for (i, page) in model.iter().enumerate() {
-            // A thread that reads faults lets the access go on before it has stored the level.
-            let patience = std::time::Instant::now() + std::time::Duration::from_secs(5);
-            let level = || region.level(PageNo(i));
-            while !way.is_in_thread() && level() != Some(page.level) && std::time::Instant::now() < patience {
-                std::thread::yield_now();
-            }
-            assert_eq!(level(), Some(page.level), "level of page {i}: {}", context());
+            let level = common::level_of(way, &region, i, page.level);
+            assert_eq!(level, Some(page.level), "level of page {i}: {}", context());
         }
     }
     assert!(traps.lock().unwrap().is_empty());

@@ -10,7 +10,7 @@ use std::{
 };
 
 pub use must::is_must;
-use vmprim::{Access, Backend, Backing, Builder, Error, Reason, Region};
+use vmprim::{Access, Backend, Backing, Builder, Error, PageNo, Reason, Region};
 
 pub const PAGE: usize = 4096;
 
@@ -32,6 +32,17 @@ macro_rules! region {
 pub fn read(at: usize) -> u8 {
     // SAFETY: each test says what is there.
     unsafe { (at as *const u8).read_volatile() }
+}
+
+/// A page's level, once it is `expected`, or after five seconds. A thread that reads faults lets the access go on before it has stored
+/// the level; where there is none nothing is waited for.
+pub fn level_of(way: &Way, region: &Region, page: usize, expected: Access) -> Option<Access> {
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let level = || region.level(PageNo(page));
+    while !way.is_in_thread() && level() != Some(expected) && std::time::Instant::now() < patience {
+        std::thread::yield_now();
+    }
+    level()
 }
 
 /// A backend on a memory.
