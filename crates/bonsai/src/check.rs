@@ -101,7 +101,7 @@ fn check_leaf<S: Span, V>(
     match leaf.len() {
         0 => Err("a leaf is empty"),
         spans if spans > LEAF => Err("a leaf is too full"),
-        _ if !leaf.next().is_null() => Err("a leaf in the tree is private"),
+        _ if !leaf.link().get().is_null() => Err("a leaf in the tree is private"),
         _ if S::GAPS && known(leaf).is_some_and(|known| known != gap) => Err("a gap is wrong"),
         spans => Ok(Shape { nodes: 0, leaves: 1, spans: spans as u32, height: 0, gap }),
     }

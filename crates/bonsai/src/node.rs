@@ -118,7 +118,11 @@ impl<S: Span, V> Link<'_, S, V> {
 /// What lies in pages of a pool.
 pub(crate) trait Slot: Sized {
     const IS_LEAF: bool;
+    /// Where its [`Head`] is in it.
+    const HEAD: usize;
     fn life(&self) -> &UnsafeCell<()>;
+    /// The next private one, while it is one; null in one that has been published.
+    fn link(&self) -> &Cell<*mut Self>;
 
     /// A pointer to the whole of it, as the pool gave it.
     fn pointer(&self) -> NonNull<Self> {
@@ -128,6 +132,10 @@ pub(crate) trait Slot: Sized {
     fn side(&self) -> &Side {
         // SAFETY: it is in a page of a pool, whose sides live as long as what they are of.
         unsafe { pool::side(self.pointer()).as_ref() }
+    }
+    /// The link by which it is retired.
+    fn head(&self) -> NonNull<Head> {
+        pool::exposed(ptr::from_ref(self).addr() + Self::HEAD)
     }
     /// Its end: what is left is memory.
     ///
@@ -144,15 +152,23 @@ pub(crate) trait Slot: Sized {
 
 impl<S, V> Slot for Node<S, V> {
     const IS_LEAF: bool = false;
+    const HEAD: usize = offset_of!(Self, head);
     fn life(&self) -> &UnsafeCell<()> {
         &self.life
+    }
+    fn link(&self) -> &Cell<*mut Self> {
+        &self.link
     }
 }
 
 impl<S: Span, V> Slot for Leaf<S, V> {
     const IS_LEAF: bool = true;
+    const HEAD: usize = offset_of!(Self, head);
     fn life(&self) -> &UnsafeCell<()> {
         &self.life
+    }
+    fn link(&self) -> &Cell<*mut Self> {
+        &self.link
     }
 }
 
@@ -213,19 +229,8 @@ impl<S: Span, V> Node<S, V> {
         // SAFETY: as above. Loom is told that the node's fields were written.
         unsafe { this.as_ref() }.life.with_mut(|_| ());
     }
-    /// The next node of a list that the writer keeps.
-    pub(crate) fn next(&self) -> *mut Self {
-        self.link.get()
-    }
-    pub(crate) fn set_next(&self, next: *mut Self) {
-        self.link.set(next);
-    }
     pub(crate) fn is_private(&self) -> bool {
         !self.link.get().is_null()
-    }
-    /// The link by which the node is retired.
-    pub(crate) fn head(&self) -> NonNull<Head> {
-        pool::exposed(ptr::from_ref(&self.head).addr())
     }
     /// The entry.
     #[inline(always)]
@@ -263,17 +268,6 @@ impl<S: Span, V> Leaf<S, V> {
         unsafe { this.write(Self { keys, rests, len: len as u32, link, head, life }) };
         // SAFETY: as above. Loom is told that the leaf was written.
         unsafe { this.as_ref() }.life.with_mut(|_| ());
-    }
-    /// The next leaf of a list that the writer keeps.
-    pub(crate) fn next(&self) -> *mut Self {
-        self.link.get()
-    }
-    pub(crate) fn set_next(&self, next: *mut Self) {
-        self.link.set(next);
-    }
-    /// The link by which the leaf is retired.
-    pub(crate) fn head(&self) -> NonNull<Head> {
-        pool::exposed(ptr::from_ref(&self.head).addr())
     }
     /// How many spans it has.
     pub(crate) fn len(&self) -> usize {
@@ -337,27 +331,16 @@ impl<S: Span, V> Leaf<S, V> {
     }
 }
 
-/// Gives a retired node back to its pool.
+/// Gives a retired node, or leaf, back to its pool.
 ///
 /// # Safety
-/// `head` is that of a node of a pool of this type, which nobody uses any more.
-pub(crate) unsafe fn free<S: Span, V: Send + Sync + 'static, M: Memory>(head: NonNull<Head>, _: &Pinned<'_>) {
-    let node: NonNull<Node<S, V>> = pool::exposed(head.as_ptr().addr() - offset_of!(Node<S, V>, head));
-    // SAFETY: the caller's promise.
-    unsafe { give::<_, S, V, M>(node) };
-}
-
-/// The same of a leaf.
-///
-/// # Safety
-/// As [`free`].
-pub(crate) unsafe fn free_leaf<S: Span, V: Send + Sync + 'static, M: Memory>(
+/// `head` is that of one of a pool of this type, which nobody uses any more.
+pub(crate) unsafe fn free<N: Slot, S: Span, V: Send + Sync + 'static, M: Memory>(
     head: NonNull<Head>,
     _: &Pinned<'_>,
 ) {
-    let leaf: NonNull<Leaf<S, V>> = pool::exposed(head.as_ptr().addr() - offset_of!(Leaf<S, V>, head));
     // SAFETY: the caller's promise.
-    unsafe { give::<_, S, V, M>(leaf) };
+    unsafe { give::<N, S, V, M>(pool::exposed(head.as_ptr().addr() - N::HEAD)) };
 }
 
 /// End it, and give its memory back.

@@ -518,20 +518,8 @@ impl<'t, 'p, S: Span, V: Send + Sync + 'static, M: Memory> Plan<'t, 'p, S, V, M>
     }
     /// Make the change: `root` is what planning has given. What was done.
     pub(crate) fn commit(&mut self, root: Link<'t, S, V>) -> Counts {
-        let mut private = core::mem::replace(&mut self.private, last());
-        while private != last() {
-            // SAFETY: the list of private nodes.
-            let node = unsafe { &*private };
-            private = node.next();
-            node.set_next(ptr::null_mut());
-        }
-        let mut private = core::mem::replace(&mut self.private_leaves, last());
-        while private != last() {
-            // SAFETY: as above.
-            let leaf = unsafe { &*private };
-            private = leaf.next();
-            leaf.set_next(ptr::null_mut());
-        }
+        private(&mut self.private).for_each(|node| node.link().set(ptr::null_mut()));
+        private(&mut self.private_leaves).for_each(|leaf| leaf.link().set(ptr::null_mut()));
         for i in (0..self.frames.as_slice().len()).rev() {
             let Frame { node, right, kept, child, size } = self.frames.as_slice()[i];
             if kept {
@@ -564,23 +552,24 @@ fn stored<S: Span, V>(link: Link<'_, S, V>) -> u32 {
 impl<S: Span, V: Send + Sync + 'static, M: Memory> Drop for Plan<'_, '_, S, V, M> {
     /// What has not been committed is given up.
     fn drop(&mut self) {
-        while self.private != last() {
-            // SAFETY: the list of private nodes, which nothing but this plan leads to.
-            unsafe {
-                let node = ptr::NonNull::new_unchecked(self.private);
-                self.private = node.as_ref().next();
-                Node::end(node);
-                self.store.nodes.push(node);
-            }
-        }
-        while self.private_leaves != last() {
-            // SAFETY: as above.
-            unsafe {
-                let leaf = ptr::NonNull::new_unchecked(self.private_leaves);
-                self.private_leaves = leaf.as_ref().next();
-                Leaf::end(leaf);
-                self.store.leaves.push(leaf);
-            }
+        // SAFETY: the private ones, which nothing but this plan leads to.
+        unsafe {
+            private(&mut self.private).for_each(|node| self.store.nodes.take_back(node.pointer()));
+            private(&mut self.private_leaves).for_each(|leaf| self.store.leaves.take_back(leaf.pointer()));
         }
     }
+}
+
+/// Take a plan's list of private nodes, or leaves, to pieces.
+fn private<'l, N: Slot + 'l>(list: &mut *mut N) -> impl Iterator<Item = &'l N> + use<'l, N> {
+    let mut next = core::mem::replace(list, last());
+    core::iter::from_fn(move || {
+        if next == last() {
+            return None;
+        }
+        // SAFETY: in the list of a plan, which has not given it to anybody yet.
+        let one = unsafe { &*next };
+        next = one.link().get();
+        Some(one)
+    })
 }

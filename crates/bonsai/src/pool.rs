@@ -324,6 +324,17 @@ impl<N: Slot, S, V, M: Memory> Magazine<N, S, V, M> {
         self.first = free.as_ptr();
         self.len += 1;
     }
+    /// The same of one that was begun.
+    ///
+    /// # Safety
+    /// As [`Self::push`].
+    pub(crate) unsafe fn take_back(&mut self, node: NonNull<N>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            N::end(node);
+            self.push(node);
+        }
+    }
     pub(crate) fn pop(&mut self) -> Option<NonNull<N>> {
         let free = NonNull::new(self.first)?;
         // SAFETY: what is in the list is a free node of its own.

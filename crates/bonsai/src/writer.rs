@@ -3,7 +3,6 @@
 use alloc::boxed::Box;
 use core::{fmt, ops::Deref, ptr::NonNull};
 
-use rcu::{Free, Head};
 use sync::{SpinGuard, mutant};
 
 use crate::{
@@ -239,6 +238,7 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
     #[cold]
     #[inline(never)]
     fn purge_all(&mut self) {
+        let before = self.kept.tombstones;
         while !self.reserved && self.kept.tombstones > 0 {
             let Some((key, entry)) = self.first_buried() else { break };
             if self.unlink(key, State::Tombstone, &mut None).is_err() {
@@ -247,7 +247,9 @@ impl<'t, 'c, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Writer<'t, 'c
             self.kept.tombstones -= 1;
             self.drop_entry(entry);
         }
-        self.forget_gaps();
+        if self.kept.tombstones < before {
+            self.forget_gaps();
+        }
     }
     /// A tombstone is gone, which may have had others within it: any gap may be another.
     fn forget_gaps(&mut self) {
@@ -443,30 +445,31 @@ fn retire<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory>(
 ) {
     for node in nodes {
         // SAFETY: the commit has unlinked the node, and each is retired once; it is the pool's of this tree.
-        unsafe { retire_one(tree, context, node.pointer(), node.head(), node::free::<S, V, M>) };
+        unsafe { retire_one(tree, context, node.pointer()) };
     }
     if let Some(leaf) = leaf {
-        // SAFETY: as above, and it is not freed yet.
-        unsafe { retire_one(tree, context, leaf, leaf.as_ref().head(), node::free_leaf::<S, V, M>) };
+        // SAFETY: as above.
+        unsafe { retire_one(tree, context, leaf) };
     }
 }
 
 /// # Safety
-/// The tree does not lead to it; it is retired once, by this link, and `free` frees it.
+/// It is the pool's of this tree, which does not lead to it, and is retired once.
 unsafe fn retire_one<N: Slot, S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory>(
     tree: &Tree<S, V, D, M>,
     context: &D::Context<'_>,
     slot: NonNull<N>,
-    head: NonNull<Head>,
-    free: Free,
 ) {
     if mutant!("bonsai-free-early") || N::IS_LEAF && mutant!("bonsai-leaf-early") {
         // SAFETY: none; that this is wrong is what is to be found.
         unsafe { node::give::<N, S, V, M>(slot) };
         return;
     }
-    // SAFETY: the caller's promise.
-    unsafe { tree.domain.retire(context, head, free) };
+    // SAFETY: the caller's promise; it is not freed yet.
+    unsafe {
+        let head = slot.as_ref().head();
+        tree.domain.retire(context, head, node::free::<N, S, V, M>);
+    }
 }
 
 impl<S: Span, V: Send + Sync + 'static, D: Rcu, M: Memory> Drop for Writer<'_, '_, S, V, D, M> {

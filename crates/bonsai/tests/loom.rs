@@ -60,6 +60,17 @@ fn leaves(
     map_of(0, name, keys, write, read);
 }
 
+/// With nodes alone, and with leaves.
+fn both(
+    [nodes, with_leaves]: [&str; 2],
+    keys: &'static [u32],
+    write: fn(&mut MapWriter<'_>),
+    read: fn(Reader<'_, Point<u32>, Value>),
+) {
+    map(nodes, keys, write, read);
+    leaves(with_leaves, keys, write, read);
+}
+
 fn map_of(
     leaves_from: usize,
     name: &str,
@@ -128,8 +139,11 @@ fn a_removal_hides_no_other_key() {
 
 #[test]
 fn a_removal_of_a_leaf_and_an_insert() {
-    map(
-        "a removal and an insert in its place, and two look-ups",
+    both(
+        [
+            "a removal and an insert in its place, and two look-ups",
+            "a removal of the only key of a leaf and an insert in its place, and two look-ups",
+        ],
         &[2, 1, 3],
         |writer| {
             assert_eq!(writer.remove(1).unwrap().get(), 1);
@@ -196,26 +210,26 @@ fn a_ceiling_was_the_ceiling() {
     }
 }
 
+/// Of a node with two children, and of a leaf.
 #[test]
 fn a_replaced_entry_is_the_old_or_the_new_one() {
-    map(
-        "a replacement, and two look-ups",
-        &[2, 1, 3],
-        |writer| assert_eq!(writer.replace(2, Value::new(20)).unwrap().get(), 2),
-        |reader| {
-            let seen = [(); 2].map(|()| reader.get(2).expect("2 is there all the time").get());
-            assert!(matches!(seen, [2, 2] | [2, 20] | [20, 20]), "{seen:?}");
-            let floor = reader.floor(2).expect("2 is there all the time").1;
-            assert!(floor.get() == 20 || seen == [2, 2]);
-        },
-    );
+    let replace: fn(&mut MapWriter<'_>) =
+        |writer| assert_eq!(writer.replace(2, Value::new(20)).unwrap().get(), 2);
+    let look: fn(Reader<'_, Point<u32>, Value>) = |reader| {
+        let seen = [(); 2].map(|()| reader.get(2).expect("2 is there all the time").get());
+        assert!(matches!(seen, [2, 2] | [2, 20] | [20, 20]), "{seen:?}");
+        let floor = reader.floor(2).expect("2 is there all the time").1;
+        assert!(floor.get() == 20 || seen == [2, 2]);
+    };
+    map("a replacement, and two look-ups", &[2, 1, 3], replace, look);
+    leaves("a replacement in a leaf, and two look-ups", &[1, 2], replace, look);
 }
 
 /// In order, each key that stays once.
 #[test]
 fn an_iteration_finds_what_stays() {
-    map(
-        "an iteration, a removal and an insert",
+    both(
+        ["an iteration, a removal and an insert", "an iteration through leaves, a removal and an insert"],
         &[2, 1, 3],
         |writer| {
             assert_eq!(writer.remove(2).unwrap().get(), 2);
@@ -313,25 +327,6 @@ fn a_leaf_at_the_end_of_a_spine_gives_a_key() {
     );
 }
 
-#[test]
-fn a_leaf_that_becomes_empty_and_another_in_its_place() {
-    leaves(
-        "a removal of the only key of a leaf and an insert in its place, and three look-ups",
-        &[1, 3, 2],
-        |writer| {
-            assert_eq!(writer.remove(1).unwrap().get(), 1);
-            writer.insert(0, Value::new(0)).unwrap();
-        },
-        |reader| {
-            let removed = reader.get(1).is_none();
-            let inserted = reader.get(0).is_some();
-            let lower = reader.lower(2).map(|(_, value)| value.get());
-            assert!(lower != Some(1) || !removed && !inserted, "1 was not there any more");
-            assert!(lower.is_some() || !inserted, "0 stays");
-        },
-    );
-}
-
 /// A reader at 2 that goes on to a leaf that has lost 3 meanwhile finds nothing above 2; but that was gone before.
 #[test]
 fn a_floor_was_the_floor_among_leaves() {
@@ -347,37 +342,6 @@ fn a_floor_was_the_floor_among_leaves() {
             assert!(matches!(found, Some(3) | Some(1)), "{found:?} was never the floor of 3");
             let found = reader.ceiling(2).map(|(_, value)| value.get());
             assert!(matches!(found, Some(2) | Some(3) | None), "{found:?}");
-        },
-    );
-}
-
-#[test]
-fn a_replaced_entry_of_a_leaf_is_the_old_or_the_new_one() {
-    leaves(
-        "a replacement in a leaf, and two look-ups",
-        &[1, 2],
-        |writer| assert_eq!(writer.replace(2, Value::new(20)).unwrap().get(), 2),
-        |reader| {
-            let seen = [(); 2].map(|()| reader.get(2).expect("2 is there all the time").get());
-            assert!(matches!(seen, [2, 2] | [2, 20] | [20, 20]), "{seen:?}");
-            let floor = reader.floor(2).expect("2 is there all the time").1;
-            assert!(floor.get() == 20 || seen == [2, 2]);
-        },
-    );
-}
-
-#[test]
-fn an_iteration_through_leaves_finds_what_stays() {
-    leaves(
-        "an iteration through leaves, a removal and an insert",
-        &[1, 3, 2],
-        |writer| {
-            assert_eq!(writer.remove(2).unwrap().get(), 2);
-            writer.insert(4, Value::new(4)).unwrap();
-        },
-        |reader| {
-            let keys: Vec<u32> = reader.iter().map(|(_, value)| value.get()).collect();
-            assert!(keys.is_sorted_by(|a, b| a < b) && keys.contains(&1) && keys.contains(&3), "{keys:?}");
         },
     );
 }
