@@ -325,7 +325,7 @@ mod tests {
             aspace: Some(Aspace::Locked),
             pagetable: Some(PageTables::Shared),
             exclude: Some(Exclude::FaultLock),
-            locked: Locked { rwlock: Some(Wait::Spin), last_hit: None, flush: Some(Flush::Space) },
+            locked: Locked { rwlock: Some(Wait::Spin), flush: Some(Flush::Space), ..Locked::default() },
             frames: Some(FrameAlgo::Avl),
             stats: true,
             terminals: vec![0, 2],

@@ -103,7 +103,7 @@ pub fn init(line: &str) {
                 Some(exclude) => o.exclude = exclude,
                 None => unknown = Some(word),
             },
-            "rwlock" | "last-hit" | "flush" => {
+            "rwlock" | "last-hit" | "flush" | "count" => {
                 if !o.variant.set(key, value) {
                     unknown = Some(word);
                 }

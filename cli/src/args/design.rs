@@ -67,6 +67,9 @@ pub struct Locked {
     /// With the locked design: whether up to 33 pages are flushed one by one, or always the whole space [default: range33]
     #[arg(long, value_name = "range33|space")]
     pub flush: Option<Flush>,
+    /// With the locked design: whether files lend their pages to mappings, or each mapping of one is counted [default: lent]
+    #[arg(long, value_name = "lent|atomic")]
+    pub count: Option<Count>,
 }
 
 impl Locked {
@@ -84,7 +87,11 @@ impl Locked {
             Flush::Range33 => "range33",
             Flush::Space => "space",
         });
-        [("rwlock", rwlock), ("last-hit", last_hit), ("flush", flush)]
+        let count = self.count.map(|count| match count {
+            Count::Lent => "lent",
+            Count::Atomic => "atomic",
+        });
+        [("rwlock", rwlock), ("last-hit", last_hit), ("flush", flush), ("count", count)]
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)))
     }
@@ -128,6 +135,15 @@ pub enum Flush {
     Range33,
     /// The whole address space
     Space,
+}
+
+/// How a file's page counts who maps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Count {
+    /// It doesn't: the file lends it
+    Lent,
+    /// By atomic additions to one word
+    Atomic,
 }
 
 /// How many page tables a radix address space has.

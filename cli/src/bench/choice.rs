@@ -68,11 +68,16 @@ mod tests {
     use super::*;
     use crate::args::{
         AspaceChoice, Linux,
-        design::{Flush, Switch, Wait},
+        design::{Count, Flush, Switch, Wait},
     };
 
     fn locked() -> Locked {
-        Locked { rwlock: Some(Wait::Spin), last_hit: Some(Switch::Off), flush: Some(Flush::Space) }
+        Locked {
+            rwlock: Some(Wait::Spin),
+            last_hit: Some(Switch::Off),
+            flush: Some(Flush::Space),
+            count: Some(Count::Atomic),
+        }
     }
 
     #[test]
@@ -88,11 +93,13 @@ mod tests {
         let line = |design| Choice::of(&options, Target::Quire(design)).boot().line(1);
         let told = |system| Choice::of(&options, system).told().collect::<Vec<_>>().join(" ");
         assert!(line(Aspace::Bonsai).contains(" exclude=hybrid frames=avl "));
-        assert!(line(Aspace::Locked).contains(" rwlock=spin last-hit=off flush=space frames=avl "));
+        assert!(
+            line(Aspace::Locked).contains(" rwlock=spin last-hit=off flush=space count=atomic frames=avl ")
+        );
         assert_eq!(told(Target::Quire(Aspace::Bonsai)), "--exclude hybrid --frames avl");
         assert_eq!(
             told(Target::Quire(Aspace::Locked)),
-            "--rwlock spin --last-hit off --flush space --frames avl"
+            "--rwlock spin --last-hit off --flush space --count atomic --frames avl"
         );
         assert_eq!(told(Target::Quire(Aspace::Radix)), "--frames avl");
         assert_eq!(told(Target::Linux(Linux::Newest)), "");

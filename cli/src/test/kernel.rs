@@ -29,7 +29,7 @@ const STATUSES: [(&str, u8); 5] =
     [("exit 0", 0), ("exit 42", 42), ("exit 255", 255), ("kill -SEGV $$", 139), ("kill -KILL $$", 137)];
 
 /// Words for the kernel with which a program must run as with any other: each way that a design can be told to be.
-const WAYS: [&str; 8] = [
+const WAYS: [&str; 9] = [
     "aspace=bonsai exclude=stock",
     "aspace=bonsai exclude=fault-lock",
     "aspace=bonsai exclude=hybrid",
@@ -38,9 +38,10 @@ const WAYS: [&str; 8] = [
     "aspace=locked rwlock=sleep last-hit=on flush=range33",
     "aspace=locked rwlock=spin last-hit=off",
     "aspace=locked flush=space",
+    "aspace=locked count=atomic",
 ];
 /// Words that it must refuse: what would run is not what was asked for.
-const REFUSED: [&str; 4] = ["exclude=nobody", "rwlock=wait", "flush=all", "aspace=list"];
+const REFUSED: [&str; 5] = ["exclude=nobody", "rwlock=wait", "flush=all", "count=never", "aspace=list"];
 /// What is run: a process that is copied, with pages that are written by both.
 const SCRIPT: &str = "a=1; (a=42; exit $a)";
 /// The kernel's status if it starts no program.

@@ -89,7 +89,7 @@ pub use bonsai::Exclude;
 pub use frames::Place;
 pub use idle::Collect;
 pub use level::{Level, Managed, Step};
-pub use locked::{Flush, Variant, Wait};
+pub use locked::{Count, Flush, Variant, Wait};
 pub use mappers::{MOVES, Mapper, Mappers};
 pub use mapping::{Backing, Flags, Label, Mapping, MappingInfo, Object, ObjectError, Totals};
 pub use policy::{Mode, Policy, Said};

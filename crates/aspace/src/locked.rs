@@ -123,6 +123,15 @@ pub enum Flush {
     Space,
 }
 
+/// How a file's page counts who maps it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Count {
+    /// It is lent, and not counted ([`Object::lend`](crate::Object::lend)).
+    Lent,
+    /// Each mapping of it has a share, counted by atomic additions to one word.
+    Atomic,
+}
+
 /// What is better or worse about it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Variant {
@@ -132,11 +141,13 @@ pub struct Variant {
     pub last_hit: bool,
     /// What a shootdown makes CPUs forget.
     pub flush: Flush,
+    /// How pages of files are counted.
+    pub count: Count,
 }
 
 impl Default for Variant {
     fn default() -> Self {
-        Self { wait: Wait::Sleep, last_hit: true, flush: Flush::Range33 }
+        Self { wait: Wait::Sleep, last_hit: true, flush: Flush::Range33, count: Count::Lent }
     }
 }
 
@@ -150,6 +161,8 @@ impl Variant {
             ("last-hit", "off") => self.last_hit = false,
             ("flush", "range33") => self.flush = Flush::Range33,
             ("flush", "space") => self.flush = Flush::Space,
+            ("count", "lent") => self.count = Count::Lent,
+            ("count", "atomic") => self.count = Count::Atomic,
             _ => return false,
         }
         true

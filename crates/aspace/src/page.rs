@@ -16,7 +16,7 @@ use sync::{
     primitive::{AtomicU64, Ordering},
 };
 
-use crate::{Access, Backing, Content, Fault, Mapping, Object, ObjectError, Place, Policy, Resident};
+use crate::{Access, Backing, Content, Count, Fault, Mapping, Object, ObjectError, Place, Policy, Resident};
 
 /// A frame for `usage`, at `place`, its bytes zero if `zeroed` and else unspecified. Every frame of user memory comes from
 /// here: those of mappings, and those of the objects that are mapped.
@@ -59,21 +59,23 @@ pub fn ensure(
         return Ok((zeroed.ok_or(Fault::NoMemory)?, all));
     };
     let index = page.checked_add(offset).ok_or(Fault::BeyondObject)?;
-    of_object(mapping, (object, index), policy, access, frames, ctx)
+    of_object(mapping, (object, index), policy, Count::Lent, access, frames, ctx)
 }
 
-/// The same for a page that has no frame, of which `mapping` shows that page of that object.
+/// The same for a page that has no frame, of which `mapping` shows that page of that object, which is lent or counted.
+#[allow(clippy::too_many_arguments, reason = "a page, an access, and who is asked for frames")]
 pub(crate) fn of_object(
     mapping: &Mapping,
     (object, index): (&Arc<dyn Object>, u64),
     policy: &Policy,
+    count: Count,
     access: Access,
     frames: &Memory,
     ctx: &Unpinned<'_>,
 ) -> Result<(OwnedFrame, Prot), Fault> {
     // Who copies has no lock, so it needs a share.
     let copied = is_copied(mapping, access);
-    let theirs = match copied {
+    let theirs = match copied || count == Count::Atomic {
         true => object.page(index, policy, frames, ctx),
         false => object.lend(index, policy, frames, ctx),
     };
@@ -89,12 +91,13 @@ pub(crate) fn of_object_at_hand(
     mapping: &Mapping,
     (object, index): (&Arc<dyn Object>, u64),
     policy: &Policy,
+    count: Count,
     access: Access,
     frames: &Memory,
     pin: &Pinned<'_>,
 ) -> Option<Result<(OwnedFrame, Prot), Fault>> {
     let copied = is_copied(mapping, access);
-    let theirs = object.at_hand(index, !copied, frames, pin)?;
+    let theirs = object.at_hand(index, !copied && count == Count::Lent, frames, pin)?;
     Some(shown(mapping, theirs, copied, policy.place(index), frames, pin))
 }
 

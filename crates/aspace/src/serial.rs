@@ -32,7 +32,7 @@ use crate::{
     Access, AddressSpace, Advice, Audited, Error, Exclude, Fault, Limits, Lock, Machine, Mapper, Mappers,
     Mapping, MappingInfo, Place, Placement, Policy, Realm, RemapTo, Resident, Seen, Unmoved, Usage, Variant,
     index::{HIDDEN, Index, Readers, is_alive},
-    locked::Wait,
+    locked::{Count, Wait},
     mappers::shown_in,
     mappings::Mappings,
     page,
@@ -67,6 +67,13 @@ impl Protocol {
             Protocol::Locked { .. } => Exclude::Stock,
             Protocol::Bonsai { .. } if mutant!("bonsai-excludes-nothing") => Exclude::Rcu,
             Protocol::Bonsai { exclude, .. } => *exclude,
+        }
+    }
+    /// How pages of objects are counted.
+    fn count(&self) -> Count {
+        match self {
+            Protocol::Locked { variant, .. } if !mutant!("count-ignored") => variant.count,
+            _ => Count::Lent,
         }
     }
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use addr::{PageRange, Prot};
-use aspace::{Access, AddressSpace, Exclude, Fault, Flush, Placement, Serial, Variant, Wait};
+use aspace::{Access, AddressSpace, Count, Exclude, Fault, Flush, Placement, Serial, Variant, Wait};
 use machine::{Pages, RW, Random, Sim, anonymous, object, page, range, relax, storm};
 use owned::Use;
 use percpu::Unpinned;
@@ -390,12 +390,66 @@ fn an_object_has_no_more_mappings_after_a_change_that_failed() {
     assert!((2..20).contains(&failed), "{failed} failed");
 }
 
+/// What `f` gives while the CPU runs `space`.
+fn within<T>(sim: &'static Sim, space: &dyn AddressSpace, ctx: &Unpinned<'_>, f: impl Fn() -> T) -> T {
+    sim.enter(space, ctx);
+    let given = f();
+    sim.leave(space, ctx);
+    given
+}
+
+/// Each mapping of a page has a share of it if that is wanted, however the object gives it; a copy is the mapping's own, and what is cut
+/// off is given back.
+#[test]
+fn a_page_of_an_object_is_lent_or_counted() {
+    for (count, at_hand) in
+        [Count::Lent, Count::Atomic].into_iter().flat_map(|count| [(count, false), (count, true)])
+    {
+        let sim = Sim::new(1, 256);
+        let spaces = [(); 3].map(|()| space(sim, Variant { count, ..Variant::default() }));
+        sim.cpus.on(0, |ctx| {
+            let pages = Pages::new(sim, 1, &[41, 42], &ctx);
+            *pages.at_hand.lock().unwrap() = Some(at_hand);
+            for (n, space) in spaces.iter().enumerate() {
+                let shown = object(&pages, 0, RW, n > 0);
+                space.map(Placement::Fixed(page(BASE)), 2, shown, &ctx).expect("there is room");
+            }
+            let load =
+                |space: &dyn AddressSpace| within(sim, space, &ctx, || sim.load(space, page(BASE), &ctx));
+            let store = |space: &dyn AddressSpace, value| {
+                within(sim, space, &ctx, || sim.store(space, page(BASE), value, &ctx))
+            };
+            spaces.iter().for_each(|space| assert_eq!(load(&**space), Ok(41)));
+            let told = |space: &dyn AddressSpace| {
+                let mut told = None;
+                space.pages(range(BASE, 1), &ctx, &mut |_, resident| {
+                    told = Some((resident.usage, resident.sharers));
+                });
+                told
+            };
+            let (usage, sharers) = if count == Count::Lent { (Use::Lent, 0) } else { (Use::File, 3) };
+            spaces.iter().for_each(|space| assert_eq!(told(&**space), Some((usage, sharers)), "{count:?}"));
+            // A private mapping's copy; and a store to what is shared, which makes none.
+            assert_eq!((store(&*spaces[0], 7), store(&*spaces[1], 43)), (Ok(()), Ok(())));
+            assert_eq!([0, 1, 2].map(|n: usize| load(&*spaces[n])), [Ok(7), Ok(43), Ok(43)]);
+            assert_eq!(told(&*spaces[0]), Some((Use::Anonymous, 0)));
+            assert_eq!(told(&*spaces[1]), Some((usage, sharers.min(2))));
+            pages.resize(sim, 0, &ctx);
+            assert!(load(&*spaces[1]).is_err());
+            spaces.iter().for_each(|space| space.clear(&ctx));
+            pages.free(sim, &ctx);
+        });
+        spaces.iter().for_each(|space| end(sim, &**space));
+    }
+}
+
 #[test]
 fn all_variants_are_right() {
     for wait in [Wait::Sleep, Wait::Spin] {
         for (last_hit, flush) in [(true, Flush::Space), (false, Flush::Range33), (false, Flush::Space)] {
             let sim = Sim::new(4, 512);
-            let space = space(sim, Variant { wait, last_hit, flush });
+            let count = if last_hit { Count::Lent } else { Count::Atomic };
+            let space = space(sim, Variant { wait, last_hit, flush, count });
             sim.cpus.run(|cpu, ctx| storm(sim, &*space, BASE, &mut Random::new(1, cpu.index()), 300, &ctx));
             end(sim, &*space);
         }
@@ -405,10 +459,15 @@ fn all_variants_are_right() {
 #[test]
 fn options_are_known_by_name() {
     let mut variant = Variant::default();
-    let said = [("rwlock", "spin"), ("last-hit", "off"), ("flush", "space")];
+    let said = [("rwlock", "spin"), ("last-hit", "off"), ("flush", "space"), ("count", "atomic")];
     assert!(said.into_iter().all(|(key, value)| variant.set(key, value)));
-    assert_eq!(variant, Variant { wait: Wait::Spin, last_hit: false, flush: Flush::Space });
-    assert!(!variant.set("flush", "nothing") && !variant.set("lock", "spin"));
+    assert_eq!(
+        variant,
+        Variant { wait: Wait::Spin, last_hit: false, flush: Flush::Space, count: Count::Atomic }
+    );
+    assert!(
+        !variant.set("flush", "nothing") && !variant.set("count", "never") && !variant.set("lock", "spin")
+    );
     let excludes = ["stock", "fault-lock", "hybrid", "per-mapping", "rcu"].map(Exclude::from_name);
     let wanted =
         [Exclude::Stock, Exclude::FaultLock, Exclude::Hybrid, Exclude::PerMapping, Exclude::default()];

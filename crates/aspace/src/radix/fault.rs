@@ -6,7 +6,7 @@ use ::radix::SlotGuard;
 use sync::probe;
 
 use super::{realm::Kept, tables::Ready, watch::Met, word::SEVERAL, *};
-use crate::{Backing, page as contents, rules};
+use crate::{Backing, Count, page as contents, rules};
 
 /// Pages around one that several CPUs have, aligned to as many, which are entered with it: two lines of slots.
 const AROUND: u64 = 16;
@@ -57,6 +57,7 @@ impl Radix {
                     mapping,
                     (object, page.wrapping_add(at.number())),
                     &mapping.policy.get().or(*policy),
+                    Count::Lent,
                     access,
                     self.machine.frames,
                     ctx,

@@ -329,7 +329,8 @@ impl Radix {
             (Some((object, index)), _) => {
                 put_into(object, index, with, &policy, ctx)?;
                 let of = (object, index);
-                let asked = contents::of_object(mapping, of, &policy, Access::Read, frames, ctx);
+                let asked =
+                    contents::of_object(mapping, of, &policy, crate::Count::Lent, Access::Read, frames, ctx);
                 Some(asked.map_err(|fault| match fault {
                     Fault::NoMemory => Unfilled::NoMemory,
                     _ => Unfilled::Absent,

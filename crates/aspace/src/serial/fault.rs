@@ -169,8 +169,15 @@ impl Serial {
         self.drop_spare(spare, &ctx.pin());
         let object = seen.mapping.object_page(seen.offset).ok_or(Fault::BeyondObject)?;
         let policy = seen.mapping.policy.get().or(*policy);
-        let (frame, rights) =
-            page::of_object(seen.mapping, object, &policy, access, self.machine.frames, ctx)?;
+        let (frame, rights) = page::of_object(
+            seen.mapping,
+            object,
+            &policy,
+            self.protocol.count(),
+            access,
+            self.machine.frames,
+            ctx,
+        )?;
         *spare = Some(Spare { frame, rights, number: seen.number });
         Ok(())
     }
@@ -204,7 +211,15 @@ impl Serial {
                         // What the object has at hand costs no count of its users; for the rest this may have to sleep.
                         Backing::Object { .. } => {
                             let asked = mapping.object_page(seen.offset).and_then(|object| {
-                                page::of_object_at_hand(mapping, object, &policy, access, frames, pin)
+                                page::of_object_at_hand(
+                                    mapping,
+                                    object,
+                                    &policy,
+                                    self.protocol.count(),
+                                    access,
+                                    frames,
+                                    pin,
+                                )
                             });
                             let Some(got) = asked else { return Step::Ask };
                             got
